@@ -1,0 +1,165 @@
+"""The exact size of an artifact as a function of which connections live.
+
+The exporter measures everything that does not depend on the mask once (``FileCost``); what is left
+is arithmetic on the lengths of the packed arrays, so a solver can ask for thousands of sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwprune.encoding.codecs import CODECS
+from hwprune.encoding.values import VALUE_DTYPES
+from hwprune.encoding.wire import field_bytes, tensor_field_bytes
+from hwprune.ir import CodecName, ValueType
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What one (codec, value type) costs a tensor beside its values and index.
+
+    Attributes:
+        fixed_bytes: nodes, bias and scale with their headers.
+        functions: the model-local functions that its nodes need.
+    """
+
+    fixed_bytes: int
+    functions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorCost:
+    """The cost of one prunable tensor in each form that it may take."""
+
+    name: str
+    shape: tuple[int, ...]
+    values_name: str
+    index_name: str
+    forms: Mapping[tuple[CodecName, ValueType], Form]
+
+    @property
+    def weights(self) -> int:
+        """Return the number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def codecs(self, value_type: ValueType) -> tuple[CodecName, ...]:
+        """Return the codecs that this tensor may take with ``value_type``."""
+        return tuple(codec for codec, kind in self.forms if kind == value_type)
+
+    def bytes(
+        self, codec: CodecName, value_type: ValueType, nonzeros: int, index_entries: int
+    ) -> int:
+        """Return what the tensor adds to the graph: nodes, bias, scale, values and index."""
+        width = VALUE_DTYPES[value_type].itemsize
+        fixed = self.forms[codec, value_type].fixed_bytes
+        if codec == "dense":
+            return fixed + tensor_field_bytes(self.values_name, self.shape, self.weights * width)
+        dtype = CODECS[codec].index_dtype
+        assert dtype is not None
+        return (
+            fixed
+            + tensor_field_bytes(self.values_name, (nonzeros,), nonzeros * width)
+            + tensor_field_bytes(self.index_name, (index_entries,), index_entries * dtype.itemsize)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How every tensor is stored, and what the file weighs.
+
+    Attributes:
+        codecs: the codec of each tensor.
+        tensor_bytes: what each tensor adds to the graph.
+        function_bytes: the function bodies, once each.
+        file_bytes: the whole file.
+    """
+
+    codecs: Mapping[str, CodecName]
+    tensor_bytes: Mapping[str, int]
+    function_bytes: int
+    file_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileCost:
+    """Everything that decides a file's size but the masks.
+
+    Attributes:
+        frame_bytes: the model without its graph and functions.
+        graph_bytes: the graph's own payload without the prunable tensors.
+        tensors: the prunable tensors, in graph order.
+        functions: the size of each function body as a field of the model.
+        parts: what the fixed bytes are made of, for people: (what, bytes).
+    """
+
+    frame_bytes: int
+    graph_bytes: int
+    tensors: tuple[TensorCost, ...]
+    functions: Mapping[str, int]
+    parts: tuple[tuple[str, int], ...]
+
+    def encoding(
+        self, positions: Mapping[str, NDArray[np.int64]], value_type: ValueType
+    ) -> Encoding:
+        """Choose the cheapest codec for each tensor, function bodies included, and return the sizes.
+
+        A body is paid once however many tensors use it, so the choice is not separate per tensor: every
+        subset of codecs is tried.
+        """
+        costs = [self._costs(tensor, positions[tensor.name], value_type) for tensor in self.tensors]
+        used = sorted({codec for cost in costs for codec in cost})
+        best: tuple[int, list[CodecName]] | None = None
+        for size in range(1, len(used) + 1):
+            for subset in combinations(used, size):
+                chosen: list[CodecName] = []
+                for cost in costs:
+                    allowed = [codec for codec in subset if codec in cost]
+                    if not allowed:
+                        break
+                    chosen.append(min(allowed, key=cost.__getitem__))
+                if len(chosen) < len(costs):
+                    continue
+                total = sum(cost[codec] for cost, codec in zip(costs, chosen, strict=True))
+                total += self._function_bytes(chosen, value_type)
+                if best is None or total < best[0]:
+                    best = (total, chosen)
+        assert best is not None, "every tensor has at least one codec"
+        chosen = best[1]
+        tensor_bytes = {
+            tensor.name: cost[codec]
+            for tensor, cost, codec in zip(self.tensors, costs, chosen, strict=True)
+        }
+        function_bytes = self._function_bytes(chosen, value_type)
+        graph = self.graph_bytes + sum(tensor_bytes.values())
+        return Encoding(
+            {tensor.name: codec for tensor, codec in zip(self.tensors, chosen, strict=True)},
+            tensor_bytes,
+            function_bytes,
+            self.frame_bytes + field_bytes(graph) + function_bytes,
+        )
+
+    def _costs(
+        self, tensor: TensorCost, positions: NDArray[np.int64], value_type: ValueType
+    ) -> dict[CodecName, int]:
+        return {
+            codec: tensor.bytes(
+                codec,
+                value_type,
+                int(positions.size),
+                CODECS[codec].index_entries(positions, tensor.shape),
+            )
+            for codec in tensor.codecs(value_type)
+        }
+
+    def _function_bytes(self, chosen: list[CodecName], value_type: ValueType) -> int:
+        names = {
+            name
+            for tensor, codec in zip(self.tensors, chosen, strict=True)
+            for name in tensor.forms[codec, value_type].functions
+        }
+        return sum(self.functions[name] for name in names)
