@@ -1,0 +1,241 @@
+"""Reading an artifact back: its layers, their packed arrays, and what the rest of the file weighs.
+
+Never imports torch. Both forms of a file are read: nodes of domain ``hwprune`` with their functions, and
+the inlined form, whose pruned layers end in a node named ``parameter|operator|shape|key``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import google.protobuf.message
+import numpy as np
+import onnx
+import scipy.sparse
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from hwprune.encoding import VALUE_DTYPES, packed_positions, to_csr
+from hwprune.encoding.wire import field_bytes
+from hwprune.errors import ArtifactError, VerificationError
+from hwprune.export.operators import DOMAIN, OPERATORS, Operator
+from hwprune.ir import CodecName, Packed, ValueType
+
+_ROLE_OF_SUFFIX = {"v": "values", "i": "index", "s": "scale"}
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactLayer:
+    """One pruned tensor of an artifact.
+
+    Attributes:
+        name: the parameter's name in the network it came from.
+        shape: its dense shape.
+        operator: the operator that reads it, such as ``CsrConvGap8I8Bias``.
+        codec: how positions are stored.
+        value_type: how values are stored.
+        nonzeros: stored values that are not zero.
+        weights: elements of the dense tensor.
+        bytes: the packed arrays in the file, with names and headers.
+        packed: the arrays.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    operator: str
+    codec: CodecName
+    value_type: ValueType
+    nonzeros: int
+    weights: int
+    bytes: int
+    packed: Packed
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactFile:
+    """An ONNX file, read.
+
+    Attributes:
+        path: where it is.
+        bytes: its size.
+        sha256: its hash.
+        form: ``functions``, ``inlined``, or ``dense`` where no layer is packed.
+        opset: the version of the standard operators.
+        ir_version: the file's.
+        layers: its packed tensors.
+        dense_tensors: (name, shape, bytes) of every other initializer.
+        function_bytes: the bodies of domain ``hwprune``.
+        graph_bytes: nodes, inputs and outputs: the graph without its initializers.
+        metadata: producer and metadata properties.
+        model: the whole file.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    form: Literal["functions", "inlined", "dense"]
+    opset: int
+    ir_version: int
+    layers: tuple[ArtifactLayer, ...]
+    dense_tensors: tuple[tuple[str, tuple[int, ...], int], ...]
+    function_bytes: int
+    graph_bytes: int
+    metadata: Mapping[str, str]
+    model: onnx.ModelProto
+
+
+def read_artifact(path: str) -> ArtifactFile:
+    """Read an ONNX file.
+
+    Raises:
+        ArtifactError: it is not there, or not an ONNX model.
+        VerificationError: it refers to external data, or its packed arrays are broken.
+    """
+    data = _read_bytes(path)
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except google.protobuf.message.DecodeError:
+        raise ArtifactError(
+            f"{path} is not an ONNX file, or it was cut off",
+            hint="give the model.onnx of an output folder",
+        ) from None
+    if not model.HasField("graph") or not model.opset_import:
+        raise ArtifactError(f"{path} is not an ONNX model", hint="give the model.onnx of an output folder")
+    _refuse_external_data(path, model)
+    tensors = {entry.name: entry for entry in model.graph.initializer}
+    layers, used, inlined = [], set[str](), False
+    for node in model.graph.node:
+        found = _from_node(node, tensors, path)
+        if found is None:
+            continue
+        inlined |= node.domain != DOMAIN
+        layer, names = found
+        if not used.intersection(names):  # a shared tensor is stored, and counted, once
+            layers.append(layer)
+            used |= names
+    functions = [function for function in model.functions if function.domain == DOMAIN]
+    initializer_bytes = sum(field_bytes(entry.ByteSize()) for entry in model.graph.initializer)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata |= {"producer_name": model.producer_name} if model.producer_name else {}
+    return ArtifactFile(
+        path=path,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        form="dense" if not layers else "inlined" if inlined else "functions",
+        opset=next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0),
+        ir_version=model.ir_version,
+        layers=tuple(layers),
+        dense_tensors=tuple(
+            (name, tuple(entry.dims), field_bytes(entry.ByteSize()))
+            for name, entry in tensors.items()
+            if name not in used
+        ),
+        function_bytes=sum(field_bytes(function.ByteSize(), 2) for function in functions),
+        graph_bytes=model.graph.ByteSize() - initializer_bytes,
+        metadata=metadata,
+        model=model,
+    )
+
+
+def csr_arrays(path: str) -> dict[str, scipy.sparse.csr_array]:
+    """Return each packed layer of a file as a float32 matrix: its first axis by everything else.
+
+    Raises:
+        ArtifactError, VerificationError: as ``read_artifact``.
+    """
+    return {layer.name: to_csr(layer.packed) for layer in read_artifact(path).layers}
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ArtifactError(f"there is no file {path}") from None
+    except IsADirectoryError:
+        raise ArtifactError(
+            f"{path} is a folder", hint=f"give the file in it, such as {Path(path) / 'model.onnx'}"
+        ) from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _refuse_external_data(path: str, model: onnx.ModelProto) -> None:
+    for entry in model.graph.initializer:
+        if entry.data_location == onnx.TensorProto.EXTERNAL or entry.external_data:
+            raise VerificationError(
+                f"{path}: tensor {entry.name!r} lies in another file; the size of this one says nothing",
+                hint="save the model with its data inside",
+            )
+
+
+def _from_node(
+    node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto], path: str
+) -> tuple[ArtifactLayer, set[str]] | None:
+    """Return the packed layer that a node reads and the names of its arrays, or None."""
+    if node.domain == DOMAIN:
+        operator = OPERATORS.get(node.op_type)
+        if operator is None:
+            raise VerificationError(
+                f"{path}: {node.op_type} is not an operator that this version of hwprune knows",
+                hint="it may come from a newer hwprune: upgrade",
+            )
+        roles = dict(zip(operator.input_roles, node.input, strict=False))
+        shape = next((tuple(entry.ints) for entry in node.attribute if entry.name == "shape"), None)
+        return _layer(node.name, operator, shape, roles, tensors, path)
+    parts = node.name.split("|")
+    if len(parts) != 4 or parts[1] not in OPERATORS:
+        return None
+    shape = tuple(int(size) for size in parts[2].split("x") if size.isdigit())
+    roles = {role: parts[3] + suffix for suffix, role in _ROLE_OF_SUFFIX.items()}
+    return _layer(parts[0], OPERATORS[parts[1]], shape, roles, tensors, path)
+
+
+def _layer(
+    name: str,
+    operator: Operator,
+    shape: tuple[int, ...] | None,
+    roles: Mapping[str, str],
+    tensors: Mapping[str, onnx.TensorProto],
+    path: str,
+) -> tuple[ArtifactLayer, set[str]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    names: set[str] = set()
+    for role in operator.input_roles:
+        if role in ("input", "bias"):
+            continue
+        stored = roles.get(role, "")
+        if stored not in tensors:
+            raise VerificationError(f"{path}: the {role} of layer {name!r} are not stored in the file")
+        names.add(stored)
+        try:
+            arrays[role] = numpy_helper.to_array(tensors[stored])
+        except (ValueError, TypeError) as error:
+            raise VerificationError(f"{path}: tensor {stored!r} cannot be read: {error}") from None
+    if operator.codec == "dense":
+        shape = arrays["values"].shape
+    if shape is None or not shape or min(shape) < 1:
+        raise VerificationError(f"{path}: layer {name!r} does not say its shape")
+    if arrays["values"].dtype != VALUE_DTYPES[operator.value_type]:
+        raise VerificationError(
+            f"{path}: layer {name!r} stores {arrays['values'].dtype}, its operator says {operator.value_type}"
+        )
+    packed = Packed(name, shape, operator.codec, operator.value_type, arrays)
+    packed_positions(packed)  # refuses malformed arrays
+    size = sum(field_bytes(tensors[entry].ByteSize()) for entry in names)
+    layer = ArtifactLayer(
+        name=name,
+        shape=shape,
+        operator=operator.name,
+        codec=operator.codec,
+        value_type=operator.value_type,
+        nonzeros=int(np.count_nonzero(arrays["values"])),
+        weights=int(np.prod(shape, dtype=np.int64)),
+        bytes=size,
+        packed=packed,
+    )
+    return layer, names

@@ -1,0 +1,82 @@
+"""The export in two steps: trace a model once, then make templates of it as its weights change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwprune.encoding import unpack
+from hwprune.export.lower import lower
+from hwprune.export.passes import slim
+from hwprune.export.prunable import find_prunable
+from hwprune.export.template import Template, Written
+from hwprune.export.trace import Traced
+from hwprune.ir import CodecName, PrunableTensor, SkippedTensor
+
+
+def template_of(
+    traced: Traced,
+    module: Any,
+    *,
+    opset: int,
+    ir_version: int,
+    inline: bool,
+    codecs: tuple[CodecName, ...],
+) -> tuple[Template, tuple[SkippedTensor, ...]]:
+    """Return the template of a network with the module's weights as they are now, and what stays dense.
+
+    Raises:
+        ExportError: an operator cannot be expressed at ``opset``, or nothing can be pruned.
+    """
+    raw = traced.with_values(module)
+    graph = slim(lower(raw, opset))
+    prunable, skipped = find_prunable(raw, graph, traced.parameters)
+    return Template(graph, prunable, ir_version, inline, codecs), skipped
+
+
+def decoded_parameters(
+    traced: Traced, template: Template, written: Written, module: Any
+) -> dict[str, NDArray[np.float32]]:
+    """Return the parameters that make the torch module compute what the file computes.
+
+    Packed weights and biases are decoded and the folding of BN is undone, so that torch runs the original
+    network, BN and all, on the very values that the file holds.
+
+    Returns:
+        new values by state-dict key, for the parameters that differ.
+    """
+    graph = template.graph
+    raw = traced.with_values(module).tensors
+    values: dict[str, NDArray[np.float32]] = {
+        name: unpack(packed) for name, packed in written.packed.items()
+    }
+    folded_biases = {fold.bias: fold for fold in graph.folds}
+    for fold in graph.folds:
+        if fold.weight in values:
+            along = [1] * values[fold.weight].ndim
+            along[fold.channel_axis] = -1
+            factor = fold.factor.reshape(along)
+            safe = np.where(factor == 0, 1.0, factor)
+            values[fold.weight] = np.where(factor == 0, 0.0, values[fold.weight] / safe).astype(
+                np.float32
+            )
+    for name, stored in written.biases.items():
+        fold = folded_biases.get(name)
+        if fold is None:
+            values[name] = stored
+        else:
+            values[fold.norm[1]] = (stored.astype(np.float64) - fold.shift).astype(np.float32)
+    return {name: value for name, value in values.items() if name in raw}
+
+
+def weights_of(template: Template) -> Mapping[str, NDArray[np.float32]]:
+    """Return the prunable weights as the file will hold them (BN folded)."""
+    return {tensor.name: template.graph.tensors[tensor.name] for tensor in template.prunable}
+
+
+def prunable_names(tensors: tuple[PrunableTensor, ...]) -> tuple[str, ...]:
+    """Return the names of prunable tensors, in graph order."""
+    return tuple(tensor.name for tensor in tensors)

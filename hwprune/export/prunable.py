@@ -1,0 +1,117 @@
+"""Which parameters may be pruned: decided by what reads them in the exported graph, not by module class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from hwprune.errors import ExportError
+from hwprune.export.graph import Graph, attributes
+from hwprune.ir import PrunableTensor, SkippedTensor
+
+
+@dataclass(frozen=True, slots=True)
+class WeightUse:
+    """One node that uses a tensor as its weight.
+
+    Attributes:
+        node: Conv, ConvTranspose, Gemm or MatMul.
+        kind: the operator kind of ``operators.py`` (``Linear`` where the weight is transposed first).
+        channel_axis: the axis of the stored weight that counts output channels.
+        transpose: the Transpose between weight and MatMul, where there is one.
+    """
+
+    node: onnx.NodeProto
+    kind: str
+    channel_axis: int
+    transpose: onnx.NodeProto | None = None
+
+
+Readers = dict[str, list[tuple[onnx.NodeProto, int]]]
+
+
+def weight_uses(graph: Graph, name: str, readers: Readers) -> list[WeightUse] | str:
+    """Return the nodes that use the tensor as their weight, or why it must stay dense.
+
+    Args:
+        graph: the network.
+        name: a tensor of it.
+        readers: ``graph.readers()``, so that it is made once for all tensors.
+    """
+    if graph.tensors[name].ndim < 2:
+        return "fewer than two axes (bias, scale or statistic)"
+    if graph.tensors[name].dtype != np.float32:
+        return f"its type is {graph.tensors[name].dtype}"
+    uses: list[WeightUse] = []
+    for node, slot in readers[name]:
+        use = _use(graph, node, slot, readers)
+        if isinstance(use, str):
+            return use
+        uses.append(use)
+    if len({use.channel_axis for use in uses}) > 1:
+        return "shared by layers that disagree on its output channels"
+    return uses or "nothing reads it"
+
+
+def _use(
+    graph: Graph,
+    node: onnx.NodeProto,
+    slot: int,
+    readers: Readers,
+) -> WeightUse | str:
+    given = attributes(node)
+    if node.op_type == "Conv" and slot == 1 and not given.get("auto_pad", b"NOTSET").startswith(b"SAME"):
+        return WeightUse(node, "Conv", 0)
+    if node.op_type == "ConvTranspose" and slot == 1:
+        return WeightUse(node, "ConvTranspose", 1)
+    if node.op_type == "Gemm" and slot == 1:
+        plain = given.get("alpha", 1.0) == 1.0 and given.get("beta", 1.0) == 1.0
+        if plain and not given.get("transA", 0):
+            return WeightUse(node, "Gemm", 0 if given.get("transB", 0) else 1)
+        return "Gemm with alpha, beta or transA"
+    if node.op_type == "MatMul" and slot == 1:
+        shape = graph.tensors[node.input[1]].shape
+        return WeightUse(node, "MatMul", 1) if len(shape) == 2 else "MatMul with a stack of matrices"
+    if node.op_type == "Transpose" and list(given.get("perm", [1, 0])) == [1, 0]:
+        consumers = readers[node.output[0]]
+        if [(reader.op_type, at) for reader, at in consumers] == [("MatMul", 1)]:
+            return WeightUse(consumers[0][0], "Linear", 0, node)
+    return f"read by {node.op_type}, not as the weight of Conv, ConvTranspose, Gemm or MatMul"
+
+
+def find_prunable(
+    raw: Graph, graph: Graph, parameters: Sequence[str]
+) -> tuple[tuple[PrunableTensor, ...], tuple[SkippedTensor, ...]]:
+    """Sort a network's parameters into prunable ones and those that stay dense, with reasons.
+
+    Args:
+        raw: the network as it was traced.
+        graph: the same after the passes: what is missing there was folded.
+        parameters: the tensors that are parameters or buffers.
+
+    Raises:
+        ExportError: nothing can be pruned.
+    """
+    prunable, skipped = [], []
+    readers = graph.readers()
+    for key in parameters:
+        array = raw.tensors[key]
+        if key not in graph.tensors:
+            skipped.append(SkippedTensor(key, array.shape, 0, "folded into the layer before it"))
+            continue
+        uses = weight_uses(graph, key, readers)
+        if isinstance(uses, str):
+            skipped.append(SkippedTensor(key, array.shape, array.nbytes, uses))
+        else:
+            operators = tuple(use.node.op_type for use in uses)
+            prunable.append(PrunableTensor(key, array.shape, uses[0].channel_axis, operators))
+    if not prunable:
+        listed = "; ".join(f"{tensor.name}: {tensor.reason}" for tensor in skipped[:5])
+        raise ExportError(
+            f"no parameter of this network can be pruned ({len(skipped)} stay dense: {listed})",
+            hint="a weight is prunable when it reaches Conv, ConvTranspose, Gemm or MatMul as its weight",
+        )
+    return tuple(prunable), tuple(skipped)

@@ -1,0 +1,335 @@
+"""From a slim graph to files: the exact size of any file, and the file itself.
+
+A ``Template`` is everything about an artifact but its masks and weights. Sparse encoding is the last
+rewrite of the graph: an optimiser that ran after it would fold the encoded form back to dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from hwprune.encoding import CODECS, Encoding, FileCost, Form, TensorCost, compact_floats, pack
+from hwprune.encoding.values import channel_scales
+from hwprune.encoding.wire import field_bytes, tensor_field_bytes
+from hwprune.errors import ExportError, HwpruneError
+from hwprune.export.graph import Graph, attributes, rename
+from hwprune.export.operators import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    OPERATOR_ATTRIBUTES,
+    Operator,
+    expand,
+    function_for,
+)
+from hwprune.export.passes import base36, short_names
+from hwprune.export.prunable import WeightUse, weight_uses
+from hwprune.ir import CodecName, Masks, Packed, PrunableTensor, ValueType
+
+PRODUCER = "hwprune"
+# Protocol buffers cannot hold more in one message, and external data are never written.
+MAX_FILE_BYTES = 2**31 - 1
+_FUNCTION_TAG_BYTES = 2  # ModelProto.functions is field 25
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file's content and what it stands for.
+
+    Attributes:
+        data: the bytes.
+        encoding: how each tensor is stored (None for a dense file).
+        packed: the packed tensors by name.
+        biases: the biases of the pruned layers as stored, by their name in the graph.
+    """
+
+    data: bytes
+    encoding: Encoding | None
+    packed: Mapping[str, Packed]
+    biases: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where everything goes that is not packed.
+
+    Attributes:
+        uses: the nodes that read each prunable tensor as their weight.
+        private: biases that only pruned layers read: they are stored with their layer.
+        others: the tensors that stay as they are.
+        names: the short name of every inner value and remaining tensor.
+    """
+
+    uses: Mapping[str, list[WeightUse]]
+    private: frozenset[str]
+    others: Mapping[str, NDArray[Any]]
+    names: Mapping[str, str]
+
+    @property
+    def replaced(self) -> set[int]:
+        """Return the identities of the nodes that give way to nodes of our domain."""
+        gone = {id(use.node) for found in self.uses.values() for use in found}
+        transposes = (use.transpose for found in self.uses.values() for use in found)
+        return gone | {id(node) for node in transposes if node is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """An artifact without its masks.
+
+    Attributes:
+        graph: slimmed, lowered, with BN folded; its tensors hold the weights.
+        prunable: the tensors that may be pruned.
+        ir_version: of the file.
+        inline: write standard operators instead of functions, for runtimes that cannot fold those.
+        codecs: what the target can decode.
+    """
+
+    graph: Graph
+    prunable: tuple[PrunableTensor, ...]
+    ir_version: int
+    inline: bool
+    codecs: tuple[CodecName, ...]
+
+    # -- sizes ------------------------------------------------------------------------------------
+
+    def cost(self, value_types: tuple[ValueType, ...]) -> FileCost:
+        """Measure everything about the file's size that masks do not change."""
+        layout = self._layout()
+        functions: dict[str, int] = {}
+        tensors = []
+        for number, tensor in enumerate(self.prunable):
+            forms: dict[tuple[CodecName, ValueType], Form] = {}
+            weight = self.graph.tensors[tensor.name]
+            for value_type in value_types:
+                scale = channel_scales(weight, tensor.channel_axis) if value_type == "int8" else None
+                for codec in self._codecs_for(tensor):
+                    operators, nodes, biases = self._nodes(
+                        number, tensor, layout, codec, value_type
+                    )
+                    fixed = sum(field_bytes(node.ByteSize()) for node in nodes)
+                    fixed += sum(_tensor_bytes(name, array) for name, array in biases.items())
+                    if scale is not None:
+                        fixed += _tensor_bytes(f"{base36(number)}s", scale)
+                    needed = () if self.inline else tuple(
+                        dict.fromkeys(name for op in operators for name in op.functions)
+                    )  # fmt: skip
+                    for name in needed:
+                        function = function_for(name, self.graph.opset)
+                        assert function is not None
+                        functions[name] = field_bytes(function.ByteSize(), _FUNCTION_TAG_BYTES)
+                    forms[codec, value_type] = Form(fixed, needed)
+            key = base36(number)
+            tensors.append(TensorCost(tensor.name, tensor.shape, f"{key}v", f"{key}i", forms))
+        skeleton = self._model(self._other_nodes(layout), [], [])
+        frame = skeleton.ByteSize() - field_bytes(skeleton.graph.ByteSize())
+        dense = sum(_tensor_bytes(layout.names.get(n, n), a) for n, a in layout.others.items())
+        graph_bytes = skeleton.graph.ByteSize() + dense
+        parts = (
+            ("nodes, inputs and outputs that are not pruned", skeleton.graph.ByteSize()),
+            ("tensors kept dense", dense),
+            ("file header", frame),
+        )
+        return FileCost(frame, graph_bytes, tuple(tensors), functions, parts)
+
+    def dense_bytes(self) -> int:
+        """Return the size of the dense fp32 file, without writing it."""
+        names = short_names(self.graph, set())
+        model = self._model([rename(node, names) for node in self.graph.nodes], [], [], dense=True)
+        frame = model.ByteSize() - field_bytes(model.graph.ByteSize())
+        tensors = sum(_tensor_bytes(names.get(n, n), a) for n, a in self.graph.tensors.items())
+        return frame + field_bytes(model.graph.ByteSize() + tensors)
+
+    # -- files ------------------------------------------------------------------------------------
+
+    def write_dense(self) -> Written:
+        """Return the dense fp32 file.
+
+        Raises:
+            ExportError: it would be larger than an ONNX file can be.
+        """
+        size = self.dense_bytes()
+        if size > MAX_FILE_BYTES:
+            raise ExportError(f"the dense file would take {size:,} bytes; an ONNX file ends at 2 GiB")
+        names = short_names(self.graph, set())
+        nodes = [rename(node, names) for node in self.graph.nodes]
+        tensors = [
+            numpy_helper.from_array(np.asarray(array, order="C"), names.get(name, name))
+            for name, array in self.graph.tensors.items()
+        ]
+        model = self._model(nodes, tensors, [], dense=True)
+        return Written(model.SerializeToString(deterministic=True), None, {}, {})
+
+    def write_sparse(self, masks: Masks, value_type: ValueType) -> Written:
+        """Return the sparse file for these masks over the template's weights.
+
+        Ensures: the file's length is the one that ``cost`` predicts for the same weights.
+        """
+        layout = self._layout()
+        cost = self.cost((value_type,))
+        encoding = cost.encoding(masks.positions(), value_type)
+        packed = {
+            tensor.name: pack(
+                tensor.name,
+                self.graph.tensors[tensor.name],
+                masks[tensor.name],
+                codec=encoding.codecs[tensor.name],
+                value_type=value_type,
+                channel_axis=tensor.channel_axis,
+            )
+            for tensor in self.prunable
+        }
+        replaced: dict[int, list[onnx.NodeProto]] = {}
+        tensors: list[onnx.TensorProto] = []
+        stored_biases: dict[str, NDArray[np.float32]] = {}
+        needed: dict[str, None] = {}
+        for number, tensor in enumerate(self.prunable):
+            operators, nodes, biases = self._nodes(
+                number, tensor, layout, encoding.codecs[tensor.name], value_type
+            )
+            uses = layout.uses[tensor.name]
+            for use, group in zip(uses, _by_use(nodes, uses), strict=True):
+                replaced[id(use.node)] = group
+                if use.transpose is not None:
+                    replaced[id(use.transpose)] = []
+                if len(use.node.input) > 2 and use.node.input[2] in self.graph.tensors:
+                    bias = self.graph.tensors[use.node.input[2]]
+                    stored_biases[use.node.input[2]] = compact_floats(bias, value_type).astype(
+                        np.float32
+                    )
+            key = base36(number)
+            arrays = packed[tensor.name].arrays
+            stored = {f"{key}{role[0]}": array for role, array in arrays.items()} | biases
+            tensors += [numpy_helper.from_array(array, name) for name, array in stored.items()]
+            if not self.inline:
+                needed |= dict.fromkeys(name for op in operators for name in op.functions)
+        nodes = []
+        for node in self.graph.nodes:
+            nodes += replaced.get(id(node), [rename(node, layout.names)])
+        tensors += [
+            numpy_helper.from_array(np.asarray(array, order="C"), layout.names.get(name, name))
+            for name, array in layout.others.items()
+        ]
+        functions = [function_for(name, self.graph.opset) for name in needed]
+        data = self._model(nodes, tensors, functions).SerializeToString(deterministic=True)
+        if len(data) != encoding.file_bytes:
+            raise HwpruneError(
+                f"the file has {len(data)} bytes where {encoding.file_bytes} were predicted",
+                hint="this is a defect of hwprune: please report it with the command",
+            )
+        return Written(data, encoding, packed, stored_biases)
+
+    # -- pieces -----------------------------------------------------------------------------------
+
+    def _layout(self) -> _Layout:
+        readers = self.graph.readers()
+        uses = {}
+        for tensor in self.prunable:
+            found = weight_uses(self.graph, tensor.name, readers)
+            if isinstance(found, str):
+                raise ExportError(f"{tensor.name} cannot be followed into the graph: {found}")
+            uses[tensor.name] = found
+        layers = {id(use.node) for found in uses.values() for use in found}
+        private = frozenset(
+            name
+            for name in self.graph.tensors
+            if all(id(node) in layers and slot == 2 for node, slot in readers.get(name, [(None, 0)]))
+        )
+        others = {
+            name: array
+            for name, array in self.graph.tensors.items()
+            if name not in uses and name not in private
+        }
+        return _Layout(uses, private, others, short_names(replace(self.graph, tensors=others), set()))
+
+    def _codecs_for(self, tensor: PrunableTensor) -> list[CodecName]:
+        return [codec for codec in self.codecs if CODECS[codec].accepts(tensor.shape)]
+
+    def _other_nodes(self, layout: _Layout) -> list[onnx.NodeProto]:
+        gone = layout.replaced
+        return [rename(node, layout.names) for node in self.graph.nodes if id(node) not in gone]
+
+    def _nodes(
+        self,
+        number: int,
+        tensor: PrunableTensor,
+        layout: _Layout,
+        codec: CodecName,
+        value_type: ValueType,
+    ) -> tuple[list[Operator], list[onnx.NodeProto], dict[str, NDArray[Any]]]:
+        """Return the operators, nodes and bias tensors of one pruned tensor in one form."""
+        key = base36(number)
+        names = layout.names
+        operators, nodes, biases = [], [], {}
+        for place, use in enumerate(layout.uses[tensor.name]):
+            bias = use.node.input[2] if len(use.node.input) > 2 else ""
+            operator = Operator(use.kind, codec, value_type, bool(bias))
+            if bias in layout.private:
+                bias_name = f"{key}b" if place == 0 else f"{key}b{place}"
+                biases[bias_name] = compact_floats(self.graph.tensors[bias], value_type)
+            else:
+                bias_name = names.get(bias, bias)
+            stored = {"values": f"{key}v", "index": f"{key}i", "scale": f"{key}s", "bias": bias_name}
+            source = use.node.input[0]
+            inputs = [names.get(source, source)]
+            inputs += [stored[role] for role in operator.input_roles[1:]]
+            output = use.node.output[0]
+            given = attributes(use.node)
+            kept = {k: given[k] for k in OPERATOR_ATTRIBUTES[use.kind] if k in given}
+            if codec != "dense":
+                kept["shape"] = list(tensor.shape)
+            # onnxruntime wants node names unique: further readers of a shared tensor are numbered.
+            label = tensor.name if place == 0 else f"{tensor.name}#{place}"
+            node = helper.make_node(
+                operator.name, inputs, [names.get(output, output)],
+                name=label, domain=DOMAIN, **kept,
+            )  # fmt: skip
+            operators.append(operator)
+            if self.inline:
+                inner = expand(node, f"{key}_{place}_", self.graph.opset)
+                dims = "x".join(map(str, tensor.shape))
+                inner[-1].name = f"{label}|{operator.name}|{dims}|{key}"
+                nodes += inner
+            else:
+                nodes.append(node)
+        return operators, nodes, biases
+
+    def _model(
+        self,
+        nodes: list[onnx.NodeProto],
+        tensors: list[onnx.TensorProto],
+        functions: list[Any],
+        *,
+        dense: bool = False,
+    ) -> onnx.ModelProto:
+        imports = [helper.make_opsetid("", self.graph.opset)]
+        domains = {node.domain for node in nodes if node.domain and node.domain != DOMAIN}
+        imports += [helper.make_opsetid(domain, 1) for domain in sorted(domains)]
+        if not dense and not self.inline:
+            imports.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
+        graph = helper.make_graph(
+            nodes, "g", list(self.graph.inputs), list(self.graph.outputs), tensors
+        )
+        return helper.make_model(
+            graph,
+            functions=functions,
+            opset_imports=imports,
+            ir_version=self.ir_version,
+            producer_name=PRODUCER,
+        )
+
+
+def _tensor_bytes(name: str, array: NDArray[Any]) -> int:
+    return tensor_field_bytes(name, array.shape, array.nbytes)
+
+
+def _by_use(nodes: list[onnx.NodeProto], uses: list[WeightUse]) -> list[list[onnx.NodeProto]]:
+    """Split the nodes of all uses of one tensor into equal groups, one per use."""
+    size = len(nodes) // len(uses)
+    return [nodes[start : start + size] for start in range(0, len(nodes), size)]

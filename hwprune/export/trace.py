@@ -1,0 +1,213 @@
+"""torch -> ONNX, once, without values: the structure of a network and which parameter each tensor is.
+
+The exporter sees the parameters as graph inputs, so nothing that optimises the graph can fold, transpose
+or copy one out of sight; their values are joined by name afterwards.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from hwprune.errors import ExportError
+from hwprune.export.graph import Graph, rename, used_tensors
+from hwprune.ir import Model
+
+# torch's exporter writes this one and ignores a wish for a lower one; lowering is ours (lower.py).
+TRACE_OPSET = 18
+_TRACE_BATCH = 2  # 1 would be specialised away
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A network's structure.
+
+    Attributes:
+        graph: nodes and constants; ``graph.tensors`` holds no parameters.
+        parameters: the tensors that are parameters or buffers, by their first key in the state dict.
+        notes: what could not be kept dynamic.
+    """
+
+    graph: Graph
+    parameters: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def with_values(self, module: Any) -> Graph:
+        """Return the graph over the module's parameters and buffers as they are now (NumPy views)."""
+        values = tensors_of(module)
+        tensors = dict(self.graph.tensors)
+        tensors |= {key: values[key] for key in self.parameters}
+        return replace(self.graph, tensors=tensors)
+
+
+def tensors_of(module: Any) -> dict[str, NDArray[Any]]:
+    """Return every parameter and buffer as a NumPy view, under each of its names."""
+    named = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    return {name: tensor.detach().cpu().numpy() for name, tensor in named}
+
+
+def first_names(module: Any) -> dict[str, str]:
+    """Return for every name of a parameter or buffer the first name of the same tensor (tied weights)."""
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    for name, tensor in [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]:
+        names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+def trace(model: Model) -> Traced:
+    """Trace a model's structure.
+
+    Raises:
+        ExportError: torch cannot export it; the message names the reason and the place.
+    """
+    import torch
+
+    args = tuple(
+        _example(spec.with_batch(_TRACE_BATCH), spec.dtype, torch) for spec in model.inputs
+    )
+    dynamic = tuple(
+        {axis: torch.export.Dim.AUTO for axis, size in enumerate(spec.shape) if size is None}
+        for spec in model.inputs
+    )
+    try:
+        with _quiet():
+            program = torch.export.export(
+                model.module, args, dynamic_shapes=dynamic, strict=False
+            )
+            exported = torch.onnx.export(
+                program,
+                args,
+                dynamo=True,
+                optimize=False,
+                opset_version=TRACE_OPSET,
+                input_names=[spec.name for spec in model.inputs],
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(
+            f"torch cannot export {model.name}: {_first_line(error)}",
+            hint="torch.export needs a forward method without data-dependent Python control flow",
+        ) from error
+    assert exported is not None
+    return _structure(exported.model, model)
+
+
+def _structure(ir_model: Any, model: Model) -> Traced:
+    """Take the parameters out of an exported model and optimise what is left."""
+    import onnx_ir
+    import onnxscript.optimizer
+
+    canonical = first_names(model.module)
+    graph = ir_model.graph
+    parameters: dict[str, str] = {}
+    for name, value in list(graph.initializers.items()):
+        key = name if name in canonical else _by_value(value, model.module)
+        if key is None:
+            continue
+        parameters[name] = canonical[key]
+        del graph.initializers[name]
+        value.const_value = None
+        graph.inputs.append(value)
+    with _quiet():
+        onnxscript.optimizer.optimize(ir_model)
+    proto = onnx_ir.to_proto(ir_model)
+    if proto.functions:
+        from onnx import inliner
+
+        proto = inliner.inline_local_functions(proto)
+    inputs = tuple(entry for entry in proto.graph.input if entry.name not in parameters)
+    tensors = {entry.name: onnx.numpy_helper.to_array(entry) for entry in proto.graph.initializer}
+    # A tied weight goes by its first name everywhere, so that it is stored once.
+    nodes = tuple(rename(node, parameters) for node in proto.graph.node)
+    read = {name for node in nodes for name in node.input}
+    keys = tuple(dict.fromkeys(key for key in parameters.values() if key in read))
+    outputs = tuple(proto.graph.output)
+    notes = _fix_batch_names(inputs, outputs, model)
+    opset = next(entry.version for entry in proto.opset_import if entry.domain == "")
+    kept = used_tensors(nodes, {output.name for output in outputs}, tensors)
+    return Traced(Graph(nodes, inputs, outputs, kept, opset), keys, notes)
+
+
+def _by_value(value: Any, module: Any) -> str | None:
+    """Return the name of the parameter whose storage this initializer shares; the exporter may rename."""
+    raw = getattr(value.const_value, "raw", None)
+    pointer = raw.data_ptr() if hasattr(raw, "data_ptr") else None
+    if not pointer:
+        return None
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.data_ptr() == pointer and tuple(tensor.shape) == tuple(raw.shape):
+            return str(name)
+    return None
+
+
+def _fix_batch_names(
+    inputs: tuple[onnx.ValueInfoProto, ...],
+    outputs: tuple[onnx.ValueInfoProto, ...],
+    model: Model,
+) -> tuple[str, ...]:
+    """Call the shared batch N, and report where it was lost."""
+    notes = []
+    batch_names = set()
+    for entry, spec in zip(inputs, model.inputs, strict=True):
+        dims = entry.type.tensor_type.shape.dim
+        for axis, size in enumerate(spec.shape):
+            if size is None and not dims[axis].dim_param:
+                notes.append(f"input {spec.name}: torch.export fixed axis {axis} to {dims[axis].dim_value}")
+            elif size is None:
+                batch_names.add(dims[axis].dim_param)
+    for entry in (*inputs, *outputs):
+        for dim in entry.type.tensor_type.shape.dim:
+            if dim.dim_param in batch_names:
+                dim.dim_param = "N"
+        entry.ClearField("metadata_props")
+        entry.ClearField("doc_string")
+    return tuple(notes)
+
+
+def _example(shape: tuple[int, ...], dtype: str, torch: Any) -> Any:
+    kind = getattr(torch, dtype)
+    if kind.is_floating_point:
+        return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(kind)
+    return torch.zeros(shape, dtype=kind)
+
+
+def _first_line(error: BaseException) -> str:
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0][:300] if lines else ''}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' progress, warnings and log lines off the user's screen."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
