@@ -1,0 +1,256 @@
+"""Find a profile by name, alias or path, follow ``extends``, and hand it on as a Target."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hwprune.errors import TargetError
+from hwprune.targets.explain import give
+from hwprune.targets.profile import Target, build
+
+# By name: tomli is installed on Python 3.10 only, and a type checker would ask for it anywhere.
+_toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+
+_FOLDER = Path(__file__).resolve().parent
+_LARGEST_BYTES = (
+    1 << 20
+)  # a profile is a page of text; a model given by mistake is not read through
+# What belongs to one file and is not handed down.
+_OWN_FIELDS = ("name", "aliases", "extends")
+
+
+class _Index(NamedTuple):
+    """The profiles of one folder: path by name, name by alias."""
+
+    paths: Mapping[str, Path]
+    aliases: Mapping[str, str]
+
+
+def names() -> list[str]:
+    """Return the names of the built-in profiles, sorted."""
+    return sorted(_index(_FOLDER).paths)
+
+
+def aliases() -> dict[str, str]:
+    """Return the built-in aliases: alias -> name."""
+    return dict(sorted(_index(_FOLDER).aliases.items()))
+
+
+def load(name_or_path: str | os.PathLike[str]) -> Target:
+    """Read a profile.
+
+    Args:
+        name_or_path: a built-in name or alias (case and ``_`` do not matter), or the path of a
+            TOML file: anything that ends in ``.toml`` or contains a separator.
+
+    Raises:
+        TargetError: no such profile, not readable, not TOML, or not valid; names file and field.
+    """
+    text = os.fspath(name_or_path)
+    return load_file(text if _is_path(text) else _find(text, _index(_FOLDER)))
+
+
+def load_file(path: str | os.PathLike[str]) -> Target:
+    """Read a profile from a file, whatever its name.
+
+    Raises:
+        TargetError: not readable, not TOML, or not valid; names file and field.
+    """
+    index = _index(_FOLDER)
+    file = Path(path)
+    table, origins = _resolve(file, (), index)
+    name = file.stem.lower().replace(" ", "-")
+    target = build(table, name=name, path=str(file), origins=origins)
+    if file.resolve().parent != _FOLDER:
+        _refuse_taken_names(target, index)
+    return target
+
+
+def _refuse_taken_names(target: Target, index: _Index) -> None:
+    """A user's profile must not pass for a built-in one in a report."""
+    for field, name in (("name", target.name), *(("aliases", alias) for alias in target.aliases)):
+        taken = name if name in index.paths else index.aliases.get(name)
+        if taken is not None:
+            raise TargetError(
+                f"{target.source_path}: {field}: {name!r} already names the built-in {taken}; "
+                "expected a name of its own",
+                hint="rename the file, or add `name = ...` at its top; drop copied aliases",
+            )
+
+
+def _is_path(text: str) -> bool:
+    separators = [separator for separator in (os.sep, os.altsep) if separator]
+    return text.lower().endswith(".toml") or any(mark in text for mark in separators)
+
+
+def _find(name: str, index: _Index) -> Path:
+    wanted = _normal(name)
+    wanted = index.aliases.get(wanted, wanted)
+    if wanted in index.paths:
+        return index.paths[wanted]
+    close = _suggestions(_normal(name), [*index.paths, *index.aliases])
+    hint = f"did you mean {', '.join(close)}? " if close else ""
+    raise TargetError(
+        f"{give(name)} is not a device profile",
+        hint=f"{hint}`hwprune targets` lists all; the path of a profile of your own ends in .toml",
+    )
+
+
+def _normal(name: str) -> str:
+    return name.strip().lower().replace("_", "-").replace(" ", "-")
+
+
+def _suggestions(wanted: str, known: Iterable[str]) -> list[str]:
+    """Return at most four names: those spelt alike first, then those one part of the other."""
+    known = sorted(known)
+    inside = [name for name in known if len(wanted) > 2 and (wanted in name or name in wanted)]
+    alike = difflib.get_close_matches(wanted, known, n=4, cutoff=0.6)
+    return list(dict.fromkeys([*alike, *inside]))[:4]
+
+
+@functools.cache
+def _index(folder: Path) -> _Index:
+    """Read the names and aliases of a folder's profiles; ``_name.toml`` only serves ``extends``.
+
+    Raises:
+        TargetError: a name or alias occurs twice.
+    """
+    paths = {path.stem: path for path in sorted(folder.glob("[!_]*.toml"))}
+    owners = {name: name for name in paths}
+    aliases: dict[str, str] = {}
+    for name, path in paths.items():
+        listed = _read(path).get("aliases", [])
+        for alias in listed if isinstance(listed, list) else []:
+            if isinstance(alias, str) and alias in owners:
+                raise TargetError(
+                    f"{path}: aliases: {give(alias)} already names {owners[alias]}; "
+                    "expected a name of its own",
+                    hint="take the alias out of one of the two profiles",
+                )
+            if isinstance(alias, str):
+                owners[alias] = aliases[alias] = name
+    return _Index(paths, aliases)
+
+
+# -- files --------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read one TOML file, whatever it turns out to be."""
+    try:
+        if not path.exists():
+            raise TargetError(
+                f"{path} does not exist; expected a device profile",
+                hint="give the path of a .toml file, or one of the names in `hwprune targets`",
+            )
+        if not path.is_file():
+            what = "a folder" if path.is_dir() else "not a regular file"
+            raise TargetError(f"{path} is {what}; expected a TOML file with a device profile")
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL inside the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TargetError(f"{give(str(path))} cannot be read: {reason}") from None
+    if not raw.strip():
+        raise TargetError(
+            f"{path} is empty; expected a device profile",
+            hint="docs/targets.md has a complete example to start from",
+        )
+    if len(raw) > _LARGEST_BYTES or b"\0" in raw:
+        raise TargetError(f"{path} is not a text file of at most 1 MiB; expected a TOML profile")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TargetError(
+            f"{path}: byte {error.start} is not UTF-8; expected TOML, which is UTF-8 text",
+            hint="save the file as UTF-8",
+        ) from None
+    try:
+        table: dict[str, Any] = _toml.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise TargetError(
+            f"{path} is not TOML: {reason}", hint="https://toml.io shows the syntax"
+        ) from None
+    return table
+
+
+def _resolve(
+    path: Path, chain: tuple[Path, ...], index: _Index
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read a profile and what it extends.
+
+    Returns:
+        The merged table, and for each inherited field the file it stands in.
+    """
+    table = _read(path)  # first: it answers for paths that cannot even be resolved
+    here = path.resolve()
+    if here in chain:
+        circle = " extends ".join(link.name for link in (*chain[chain.index(here) :], here))
+        raise TargetError(
+            f"{chain[0]}: extends: goes in a circle: {circle}",
+            hint="one of these profiles must stand on its own",
+        )
+    if "extends" not in table:
+        return table, {}
+    parent_path = _parent(table["extends"], path, index)
+    parent, origins = _resolve(parent_path, (*chain, here), index)
+    for field in _OWN_FIELDS:
+        parent.pop(field, None)
+    child = {field: value for field, value in table.items() if field != "extends"}
+    return _merge(parent, child, "", str(parent_path), origins), origins
+
+
+def _parent(extends: Any, path: Path, index: _Index) -> Path:
+    if not isinstance(extends, str):
+        raise TargetError(
+            f"{path}: extends = {give(extends)}: expected the name of a profile, "
+            "or the path of one, as text"
+        )
+    if _is_path(extends):
+        return path.parent / extends
+    base = _FOLDER / f"{extends}.toml"
+    if extends.startswith("_") and base.exists():
+        return base
+    try:
+        return _find(extends, index)
+    except TargetError as error:
+        raise TargetError(f"{path}: extends: {error.message}", hint=error.hint) from None
+
+
+def _merge(
+    parent: dict[str, Any],
+    child: dict[str, Any],
+    prefix: str,
+    parent_path: str,
+    origins: dict[str, str],
+) -> dict[str, Any]:
+    """Lay the child's fields over the parent's, and note in ``origins`` what stays the parent's.
+
+    A fact is replaced as a whole: a new value under the old source would be a lie.
+    """
+    merged = dict(child)
+    for field, value in parent.items():
+        place = prefix + field
+        if field not in child:
+            merged[field] = value
+            origins.setdefault(place, parent_path)
+        elif _is_table(value) and _is_table(child[field]):
+            # A table that the parent itself inherited whole: its fields stand where it stands.
+            stands = origins.pop(place, parent_path)
+            merged[field] = _merge(value, child[field], f"{place}.", stands, origins)
+        else:
+            for inherited in [at for at in origins if at == place or at.startswith(f"{place}.")]:
+                del origins[inherited]
+    return merged
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and not {"value", "source"} & value.keys()
