@@ -1,0 +1,196 @@
+"""Bytes -> nonzeros: how many connections of a ranking fit a byte budget, exactly.
+
+A file grows with every connection: in every codec a further nonzero costs at least its value, and the
+cheapest of growing codecs grows too. So the largest prefix of a ranking that fits is found by bisection
+on exact sizes; the interval is first narrowed by secants, because sizes are nearly linear in the count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwprune.encoding import VALUE_DTYPES, Encoding, FileCost
+from hwprune.errors import InfeasibleError
+from hwprune.ir import LayerPlan, Masks, Plan, Ranking, ValueType
+from hwprune.units import format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The longest prefix of a ranking that fits a budget.
+
+    Attributes:
+        count: its length.
+        masks: its connections; a tensor that is cheapest dense lives in full, since that costs nothing.
+        encoding: how the file stores it.
+    """
+
+    count: int
+    masks: Masks
+    encoding: Encoding
+
+    @property
+    def file_bytes(self) -> int:
+        """Return the exact size of the file."""
+        return self.encoding.file_bytes
+
+
+class Prefixes:
+    """A ranking prepared for many prefixes: per tensor, positions and their places in the ranking."""
+
+    def __init__(self, ranking: Ranking) -> None:
+        """Split the ranking by tensor, once."""
+        order = np.argsort(ranking.tensor, kind="stable")
+        bounds = np.searchsorted(ranking.tensor[order], np.arange(len(ranking.shapes) + 1))
+        self._places: dict[str, NDArray[np.int64]] = {}
+        self._positions: dict[str, NDArray[np.int64]] = {}
+        for number, name in enumerate(ranking.shapes):
+            chosen = order[bounds[number] : bounds[number + 1]]
+            self._places[name] = chosen
+            self._positions[name] = ranking.position[chosen]
+        self._shapes = ranking.shapes
+        self.length = len(ranking)
+
+    def positions(self, count: int) -> dict[str, NDArray[np.int64]]:
+        """Return the sorted positions of the best ``count`` connections, per tensor."""
+        return {
+            name: np.sort(self._positions[name][: int(np.searchsorted(places, count))])
+            for name, places in self._places.items()
+        }
+
+    def masks(self, count: int, dense: frozenset[str]) -> Masks:
+        """Return the best ``count`` connections as masks; the tensors in ``dense`` live in full."""
+        masks: dict[str, NDArray[np.bool_]] = {}
+        for name, places in self._places.items():
+            shape = self._shapes[name]
+            flat = np.full(int(np.prod(shape, dtype=np.int64)), name in dense, dtype=np.bool_)
+            flat[self._positions[name][: int(np.searchsorted(places, count))]] = True
+            masks[name] = flat.reshape(shape)
+        return Masks(masks)
+
+
+def ranking_limit(cost: FileCost, budget_bytes: int, value_type: ValueType) -> int:
+    """Return how many connections a ranking needs at most: no file of this budget holds more.
+
+    A sparse nonzero costs its value and at least one byte of index.
+    """
+    width = VALUE_DTYPES[value_type].itemsize
+    total = sum(tensor.weights for tensor in cost.tensors)
+    return max(1, min(total, budget_bytes // (width + 1) + 1))
+
+
+def fit(cost: FileCost, ranking: Ranking, budget_bytes: int, value_type: ValueType) -> Fit:
+    """Return the longest prefix of ``ranking`` whose file takes at most ``budget_bytes``.
+
+    Raises:
+        InfeasibleError: not even the empty prefix fits.
+    """
+    prefixes = Prefixes(ranking)
+
+    def size(count: int) -> int:
+        return cost.encoding(prefixes.positions(count), value_type).file_bytes
+
+    low, low_bytes = 0, size(0)
+    if low_bytes > budget_bytes:
+        raise infeasible(cost, budget_bytes, value_type)
+    high = prefixes.length
+    high_bytes = size(high)
+    if high_bytes <= budget_bytes:
+        low = high
+    width = VALUE_DTYPES[value_type].itemsize
+    secants = 0
+    while high - low > 1:
+        guess = (low + high) // 2
+        if secants < 12:
+            slope = max((high_bytes - low_bytes) / (high - low), width)
+            guess = low + int((budget_bytes - low_bytes) / slope)
+            # Sizes bend at both ends: aim a little to one side in turn, so that both ends close in.
+            guess += (-1) ** secants * max(1, (high - low) >> 7)
+            guess = min(max(guess, low + 1), high - 1)
+            secants += 1
+        guess_bytes = size(guess)
+        if guess_bytes <= budget_bytes:
+            low, low_bytes = guess, guess_bytes
+        else:
+            high, high_bytes = guess, guess_bytes
+    encoding = cost.encoding(prefixes.positions(low), value_type)
+    dense = frozenset(name for name, codec in encoding.codecs.items() if codec == "dense")
+    return Fit(low, prefixes.masks(low, dense), encoding)
+
+
+def plan(
+    cost: FileCost,
+    ranking: Ranking,
+    budget_bytes: int,
+    value_type: ValueType,
+    *,
+    dense_bytes: int,
+) -> Plan:
+    """Return what fits the budget for this ranking and value type.
+
+    Raises:
+        InfeasibleError: the floor is above the budget.
+    """
+    found = fit(cost, ranking, budget_bytes, value_type)
+    floor, parts = floor_of(cost, value_type)
+    counts = {name: int(np.count_nonzero(found.masks[name])) for name in found.masks}
+    layers = tuple(
+        LayerPlan(
+            tensor.name,
+            tensor.shape,
+            tensor.weights,
+            counts[tensor.name],
+            found.encoding.codecs[tensor.name],
+            value_type,
+            found.encoding.tensor_bytes[tensor.name],
+        )
+        for tensor in cost.tensors
+    )
+    nonzeros = sum(counts.values())
+    weights = sum(tensor.weights for tensor in cost.tensors)
+    return Plan(
+        budget_bytes=budget_bytes,
+        floor_bytes=floor,
+        floor_parts=parts,
+        value_type=value_type,
+        max_nonzeros=nonzeros,
+        used_bytes=found.file_bytes,
+        layers=layers,
+        dense_bytes=dense_bytes,
+        limited_by="weights" if nonzeros == weights else "budget",
+    )
+
+
+def floor_of(
+    cost: FileCost, value_type: ValueType
+) -> tuple[int, tuple[tuple[str, int], ...]]:
+    """Return the bytes that no pruning can remove and what makes them up, largest first."""
+    empty: Mapping[str, NDArray[np.int64]] = {
+        tensor.name: np.zeros(0, dtype=np.int64) for tensor in cost.tensors
+    }
+    encoding = cost.encoding(empty, value_type)
+    fixed = sum(encoding.tensor_bytes.values())
+    parts = [
+        *cost.parts,
+        (f"node, bias and scale of {len(cost.tensors)} pruned tensors", fixed),
+        ("function bodies", encoding.function_bytes),
+    ]
+    counted = sum(size for _, size in parts)
+    parts.append(("length of the graph", encoding.file_bytes - counted))
+    ordered = sorted(parts, key=lambda part: -part[1])
+    return encoding.file_bytes, tuple((what, size) for what, size in ordered if size)
+
+
+def infeasible(cost: FileCost, budget_bytes: int, value_type: ValueType) -> InfeasibleError:
+    """Return the error for a budget below the floor: the floor, and what makes it up."""
+    floor, parts = floor_of(cost, value_type)
+    listed = "".join(f"\n  {size:>12,} B  {what}" for what, size in parts)
+    return InfeasibleError(
+        f"the budget is {format_bytes(budget_bytes)}, but the file takes {format_bytes(floor)} "
+        f"with every prunable weight gone ({value_type} values):{listed}",
+        hint=f"raise --budget above {floor} bytes, or use a network with fewer layers and channels",
+    )

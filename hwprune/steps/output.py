@@ -1,0 +1,116 @@
+"""The output folder: whose it is, one writer at a time, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hwprune.errors import OutputError
+
+# The file that says "hwprune wrote this folder"; it is also the lock.
+MARKER = ".hwprune"
+_STAGING_PREFIX = ".staging-"
+
+
+class OutputFolder:
+    """A folder that hwprune owns for the length of a run. Made by ``opened``.
+
+    Attributes:
+        path: the folder.
+        staging: a folder inside it for what is not verified yet; gone afterwards.
+    """
+
+    def __init__(self, path: Path, staging: Path) -> None:
+        """Take the two folders; use ``opened``."""
+        self.path, self.staging = path, staging
+
+    def publish(self, *names: str) -> None:
+        """Move files (or folders) from staging into place, each in one step, in this order."""
+        for name in names:
+            source, destination = self.staging / name, self.path / name
+            if not source.exists():
+                continue
+            with _as_output_error(destination):
+                if destination.is_dir():
+                    retired = self.staging / f"{name}.retired"
+                    os.replace(destination, retired)
+                os.replace(source, destination)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[OutputFolder]:
+    """Open an output folder for one run.
+
+    A folder that is new, empty or of our own making is taken; its old files stay until ``publish``
+    replaces them.  A folder made here that is still empty at the end is removed again.
+
+    Raises:
+        OutputError: it is a file, holds somebody else's files, cannot be written, or another run has it.
+    """
+    existed = path.exists()
+    made: list[Path] = []
+    if existed and not path.is_dir():
+        raise OutputError(f"{path} is a file", hint="give a folder with -o")
+    if existed and not (path / MARKER).exists() and any(path.iterdir()):
+        raise OutputError(
+            f"{path} is not empty and hwprune did not write it",
+            hint="give another folder with -o, or move its files away",
+        )
+    with _as_output_error(path):
+        missing = [parent for parent in (path, *path.parents) if not parent.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        made = missing
+        handle = os.open(path / MARKER, os.O_RDWR | os.O_CREAT, 0o644)
+    staging: Path | None = None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            made = []
+            raise OutputError(
+                f"another hwprune is writing {path}", hint="wait for it, or give another folder with -o"
+            ) from None
+        for leftover in path.glob(f"{_STAGING_PREFIX}*"):  # of a run that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        with _as_output_error(path):
+            staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=path))
+        yield OutputFolder(path, staging)
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        if made and {entry.name for entry in path.iterdir()} <= {MARKER}:
+            (path / MARKER).unlink(missing_ok=True)
+            for folder in made:
+                try:
+                    folder.rmdir()
+                except OSError:
+                    break
+        os.close(handle)
+
+
+@contextmanager
+def _as_output_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror or error}",
+            hint="check permissions and free space, or give another folder with -o",
+        ) from None
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file and see it reach the disk.
+
+    Raises:
+        OutputError: no space, no permission.
+    """
+    with _as_output_error(path), path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,172 @@
+"""From a model and a target to plans: trace once, measure the fixed cost, solve for each value type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwprune.budget import plan, ranking_limit
+from hwprune.encoding import FileCost
+from hwprune.encoding.values import dequantise, quantise
+from hwprune.errors import InfeasibleError, UsageError
+from hwprune.export.pipeline import template_of
+from hwprune.export.template import Template
+from hwprune.export.trace import Traced, tensors_of, trace
+from hwprune.ir import Model, Plan, Ranking, SkippedTensor, ValueType
+from hwprune.sparsity import rank_weights
+from hwprune.targets import Target
+from hwprune.units import format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model that was traced for a target.
+
+    Attributes:
+        model: the network.
+        target: the device.
+        budget_bytes: what the file may weigh.
+        traced: its structure.
+        template: its artifact without masks, over the weights as loaded.
+        skipped: parameters that stay dense.
+        dense_bytes: the dense fp32 file.
+    """
+
+    model: Model
+    target: Target
+    budget_bytes: int
+    traced: Traced
+    template: Template
+    skipped: tuple[SkippedTensor, ...]
+    dense_bytes: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the prunable tensors."""
+        return tuple(tensor.name for tensor in self.template.prunable)
+
+    @property
+    def weights(self) -> int:
+        """Return the number of prunable weights."""
+        return sum(tensor.weights for tensor in self.template.prunable)
+
+    def template_now(self) -> Template:
+        """Return the template over the module's weights as they are now."""
+        return _template(self.traced, self.model, self.target)[0]
+
+
+def check_budget(target: Target, budget_bytes: int | None) -> int:
+    """Return the budget of a run: the user's, or the target's default.
+
+    Raises:
+        UsageError: zero, or more than the device has.
+    """
+    if budget_bytes is None:
+        return target.budget_bytes
+    if budget_bytes < 1:
+        raise UsageError("the budget is 0 bytes", hint="give --budget a size such as 64KiB")
+    if budget_bytes > target.memory_bytes:
+        raise UsageError(
+            f"the budget is {format_bytes(budget_bytes)}, {target.name} has "
+            f"{format_bytes(target.memory_bytes)}",
+            hint=f"give --budget at most that, or leave it out for {format_bytes(target.budget_bytes)}",
+        )
+    return budget_bytes
+
+
+def prepare(model: Model, target: Target, budget_bytes: int | None) -> Prepared:
+    """Trace a model for a target.
+
+    Raises:
+        UsageError: the budget cannot be.
+        ExportError: the network cannot be expressed for the target, or nothing can be pruned.
+    """
+    budget = check_budget(target, budget_bytes)
+    traced = trace(model)
+    template, skipped = _template(traced, model, target)
+    return Prepared(model, target, budget, traced, template, skipped, template.dense_bytes())
+
+
+def _template(
+    traced: Traced, model: Model, target: Target
+) -> tuple[Template, tuple[SkippedTensor, ...]]:
+    return template_of(
+        traced,
+        model.module,
+        opset=target.runtime.opset,
+        ir_version=target.runtime.ir_version,
+        inline=target.runtime.inline_functions,
+        codecs=target.codecs,
+    )
+
+
+def module_weights(prepared: Prepared) -> dict[str, NDArray[np.float32]]:
+    """Return the prunable weights as the module holds them (BN not folded)."""
+    values = tensors_of(prepared.model.module)
+    return {name: values[name] for name in prepared.names}
+
+
+def cost_of(prepared: Prepared, value_type: ValueType) -> FileCost:
+    """Return the exact size model for one value type."""
+    return prepared.template.cost((value_type,))
+
+
+def value_types(target: Target, asked: str) -> tuple[ValueType, ...]:
+    """Return the value types to consider.
+
+    Raises:
+        UsageError: the target cannot decode the one that was asked for.
+    """
+    if asked == "auto":
+        return target.value_types
+    chosen = tuple(kind for kind in target.value_types if kind == asked)
+    if not chosen:
+        raise UsageError(
+            f"{target.name} cannot decode {asked} values", hint=f"use {' or '.join(target.value_types)}"
+        )
+    return chosen
+
+
+def plans_of(
+    prepared: Prepared, kinds: tuple[ValueType, ...], ranking: Ranking | None = None
+) -> dict[ValueType, Plan]:
+    """Return a plan per value type, for the ranking that the weights give (LAMP) or the one given.
+
+    Raises:
+        InfeasibleError: the floor is above the budget for every one of them.
+    """
+    plans: dict[ValueType, Plan] = {}
+    failure: InfeasibleError | None = None
+    weights = module_weights(prepared)
+    for kind in kinds:
+        cost = cost_of(prepared, kind)
+        limit = ranking_limit(cost, prepared.budget_bytes, kind)
+        ranked = ranking if ranking is not None else rank_weights(weights, "lamp", limit)
+        try:
+            plans[kind] = plan(
+                cost, ranked, prepared.budget_bytes, kind, dense_bytes=prepared.dense_bytes
+            )
+        except InfeasibleError as error:
+            failure = error
+    if not plans and failure is not None:
+        raise failure
+    return plans
+
+
+def reconstruction_error(
+    weights: Mapping[str, NDArray[np.float32]],
+    masks: Mapping[str, NDArray[np.bool_]],
+    axes: Mapping[str, int],
+    value_type: ValueType,
+) -> float:
+    """Return the squared error of the stored weights over the squared norm of the dense ones."""
+    error = norm = 0.0
+    for name, weight in weights.items():
+        masked = np.where(masks[name], weight, np.float32(0))
+        decoded = dequantise(*quantise(masked, value_type, axes[name]))
+        error += float(np.square(weight - decoded, dtype=np.float64).sum())
+        norm += float(np.square(weight, dtype=np.float64).sum())
+    return error / norm if norm else 0.0
