@@ -1,0 +1,133 @@
+"""Sources that are plain arrays: scikit-learn's digits, and a user's .npz file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwprune.errors import DataError
+from hwprune.frontend.sources.parts import (
+    ArrayPart,
+    Part,
+    PartName,
+    Source,
+    as_labels,
+    check_finite,
+    count_classes,
+)
+
+_SUFFIXES: dict[PartName, str] = {"train": "", "validation": "_val", "test": "_test"}
+_NPZ_HINT = (
+    "write it with numpy.savez(FILE, x=inputs, y=labels); x_val, y_val, x_test, y_test are optional"
+)
+
+
+def read_digits() -> Source:
+    """Read the 1,797 handwritten digits that scikit-learn ships: (n, 1, 8, 8), values 0..16.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "digits: scikit-learn, which ships these images, is not installed",
+            hint="pip install 'hwprune[compile]'",
+        ) from error
+    pixels, labels = load_digits(return_X_y=True)
+    train = ArrayPart(
+        pixels.reshape(-1, 1, 8, 8).astype(np.uint8), np.asarray(labels, dtype=np.int64)
+    )
+    return Source("digits", {"train": train}, 10, full_scale=16.0, augment="shift")
+
+
+def read_npz(path: Path) -> Source:
+    """Read a .npz file: x (n, ...), y (n,), and optionally x_val, y_val, x_test, y_test.
+
+    Nothing in the file is unpickled. Values stay in their stored type; float64 becomes float32.
+
+    Raises:
+        DataError: not a readable .npz file, or its arrays do not fit one another.
+    """
+    where = path.name
+    stored, notes = _load(path)
+    if "x" not in stored:
+        raise DataError(f"{where}: there is no array x, only {sorted(stored)}", hint=_NPZ_HINT)
+    parts: dict[PartName, Part] = {}
+    for name, suffix in _SUFFIXES.items():
+        x_key, y_key = "x" + suffix, "y" + suffix
+        if x_key not in stored:
+            if y_key in stored:
+                raise DataError(f"{where}: {y_key} is there, but not {x_key}", hint=_NPZ_HINT)
+            continue
+        inputs = _as_inputs(stored[x_key], where=f"{where}: {x_key}")
+        labels = (
+            as_labels(stored[y_key], samples=len(inputs), where=f"{where}: {y_key}")
+            if y_key in stored
+            else None
+        )
+        parts[name] = ArrayPart(inputs, labels)
+        shape = stored["x"].shape[1:]
+        if inputs.shape[1:] != shape:
+            raise DataError(
+                f"{where}: samples of {x_key} have the shape {inputs.shape[1:]}, "
+                f"those of x {shape}",
+                hint="give every part the same shape per sample",
+            )
+    return Source("npz", parts, count_classes(parts, where=where), notes=notes)
+
+
+def _load(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file", hint=_NPZ_HINT)
+    known = {letter + suffix for letter in "xy" for suffix in _SUFFIXES.values()}
+    try:
+        # NumPy would read a lone .npy or a pickle by this name too; only a zip archive is a .npz.
+        if not zipfile.is_zipfile(path):
+            raise DataError(f"{path}: this is not a .npz file", hint=_NPZ_HINT)
+        with np.load(path, allow_pickle=False) as archive:
+            ignored = sorted(set(archive.files) - known)
+            arrays = {key: archive[key] for key in archive.files if key in known}
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise DataError(
+                f"{path}: an array holds Python objects, which only unpickling could read; "
+                "that would run code stored in the file",
+                hint="store arrays of one number type, all samples of one shape",
+            ) from None
+        raise DataError(f"{path}: cannot be read: {error}", hint=_NPZ_HINT) from error
+    except (OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read: {error}", hint=_NPZ_HINT) from error
+    except MemoryError as error:
+        raise DataError(
+            f"{path}: its arrays do not fit into memory", hint="give fewer samples"
+        ) from error
+    for key, value in arrays.items():
+        if not isinstance(value, np.ndarray):
+            raise DataError(f"{path}: {key} is not an array", hint=_NPZ_HINT)
+    notes = (f"keys that hwprune does not use: {', '.join(ignored)}",) if ignored else ()
+    return arrays, notes
+
+
+def _as_inputs(values: NDArray[Any], *, where: str) -> NDArray[Any]:
+    if values.dtype.kind not in "biuf":
+        raise DataError(
+            f"{where} has the type {values.dtype}; expected numbers",
+            hint="store the inputs as uint8 images, floats or integers",
+        )
+    if values.ndim < 2 or 0 in values.shape:
+        raise DataError(
+            f"{where} has the shape {values.shape}; expected (samples, ...), none of them zero",
+            hint="the first axis counts samples; images are (samples, channels, height, width)",
+        )
+    check_finite(values, where=where)
+    if values.dtype.kind == "f" and values.dtype != np.float32:
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+        check_finite(values, where=f"{where} (as float32)")
+    return values

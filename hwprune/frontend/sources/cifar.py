@@ -1,0 +1,138 @@
+"""CIFAR-10 and CIFAR-100 from the folders of their authors' Python archives.
+
+The files are pickles, and reading a pickle can run code. So each file is read once, its MD5 is
+compared with the published one, and only those bytes are unpickled, by a reader that knows nothing
+but arrays.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwprune.errors import DataError
+from hwprune.frontend.sources.parts import ArrayPart, Source
+
+CIFAR10_FOLDER = "cifar-10-batches-py"
+CIFAR10_TRAIN_MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+}
+CIFAR10_TEST_MD5 = {"test_batch": "40351d587109b95175f43aff81a1287e"}
+CIFAR100_FOLDER = "cifar-100-python"
+CIFAR100_TRAIN_MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d"}
+CIFAR100_TEST_MD5 = {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
+
+
+def read_cifar10(folder: Path) -> Source:
+    """Read CIFAR-10: 50,000 and 10,000 images (3, 32, 32), 10 classes.
+
+    Args:
+        folder: ``cifar-10-batches-py`` or the folder that holds it.
+
+    Raises:
+        DataError: a file is missing or is not the official one.
+    """
+    folder = _find(folder, CIFAR10_FOLDER, "data_batch_1")
+    return Source(
+        "cifar10",
+        {
+            "train": _read(folder, CIFAR10_TRAIN_MD5, label_key="labels"),
+            "test": _read(folder, CIFAR10_TEST_MD5, label_key="labels"),
+        },
+        10,
+        default_normalize="cifar10",
+        augment="crop-flip",
+    )
+
+
+def read_cifar100(folder: Path) -> Source:
+    """Read CIFAR-100: 50,000 and 10,000 images (3, 32, 32), 100 classes (the fine labels).
+
+    Args:
+        folder: ``cifar-100-python`` or the folder that holds it.
+
+    Raises:
+        DataError: a file is missing or is not the official one.
+    """
+    folder = _find(folder, CIFAR100_FOLDER, "train")
+    return Source(
+        "cifar100",
+        {
+            "train": _read(folder, CIFAR100_TRAIN_MD5, label_key="fine_labels"),
+            "test": _read(folder, CIFAR100_TEST_MD5, label_key="fine_labels"),
+        },
+        100,
+        augment="crop-flip",
+    )
+
+
+def _find(folder: Path, name: str, member: str) -> Path:
+    for candidate in (folder, folder / name):
+        if (candidate / member).is_file():
+            return candidate
+    raise DataError(
+        f"{folder}: there is no {name} folder with a file {member} here",
+        hint=f"unpack the official Python archive, and name its folder {name} or the one around it",
+    )
+
+
+def _read(folder: Path, files: dict[str, str], *, label_key: str) -> ArrayPart:
+    images: list[NDArray[np.uint8]] = []
+    labels: list[NDArray[np.int64]] = []
+    for name, md5 in files.items():
+        content = unpickle_verified(folder / name, md5=md5)
+        images.append(content["data"].reshape(-1, 3, 32, 32))
+        labels.append(np.asarray(content[label_key], dtype=np.int64))
+    return ArrayPart(np.concatenate(images), np.concatenate(labels))
+
+
+def unpickle_verified(path: Path, *, md5: str) -> dict[str, Any]:
+    """Unpickle a file whose bytes have the given MD5.
+
+    Raises:
+        DataError: the file cannot be read, or is another one; then nothing of it was unpickled.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror}",
+            hint="unpack the official archive again",
+        ) from error
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise DataError(
+            f"{path}: this is not the official file (MD5 {found}, expected {md5}); "
+            "it was not opened, since reading a pickle can run code",
+            hint="unpack the official archive again, or store your own images as npz:FILE",
+        )
+    result: dict[str, Any] = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
+    return result
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Knows what the official files need, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = {
+            ("numpy.core.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            # How Python 3 writes bytes for Python 2.
+            ("_codecs", "encode"): codecs.encode,
+        }
+        try:
+            return known[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in this file") from None

@@ -1,0 +1,191 @@
+"""Images in folders, one folder per class; decoded when they are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwprune.errors import DataError
+from hwprune.frontend.sources.parts import Part, PartName, Source, count_classes
+
+DEFAULT_SIZE = 224
+# At and below this size a network looks at whole images, above it at the middle of larger ones.
+SMALL_SIZE = 64
+_MAX_SIZE = 4096
+_RESIZE_RATIO = 256 / 224
+_KEEP_BYTES = 512 * 1024**2
+_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
+_FOLDERS: dict[PartName, tuple[str, ...]] = {
+    "train": ("train",),
+    "validation": ("val", "validation", "valid"),
+    "test": ("test",),
+}
+_HINT = (
+    "expected DIR/train/CLASS/image.png with optional DIR/val and DIR/test of the same form, "
+    "or DIR/CLASS/image.png"
+)
+
+
+def read_image_folder(folder: Path, *, size: int = DEFAULT_SIZE) -> Source:
+    """Read folders of images as (3, size, size), red-green-blue, decoded on demand.
+
+    Above 64 pixels the shorter side is resized to ``size * 256 / 224`` and the middle is cut out,
+    as torchvision's ImageNet models are evaluated; at and below it is resized to ``size`` itself.
+    Classes are the sorted folder names of train. A folder of images without class folders has no
+    labels.
+
+    Raises:
+        DataError: no such folder, no images, or a class that train does not have.
+    """
+    if not 1 <= size <= _MAX_SIZE:
+        raise DataError(f"size={size} is not between 1 and {_MAX_SIZE}", hint="write ?size=224")
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder", hint=_HINT)
+    _need_pillow()
+    roots = {
+        part: root
+        for part, names in _FOLDERS.items()
+        for root in [next((folder / name for name in names if (folder / name).is_dir()), None)]
+        if root is not None
+    }
+    if "train" not in roots:
+        # A flat folder; a class may well be called "test" or "val".
+        roots = {"train": folder}
+    classes = _class_names(roots["train"])
+    parts: dict[PartName, Part] = {
+        part: _read_part(root, classes, size=size) for part, root in roots.items()
+    }
+    return Source(
+        "imagefolder",
+        parts,
+        count_classes(parts, where=str(folder)),
+        augment="crop-flip" if size <= SMALL_SIZE else "none",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """Images that lie in files.
+
+    Attributes:
+        paths: the files, in the order of the samples.
+        labels: (n,) class indices, or None.
+        size: height and width in pixels.
+        kept: (n, 3, size, size) decoded images where all of them fit into 512 MiB, else None.
+        known: (n,) True where ``kept`` holds the image already.
+    """
+
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64] | None
+    size: int
+    kept: NDArray[np.uint8] | None = field(default=None, repr=False)
+    known: NDArray[np.bool_] | None = field(default=None, repr=False)
+    lazy: bool = True
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Return a 1-tuple of (b, 3, size, size) uint8.
+
+        Raises:
+            DataError: a file cannot be decoded.
+        """
+        if self.kept is None or self.known is None:
+            shape = (len(indices), 3, self.size, self.size)
+            out = np.empty(shape, dtype=np.uint8)
+            for row, index in enumerate(indices):
+                out[row] = decode(self.paths[index], size=self.size)
+            return (out,)
+        for index in indices:
+            if not self.known[index]:
+                self.kept[index] = decode(self.paths[index], size=self.size)
+                self.known[index] = True
+        return (self.kept[indices],)
+
+
+def decode(path: Path, *, size: int) -> NDArray[np.uint8]:
+    """Decode an image to (3, size, size): resized, then cut out of the middle.
+
+    Raises:
+        DataError: the file cannot be decoded.
+    """
+    from PIL import Image
+
+    shorter = size if size <= SMALL_SIZE else round(size * _RESIZE_RATIO)
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+            width, height = image.size
+            scale = shorter / min(width, height)
+            resized = (max(round(width * scale), size), max(round(height * scale), size))
+            if resized != image.size:
+                image = image.resize(resized, Image.Resampling.BILINEAR)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{path}: cannot be decoded: {error}", hint="remove or replace this image"
+        ) from error
+    left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
+    box = (left, top, left + size, top + size)
+    pixels: NDArray[np.uint8] = np.asarray(image.crop(box)).transpose(2, 0, 1)
+    return pixels
+
+
+def _read_part(root: Path, classes: tuple[str, ...], *, size: int) -> ImagePart:
+    if not classes:
+        paths, labels = _images(root), None
+        if not paths:
+            raise DataError(f"{root}: there are no images here", hint=_HINT)
+    else:
+        paths, numbers = [], []
+        for name in _class_names(root) or [""]:
+            if name not in classes:
+                raise DataError(
+                    f"{root}: class folder {name!r} is not one of train's ({_few(classes)})",
+                    hint="give every part the same class folders",
+                )
+            found = _images(root / name)
+            if not found:
+                raise DataError(f"{root / name}: there are no images here", hint=_HINT)
+            paths += found
+            numbers += [classes.index(name)] * len(found)
+        labels = np.array(numbers, dtype=np.int64)
+    shape = (len(paths), 3, size, size)
+    if np.prod(shape, dtype=np.int64) > _KEEP_BYTES:
+        return ImagePart(tuple(paths), labels, size)
+    known = np.zeros(len(paths), dtype=np.bool_)
+    return ImagePart(tuple(paths), labels, size, np.zeros(shape, dtype=np.uint8), known)
+
+
+def _class_names(root: Path) -> tuple[str, ...]:
+    return tuple(
+        sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    )
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _images(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in _ENDINGS and path.name[0] != "." and path.is_file()
+    )
+
+
+def _need_pillow() -> None:
+    try:
+        import PIL.Image  # noqa: F401 - only whether it is there
+    except ImportError as error:
+        raise DataError(
+            "imagefolder: Pillow, which decodes the images, is not installed",
+            hint="pip install 'hwprune[compile]'",
+        ) from error

@@ -1,0 +1,166 @@
+"""What a data source hands to `load_data`: its parts, before splitting and normalising."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwprune.errors import DataError
+
+PartName = Literal["train", "validation", "test"]
+PART_NAMES: tuple[PartName, ...] = ("train", "validation", "test")
+
+
+class Part(Protocol):
+    """Samples of one part, values as stored."""
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """(n,) class indices, or None."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Return one array per network input for these samples: (b, ...), values as stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayPart:
+    """Samples that are in memory.
+
+    Attributes:
+        inputs: (n, ...) in the type they were stored in, so that images stay one byte a pixel.
+        labels: (n,) class indices, or None.
+    """
+
+    inputs: NDArray[Any]
+    labels: NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Return the samples at ``indices`` as a 1-tuple of (b, ...)."""
+        return (self.inputs[indices],)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A data source as read.
+
+    Attributes:
+        name: its name without a path.
+        parts: the parts that it has; ``train`` is always there.
+        classes: the number of classes, None without labels.
+        default_normalize: what applies without ``?normalize=``: ``own`` (statistics of train),
+            or another value of that option.
+        full_scale: the stored value that stands for 1.0 (16 for digits); None: 255 for uint8, else
+        1.
+        augment: what fine-tuning may do to an input.
+        notes: sentences for the report.
+    """
+
+    name: str
+    parts: Mapping[PartName, Part]
+    classes: int | None
+    default_normalize: str = "own"
+    full_scale: float | None = None
+    augment: Literal["none", "shift", "crop-flip"] = "none"
+    notes: tuple[str, ...] = ()
+
+
+def as_labels(values: NDArray[Any], *, samples: int, where: str) -> NDArray[np.int64]:
+    """Check class indices and return them as (n,) int64.
+
+    Args:
+        values: what the source holds as labels.
+        samples: how many samples they must belong to.
+        where: what to call them in an error.
+
+    Raises:
+        DataError: not integers, not one per sample, or negative.
+    """
+    if values.ndim == 2 and values.shape[1] > 1:
+        raise DataError(
+            f"{where}: labels have the shape {values.shape}; expected one class index per sample",
+            hint="turn one-hot or soft labels into class indices with .argmax(axis=1)",
+        )
+    if values.ndim != 1:
+        raise DataError(
+            f"{where}: labels have the shape {values.shape}; expected ({samples},)",
+            hint="store one class index per sample, as a one-dimensional array",
+        )
+    if values.dtype.kind not in "iu":
+        raise DataError(
+            f"{where}: labels have the type {values.dtype}; expected integers 0, 1, 2, ...",
+            hint="hwprune verifies classification: store class indices, such as y.astype('int64')",
+        )
+    if len(values) != samples:
+        raise DataError(
+            f"{where}: {len(values)} labels for {samples} samples",
+            hint="store exactly one label per sample",
+        )
+    if values.dtype.kind == "u" and values.size and values.max() > np.iinfo(np.int64).max:
+        raise DataError(
+            f"{where}: label {values.max()} is out of range", hint="count classes from 0"
+        )
+    labels = values.astype(np.int64)
+    if labels.size and labels.min() < 0:
+        first = int(np.flatnonzero(labels < 0)[0])
+        raise DataError(
+            f"{where}: label {labels[first]} of sample {first} is negative; expected 0, 1, 2, ...",
+            hint="count classes from 0, and leave out samples that have no class",
+        )
+    return labels
+
+
+def count_classes(parts: Mapping[PartName, Part], *, where: str) -> int | None:
+    """Return the number of classes that train has, None where no part has labels.
+
+    Raises:
+        DataError: only some parts have labels, or one has a class that train does not reach.
+    """
+    labelled = {name for name, part in parts.items() if part.labels is not None}
+    if not labelled:
+        return None
+    if labelled != set(parts):
+        missing = ", ".join(sorted(set(parts) - labelled))
+        raise DataError(
+            f"{where}: {missing} has no labels, but {', '.join(sorted(labelled))} has",
+            hint="give labels for every part, or for none",
+        )
+    train = parts["train"].labels
+    assert train is not None  # it is in `labelled`
+    classes = int(train.max()) + 1 if train.size else 0
+    for name, part in parts.items():
+        labels = part.labels
+        if labels is not None and labels.size and labels.max() >= classes:
+            sample = int(labels.argmax())
+            raise DataError(
+                f"{where}: label {labels[sample]} of sample {sample} in {name} is out of range; "
+                f"train has the classes 0 to {classes - 1}",
+                hint="check that all parts use the same class numbers",
+            )
+    return classes
+
+
+def check_finite(values: NDArray[Any], *, where: str) -> None:
+    """Refuse NaN and infinite inputs.
+
+    Raises:
+        DataError: names the first sample that holds one.
+    """
+    if values.dtype.kind != "f":
+        return
+    bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    if bad.any():
+        raise DataError(
+            f"{where}: sample {int(bad.argmax())} holds NaN or infinite values "
+            f"({int(bad.sum())} of {len(values)} samples do)",
+            hint="clean the inputs; training and verification need finite numbers",
+        )
