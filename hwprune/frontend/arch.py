@@ -1,0 +1,268 @@
+"""``--arch SPEC``: a built-in name, torchvision:NAME, timm:NAME or path/to/file.py:callable."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from hwprune.errors import ModelError
+from hwprune.frontend.probe import first_line
+from hwprune.frontend.torchvision_shim import import_torchvision
+from hwprune.frontend.zoo import ARCHITECTURES
+from hwprune.ir import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_IMAGENET = (TensorSpec("input", (None, 3, 224, 224), "float32"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Arch:
+    """An architecture that was asked for and found, not yet built.
+
+    Attributes:
+        name: the specification without its keyword arguments.
+        builder: makes the module from keyword arguments.
+        kwargs: the user's keyword arguments.
+        inputs: what the architecture reads, where it fixes that.
+        default_inputs: what such a network usually reads, asked after it was built.
+        meta: whether it may be built without memory and then given the checkpoint's own tensors
+            (never where modules may share a parameter: that would part them).
+    """
+
+    name: str
+    builder: Callable[..., nn.Module]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[TensorSpec, ...] = ()
+    default_inputs: Callable[[nn.Module], tuple[TensorSpec, ...]] = lambda _: ()
+    meta: bool = False
+
+    @property
+    def spec(self) -> str:
+        """Return the specification as ``--arch`` takes it."""
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.kwargs.items())
+        return f"{self.name}({arguments})" if arguments else self.name
+
+    def with_kwargs(self, **more: Any) -> Arch:
+        """Return the same architecture with further keyword arguments."""
+        return Arch(
+            self.name,
+            self.builder,
+            {**self.kwargs, **more},
+            self.inputs,
+            self.default_inputs,
+            self.meta,
+        )
+
+    def takes_num_classes(self) -> bool:
+        """Return whether the size of the output can be asked for, and was not yet."""
+        return "num_classes" not in self.kwargs and not self.name.rpartition(":")[0].endswith(".py")
+
+    def build(self) -> nn.Module:
+        """Build the untrained module.
+
+        Raises:
+            ModelError: the builder raised, or returned something else.
+        """
+        try:
+            with warnings.catch_warnings():
+                # Collections warn about their random start, which the file's weights replace.
+                warnings.simplefilter("ignore")
+                module = self.builder(**self.kwargs)
+        except ModelError:
+            raise
+        except (Exception, SystemExit) as error:
+            hint = None
+            if isinstance(error, TypeError) and self.kwargs:
+                hint = f"it takes {_parameters(self.builder)}"
+            raise ModelError(
+                f"--arch {self.spec} could not be built: {first_line(error)}", hint=hint
+            ) from error
+        if not isinstance(module, nn.Module):
+            raise ModelError(
+                f"--arch {self.spec} returned {type(module).__name__}, expected a torch.nn.Module",
+                hint="name a function or class that returns the untrained network",
+            )
+        return module
+
+
+def find_arch(spec: str) -> Arch:
+    """Find the architecture that ``spec`` names; nothing is built yet.
+
+    Raises:
+        ModelError: unknown, not installed, or its file cannot be imported.
+    """
+    name, kwargs = parse_spec(spec)
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix == "torchvision":
+        return _torchvision(rest, kwargs)
+    if colon and prefix == "timm":
+        return _timm(rest, kwargs)
+    if colon and name.rpartition(":")[0].endswith(".py"):
+        return _file(name, kwargs)
+    if name not in ARCHITECTURES:
+        raise _unknown(name, "a built-in architecture", ARCHITECTURES)
+    entry = ARCHITECTURES[name]
+    return Arch(name, entry.build, kwargs, inputs=entry.inputs, meta=True)
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split ``NAME(num_classes=10)`` into name and literal arguments; nothing is evaluated.
+
+    Raises:
+        ModelError: the arguments are not keyword arguments with literal values.
+    """
+    spec = spec.strip()
+    # A folder may have parentheses in its name: the arguments' come after the callable's colon.
+    start = spec.find("(", spec.find(".py:") + 1 if ".py:" in spec else 0)
+    if start < 0:
+        return spec, {}
+    name, arguments = spec[:start].strip(), spec[start:]
+    try:
+        call = ast.parse(f"f{arguments}", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError
+        kwargs = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        kwargs = {None: None}
+    if None in kwargs:
+        raise ModelError(
+            f"--arch {spec!r}: the arguments cannot be read; expected keywords with literal values",
+            hint="write them like cifar-resnet20(num_classes=10), in quotes for the shell",
+        )
+    return name, {word: value for word, value in kwargs.items() if word is not None}
+
+
+def _torchvision(name: str, kwargs: dict[str, Any]) -> Arch:
+    models = import_torchvision().models
+    if name not in models.list_models():
+        raise _unknown(name, "a torchvision model", models.list_models(), prefix="torchvision:")
+    builder = models.get_model_builder(name)
+    # Downloads are never asked for: the weights come from the model file.
+    fixed = {
+        word: None
+        for word in inspect.signature(builder).parameters
+        if word in ("weights", "weights_backbone")
+    }
+    if set(fixed) & set(kwargs):
+        raise ModelError(
+            f"--arch torchvision:{name}: weights are not downloaded, they come from the model file",
+            hint="leave the weights argument out",
+        )
+
+    def build(**given: Any) -> nn.Module:
+        module: nn.Module = builder(**fixed, **given)
+        return module
+
+    return Arch(f"torchvision:{name}", build, kwargs, default_inputs=lambda _: _IMAGENET, meta=True)
+
+
+def _timm(name: str, kwargs: dict[str, Any]) -> Arch:
+    if importlib.util.find_spec("timm") is None:
+        raise ModelError(
+            f"--arch timm:{name} needs timm, which is not installed", hint="pip install timm"
+        )
+    import_torchvision()  # timm imports it
+    timm = importlib.import_module("timm")
+    if name.partition(".")[0] not in timm.list_models():
+        raise _unknown(name, "a timm model", timm.list_models(), prefix="timm:")
+    if "pretrained" in kwargs:
+        raise ModelError(
+            f"--arch timm:{name}: weights are not downloaded, they come from the model file",
+            hint="leave the pretrained argument out",
+        )
+
+    def build(**given: Any) -> nn.Module:
+        module: nn.Module = timm.create_model(name, pretrained=False, **given)
+        return module
+
+    def inputs(module: nn.Module) -> tuple[TensorSpec, ...]:
+        size = getattr(module, "default_cfg", {}).get("input_size", (3, 224, 224))
+        return (TensorSpec("input", (None, *size), "float32"),)
+
+    return Arch(f"timm:{name}", build, kwargs, default_inputs=inputs)
+
+
+def _file(name: str, kwargs: dict[str, Any]) -> Arch:
+    file_name, _, callable_name = name.rpartition(":")
+    path = Path(file_name)
+    if not path.is_file():
+        raise ModelError(
+            f"--arch {name}: there is no file {file_name}", hint="give path/to/file.py:callable"
+        )
+    # The user names this file to be run; torch.load's concern is code that nobody named.
+    spec = importlib.util.spec_from_file_location(f"hwprune_arch_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"--arch {name}: {file_name} cannot be imported as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        with _importable(path.resolve().parent):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
+        raise ModelError(
+            f"--arch {name}: importing {file_name} failed: {first_line(error)}",
+            hint=f"python {file_name} shows the whole traceback",
+        ) from error
+    builder = getattr(module, callable_name, None)
+    if not callable(builder):
+        named = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        raise _unknown(callable_name, f"a callable of {file_name}", named, prefix=f"{file_name}:")
+
+    def build(**given: Any) -> nn.Module:
+        with _importable(path.resolve().parent):
+            made: nn.Module = builder(**given)
+        return made
+
+    build.__signature__ = _signature(builder)  # type: ignore[attr-defined]
+    return Arch(name, build, kwargs)
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let a file import its neighbours, as it could when it is run as a script."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
+def _signature(builder: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(builder)
+    except (TypeError, ValueError):
+        return inspect.Signature()
+
+
+def _parameters(builder: Callable[..., Any]) -> str:
+    return ", ".join(map(str, _signature(builder).parameters.values())) or "no arguments"
+
+
+def _unknown(name: str, what: str, names: Iterable[str], *, prefix: str = "") -> ModelError:
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        hint = "did you mean " + " or ".join(prefix + match for match in near) + "?"
+    elif len(names) <= 20:
+        hint = "known: " + ", ".join(names)
+    else:
+        hint = f"there are {len(names)}, such as {', '.join(names[:5])}"
+    if not prefix:
+        hint += " Also torchvision:NAME, timm:NAME or path/to/file.py:callable."
+    return ModelError(f"{name!r} is not {what}", hint=hint)

@@ -1,0 +1,311 @@
+"""torch.export programs (.pt2), loaded without trusting them.
+
+``torch.export.load`` warns that it may unpickle. It also evaluates the text of shape expressions,
+looks operators up by dotted name (which reaches any function that torch imports), and pastes
+names into Python source that it then compiles. So the archive is never handed over as it is:
+`vetted` reads its members, checks each and writes a clean copy in memory, and only that copy is
+loaded. What is not known to be harmless is refused, not skipped.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import logging
+import re
+import warnings
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hwprune.errors import ModelError, UnsafeModelError
+from hwprune.frontend.archive import SAVE_AGAIN, ModelFile
+from hwprune.frontend.probe import first_line
+
+# The members that torch.export.save writes; see torch/csrc/export/pt2_archive_constants.h.
+_PLAIN = re.compile(
+    r"archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version|"
+    r"data/(?:weights|constants)/(?:weight|tensor)_\d+"
+)
+_CONFIG = re.compile(r"data/(?:weights|constants)/\w+_config\.json")
+_SAMPLES = re.compile(r"data/sample_inputs/\w+\.pt")
+_PROGRAM = "models/model.json"
+
+# Operators that compute. ATen has two more that reach the file system: save and from_file.
+_TARGETS = (
+    re.compile(r"torch\.ops\.(?:aten|prims)\.(?!(?:save|from_file)\b)\w+\.\w+"),
+    re.compile(
+        r"torch\.ops\.higher_order\."
+        r"(?:wrap_with_set_grad_enabled|wrap_with_autocast|cond|while_loop|map_impl|scan)"
+    ),
+    re.compile(
+        r"_operator\.(?:getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|"
+        r"and_|or_|xor|not_|lshift|rshift|index)"
+    ),
+    re.compile(r"math\.[a-z0-9]+"),
+    re.compile(r"torch\.(?:sym_\w+|_sym_\w+)"),
+)
+_FUNCTIONS = frozenset(
+    {
+        "Symbol",
+        "Integer",
+        "Float",
+        "Rational",
+        "Add",
+        "Mul",
+        "Pow",
+        "Max",
+        "Min",
+        "Abs",
+        "Mod",
+        "Eq",
+        "Ne",
+        "Lt",
+        "Le",
+        "Gt",
+        "Ge",
+        "And",
+        "Or",
+        "Not",
+        "Xor",
+        "Piecewise",
+        "ExprCondPair",
+        "FloorDiv",
+        "ModularIndexing",
+        "Where",
+        "PythonMod",
+        "CleanDiv",
+        "CeilToInt",
+        "FloorToInt",
+        "CeilDiv",
+        "LShift",
+        "RShift",
+        "PowByNatural",
+        "FloatPow",
+        "FloatTrueDiv",
+        "IntTrueDiv",
+        "TruncToFloat",
+        "TruncToInt",
+        "RoundToInt",
+        "RoundDecimal",
+        "ToFloat",
+        "Identity",
+        "floor",
+        "ceiling",
+        "sqrt",
+    }
+)
+_EXPRESSION = (
+    ast.Expression, ast.Constant, ast.Name, ast.Load, ast.keyword, ast.Call, ast.BinOp, ast.UnaryOp,
+    ast.Compare, ast.BoolOp, ast.operator, ast.unaryop, ast.cmpop, ast.boolop,
+)  # fmt: skip
+_WORD = re.compile(r"[\w.@:+/<>=()\[\], *-]*")
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*|")
+_PATH = re.compile(r"[\w.]*(?:@\d+)?")
+_KEPT_METADATA = ("nn_module_stack", "torch_fn")
+_STRUCTURES = (
+    None,
+    "builtins.tuple",
+    "builtins.list",
+    "builtins.dict",
+    "collections.OrderedDict",
+    "builtins.NoneType",
+)
+
+
+class _Refused(Exception):
+    """Something in the archive that no export writes."""
+
+
+def load(file: ModelFile) -> torch.export.ExportedProgram:
+    """Load a torch.export program.
+
+    Raises:
+        UnsafeModelError: loading it could run code.
+        ModelError: truncated, damaged, or written by a torch that this one does not understand.
+    """
+    try:
+        clean = vetted(file.path)
+    except _Refused as refused:
+        raise UnsafeModelError(
+            f"{file.path} is a torch.export program that holds {refused}: "
+            "loading it could run code",
+            hint=f"where it was made, {SAVE_AGAIN} and give that with --arch, or export it again",
+        ) from None
+    except Exception as error:  # a damaged archive can break any of its readers
+        raise _damaged(file, error) from error
+    log = logging.getLogger("torch.export")
+    level = log.level
+    try:
+        # torch logs a whole traceback for a program that it cannot load; ours is one sentence.
+        log.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.load(clean)
+    except Exception as error:  # torch raises whatever it meets
+        raise _damaged(file, error) from error
+    finally:
+        log.setLevel(level)
+
+
+def vetted(path: str) -> io.BytesIO:
+    """Return a copy of the archive that holds only what was checked."""
+    clean = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(clean, "w") as copy:
+        names = archive.namelist()
+        if len(set(names)) != len(names):
+            raise _Refused("two members of one name")
+        root = names[0].partition("/")[0] + "/" if "/" in names[0] else ""
+        pickled: set[str] = set()
+        for name in names:
+            if _CONFIG.fullmatch(name.removeprefix(root)):
+                pickled |= _pickled_members(archive.read(name))
+        for info in archive.infolist():
+            name = info.filename.removeprefix(root)
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise _Refused(f"the compressed member {name}")
+            content = archive.read(info)
+            if name == _PROGRAM:
+                content = json.dumps(_check_program(json.loads(content))).encode()
+            elif _SAMPLES.fullmatch(name) or name.rpartition("/")[2] in pickled:
+                content = _unpickled(name, content)
+            elif _CONFIG.fullmatch(name):
+                _walk(json.loads(content), "")
+            elif not _PLAIN.fullmatch(name):
+                raise _Refused(f"the member {name!r}")
+            copy.writestr("program/" + name, content)
+    clean.seek(0)
+    return clean
+
+
+def _pickled_members(content: bytes) -> set[str]:
+    entries = json.loads(content)["config"].values()
+    return {str(entry["path_name"]) for entry in entries if entry.get("use_pickle")}
+
+
+def _unpickled(name: str, content: bytes) -> bytes:
+    """Unpickle tensors and containers only, and pickle them again."""
+    if not content:
+        return content
+    try:
+        value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # refused, whatever is wrong with it
+        raise _Refused(f"a pickle that is not plain tensors ({name})") from error
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _check_program(program: dict[str, Any]) -> dict[str, Any]:
+    """Check a program's text and leave out what only explains it.
+
+    Guards are Python source that torch would compile: hwprune checks the inputs' shapes itself.
+    """
+    program["guards_code"] = []
+    _walk(program, "")
+    return program
+
+
+def _walk(value: Any, key: str) -> None:
+    """Visit every string of the program; each has to look like what its place calls for."""
+    if isinstance(value, dict):
+        if key == "custom_obj_values" and value:
+            raise _Refused("objects of custom classes")
+        if isinstance(value.get("metadata"), dict):
+            kept = {k: v for k, v in value["metadata"].items() if k in _KEPT_METADATA}
+            value["metadata"] = {k: v for k, v in kept.items() if _WORD.fullmatch(str(v))}
+        for name, item in value.items():
+            _require(_PATH.fullmatch(name), "the key", name)
+            _walk(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            _walk(item, key)
+    elif isinstance(value, str):
+        _CHECKS.get(key, _check_word)(value)
+
+
+def _check_target(text: str) -> None:
+    _require(any(pattern.fullmatch(text) for pattern in _TARGETS), "the operator", text)
+
+
+def _check_expression(text: str) -> None:
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise _Refused(f"the shape expression {text[:60]!r}") from None
+    for node in ast.walk(tree):
+        known = isinstance(node, _EXPRESSION)
+        if isinstance(node, ast.Call):
+            known = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
+        elif isinstance(node, ast.Name):
+            known = not node.id.startswith("_")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            known = re.fullmatch(r"[a-z]\w*", node.value) is not None
+        _require(known, "the shape expression", text)
+
+
+def _check_structure(text: str) -> None:
+    """Check how inputs or outputs are nested; torch imports the types that such a text names."""
+    try:
+        _, spec = json.loads(text)
+        pending = [spec]
+        while pending:
+            node = pending.pop()
+            known = node["type"] in _STRUCTURES
+            keys = [] if node["context"] in (None, "null") else json.loads(node["context"])
+            known = known and all(isinstance(k, str) and k.isidentifier() for k in keys or [])
+            _require(known, "the structure", text)
+            pending += node["children_spec"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _Refused(f"the structure {text[:60]!r}") from None
+
+
+def _check_path(text: str) -> None:
+    _require(_PATH.fullmatch(text), "the name", text)
+
+
+def _check_name(text: str) -> None:
+    _require(_IDENTIFIER.fullmatch(text), "the name", text)
+
+
+def _check_word(text: str) -> None:
+    _require(_WORD.fullmatch(text), "the text", text)
+
+
+def _check_argument(text: str) -> None:
+    """Torch quotes an operator's string argument wherever it is used; any text is harmless."""
+
+
+_CHECKS: dict[str, Callable[[str], None]] = {
+    "target": _check_target,
+    "as_operator": _check_target,
+    "expr_str": _check_expression,
+    "in_spec": _check_structure,
+    "out_spec": _check_structure,
+    "name": _check_name,
+    "as_name": _check_name,
+    "fqn": _check_path,
+    "parameter_name": _check_path,
+    "buffer_name": _check_path,
+    "tensor_constant_name": _check_path,
+    "user_input_name": _check_name,
+    "forward_arg_names": _check_name,
+    "as_string": _check_argument,
+    "as_strings": _check_argument,
+}
+
+
+def _require(known: object, what: str, text: str) -> None:
+    if not known:
+        raise _Refused(f"{what} {text[:60]!r}")
+
+
+def _damaged(file: ModelFile, error: Exception) -> ModelError:
+    return ModelError(
+        f"{file.path} is a torch.export program that cannot be loaded: {first_line(error)}",
+        hint="it may be truncated, or written by another version of torch "
+        f"(this is {torch.__version__}): export it again",
+    )

@@ -1,0 +1,213 @@
+"""load_model: whatever file a user hands in becomes a Model, or an error that fits one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from hwprune.errors import ModelError
+from hwprune.frontend import exported, pickled, program, scripted, state
+from hwprune.frontend.arch import Arch, find_arch
+from hwprune.frontend.archive import ModelFile, identify
+from hwprune.frontend.inputs import InputSources, choose_inputs, parse_input
+from hwprune.frontend.probe import first_line, forward_names, probe
+from hwprune.frontend.recognise import (
+    compare,
+    mismatch_error,
+    other_num_classes,
+    recognise,
+    shapes_of,
+)
+from hwprune.ir import Model
+
+
+def load_model(
+    path: str,
+    *,
+    arch: str | None = None,
+    inputs: Sequence[str] = (),
+    unsafe_load: bool = False,
+    fixed_batch: bool = False,
+    sample_shapes: Sequence[tuple[int, ...]] | None = None,
+) -> Model:
+    """Load a trained network. Its kind is read from the file's bytes, never from its name.
+
+    Args:
+        path: a state dict, a torch.export program, a TorchScript archive or a pickled module.
+        arch: what a state dict was saved from; None recognises the built-in architectures.
+        inputs: the network's inputs as ``--input`` takes them, in the order of its forward method.
+        unsafe_load: read a pickled module, which runs code that the file holds.
+        fixed_batch: fix the batch at 1 instead of keeping it dynamic.
+        sample_shapes: the data set's shapes per input, without the batch.
+
+    Returns:
+        The model in eval mode on the CPU, float32, run once on inputs of the shapes it states.
+
+    Raises:
+        UsageError: an input specification that cannot be parsed.
+        UnsafeModelError: reading the file would run code.
+        ModelError: the file or the architecture cannot be used.
+    """
+    sources = InputSources(
+        given=tuple(parse_input(text) for text in inputs),
+        sample_shapes=tuple(tuple(shape) for shape in sample_shapes or ()),
+    )
+    # A wrong name is found before a large file is read.
+    chosen = None if arch is None else find_arch(arch)
+    file = identify(path)
+    model, sources = _READERS[file.kind](file, chosen, unsafe_load, sources)
+    if chosen is not None and model.arch is None:
+        note = f"--arch {chosen.spec} was not needed: the file carries its own network"
+        model = replace(model, notes=(*model.notes, note))
+    state.check_finite(model.module.state_dict(), path)
+    _check_precision(model)
+    sources = replace(sources, names=forward_names(model.module))
+    specs, notes = choose_inputs(sources, fixed_batch=fixed_batch)
+    probe(model.module, specs)
+    return replace(model, inputs=specs, notes=(*model.notes, *notes))
+
+
+def _check_precision(model: Model) -> None:
+    """A graph that was fixed in another precision holds its casts: it cannot be converted here."""
+    other = {str(p.dtype) for p in model.module.parameters() if p.dtype != torch.float32}
+    if other:
+        raise ModelError(
+            f"{model.source} is a {model.kind} with weights of {', '.join(sorted(other))}",
+            hint="save it again in float32: model.float() first",
+        )
+
+
+Loaded = tuple[Model, InputSources]
+
+
+def _load_state_dict(
+    file: ModelFile, arch: Arch | None, unsafe: bool, sources: InputSources
+) -> Loaded:
+    """Read what torch.save wrote: a state dict, or (unsafe) a whole module."""
+    payload, notes = pickled.read(file, unsafe=unsafe)
+    payload, unwrapped = state.unwrap(payload, file.path)
+    notes += unwrapped
+    if isinstance(payload, nn.Module):
+        module = payload.eval().float()
+        return _model(file, "pickled-module", module, notes), sources
+    return _from_state(file, payload, arch, sources, notes)
+
+
+def _load_safetensors(
+    file: ModelFile, arch: Arch | None, unsafe: bool, sources: InputSources
+) -> Loaded:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ModelError(
+            f"{file.path} is a safetensors file, and safetensors is not installed",
+            hint="pip install safetensors",
+        ) from None
+    try:
+        payload = load_file(file.path)
+    except Exception as error:  # a damaged file; the reader's errors have no common base
+        raise ModelError(
+            f"{file.path} is a safetensors file that cannot be read: {first_line(error)}",
+            hint="copy it again, or save the model again",
+        ) from error
+    return _from_state(file, payload, arch, sources, ())
+
+
+def _load_exported(
+    file: ModelFile, arch: Arch | None, unsafe: bool, sources: InputSources
+) -> Loaded:
+    module, specs, notes = program.as_module(exported.load(file), file.path)
+    model = _model(file, "exported-program", module, notes)
+    return replace(model, batchnorm_frozen=True), replace(sources, known=specs)
+
+
+def _load_torchscript(
+    file: ModelFile, arch: Arch | None, unsafe: bool, sources: InputSources
+) -> Loaded:
+    model = _model(file, "torchscript", scripted.read(file), ())
+    return replace(model, trainable=False, batchnorm_frozen=True), sources
+
+
+_READERS: dict[str, Callable[[ModelFile, Arch | None, bool, InputSources], Loaded]] = {
+    "torch-zip": _load_state_dict,
+    "torch-legacy": _load_state_dict,
+    "safetensors": _load_safetensors,
+    "exported-program": _load_exported,
+    "torchscript": _load_torchscript,
+}
+
+
+def _model(file: ModelFile, kind: str, module: nn.Module, notes: tuple[str, ...]) -> Model:
+    return Model(
+        name=file.stem,
+        source=file.path,
+        kind=kind,  # type: ignore[arg-type]  # one of the four, written out at each call
+        module=module,
+        arch=None,
+        inputs=(),
+        notes=notes,
+    )
+
+
+def _from_state(
+    file: ModelFile,
+    payload: object,
+    arch: Arch | None,
+    sources: InputSources,
+    notes: tuple[str, ...],
+) -> Loaded:
+    tensors, cleaned = state.clean(payload, file.path)
+    notes += cleaned
+    if arch is None:
+        arch = recognise(tensors, file.path)
+        notes += (f"recognised as {arch.spec}: its keys and shapes are the file's",)
+    module, arch, adapted = _build(arch, tensors, file.path)
+    model = _model(file, "state-dict", module.eval(), notes + adapted)
+    known = replace(sources, known=arch.inputs, default=arch.default_inputs(module))
+    return replace(model, arch=arch.spec), known
+
+
+def _build(
+    arch: Arch, tensors: Mapping[str, Tensor], path: str
+) -> tuple[nn.Module, Arch, tuple[str, ...]]:
+    """Build the architecture and give it the tensors; the number of classes follows the file."""
+    notes: tuple[str, ...] = ()
+    module = _make(arch)
+    found = shapes_of(tensors)
+    mismatch = compare(found, shapes_of(module.state_dict()))
+    if mismatch and arch.takes_num_classes():
+        classes = other_num_classes(mismatch)
+        if classes is not None:
+            arch = arch.with_kwargs(num_classes=classes)
+            module = _make(arch)
+            mismatch = compare(found, shapes_of(module.state_dict()))
+            notes = (f"the file's final layer has {classes} classes: {arch.spec}",)
+    if mismatch:
+        raise mismatch_error(path, arch.spec, mismatch, tensors)
+    _give(module, tensors, assign=arch.meta)
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        # A tensor that no checkpoint holds (a table made when the network is built).
+        module = arch.build()
+        _give(module, tensors, assign=False)
+    return module.float(), arch, notes
+
+
+def _make(arch: Arch) -> nn.Module:
+    if not arch.meta:
+        return arch.build()
+    with torch.device("meta"):  # no memory and no random start for weights that the file replaces
+        return arch.build()
+
+
+def _give(module: nn.Module, tensors: Mapping[str, Tensor], *, assign: bool) -> None:
+    known = module.state_dict().keys()
+    module.load_state_dict(
+        {name: tensor for name, tensor in tensors.items() if name in known},
+        strict=False,
+        assign=assign,
+    )
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)

@@ -1,0 +1,81 @@
+"""One forward pass before anything else is done, so that a wrong input shape is found at once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from hwprune.errors import ModelError
+from hwprune.frontend.inputs import describe
+from hwprune.ir import TensorSpec
+
+# One sample would pass where a forward method bakes a batch of one in; two find it.
+_BATCH = 2
+
+
+def forward_names(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the forward method's positional parameters, where Python knows them."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(p.name for p in parameters if p.kind in positional)
+
+
+def example_inputs(inputs: tuple[TensorSpec, ...], *, batch: int) -> tuple[Tensor, ...]:
+    """Return one tensor per input: seeded noise for floats, zeros (valid indices) for the rest."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = []
+    for spec in inputs:
+        dtype = getattr(torch, spec.dtype)
+        shape = spec.with_batch(batch)
+        if dtype.is_floating_point:
+            tensors.append(torch.randn(shape, generator=generator, dtype=dtype))
+        else:
+            tensors.append(torch.zeros(shape, dtype=dtype))
+    return tuple(tensors)
+
+
+def probe(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> None:
+    """Run the network once on made-up inputs.
+
+    Raises:
+        ModelError: the network does not take these inputs, or gives no tensor back.
+    """
+    try:
+        with torch.no_grad():
+            output = module(*example_inputs(inputs, batch=_BATCH))
+    except Exception as error:  # whatever a stranger's forward method raises
+        raise ModelError(
+            f"the network does not take {describe(inputs)}: {first_line(error)}",
+            hint="give the shapes and types that its forward method takes, "
+            "one --input for each, in order",
+        ) from error
+    if not any(True for _ in _tensors(output)):
+        raise ModelError(
+            f"the network returns {type(output).__name__}, expected a tensor or several",
+            hint="wrap it in a module whose forward method returns tensors",
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the error's first line that says something, with its type where the text is bare."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if len(line) > 300:
+        line = line[:297] + "..."
+    return line if isinstance(error, RuntimeError) and line else f"{type(error).__name__}: {line}"
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, list | tuple):
+        for item in output:
+            yield from _tensors(item)
+    elif isinstance(output, dict):
+        for item in output.values():
+            yield from _tensors(item)
