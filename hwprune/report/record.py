@@ -1,0 +1,287 @@
+"""report.json: the record of one run, as other people's scripts read it.
+
+Accuracies and sparsity are fractions, sizes bytes, times what their names say. What was not measured
+is null, and ``notes`` holds a line ``path: reason`` for it (or for the section it is in).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hwprune.errors import ArtifactError, HwpruneError, OutputError
+
+SCHEMA_VERSION = 1
+REPORT_NAME = "report.json"
+# What a note must explain where it is null; what is null inside a trajectory or a layer explains itself.
+_UNEXPLAINED_SECTIONS = ("environment", "accuracy.trajectory", "result.layers", "verdict.limits")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of the record's parts: no unknown field, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LimitOutcome(Section):
+    """One ``--require``. Durations are in ms, sizes in bytes; ``value`` is null where not measured."""
+
+    field: str
+    op: Literal["<=", ">=", "<", ">", "=="]
+    limit: float
+    value: float | None
+    met: bool
+
+
+class VerdictPart(Section):
+    """The answer."""
+
+    fits: bool
+    verified: bool
+    scope: str
+    limits: tuple[LimitOutcome, ...] = ()
+    exit_code: int
+
+
+class ArtifactPart(Section):
+    """The file; ``path`` is relative to the report's folder."""
+
+    path: str
+    bytes: Count
+    sha256: str
+
+
+class BudgetPart(Section):
+    """What the file could weigh, and what it does."""
+
+    bytes: Count
+    floor_bytes: Count | None
+    max_nonzeros: Count | None
+    used_bytes: Count
+    slack_bytes: int
+
+
+class LayerPart(Section):
+    """One prunable tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    nonzeros: Count
+    codec: str
+    value_type: str
+    bytes: Count
+
+
+class ResultPart(Section):
+    """What was written. ``weights`` counts the elements of prunable tensors, shared ones once."""
+
+    nonzeros: Count
+    weights: Count
+    sparsity: Fraction
+    artifact_bytes: Count
+    layers: tuple[LayerPart, ...]
+
+
+class TrajectoryPoint(Section):
+    """One moment of the run; the accuracy is that of the validation split."""
+
+    epoch: Positive
+    nonzeros: Count
+    accuracy: Fraction | None = None
+    action: str | None = None
+    step: Count | None = None
+    density: Fraction | None = None
+    loss: float | None = None
+    lr: float | None = None
+    seconds: Positive | None = None
+
+
+class AccuracyPart(Section):
+    """Of the dense network, of the state with the fewest connections, of the file that was written."""
+
+    dense: Fraction | None
+    extreme: Fraction | None
+    final: Fraction | None
+    metric: str | None
+    split: str | None
+    samples: Count | None
+    trajectory: tuple[TrajectoryPoint, ...] = ()
+
+
+class LatencyRun(Section):
+    """One file in one runtime, on the host. ``load_ms`` and ``resident_bytes`` are of loading it."""
+
+    p50_ms: Positive
+    p90_ms: Positive
+    runs: Count
+    threads: Count
+    batch: Count
+    load_ms: Positive | None = None
+    resident_bytes: Count | None = None
+
+
+class LatencyPart(Section):
+    """The dense file, the artifact in stock onnxruntime, and the artifact with native kernels."""
+
+    dense: LatencyRun | None
+    stock: LatencyRun | None
+    kernels: LatencyRun | None
+    host: str | None
+    onnxruntime: str | None
+
+
+class ParityPart(Section):
+    """Against the PyTorch model that holds the decoded weights."""
+
+    relative_error: Positive | None
+    top1_agreement: Fraction | None
+
+
+class Record(Section):
+    """The whole report."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    verdict: VerdictPart
+    model: str
+    target: str
+    strategy: str
+    epochs: Count
+    artifact: ArtifactPart
+    budget: BudgetPart
+    result: ResultPart
+    accuracy: AccuracyPart
+    latency: LatencyPart
+    parity: ParityPart
+    environment: Mapping[str, str | int | float | bool | None]
+    command: str
+    seed: int
+    seconds: Positive
+    notes: tuple[str, ...] = ()
+
+
+def unexplained(record: Record) -> list[str]:
+    """Return the dotted paths of nulls for which no note gives the reason.
+
+    A note explains a path when it starts with it, or with a section around it, and a colon.
+    """
+    heads = {note.partition(":")[0].strip() for note in record.notes if ":" in note}
+
+    def explained(path: str) -> bool:
+        parts = path.split(".")
+        return any(".".join(parts[:count]) in heads for count in range(1, len(parts) + 1))
+
+    return [path for path in _nulls(record.model_dump(mode="json")) if not explained(path)]
+
+
+def _nulls(value: Any, path: str = "") -> Iterator[str]:
+    if value is None:
+        yield path
+    elif isinstance(value, dict) and path not in _UNEXPLAINED_SECTIONS:
+        for key, inner in value.items():
+            yield from _nulls(inner, f"{path}.{key}" if path else key)
+
+
+def read(path: str | os.PathLike[str]) -> Record:
+    """Read a report: the file itself, or the folder that holds a ``report.json``.
+
+    Raises:
+        ArtifactError: not there, not JSON, or not a report of this version; names the field.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / REPORT_NAME
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"there is no {file}",
+            hint="give a report.json, or the output folder of `hwprune compile`",
+        ) from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ArtifactError(f"{file} cannot be read: {reason}") from None
+    try:
+        return Record.model_validate_json(text)
+    except ValidationError as error:
+        raise ArtifactError(
+            describe(error, str(file), "a report of hwprune"),
+            hint="it may be cut off, or come from another version of hwprune",
+        ) from None
+
+
+def describe(error: ValidationError, path: str, what: str) -> str:
+    """Return pydantic's findings in a few lines: field, what was given, what was expected."""
+    lines = []
+    for found in error.errors(include_url=False)[:5]:
+        place = ".".join(str(part) for part in found["loc"])
+        given = "" if found["type"] in ("missing", "json_invalid") else f" (given {_short(found)})"
+        lines.append(f"  {place or 'file'}: {found['msg']}{given}")
+    more = error.error_count() - len(lines)
+    return "\n".join([f"{path} is not {what}:", *lines, *([f"  and {more} more"] if more else [])])
+
+
+def _short(found: Any) -> str:
+    text = repr(found["input"])
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def write(record: Record, path: str | os.PathLike[str]) -> None:
+    """Write a report, whole or not at all. Nulls that no note explains get one that says so.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    notes = [*record.notes, *(f"{where}: not measured" for where in unexplained(record))]
+    complete = record.model_copy(update={"notes": tuple(notes)})
+    write_text(complete.model_dump_json(indent=2) + "\n", path)
+
+
+def write_text(text: str, path: str | os.PathLike[str]) -> None:
+    """Write a text file beside its place and rename it, so that no half-written one is ever seen.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    file = Path(path)
+    beside = ""
+    try:
+        handle, beside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(beside, _mode())
+        os.replace(beside, file)
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {error.strerror}") from None
+    finally:
+        if beside and os.path.exists(beside):
+            os.unlink(beside)
+
+
+def _mode() -> int:
+    """Return the mode of an ordinary new file: mkstemp makes private ones."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def from_mapping(data: Mapping[str, Any]) -> Record:
+    """Return a record of values that this program put together.
+
+    Raises:
+        HwpruneError: they are not a report; a defect of hwprune.
+    """
+    try:
+        return Record.model_validate(data)
+    except ValidationError as error:
+        raise HwpruneError(describe(error, "the run's own record", "a report")) from None

@@ -1,0 +1,45 @@
+"""Is the file what was promised? Measured on this host, without torch."""
+
+from hwprune.verify.accuracy import accuracy_of
+from hwprune.verify.check import check
+from hwprune.verify.host import cpu_name, environment, host_label
+from hwprune.verify.latency import LatencyResult, measure
+from hwprune.verify.limits import (
+    Context,
+    Limit,
+    evaluate,
+    explain,
+    measurable,
+    parse_limit,
+    require_measurable,
+    why_not,
+)
+from hwprune.verify.memory import MemoryResult, resident
+from hwprune.verify.outcome import SCOPE_HOST, SCOPE_UNLINKED, CheckResult, Step
+from hwprune.verify.parity import Parity, compare
+
+__all__ = [
+    "SCOPE_HOST",
+    "SCOPE_UNLINKED",
+    "CheckResult",
+    "Context",
+    "LatencyResult",
+    "Limit",
+    "MemoryResult",
+    "Parity",
+    "Step",
+    "accuracy_of",
+    "check",
+    "compare",
+    "cpu_name",
+    "environment",
+    "evaluate",
+    "explain",
+    "host_label",
+    "measurable",
+    "measure",
+    "parse_limit",
+    "require_measurable",
+    "resident",
+    "why_not",
+]

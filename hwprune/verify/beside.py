@@ -1,0 +1,81 @@
+"""The report.json that may lie beside an artifact: what it promised about the file.
+
+Read leniently: the gate must say what is wrong with the artifact, whatever lies beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hwprune.export.artifact import ArtifactFile
+
+REPORT_NAME = "report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A report that speaks of a file of this name, in the same folder.
+
+    Attributes:
+        record: the report as it was read.
+        bytes: the size it promises.
+        sha256: the hash it promises.
+        packed_layers: how many layers it says are packed sparse.
+    """
+
+    record: Mapping[str, Any]
+    bytes: int | None
+    sha256: str | None
+    packed_layers: int
+
+    def matches(self, artifact: ArtifactFile) -> bool:
+        """Return whether the report was written for exactly this file."""
+        return self.sha256 == artifact.sha256
+
+    def differences(self, artifact: ArtifactFile) -> str:
+        """Return in words how the file differs from what the report promises."""
+        if self.matches(artifact):
+            return ""
+        parts = []
+        if self.packed_layers > (now := len(artifact.layers)):
+            parts.append(f"{self.packed_layers} layers were packed, {now or 'none'} of them is now")
+        if self.bytes != artifact.bytes:
+            parts.append(
+                f"it had {self.bytes:,} B, it has {artifact.bytes:,} B" if self.bytes else ""
+            )
+        parts.append(f"its sha256 was {(self.sha256 or '?')[:12]}, it is {artifact.sha256[:12]}")
+        return "; ".join(part for part in parts if part)
+
+
+def find(path: str, sha256: str) -> Beside | None:
+    """Return the report beside a file, None where there is none that speaks of it.
+
+    It speaks of a file by name, or, where the file was renamed, by its hash.
+    """
+    file = Path(path)
+    try:
+        record = json.loads((file.parent / REPORT_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    artifact = record.get("artifact") if isinstance(record, dict) else None
+    if not isinstance(artifact, dict) or not isinstance(artifact.get("path"), str):
+        return None
+    promised = artifact.get("sha256")
+    if Path(artifact["path"]).name != file.name and promised != sha256:
+        return None
+    result = record.get("result")
+    layers = result.get("layers") if isinstance(result, dict) else None
+    size = artifact.get("bytes")
+    return Beside(
+        record=record,
+        bytes=size if isinstance(size, int) else None,
+        sha256=promised if isinstance(promised, str) else None,
+        packed_layers=sum(
+            isinstance(layer, dict) and layer.get("codec") not in (None, "dense")
+            for layer in (layers if isinstance(layers, list) else [])
+        ),
+    )

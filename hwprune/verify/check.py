@@ -1,0 +1,289 @@
+"""The gate: everything about an artifact that can be checked without the network it came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from hwprune.errors import HwpruneError, LimitError, UsageError, VerificationError
+from hwprune.export.artifact import ArtifactFile, read_artifact
+from hwprune.ir import LimitResult
+from hwprune.units import format_bytes
+from hwprune.verify import beside, integrity, latency, runner
+from hwprune.verify.fields import FIELDS
+from hwprune.verify.limits import Context, Limit, evaluate, explain, why_not
+from hwprune.verify.outcome import SCOPE_HOST, SCOPE_UNLINKED, CheckResult, Log, TargetFacts
+
+
+def check(
+    path: str,
+    *,
+    target: TargetFacts | None = None,
+    limits: Sequence[Limit] = (),
+    threads: int = 1,
+    runs: int = 50,
+) -> CheckResult:
+    """Check one artifact. Findings are returned, never raised.
+
+    Args:
+        path: the file. A report.json beside it that speaks of it is held against it.
+        target: its budget, opset, IR version, codecs and value types become part of the gate.
+        limits: size, nonzeros and sparsity are counted in the file, latency is measured here, the
+            rest comes from the report beside it, where that was written for exactly this file.
+        threads: for latency limits.
+        runs: for latency limits.
+    """
+    log = Log()
+    scope = SCOPE_UNLINKED if target and target.kind == "microcontroller" else SCOPE_HOST
+    found: list[ArtifactFile] = []
+
+    def readable() -> str:
+        found.append(read_artifact(path))
+        return f"{format_bytes(found[0].bytes)}, {found[0].form} form"
+
+    if not log.step("readable", readable):
+        return CheckResult(path, tuple(log.steps), (), scope, None)
+    artifact = found[0]
+    report = beside.find(path, artifact.sha256)
+    matching = report if report is not None and report.matches(artifact) else None
+    log.step("one file", lambda: _one_file(artifact))
+    sound = log.step("onnx checker", lambda: _onnx_checker(artifact))
+    log.step("function bodies", lambda: _bodies(artifact))
+    log.step("packed weights", lambda: _packed(artifact, matching))
+    if report is not None:
+        log.step("report beside", lambda: _report(artifact, report))
+    else:
+        log.skip("report beside", f"no {beside.REPORT_NAME} beside it speaks of this file")
+    if sound:
+        log.step("runs in onnxruntime", lambda: _runs(path))
+    else:
+        log.skip("runs in onnxruntime", "the onnx checker refuses the file")
+    if target is not None:
+        log.step("target's runtime", lambda: _suits(artifact, target))
+    budget = _budget(target, matching)
+    if budget is not None:
+        log.step("budget", lambda: _within(artifact, *budget))
+    results = _limits(log, artifact, limits, target, matching, threads=threads, runs=runs)
+    return CheckResult(path, tuple(log.steps), results, scope, artifact)
+
+
+# -- the checks ---------------------------------------------------------------------------------
+
+
+def _one_file(artifact: ArtifactFile) -> str:
+    names = integrity.external_tensors(artifact.model)
+    if names:
+        raise VerificationError(
+            f"{len(names)} tensors lie in another file, the first is {names[0]!r}",
+            hint="save the model with its data inside",
+        )
+    return "no external data"
+
+
+def _onnx_checker(artifact: ArtifactFile) -> str:
+    try:
+        onnx.checker.check_model(artifact.model, full_check=True)
+    except Exception as error:  # checker and shape inference raise unrelated classes
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise VerificationError(f"onnx.checker refuses it: {first[:400]}") from None
+    return f"opset {artifact.opset}, IR version {artifact.ir_version}, full check"
+
+
+def _bodies(artifact: ArtifactFile) -> str:
+    altered = integrity.altered_bodies(artifact.model)
+    if altered:
+        listed = ", ".join(altered[:5]) + (" ..." if len(altered) > 5 else "")
+        raise VerificationError(
+            f"not what hwprune writes: {listed}",
+            hint="the file computes something else than its operators' names say; compile it again",
+        )
+    if artifact.form == "dense":
+        return "none: no layer is packed"
+    return "as hwprune writes them, byte for byte"
+
+
+def _packed(artifact: ArtifactFile, matching: beside.Beside | None) -> str:
+    sign = integrity.densified(artifact)
+    # A report for exactly this file that promises no packed layer: it was written dense on purpose.
+    meant = matching is not None and matching.packed_layers <= len(artifact.layers)
+    if sign is not None and not meant:
+        raise VerificationError(
+            f"re-densified: {sign}",
+            hint="an optimiser that ran after hwprune folds packed weights back; ship its own file",
+        )
+    nonzeros = sum(layer.nonzeros for layer in artifact.layers)
+    weights = sum(layer.weights for layer in artifact.layers)
+    if not weights:
+        return "no packed layers, and no sign that there were any"
+    return f"{len(artifact.layers)} layers, {nonzeros:,} nonzeros of {weights:,} weights"
+
+
+def _report(artifact: ArtifactFile, report: beside.Beside) -> str:
+    difference = report.differences(artifact)
+    if difference:
+        lost = report.packed_layers > len(artifact.layers)
+        raise VerificationError(
+            f"{'re-densified' if lost else 'not the file that its report is about'}: {difference}",
+            hint="ship the file that hwprune wrote, or compile again",
+        )
+    verdict = report.record.get("verdict")
+    if isinstance(verdict, Mapping) and verdict.get("verified") is False:
+        raise VerificationError(
+            "the run that wrote it rejected it: its report says verified: false"
+        )
+    return "size and sha256 as promised"
+
+
+def _runs(path: str) -> str:
+    session = runner.open_session(path)
+    try:
+        inputs = runner.random_inputs(session)
+    except HwpruneError as error:
+        return f"loads; not run: {error.message}"
+    for entry, output in zip(session.get_outputs(), runner.run(session, inputs), strict=True):
+        is_float = isinstance(output, np.ndarray) and output.dtype.kind == "f"
+        if is_float and not np.isfinite(output).all():
+            raise VerificationError(f"output {entry.name!r} holds NaN or infinity")
+    return "loads, runs, outputs are finite"
+
+
+def _suits(artifact: ArtifactFile, target: TargetFacts) -> str:
+    runtime = target.runtime
+    problems = [
+        f"{what} {given}, {target.name} reads up to {most}"
+        for what, given, most in (
+            ("opset", artifact.opset, runtime.opset),
+            ("IR version", artifact.ir_version, runtime.ir_version),
+        )
+        if given > most
+    ]
+    if runtime.inline_functions and artifact.form == "functions":
+        problems.append(f"its functions are not inlined, and {target.name} cannot fold functions")
+    for what, used, known in (
+        ("codec", {layer.codec for layer in artifact.layers}, target.codecs),
+        ("value type", {layer.value_type for layer in artifact.layers}, target.value_types),
+    ):
+        problems += [
+            f"{what} {one} is not one of {target.name}" for one in sorted(used - set(known))
+        ]
+    if problems:
+        raise VerificationError("; ".join(problems), hint=f"compile with --target {target.name}")
+    return f"opset, IR version, codecs and value types are those of {target.name}"
+
+
+def _budget(target: TargetFacts | None, matching: beside.Beside | None) -> tuple[int, str] | None:
+    if target is not None:
+        return target.budget_bytes, f"the budget of {target.name}"
+    budget = matching.record.get("budget") if matching is not None else None
+    size = budget.get("bytes") if isinstance(budget, Mapping) else None
+    return (size, "the budget of its report") if isinstance(size, int) else None
+
+
+def _within(artifact: ArtifactFile, size: int, whose: str) -> str:
+    text = f"{format_bytes(artifact.bytes)}; {whose} is {format_bytes(size)}"
+    if artifact.bytes > size:
+        raise LimitError(
+            f"over budget by {artifact.bytes - size:,} B: {text}",
+            hint="compile for a smaller --budget",
+        )
+    return text
+
+
+# -- limits -------------------------------------------------------------------------------------
+
+
+def _limits(
+    log: Log,
+    artifact: ArtifactFile,
+    wanted: Sequence[Limit],
+    target: TargetFacts | None,
+    matching: beside.Beside | None,
+    *,
+    threads: int,
+    runs: int,
+) -> tuple[LimitResult, ...]:
+    promised: Mapping[str, Any] = matching.record if matching is not None else {}
+    record = _counted(artifact, promised)
+    live: dict[str, Any] = {}
+    results: list[LimitResult] = []
+
+    def judge(limit: Limit) -> str:
+        reason = _unmeasurable(limit, artifact, target, matching)
+        if reason is not None:
+            raise UsageError(
+                f"{limit.text} cannot be measured by check: {reason}",
+                hint=f"keep {beside.REPORT_NAME} beside the artifact, or leave the limit out",
+            )
+        if _is_live(limit) and not live:
+            live.update(_stock(artifact.path, threads=threads, runs=runs))
+        result = evaluate(limit, {**record, "latency": live} if _is_live(limit) else record)
+        results.append(result)
+        sentence = explain(limit, result)
+        if not result.met:
+            raise LimitError(sentence, hint=None)
+        return sentence
+
+    for limit in wanted:
+        log.step(f"require {limit.text}", lambda limit=limit: judge(limit))  # type: ignore[misc]
+    return tuple(results)
+
+
+def _is_live(limit: Limit) -> bool:
+    """Return whether a limit is about this file's own latency, which is measured here and now."""
+    if FIELDS[limit.field].need != "latency" or limit.relative:
+        return False
+    return not limit.field.startswith(("latency.dense", "latency.kernels"))
+
+
+def _unmeasurable(
+    limit: Limit,
+    artifact: ArtifactFile,
+    target: TargetFacts | None,
+    matching: beside.Beside | None,
+) -> str | None:
+    known = matching is not None
+    context = Context(
+        kind=target.kind if target else None,
+        labels=known,
+        parity=known,
+        dense=known,
+        run=known,
+        layers=known or bool(artifact.layers),
+    )
+    reason = why_not(limit, context)
+    if reason is not None and not known and FIELDS[limit.field].need in ("labels", "parity"):
+        name = Path(artifact.path).name
+        return f"no {beside.REPORT_NAME} beside it was written for exactly this {name}"
+    if reason is None and known and not _is_live(limit) and matching is not None:
+        value = evaluate(limit, _counted(artifact, matching.record)).value
+        if value is None or math.isnan(value):
+            return "the report beside it does not have it"
+    return reason
+
+
+def _counted(artifact: ArtifactFile, promised: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a report with what can be counted in the file itself put in its place."""
+    given = promised.get("result")
+    result = dict(given) if isinstance(given, Mapping) else {}
+    result["artifact_bytes"] = artifact.bytes
+    if artifact.layers:
+        weights = sum(layer.weights for layer in artifact.layers)
+        nonzeros = sum(layer.nonzeros for layer in artifact.layers)
+        result |= {"weights": weights, "nonzeros": nonzeros, "sparsity": 1 - nonzeros / weights}
+    return {**promised, "artifact": {"bytes": artifact.bytes}, "result": result}
+
+
+def _stock(path: str, *, threads: int, runs: int) -> dict[str, Any]:
+    measured = latency.measure({"stock": path}, threads=threads, runs=runs)["stock"]
+    return {
+        "stock": {
+            "p50_ms": measured.p50_ms,
+            "p90_ms": measured.p90_ms,
+            "load_ms": measured.load_ms,
+        }
+    }

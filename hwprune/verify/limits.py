@@ -1,0 +1,210 @@
+"""Limits such as ``size<=512KiB`` or ``latency.p50<=0.5x``: read, judged, and explained.
+
+A limit is FIELD OP VALUE; the fields are those of ``fields.FIELDS``. A duration may be given as a
+multiple of the dense file's (``0.5x``). ``latency.p50`` alone is the kernels' where they ran, else
+that of stock onnxruntime.
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hwprune.errors import UsageError
+from hwprune.ir import LimitResult
+from hwprune.units import parse_bytes, parse_fraction, parse_milliseconds
+from hwprune.verify.fields import FIELDS, Field, Kind, lookup, show
+
+OPS: Mapping[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_FORM = re.compile(r"\s*([^\s<>=!~]+)\s*([<>=!~]+)\s*(.*?)\s*", re.DOTALL)
+_RELATIVE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*[xX×]")
+_EXAMPLE = "write FIELD OP VALUE, such as 'size<=512KiB', 'accuracy>=91%' or 'latency.p50<=0.5x'"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One limit.
+
+    Attributes:
+        field: a key of ``FIELDS``.
+        op: a key of ``OPS``.
+        value: in bytes, milliseconds or as a fraction; a multiple of dense where ``relative``.
+        relative: whether ``value`` multiplies the dense file's.
+        text: as it was written.
+    """
+
+    field: str
+    op: str
+    value: float
+    relative: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a run will be able to measure.
+
+    Attributes:
+        kind: of the target: ``linux`` or ``microcontroller``; None without a target.
+        labels: whether the data carry labels.
+        latency: whether latency is measured on this host.
+        parity: whether outputs are compared with the PyTorch model.
+        dense: whether a dense file is measured beside (limits such as ``0.5x``).
+        run: whether a run's own numbers are known: budget, epochs, seconds.
+        layers: whether there are packed layers to count nonzeros in.
+    """
+
+    kind: Literal["linux", "microcontroller"] | None = None
+    labels: bool = False
+    latency: bool = True
+    parity: bool = True
+    dense: bool = True
+    run: bool = True
+    layers: bool = True
+
+
+def parse_limit(text: str) -> Limit:
+    """Read a limit.
+
+    Raises:
+        UsageError: names what is wrong (field, operator or value) and what was expected.
+    """
+    match = _FORM.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{text!r} is not a limit", hint=_EXAMPLE)
+    name, op, value = match.groups()
+    field = FIELDS.get(name.lower().replace("-", "_"))
+    if field is None:
+        raise UsageError(f"{text!r}: {name!r} is not a field of the report", hint=_suggest(name))
+    if op not in OPS:
+        raise UsageError(
+            f"{text!r}: {op!r} is not a comparison, expected one of {', '.join(OPS)}", hint=_EXAMPLE
+        )
+    relative = _RELATIVE.fullmatch(value)
+    if relative is not None and field.kind != "duration":
+        raise UsageError(
+            f"{text!r}: only a latency can be given as a multiple of dense", hint=_EXAMPLE
+        )
+    try:
+        number = float(relative[1]) if relative else _VALUES[field.kind](value)
+    except UsageError as error:
+        raise UsageError(f"{text!r}: {error.message}", hint=error.hint) from None
+    if field.kind == "fraction" and not -1 <= number <= 1:
+        raise UsageError(
+            f"{text!r}: {value} is not a fraction",
+            hint=f"write {value}% or {number / 100:g}" if "%" not in value else "at most 100%",
+        )
+    return Limit(field.name, op, number, relative is not None, text.strip())
+
+
+def why_not(limit: Limit, context: Context) -> str | None:
+    """Return why a run cannot measure what a limit asks for, None where it can."""
+    field = FIELDS[limit.field]
+    if field.need == "firmware":
+        return "the RAM a device needs is known only from linked firmware, which is not built here"
+    if field.need == "labels" and not context.labels:
+        return "accuracy needs data with labels"
+    if field.need == "latency":
+        if context.kind == "microcontroller":
+            return "this host's latency says nothing about a microcontroller"
+        if not context.latency:
+            return "latency is not measured in this run"
+        if limit.field.startswith("latency.kernels"):
+            return "no native kernels are installed"
+        if (limit.relative or limit.field.startswith("latency.dense")) and not context.dense:
+            return "there is no dense file to measure beside it"
+    if field.need == "parity" and not context.parity:
+        return "there is no PyTorch model to compare outputs with"
+    if field.need == "run" and not context.run:
+        return "it is a number of the run that made the file, and its report is not beside it"
+    if limit.field.rpartition(".")[2] in ("nonzeros", "weights", "sparsity") and not context.layers:
+        return "the file has no packed layers to count in"
+    return None
+
+
+def measurable(limit: Limit, context: Context) -> bool:
+    """Return whether a run can measure what a limit asks for."""
+    return why_not(limit, context) is None
+
+
+def require_measurable(limits: Iterable[Limit], context: Context) -> None:
+    """Refuse limits that a run cannot measure, before any work is done.
+
+    Raises:
+        UsageError: the first such limit, and why.
+    """
+    for limit in limits:
+        reason = why_not(limit, context)
+        if reason is not None:
+            raise UsageError(
+                f"--require {limit.text}: cannot be measured in this run: {reason}",
+                hint="leave this limit out, or give what it needs",
+            )
+
+
+def evaluate(limit: Limit, record: Mapping[str, Any]) -> LimitResult:
+    """Judge a limit by a report (the dict of report.json). What was not measured is not met.
+
+    A multiple of dense comes out as the milliseconds it stands for.
+    """
+    field = FIELDS[limit.field]
+    value, bound = field.value(record), limit.value
+    if limit.relative:
+        dense = lookup(record, ("latency", "dense", field.paths[0][-1]))
+        if dense is None:
+            return LimitResult(limit.field, limit.op, bound, None, False)
+        bound *= dense
+    met = value is not None and OPS[limit.op](value, bound)
+    return LimitResult(limit.field, limit.op, bound, value, met)
+
+
+def explain(limit: Limit, result: LimitResult) -> str:
+    """Return a sentence with field, value and limit."""
+    field = FIELDS[limit.field]
+    if result.value is None:
+        return f"{limit.field} was not measured; the limit is {limit.text}"
+    bound = f" ({show(field.kind, result.limit)})" if limit.relative else ""
+    met = "met" if result.met else "not met"
+    return f"{limit.field} is {_precise(field, result)}; the limit {limit.text}{bound} is {met}"
+
+
+def _precise(field: Field, result: LimitResult) -> str:
+    """Show a value; in full where rounding would make it look like the limit it misses."""
+    assert result.value is not None
+    shown = show(field.kind, result.value)
+    close = shown == show(field.kind, result.limit) and result.value != result.limit
+    return f"{result.value:.10g}" if close else shown
+
+
+def _count(text: str) -> float:
+    if not re.fullmatch(r"\d[\d_]*", text):
+        raise UsageError(f"{text!r} is not a whole number", hint="write it like 40000 or 40_000")
+    return float(text.replace("_", ""))
+
+
+_VALUES: Mapping[Kind, Callable[[str], float]] = {
+    "bytes": parse_bytes,
+    "count": _count,
+    "fraction": parse_fraction,
+    "duration": parse_milliseconds,
+    "number": parse_fraction,
+}
+
+
+def _suggest(name: str) -> str:
+    wanted = name.lower()
+    for unit in ("_ms", "_bytes", "_kib"):
+        wanted = wanted.removesuffix(unit)
+    close = [wanted] if wanted in FIELDS else difflib.get_close_matches(wanted, FIELDS, n=3)
+    known = ", ".join(field for field in FIELDS if field.count(".") == 0 or field == "latency.p50")
+    return f"did you mean {' or '.join(close)}?" if close else f"expected one of {known}, ..."

@@ -1,0 +1,144 @@
+"""Running a file in onnxruntime on this host: quiet, on the CPU, with a fixed number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from hwprune.errors import ArtifactError, UsageError, VerificationError
+
+Arrays = Sequence[NDArray[Any]]
+
+_FATAL_ONLY = 4
+_DTYPES: Mapping[str, str] = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(bool)": "bool",
+}
+
+
+def open_session(path: str, *, threads: int = 1) -> Any:
+    """Return an ``onnxruntime.InferenceSession`` on the CPU.
+
+    Raises:
+        ArtifactError: there is no such file.
+        VerificationError: this host's onnxruntime does not load it.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL_ONLY
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base below Exception
+        if "NO_SUCHFILE" in str(error) or type(error).__name__ == "NoSuchFile":
+            raise ArtifactError(f"there is no file {path}") from None
+        raise VerificationError(
+            f"{path} does not load in onnxruntime {ort.__version__}: {_first_line(error)}",
+            hint="the file may be damaged, or need a newer onnxruntime than this host has",
+        ) from None
+
+
+def run(session: Any, arrays: Arrays) -> list[NDArray[Any]]:
+    """Run once; ``arrays`` are the inputs in the file's order.
+
+    Raises:
+        VerificationError: onnxruntime refuses the inputs or fails.
+    """
+    names = [entry.name for entry in session.get_inputs()]
+    if len(names) != len(arrays):
+        raise VerificationError(f"the file has {len(names)} inputs, {len(arrays)} were given")
+    try:
+        return list(session.run(None, dict(zip(names, arrays, strict=True))))
+    except Exception as error:
+        raise VerificationError(
+            f"onnxruntime fails to run the file: {_first_line(error)}"
+        ) from None
+
+
+def fixed_batch(session: Any) -> int | None:
+    """Return the batch that the file's inputs are fixed to, None where it is free."""
+    sizes = {entry.shape[0] for entry in session.get_inputs() if entry.shape}
+    fixed = [size for size in sizes if isinstance(size, int)]
+    return fixed[0] if len(fixed) == 1 and len(sizes) == 1 else None
+
+
+def random_inputs(session: Any, *, batch: int | None = None, seed: int = 0) -> list[NDArray[Any]]:
+    """Return one array per input: standard normal floats, integers 0 and 1.
+
+    Args:
+        session: the file.
+        batch: N; None is the batch that the file is fixed to, else 1.
+        seed: of the generator.
+
+    Raises:
+        UsageError: the batch is fixed to another one, or another dimension is free.
+        VerificationError: an input is of a type that is not made here.
+    """
+    generator = np.random.default_rng(seed)
+    fixed = fixed_batch(session)
+    if fixed is not None and batch is not None and batch != fixed:
+        raise UsageError(f"the file's batch is fixed to {fixed}, {batch} was asked for")
+    count = fixed or batch or 1
+    return [_random(entry, count, generator) for entry in session.get_inputs()]
+
+
+def _random(entry: Any, batch: int, generator: np.random.Generator) -> NDArray[Any]:
+    dtype = _DTYPES.get(entry.type)
+    if dtype is None:
+        raise VerificationError(f"input {entry.name!r} is a {entry.type}, expected a plain tensor")
+    shape = []
+    for axis, size in enumerate(entry.shape):
+        if isinstance(size, int):
+            shape.append(size)
+        elif axis == 0:
+            shape.append(batch)
+        else:
+            raise UsageError(
+                f"input {entry.name!r} of shape {entry.shape} is free in dimension {axis}",
+                hint="only the batch, the first dimension, may be free",
+            )
+    if dtype.startswith("float"):
+        return generator.standard_normal(shape).astype(dtype)
+    return generator.integers(0, 2, shape).astype(dtype)
+
+
+def run_in_batches(session: Any, arrays: Arrays, *, batch: int) -> list[NDArray[Any]]:
+    """Run all samples and join the outputs along their first axis.
+
+    Args:
+        session: the file; where its batch is fixed, that one is used and the last is filled up.
+        arrays: one per input, samples first: (n, ...).
+        batch: how many samples at once.
+    """
+    step = fixed_batch(session) or batch
+    total = len(arrays[0])
+    parts: list[list[NDArray[Any]]] = []
+    for start in range(0, total, step):
+        chunk = [array[start : start + step] for array in arrays]
+        count = len(chunk[0])
+        if fixed_batch(session) and count < step:
+            chunk = [np.concatenate([a, np.repeat(a[-1:], step - count, axis=0)]) for a in chunk]
+        parts.append([_cut(output, step, count) for output in run(session, chunk)])
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+
+def _cut(output: NDArray[Any], step: int, count: int) -> NDArray[Any]:
+    return output[:count] if output.ndim and len(output) == step else output
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:400]
