@@ -1,0 +1,131 @@
+"""How many connections each tensor gets: one function per rule, all with one signature.
+
+An allocation is ``(scores, total) -> counts``: integers per tensor that sum to ``total`` exactly
+(or to all connections, where there are fewer) and never exceed a tensor's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwprune.errors import UsageError
+from hwprune.ir import Ranking
+from hwprune.sparsity.ranking import rank, rank_weights
+
+Allocation = Callable[[Mapping[str, NDArray[np.float32]], int], dict[str, int]]
+
+
+def global_(scores: Mapping[str, NDArray[np.float32]], total: int) -> dict[str, int]:
+    """Give each tensor as many as it has among the best ``total`` of all."""
+    return _tally(rank(scores, limit=_checked(total)))
+
+
+def lamp(scores: Mapping[str, NDArray[np.float32]], total: int) -> dict[str, int]:
+    """Give each tensor what a global ranking by LAMP gives it (arXiv 2010.07611, section 3).
+
+    Args:
+        scores: magnitudes of the weights (or the weights themselves).
+        total: how many connections live.
+    """
+    return _tally(rank_weights(scores, "lamp", _checked(total)))
+
+
+def uniform(scores: Mapping[str, NDArray[np.float32]], total: int) -> dict[str, int]:
+    """Give every tensor the same density."""
+    sizes = {name: array.size for name, array in scores.items()}
+    return _apportion({name: float(size) for name, size in sizes.items()}, sizes, _checked(total))
+
+
+def erk(scores: Mapping[str, NDArray[np.float32]], total: int) -> dict[str, int]:
+    """Give every tensor a count in proportion to the sum of its dimensions.
+
+    Erdos-Renyi-Kernel, arXiv 1911.11134, section 3: density in proportion to
+    ``sum(shape) / prod(shape)``. A tensor that would exceed its size is kept whole and what it
+    cannot take goes to the others in the same proportion.
+    """
+    sizes = {name: array.size for name, array in scores.items()}
+    shares = {name: float(sum(array.shape)) for name, array in scores.items()}
+    return _apportion(shares, sizes, _checked(total))
+
+
+ALLOCATIONS: dict[str, Allocation] = {
+    "global": global_,
+    "uniform": uniform,
+    "erk": erk,
+    "lamp": lamp,
+}
+
+
+def rank_allocated(
+    scores: Mapping[str, NDArray[np.float32]],
+    counts: Mapping[str, int],
+    *,
+    limit: int | None = None,
+) -> Ranking:
+    """Rank connections so that every prefix is shared out as ``counts`` is.
+
+    A connection's place is its rank inside its tensor over the tensor's count: the first
+    ``sum(counts)`` are exactly the best ``counts[name]`` of each tensor (as far as they have a
+    score above -inf), and a shorter or longer prefix keeps their proportion. A tensor with count
+    zero comes after all others.
+
+    Args:
+        scores: one array per tensor; higher is better, -inf is never ranked.
+        counts: connections per tensor, as an allocation returns them.
+        limit: rank only the best so many.
+    """
+    whole = rank(scores)
+    places = np.empty(len(whole), dtype=np.float64)
+    for number, name in enumerate(whole.shapes):
+        where = np.flatnonzero(whole.tensor == number)
+        count = counts[name]
+        # +1/2 puts the last of its share below 1 and the next one above 1 for every count.
+        order = np.arange(where.size, dtype=np.float64) + 0.5
+        places[where] = order / count if count else np.finfo(np.float64).max / 2 + order
+    # Ties go to the earlier tensor; inside one tensor there are none, but for those with count
+    # zero, whose places are all alike and whose present order by score a stable sort keeps.
+    by_tensor = np.argsort(whole.tensor, kind="stable")
+    order_ = by_tensor[np.argsort(places[by_tensor], kind="stable")][:limit]
+    return Ranking(whole.shapes, whole.tensor[order_], whole.position[order_])
+
+
+def _checked(total: int) -> int:
+    if total < 0:
+        raise UsageError(f"{total} connections to allocate", hint="a count is zero or more")
+    return total
+
+
+def _tally(ranking: Ranking) -> dict[str, int]:
+    counts = np.bincount(ranking.tensor, minlength=len(ranking.shapes))
+    return {name: int(count) for name, count in zip(ranking.shapes, counts, strict=True)}
+
+
+def _apportion(shares: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, int]:
+    """Split ``total`` in proportion to ``shares``, capped by ``sizes``, by largest remainder."""
+    total = min(total, sum(sizes.values()))
+    ideal: dict[str, float] = {}
+    open_ = {name: share for name, share in shares.items() if sizes[name] and share > 0}
+    left = total
+    while open_:
+        factor = left / sum(open_.values())
+        full = [name for name, share in open_.items() if factor * share >= sizes[name]]
+        if not full:
+            ideal.update({name: factor * share for name, share in open_.items()})
+            break
+        for name in full:
+            ideal[name] = sizes[name]
+            left -= sizes[name]
+            del open_[name]
+    counts = {name: min(int(ideal.get(name, 0)), sizes[name]) for name in sizes}
+    # Ties in the remainder go to the earlier tensor: sorted is stable.
+    by_remainder = sorted(sizes, key=lambda name: counts[name] - ideal.get(name, 0))
+    missing = total - sum(counts.values())
+    while missing > 0:
+        for name in by_remainder:
+            if missing and counts[name] < sizes[name]:
+                counts[name] += 1
+                missing -= 1
+    return counts

@@ -1,0 +1,151 @@
+"""One order over the connections of all tensors: exact, deterministic, bounded in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwprune.errors import HwpruneError, UsageError
+from hwprune.ir import Masks, Ranking
+from hwprune.sparsity import topk
+from hwprune.sparsity.scores import lamp_candidates
+
+
+def rank(
+    scores: Mapping[str, NDArray[np.float32]],
+    *,
+    limit: int | None = None,
+    keep: Masks | None = None,
+) -> Ranking:
+    """Rank connections by score, the best first; ties by tensor order, then by position.
+
+    Args:
+        scores: one array per tensor, any shapes; compared as float32. -inf is never ranked.
+        limit: rank only the best so many; bounds memory to about 40 bytes each. None ranks all.
+        keep: connections that come before all others whatever their score (even -inf), ordered
+            by score among themselves.
+
+    Raises:
+        UsageError: a score is NaN (names the tensor and how many), or the masks of ``keep`` do
+            not have the scores' names and shapes.
+    """
+    starts = _starts({name: array.size for name, array in scores.items()})
+    total = starts[-1]
+    limit = total if limit is None else max(0, min(limit, total))
+    kept, rest = topk.TopK(0), topk.TopK(limit)
+    if keep is not None:
+        _check_keep(scores, keep)
+        kept = topk.TopK(min(limit, keep.nonzeros))
+        rest = topk.TopK(limit - min(limit, keep.nonzeros))
+    for (name, array), start in zip(scores.items(), starts, strict=False):
+        alive = None if keep is None else keep[name].reshape(-1)
+        for offset, chunk in topk.chunks(array):
+            _check_nan(name, array, chunk)
+            if alive is None:
+                rest.offer(chunk, start + offset)
+                continue
+            living = alive[offset : offset + chunk.size]
+            kept.offer(chunk, start + offset, among=living, unranked=True)
+            rest.offer(chunk, start + offset, among=~living)
+    keys = np.concatenate([kept.sorted(), rest.sorted()])
+    return _ranking(keys, {name: array.shape for name, array in scores.items()}, starts)
+
+
+def rank_weights(
+    weights: Mapping[str, NDArray[np.float32]],
+    score: Literal["lamp", "magnitude"] = "lamp",
+    limit: int | None = None,
+) -> Ranking:
+    """Rank the connections of a network by a score that needs the weights alone.
+
+    The order is exactly that of ``rank`` on the scores; the scores of a whole network are never
+    held, nor is any tensor sorted beyond its best ``limit``.
+
+    Args:
+        weights: one array per tensor.
+        score: ``lamp`` or ``magnitude``.
+        limit: rank only the best so many. None ranks all.
+
+    Raises:
+        UsageError: another score, or a weight that is not a finite number.
+    """
+    if score not in ("lamp", "magnitude"):
+        raise UsageError(
+            f"the score {score!r} cannot be computed from weights alone",
+            hint="use lamp or magnitude here",
+        )
+    starts = _starts({name: array.size for name, array in weights.items()})
+    limit = starts[-1] if limit is None else max(0, min(limit, starts[-1]))
+    best = topk.TopK(limit)
+    for (name, array), start in zip(weights.items(), starts, strict=False):
+        for _, chunk in topk.chunks(array):
+            _check_finite(name, array, chunk)
+        if score == "magnitude":
+            for offset, chunk in topk.chunks(array):
+                best.offer(np.abs(chunk), start + offset)
+            continue
+        positions, values = lamp_candidates(array, limit)
+        best.offer_at(values, positions + start)
+    return _ranking(best.sorted(), {name: array.shape for name, array in weights.items()}, starts)
+
+
+def followed_by(first: Ranking, second: Ranking) -> Ranking:
+    """Return the connections of ``first``, then those of ``second``, which must not overlap.
+
+    Raises:
+        HwpruneError: the two are rankings of different networks.
+    """
+    if dict(first.shapes) != dict(second.shapes) or list(first.shapes) != list(second.shapes):
+        raise HwpruneError("two rankings of different networks cannot be joined")
+    return Ranking(
+        first.shapes,
+        np.concatenate([first.tensor, second.tensor]),
+        np.concatenate([first.position, second.position]),
+    )
+
+
+def _starts(sizes: Mapping[str, int]) -> list[int]:
+    """Return where each tensor starts in the common numbering, and at the end the total."""
+    return list(accumulate(sizes.values(), initial=0))
+
+
+def _ranking(
+    keys: NDArray[np.uint64], shapes: Mapping[str, tuple[int, ...]], starts: list[int]
+) -> Ranking:
+    index = topk.indices(keys)
+    # side="right" skips over empty tensors, whose start equals the next one's.
+    tensor = np.searchsorted(np.asarray(starts[1:], dtype=np.int64), index, side="right")
+    position = index - np.asarray(starts, dtype=np.int64)[tensor]
+    return Ranking(dict(shapes), tensor.astype(np.int32), position)
+
+
+def _check_keep(scores: Mapping[str, NDArray[np.float32]], keep: Masks) -> None:
+    for name, array in scores.items():
+        if name not in keep.by_name or keep[name].shape != array.shape:
+            raise UsageError(
+                f"the masks to keep have no entry {name!r} of shape {array.shape}",
+                hint="masks and scores must be of the same network",
+            )
+
+
+def _check_nan(name: str, array: NDArray[np.float32], chunk: NDArray[np.float32]) -> None:
+    # max propagates NaN and needs no temporary, unlike isnan.
+    if chunk.size and np.isnan(np.max(chunk)):
+        count = int(np.count_nonzero(np.isnan(array)))
+        raise UsageError(
+            f"{count:,} of {array.size:,} scores of {name!r} are NaN",
+            hint="weights or gradients of this tensor are not finite: was training diverging?",
+        )
+
+
+def _check_finite(name: str, array: NDArray[np.float32], chunk: NDArray[np.float32]) -> None:
+    if chunk.size and not (np.isfinite(np.max(chunk)) and np.isfinite(np.min(chunk))):
+        count = int(np.count_nonzero(~np.isfinite(array)))
+        raise UsageError(
+            f"{count:,} of {array.size:,} weights of {name!r} are NaN or infinite",
+            hint="the model file is damaged, or its training diverged",
+        )
