@@ -1,0 +1,11 @@
+"""Fine-tuning with masks: strategies applied at the right step, distillation, BN recalibration."""
+
+from __future__ import annotations
+
+from hwprune.training.evaluate import accuracy
+from hwprune.training.finetune import finetune
+from hwprune.training.modes import recalibrate_batchnorm
+from hwprune.training.recipe import Recipe
+from hwprune.training.result import Event, TrainResult
+
+__all__ = ["Event", "Recipe", "TrainResult", "accuracy", "finetune", "recalibrate_batchnorm"]

@@ -1,0 +1,192 @@
+"""From a NumPy split to batches on the device: converted once where it fits, augmented there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from hwprune.errors import DataError
+from hwprune.ir import Split
+
+Augment = Literal["none", "shift", "crop-flip"]
+
+# Samples that are read from a split at once while it is converted.
+_CHUNK = 2048
+# Samples in one forward pass where nothing is learnt.
+_EVALUATED = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Inputs as the network takes them, one tensor each, and (b,) labels or None."""
+
+    inputs: tuple[torch.Tensor, ...]
+    labels: torch.Tensor | None
+
+
+class Batches:
+    """Batches of a split, by index.
+
+    Args:
+        split: the data.
+        device: where the batches are wanted.
+        resident_bytes: hold the whole split as tensors there if it takes no more than this.
+        channels_last: hand out 4-D inputs in NHWC memory order.
+
+    Raises:
+        DataError: the split is empty, or its labels are not one integer per sample.
+    """
+
+    def __init__(
+        self, split: Split, *, device: str, resident_bytes: int, channels_last: bool
+    ) -> None:
+        """Read the split if it fits."""
+        self._split = split
+        self._device = torch.device(device)
+        self._channels_last = channels_last
+        self.size = len(split)
+        if self.size == 0:
+            raise DataError("a split of the data has no samples", hint="check the data source")
+        self._labels: torch.Tensor | None = None
+        if split.labels is not None:
+            if split.labels.shape != (self.size,):
+                raise DataError(
+                    f"labels of shape {split.labels.shape} for {self.size} samples",
+                    hint="one class index per sample is expected",
+                )
+            labels = np.ascontiguousarray(split.labels, dtype=np.int64)
+            self._labels = torch.from_numpy(labels).to(self._device)
+        first = self._read(np.zeros(1, dtype=np.int64))
+        sample_bytes = sum(part.numel() * part.element_size() for part in first)
+        self._held: tuple[torch.Tensor, ...] | None = None
+        if sample_bytes * self.size <= resident_bytes:
+            self._held = self._hold(first)
+
+    @property
+    def labels(self) -> torch.Tensor | None:
+        """(n,) labels on the device, or None."""
+        return self._labels
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield all samples in order, in batches that suit evaluation."""
+        yield from self.take(torch.split(torch.arange(self.size), _EVALUATED))
+
+    def take(self, indices: Iterator[torch.Tensor] | tuple[torch.Tensor, ...]) -> Iterator[Batch]:
+        """Yield one batch per index tensor; what must be read is read one batch ahead."""
+        if self._held is not None:
+            for index in indices:
+                yield self._gather(index)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            waiting = None
+            for index in indices:
+                coming = index, reader.submit(self._read, index.numpy())
+                if waiting is not None:
+                    yield self._batch(waiting[1].result(), waiting[0])
+                waiting = coming
+            if waiting is not None:
+                yield self._batch(waiting[1].result(), waiting[0])
+
+    def _read(self, index: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[torch.Tensor]:
+        return [torch.from_numpy(np.ascontiguousarray(part)) for part in self._split.batch(index)]
+
+    def _batch(self, parts: list[torch.Tensor], index: torch.Tensor) -> Batch:
+        inputs = tuple(self._ordered(part.to(self._device)) for part in parts)
+        return Batch(inputs, None if self._labels is None else self._labels[index.to(self._device)])
+
+    def _ordered(self, part: torch.Tensor) -> torch.Tensor:
+        if self._channels_last and part.ndim == 4:
+            return part.contiguous(memory_format=torch.channels_last)
+        return part
+
+    def _hold(self, first: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Read everything once; 4-D inputs are stored as (n, h, w, c) for channels_last."""
+        held = []
+        for part in first:
+            shape = list(part.shape[1:])
+            if self._channels_last and part.ndim == 4:
+                shape = [shape[1], shape[2], shape[0]]
+            held.append(torch.empty(self.size, *shape, dtype=part.dtype, device=self._device))
+        for index in torch.split(torch.arange(self.size), _CHUNK):
+            start, stop = int(index[0]), int(index[-1]) + 1
+            for store, part in zip(held, self._read(index.numpy()), strict=True):
+                if self._channels_last and part.ndim == 4:
+                    part = part.permute(0, 2, 3, 1)
+                store[start:stop] = part
+        return tuple(held)
+
+    def _gather(self, index: torch.Tensor) -> Batch:
+        if self._held is None:  # pragma: no cover - take() asks first
+            raise DataError("the split is not held in memory")
+        index = index.to(self._device)
+        inputs = []
+        for store in self._held:
+            part = store.index_select(0, index)
+            if self._channels_last and store.ndim == 4:
+                part = part.permute(0, 3, 1, 2)
+            inputs.append(part)
+        return Batch(tuple(inputs), None if self._labels is None else self._labels[index])
+
+
+def augment(batch: Batch, kind: Augment, generator: torch.Generator) -> Batch:
+    """Return the batch with every 4-D input moved (and mirrored), one draw per sample.
+
+    ``crop-flip`` pads by 4 with zeros (the mean of normalised data), crops and mirrors every other
+    one; ``shift`` moves by at most one pixel and repeats the border, so that a background that is
+    not zero stays itself. Inputs of other ranks pass through.
+
+    Args:
+        batch: what to change.
+        kind: what the data allow.
+        generator: a CPU generator: the draws are the same whatever the device.
+    """
+    if kind == "none" or all(part.ndim != 4 for part in batch.inputs):
+        return batch
+    count, reach = batch.inputs[0].shape[0], 4 if kind == "crop-flip" else 1
+    offsets = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator)
+    flips = torch.randint(0, 2, (count, 1), generator=generator).bool()
+    moved = tuple(
+        _move(part, offsets, flips if kind == "crop-flip" else None) if part.ndim == 4 else part
+        for part in batch.inputs
+    )
+    return Batch(moved, batch.labels)
+
+
+def _move(images: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor | None) -> torch.Tensor:
+    """Shift (and flip) every image by one gather over (n, h, w, c); (n, c, h, w) in and out."""
+    height, width = images.shape[2:]
+    rows = torch.arange(height) + offsets[0]
+    columns = torch.arange(width).expand(images.shape[0], width)
+    if flips is None:
+        columns = (columns + offsets[1]).clamp(0, width - 1)
+        rows = rows.clamp(0, height - 1)
+        source = images.permute(0, 2, 3, 1)
+    else:
+        reach = 4
+        columns = torch.where(flips, width - 1 - columns, columns) + offsets[1] + reach
+        rows = rows + reach
+        source = functional.pad(images.permute(0, 2, 3, 1), (0, 0, reach, reach, reach, reach))
+    samples = torch.arange(images.shape[0], device=images.device)[:, None, None]
+    moved = source[
+        samples, rows.to(images.device)[:, :, None], columns.to(images.device)[:, None, :]
+    ].permute(0, 3, 1, 2)
+    return moved if images.is_contiguous(memory_format=torch.channels_last) else moved.contiguous()
+
+
+def epoch_order(size: int, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """Return one epoch's index batches in random order, without an incomplete last one."""
+    order = torch.randperm(size, generator=generator)
+    if size <= batch_size:
+        return (order,)
+    return tuple(torch.split(order[: size - size % batch_size], batch_size))
+
+
+def steps_per_epoch(size: int, batch_size: int) -> int:
+    """Return how many batches ``epoch_order`` gives."""
+    return max(1, size // batch_size)

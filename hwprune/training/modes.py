@@ -1,0 +1,155 @@
+"""The state of a module that training borrows and gives back: modes, BN statistics, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hwprune.errors import ModelError
+from hwprune.ir import Split
+from hwprune.training.batches import Batches
+
+
+def place(module: nn.Module, device: str | torch.device, *, channels_last: bool) -> None:
+    """Move a module to a device, its 4-D tensors in NHWC or in ordinary memory order."""
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    module.to(device)
+    module.to(memory_format=order)  # type: ignore[call-overload]
+
+
+def share_parameters(first: nn.Module, second: nn.Module) -> bool:
+    """Return whether training one module would change the other."""
+    owned = {parameter.data_ptr() for parameter in second.parameters()}
+    return first is second or any(p.data_ptr() in owned for p in first.parameters())
+
+
+def batchnorms(module: nn.Module) -> list[_BatchNorm]:
+    """Return the BN layers that keep running statistics."""
+    return [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+    ]
+
+
+def set_mode(module: nn.Module, *, training: bool, train_batchnorm: bool = True) -> None:
+    """Put a module into training or eval mode, BN apart if it is frozen.
+
+    The module of an exported program cannot change its mode and stays in the exported one.
+    """
+    try:
+        module.train(training)
+    except NotImplementedError:
+        return
+    if training and not train_batchnorm:
+        for layer in module.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.eval()
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Let BN normalise by the batch, as in training, without moving its running statistics."""
+    layers = batchnorms(module)
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            layer.momentum = 0.0
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+
+@contextmanager
+def borrowed(module: nn.Module) -> Iterator[None]:
+    """Give every parameter its ``requires_grad`` back, drop gradients, and end in eval mode."""
+    wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+        set_mode(module, training=False)
+
+
+@contextmanager
+def seeded(seed: int, device: str) -> Iterator[None]:
+    """Seed torch's global generators (dropout draws from them) and put them back afterwards."""
+    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        yield
+
+
+def logits_of(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return a module's (b, classes) output in float32; of several outputs the first one.
+
+    Raises:
+        ModelError: the output is not one row of class scores per sample.
+    """
+    output = module(*inputs)
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not isinstance(output, torch.Tensor) or output.ndim != 2:
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ModelError(
+            f"the network's output is {shape}, expected (batch, classes)",
+            hint="fine-tuning handles classifiers: wrap the network so that it returns logits",
+        )
+    return output.float()
+
+
+def recalibrate_batchnorm(
+    module: nn.Module,
+    split: Split,
+    *,
+    samples: int = 2000,
+    batch: int = 128,
+    device: str = "cpu",
+    seed: int = 0,
+) -> int:
+    """Replace BN's running statistics by those of the network as it is now. Needs no labels.
+
+    The average over all batches counts every batch alike (cumulative, not exponential). Everything
+    but BN stays in eval mode.
+
+    Args:
+        module: changed in place.
+        split: where to draw samples from.
+        samples: how many to use; all where there are fewer.
+        batch: samples in one forward pass.
+        device: where the module is.
+        seed: of the draw.
+
+    Returns:
+        The number of BN layers that were recalibrated; 0 where the module has none.
+    """
+    layers = batchnorms(module)
+    if not layers:
+        return 0
+    source = Batches(split, device=device, resident_bytes=0, channels_last=False)
+    order = torch.randperm(source.size, generator=torch.Generator().manual_seed(seed))
+    momenta = [layer.momentum for layer in layers]
+    set_mode(module, training=False)
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None
+            layer.train()
+        parts = [
+            part for part in torch.split(order[:samples], batch) if len(part) > 1 or samples == 1
+        ]
+        with torch.no_grad():
+            for piece in source.take(tuple(parts)):
+                module(*piece.inputs)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            layer.eval()
+    return len(layers)

@@ -1,0 +1,103 @@
+"""How to train: every knob of fine-tuning in one frozen value, with its default and the reason."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from hwprune.errors import UsageError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The optimiser, its schedule and the loss.
+
+    Attributes:
+        epochs: passes over the training data; 0 applies the masks and recalibrates BN only.
+        batch_size: samples a step; a last incomplete batch is left out (another sample each epoch).
+        learning_rate: the peak of the schedule. Retraining from near the original peak beats
+            fine-tuning at a small rate (LR rewinding, arXiv 2003.02389).
+        momentum: of SGD.
+        nesterov: look ahead by one momentum step.
+        weight_decay: on tensors of two or more dimensions; biases and BN have none.
+        warmup_fraction: the part of the schedule over which the rate rises linearly from zero.
+        final_fraction: the rate at the very end, as a fraction of the peak.
+        distillation_weight: the share of the teacher in the loss; 1 where there are no labels,
+            0 where there is no teacher.
+        temperature: softens both distributions (arXiv 1503.02531); the term is scaled by its
+            square.
+        label_smoothing: on the labels' part of the loss.
+        precision: ``bf16`` runs the forward pass under autocast; ``auto`` takes it on CUDA, and on
+            a CPU where a short measured probe shows that it is faster there (without AVX512-BF16 or
+            AMX it is some fifteen times slower).
+        channels_last: keep 4-D tensors in NHWC order, which CPU and GPU convolutions prefer.
+        grad_clip: the largest global gradient norm, None for no limit.
+        gradient_batches: how many batches a score that needs gradients is averaged over.
+        checkpoint: ``final`` keeps the last weights; ``best`` those of the epoch with the best
+            validation accuracy among the epochs that began after the last change of the masks.
+        resident_bytes: a split up to this size is converted once and held in memory (or on the
+            device); a larger one is read batch by batch.
+        calibration_samples: how many training samples recalibrate BN where nothing is trained.
+    """
+
+    epochs: int = 12
+    batch_size: int = 128
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 1e-4
+    warmup_fraction: float = 0.05
+    final_fraction: float = 0.0
+    distillation_weight: float = 0.5
+    temperature: float = 3.0
+    label_smoothing: float = 0.0
+    precision: Precision = "auto"
+    channels_last: bool = True
+    grad_clip: float | None = None
+    gradient_batches: int = 1
+    checkpoint: Literal["final", "best"] = "final"
+    resident_bytes: int = 2 * 1024**3
+    calibration_samples: int = 2000
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name} is {getattr(self, name)!r}, expected {expected}"
+            for name, met, expected in (
+                ("epochs", self.epochs >= 0, "0 or more"),
+                ("batch_size", self.batch_size >= 1, "1 or more"),
+                ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
+                ("momentum", 0 <= self.momentum < 1, "[0, 1)"),
+                ("weight_decay", self.weight_decay >= 0, "0 or more"),
+                ("warmup_fraction", 0 <= self.warmup_fraction < 1, "[0, 1)"),
+                ("final_fraction", 0 <= self.final_fraction <= 1, "[0, 1]"),
+                ("distillation_weight", 0 <= self.distillation_weight <= 1, "[0, 1]"),
+                ("temperature", self.temperature > 0, "above 0"),
+                ("label_smoothing", 0 <= self.label_smoothing < 1, "[0, 1)"),
+                ("grad_clip", self.grad_clip is None or self.grad_clip > 0, "above 0 or None"),
+                ("gradient_batches", self.gradient_batches >= 1, "1 or more"),
+                ("precision", self.precision in ("auto", "fp32", "bf16"), "auto, fp32 or bf16"),
+                ("checkpoint", self.checkpoint in ("final", "best"), "final or best"),
+            )
+            if not met
+        ]
+        if wrong:
+            raise UsageError("; ".join(wrong), hint="see hwprune.training.Recipe")
+
+    def rate(self, progress: float, restarts: tuple[float, ...] = ()) -> float:
+        """Return the learning rate: linear warm-up, then a cosine down to ``final_fraction``.
+
+        Args:
+            progress: the fraction of all steps that lies behind, in [0, 1].
+            restarts: progress values at which the whole schedule begins anew.
+        """
+        edges = [0.0, *(edge for edge in restarts if 0 < edge < 1), 1.0]
+        at = max(number for number, edge in enumerate(edges[:-1]) if edge <= max(progress, 0.0))
+        inside = (progress - edges[at]) / (edges[at + 1] - edges[at])
+        if inside < self.warmup_fraction:
+            return self.learning_rate * inside / self.warmup_fraction
+        inside = min(1.0, (inside - self.warmup_fraction) / (1.0 - self.warmup_fraction))
+        falling = 0.5 * (1.0 + math.cos(math.pi * inside))
+        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * falling)

@@ -1,0 +1,67 @@
+"""What fine-tuning reports: while it runs (Event) and when it is done (TrainResult)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hwprune.ir import Masks
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One sign of life, for a progress bar.
+
+    Attributes:
+        epoch: the epoch in progress, from 1; 0 before the first.
+        step: optimiser steps done.
+        of: optimiser steps in all.
+        loss: mean training loss of this epoch so far, None before the first step.
+        accuracy: validation accuracy, where it was just measured.
+        message: a short line for people.
+    """
+
+    epoch: int
+    step: int
+    of: int
+    loss: float | None
+    accuracy: float | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What came of it; the weights are in the module that was trained, in place.
+
+    Attributes:
+        masks: the final masks; every weight outside them is exactly zero.
+        trajectory: one dict per change of the masks and per epoch: epoch, step, action (``prune``,
+            ``regrow`` or ``train``), nonzeros, density, accuracy, loss, lr, seconds (since the
+            start). What was not measured at that point is None.
+        epochs: epochs spent.
+        steps: optimiser steps taken.
+        seconds: wall time, evaluation included.
+        metric: ``accuracy`` against labels, or ``agreement`` with the dense model without them.
+        dense_accuracy: the metric before anything was pruned, on the validation split.
+        extreme_accuracy: the metric in the state with the fewest connections, just before it is
+            regrown; None where nothing is regrown.
+        extreme_nonzeros: how many connections lived then.
+        final_accuracy: the metric of the weights that are returned, on the validation split.
+        best_epoch: the epoch (from 1) whose weights are returned; None without training.
+        precision: ``fp32`` or ``bf16``.
+        notes: sentences for the report.
+    """
+
+    masks: Masks
+    trajectory: tuple[dict[str, Any], ...]
+    epochs: int
+    steps: int
+    seconds: float
+    metric: Literal["accuracy", "agreement"]
+    dense_accuracy: float
+    extreme_accuracy: float | None
+    extreme_nonzeros: int | None
+    final_accuracy: float
+    best_epoch: int | None
+    precision: Literal["fp32", "bf16"]
+    notes: tuple[str, ...] = ()
