@@ -62,7 +62,8 @@ def load_model(
     if chosen is not None and model.arch is None:
         note = f"--arch {chosen.spec} was not needed: the file carries its own network"
         model = replace(model, notes=(*model.notes, note))
-    state.check_finite(model.module.state_dict(), path)
+    if model.kind != "state-dict":  # a state dict was checked before anything was built
+        state.check_finite(model.module.state_dict(), path)
     _check_precision(model)
     sources = replace(sources, names=forward_names(model.module))
     specs, notes = choose_inputs(sources, fixed_batch=fixed_batch)
