@@ -20,6 +20,9 @@ from hwprune.errors import ModelError, UnsafeModelError
 from hwprune.frontend.archive import SAVE_AGAIN, ModelFile
 from hwprune.frontend.probe import first_line
 
+# What rebuilds a NumPy number: NumPy 2 moved it, so checkpoints name it in two ways.
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+
 # Containers that training scripts put beside the weights (an accuracy, parsed arguments).
 # Rebuilding them sets values and calls nothing else.
 _HARMLESS: list[Any] = [
@@ -27,8 +30,7 @@ _HARMLESS: list[Any] = [
     codecs.encode,
     np.dtype,
     np.ndarray,
-    np._core.multiarray.scalar,  # type: ignore[attr-defined]
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *(type(np.dtype(code)) for code in "?bBhHiIqQlLefd"),
 ]
 _STORAGES = ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool")
