@@ -1,7 +1,7 @@
 """benchmarks/results/NAME.json: one row per configuration and seed, written as they are measured.
 
-A benchmark can be stopped and started again: rows that are there are kept, a row that is measured anew
-takes the place of the old one.
+A benchmark can be stopped and started again: rows that are there are kept, a row that is measured
+anew takes the place of the old one.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from hwprune.errors import InputError
 from hwprune.report.record import describe, write_text
-
-SCHEMA_VERSION = 1
 
 
 class Cost(BaseModel):
@@ -58,7 +56,7 @@ class BenchRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     experiment: str
     rows: tuple[Row, ...]
     environment: Mapping[str, str | int | float | bool | None]
@@ -100,7 +98,7 @@ def update(
     environment: Mapping[str, Any],
     command: str,
 ) -> BenchRecord:
-    """Put a row into a record and write it, whole or not at all; the file is made where it is missing.
+    """Put a row into a record (a new one where there is none) and write it, whole or not at all.
 
     A measured row is never replaced by one that was not run.
 

@@ -1,7 +1,7 @@
 """report.json: the record of one run, as other people's scripts read it.
 
-Accuracies and sparsity are fractions, sizes bytes, times what their names say. What was not measured
-is null, and ``notes`` holds a line ``path: reason`` for it (or for the section it is in).
+Accuracies and sparsity are fractions, sizes bytes, times what their names say. What was not
+measured is null, and ``notes`` holds a line ``path: reason`` for it (or for its section).
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwprune.errors import ArtifactError, HwpruneError, OutputError
 
-SCHEMA_VERSION = 1
 REPORT_NAME = "report.json"
-# What a note must explain where it is null; what is null inside a trajectory or a layer explains itself.
-_UNEXPLAINED_SECTIONS = ("environment", "accuracy.trajectory", "result.layers", "verdict.limits")
+# What is null in these explains itself.
+_SELF_EXPLAINING = ("environment", "accuracy.trajectory", "result.layers", "verdict.limits")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -33,7 +32,7 @@ class Section(BaseModel):
 
 
 class LimitOutcome(Section):
-    """One ``--require``. Durations are in ms, sizes in bytes; ``value`` is null where not measured."""
+    """One ``--require``: durations in ms, sizes in bytes, ``value`` null where not measured."""
 
     field: str
     op: Literal["<=", ">=", "<", ">", "=="]
@@ -106,7 +105,7 @@ class TrajectoryPoint(Section):
 
 
 class AccuracyPart(Section):
-    """Of the dense network, of the state with the fewest connections, of the file that was written."""
+    """Of the dense network, of the state with the fewest connections, of the written file."""
 
     dense: Fraction | None
     extreme: Fraction | None
@@ -118,7 +117,7 @@ class AccuracyPart(Section):
 
 
 class LatencyRun(Section):
-    """One file in one runtime, on the host. ``load_ms`` and ``resident_bytes`` are of loading it."""
+    """One file in one runtime, on the host; ``load_ms``, ``resident_bytes``: of loading it."""
 
     p50_ms: Positive
     p90_ms: Positive
@@ -149,7 +148,7 @@ class ParityPart(Section):
 class Record(Section):
     """The whole report."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     verdict: VerdictPart
     model: str
     target: str
@@ -185,7 +184,7 @@ def unexplained(record: Record) -> list[str]:
 def _nulls(value: Any, path: str = "") -> Iterator[str]:
     if value is None:
         yield path
-    elif isinstance(value, dict) and path not in _UNEXPLAINED_SECTIONS:
+    elif isinstance(value, dict) and path not in _SELF_EXPLAINING:
         for key, inner in value.items():
             yield from _nulls(inner, f"{path}.{key}" if path else key)
 

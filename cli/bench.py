@@ -1,0 +1,157 @@
+"""``hwprune bench``: latency, load time and resident memory of files, on this host."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hwprune.cli.main import print_json
+from hwprune.cli.options import console, json_option, target_option, threads_option
+
+if TYPE_CHECKING:
+    from hwprune.targets import Target
+    from hwprune.verify import LatencyResult, MemoryResult
+
+
+@click.command("bench")
+@click.argument("artifact", type=click.Path())
+@target_option
+@threads_option
+@click.option("--batch", type=click.IntRange(1), help="Samples a run; the default is 1.")
+@click.option(
+    "--against", type=click.Path(), metavar="FILE", help="A second file, measured in turn with it."
+)
+@click.option(
+    "--runs", type=click.IntRange(1), default=200, show_default=True, help="Timed runs a file."
+)
+@json_option
+def command(
+    *,
+    artifact: str,
+    target: Target | None,
+    threads: int,
+    batch: int | None,
+    against: str | None,
+    runs: int,
+    as_json: bool,
+) -> None:
+    """Measure ARTIFACT on this host: latency, load time, resident memory.
+
+    The numbers are this host's and are labelled so; with --target, it is first made sure that the
+    artifact is one that the target could run.
+    """
+    from hwprune.export.artifact import read_artifact
+    from hwprune.verify import environment, measure, resident
+
+    notes = ["stock onnxruntime decodes packed weights at load and runs them at dense speed"]
+    found = read_artifact(artifact)
+    if target is not None:
+        notes.insert(0, _suits(found.opset, found.ir_version, target))
+    files = {"artifact": artifact} | ({"against": against} if against is not None else {})
+    latency = measure(files, threads=threads, batch=batch, runs=runs)
+    memory = {label: resident(path) for label, path in files.items()}
+    host = latency["artifact"].host
+    if as_json:
+        results = {
+            label: _document(path, latency[label], memory[label]) for label, path in files.items()
+        }
+        print_json(
+            {
+                "host": host,
+                "onnxruntime": latency["artifact"].onnxruntime,
+                "target": target.name if target else None,
+                "results": results,
+                "ratio_p50": _ratio(latency),
+                "environment": environment(),
+                "notes": notes,
+            }
+        )
+    _print(files, latency, memory, notes, to_stderr=as_json)
+
+
+def _suits(opset: int, ir_version: int, target: Target) -> str:
+    """Return the label for a board; refuse what no measurement here can stand for.
+
+    Raises:
+        UsageError: a microcontroller, or a file that the target's runtime cannot read.
+    """
+    from hwprune.errors import UsageError
+
+    if target.kind == "microcontroller":
+        raise UsageError(
+            f"{target.name} is a microcontroller: a latency of this host says nothing about it",
+            hint="leave --target out to measure this host",
+        )
+    if opset > target.runtime.opset or ir_version > target.runtime.ir_version:
+        raise UsageError(
+            f"the file has opset {opset} and IR version {ir_version}, {target.name} reads up to "
+            f"opset {target.runtime.opset} and IR version {target.runtime.ir_version}",
+            hint=f"compile with --target {target.name}",
+        )
+    return f"measured on this host, not on {target.name}"
+
+
+def _ratio(latency: dict[str, LatencyResult]) -> float | None:
+    if "against" not in latency:
+        return None
+    return latency["artifact"].p50_ms / latency["against"].p50_ms
+
+
+def _document(path: str, latency: LatencyResult, memory: MemoryResult) -> dict[str, Any]:
+    from pathlib import Path
+
+    numbers = dataclasses.asdict(latency)
+    for shared in ("host", "onnxruntime"):
+        del numbers[shared]
+    size = Path(path).stat().st_size
+    return {"path": path, "bytes": size, **numbers, **dataclasses.asdict(memory)}
+
+
+def _print(
+    files: dict[str, str],
+    latency: dict[str, LatencyResult],
+    memory: dict[str, MemoryResult],
+    notes: list[str],
+    *,
+    to_stderr: bool,
+) -> None:
+    from pathlib import Path
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from hwprune.units import format_bytes
+
+    out = console(stderr=to_stderr)
+    first = latency["artifact"]
+    out.print(
+        Text(f"Measured on {first.host}, onnxruntime {first.onnxruntime}", style="bold"),
+        soft_wrap=True,
+    )
+    out.print(
+        f"{first.runs} runs, {first.threads} threads, batch {first.batch}"
+        + (", files in turn" if len(files) > 1 else "")
+    )
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("file", overflow="fold")
+    for column in ("size", "p50", "p90", "load", "resident", "added by load"):
+        table.add_column(column, justify="right")
+    for label, path in files.items():
+        result, used = latency[label], memory[label]
+        table.add_row(
+            Text(path),
+            format_bytes(Path(path).stat().st_size),
+            f"{result.p50_ms:.3f} ms",
+            f"{result.p90_ms:.3f} ms",
+            f"{result.load_ms:.1f} ms",
+            f"{used.resident_bytes / 2**20:.1f} MiB",
+            f"{used.added_bytes / 2**20:.1f} MiB",
+        )
+    out.print(table)
+    ratio = _ratio(latency)
+    if ratio is not None:
+        out.print(f"p50 is {ratio:.2f}x of {files['against']}", soft_wrap=True)
+    for note in notes:
+        out.print(f"note: {note}", soft_wrap=True)

@@ -1,0 +1,201 @@
+"""The group ``hwprune``: its commands are imported when they are run, and every error ends here."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from hwprune.errors import HwpruneError
+
+SCHEMA_VERSION = 1
+INTERNAL_ERROR, USAGE_ERROR, INTERRUPTED, TERMINATED, PIPE_CLOSED = 1, 2, 130, 143, 141
+
+# The commands in the order of --help: module and short help; one whose module is not there is not
+# listed. Help stands here, so that `hwprune --help` imports none of them.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "compile": ("hwprune.cli.compile", "Compile a trained network to fit a device's byte budget."),
+    "plan": ("hwprune.cli.plan", "Say what fits a budget, before any training."),
+    "check": ("hwprune.cli.check", "Check artifacts: the gate for CI."),
+    "bench": ("hwprune.cli.bench", "Measure latency and memory on this host."),
+    "inspect": ("hwprune.cli.inspect", "Show what is in an artifact, or in any ONNX file."),
+    "report": ("hwprune.cli.report", "Show the report of a run, or write it as HTML or Markdown."),
+    "targets": ("hwprune.cli.targets", "List, show and check device profiles."),
+}
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; a BaseException, so that only clean-up code sees it on its way out."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands that are there, in the order of ``COMMANDS``."""
+        return [name for name, (module, _) in COMMANDS.items() if importlib.util.find_spec(module)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None where there is none of that name."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, and suggest one where the name is wrong."""
+        name = args[0]
+        if not name.startswith("-") and name not in self.list_commands(ctx):
+            close = difflib.get_close_matches(name, self.list_commands(ctx), n=2)
+            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            raise click.UsageError(f"No such command {name!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    import importlib.metadata
+
+    click.echo(f"hwprune {importlib.metadata.version('hwprune')}")
+    ctx.exit()
+
+
+@click.group("hwprune", cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version,
+    help="Show the version.",
+)  # fmt: skip
+def group(*, debug: bool) -> None:
+    """Compile trained networks into sparse ONNX files that fit a device's byte budget.
+
+    Exit codes: 0 fits and verified; 1 internal error; 2 bad usage or input; 3 a limit is not met;
+    4 the budget is infeasible; 5 verification failed; 130 Ctrl-C; 143 SIGTERM.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; no error of a command gets past here."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    if "_HWPRUNE_COMPLETE" in os.environ:  # shell completion: click's own business
+        group.main(args, prog_name="hwprune")
+    options = args[: args.index("--")] if "--" in args else args
+    try:
+        with _sigterm_raises():
+            code = _run(args, as_json="--json" in options, debug="--debug" in options)
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:
+        # Whoever read our output has seen enough, as in `hwprune inspect | head`. Python would
+        # complain once more while flushing at exit: give it somewhere to write.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+
+
+def _run(args: list[str], *, as_json: bool, debug: bool) -> int:
+    try:
+        with group.make_context("hwprune", args) as context:
+            group.invoke(context)
+        return 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except BrokenPipeError:
+        raise
+    except HwpruneError as error:
+        problem = _Problem(type(error).__name__, error.exit_code, error.message, error.hint)
+    except click.ClickException as error:
+        problem = _usage_problem(error)
+    except (KeyboardInterrupt, click.Abort):
+        problem = _Problem("Interrupted", INTERRUPTED, "interrupted", None)
+    except Terminated:
+        problem = _Problem("Terminated", TERMINATED, "terminated", None)
+    except Exception as error:
+        text = str(error).strip() or "no further message"
+        message = f"internal error: {type(error).__name__}: {text}"
+        hint = (
+            None
+            if debug
+            else "this is a defect of hwprune: run it again with --debug and report it"
+        )
+        problem = _Problem(type(error).__name__, INTERNAL_ERROR, message, hint)
+    if debug:
+        traceback.print_exc()
+    problem.show(as_json=as_json)
+    return problem.exit_code
+
+
+class _Problem:
+    """What went wrong, ready to be said."""
+
+    def __init__(self, kind: str, exit_code: int, message: str, hint: str | None) -> None:
+        self.kind, self.exit_code, self.message, self.hint = kind, exit_code, message, hint
+
+    def show(self, *, as_json: bool) -> None:
+        if as_json:
+            print_json(
+                {"error": error_document(self.kind, self.exit_code, self.message, self.hint)}
+            )
+        click.secho("hwprune: error: ", fg="red", bold=True, err=True, nl=False)
+        click.echo(_printable(self.message), err=True)
+        if self.hint:
+            click.echo(f"  hint: {_printable(self.hint)}", err=True)
+
+
+def error_document(kind: str, exit_code: int, message: str, hint: str | None) -> dict[str, Any]:
+    """Return the ``error`` part of a failure's JSON document."""
+    return {"type": kind, "exit_code": exit_code, "message": message, "hint": hint}
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print the one JSON document of ``--json``, its schema_version first."""
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, allow_nan=False)
+    click.echo(text)
+
+
+def _usage_problem(error: click.ClickException) -> _Problem:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "hwprune"
+    return _Problem("UsageError", USAGE_ERROR, error.format_message(), f"see `{path} --help`")
+
+
+def _printable(text: str) -> str:
+    """Return text without what could steer a terminal: messages quote names from files."""
+    return "".join(mark if mark.isprintable() or mark in "\n\t" else "\ufffd" for mark in text)
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that half-written files are taken away on the way out."""
+    try:
+        before = signal.signal(signal.SIGTERM, _on_sigterm)
+    except ValueError:  # not the main thread: the program around us handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated

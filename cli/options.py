@@ -1,0 +1,110 @@
+"""Options that several commands share. Their types validate before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from hwprune.errors import HwpruneError, UsageError
+from hwprune.units import parse_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hwprune.targets import Target
+    from hwprune.verify import Limit
+
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # cannot be subscripted before click 8.5
+
+_T = TypeVar("_T")
+
+
+def _checked(convert: Callable[[str], _T], text: str, param: click.Parameter | None) -> _T:
+    """Convert, and name the option in the error."""
+    try:
+        return convert(text)
+    except HwpruneError as error:
+        name = param.opts[0] if isinstance(param, click.Option) else None
+        message = f"{name}: {error.message}" if name else error.message
+        raise type(error)(message, hint=error.hint) from None
+
+
+class SizeType(_ParamType):
+    """A size such as ``64KiB``, in bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes; raises UsageError."""
+        return value if isinstance(value, int) else _checked(_positive_size, value, param)
+
+
+def _positive_size(text: str) -> int:
+    size = parse_bytes(text)
+    if size == 0:
+        raise UsageError("a size of 0 bytes holds nothing", hint="give a size such as 64KiB")
+    return size
+
+
+class LimitType(_ParamType):
+    """A limit such as ``accuracy>=91%``."""
+
+    name = "limit"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Limit:
+        """Return the limit; raises UsageError."""
+        from hwprune.verify.limits import Limit, parse_limit
+
+        return value if isinstance(value, Limit) else _checked(parse_limit, value, param)
+
+
+class TargetType(_ParamType):
+    """A device profile by name, alias or TOML file."""
+
+    name = "target"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Target:
+        """Return the target; raises TargetError."""
+        from hwprune.targets import Target, load
+
+        return value if isinstance(value, Target) else _checked(load, value, param)
+
+
+SIZE, LIMIT, TARGET = SizeType(), LimitType(), TargetType()
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document on stdout; text goes to stderr."
+)
+target_option = click.option(
+    "--target", type=TARGET, metavar="NAME|FILE.toml", help="The device; see `hwprune targets`."
+)
+require_option = click.option(
+    "--require",
+    "limits",
+    type=LIMIT,
+    multiple=True,
+    metavar="LIMIT",
+    help="A limit such as 'size<=512KiB', 'accuracy>=91%', 'latency.p50<=0.5x'. Repeatable.",
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads a run."
+)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console that treats text from files as text, and lets a closed pipe be seen."""
+    from rich.console import Console
+
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Plain(stderr=stderr, markup=False, highlight=False, emoji=False)

@@ -1,0 +1,45 @@
+"""A report as one HTML file that needs nothing else: no script, no request, light and dark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jinja2
+
+from hwprune.report import charts, summary
+from hwprune.report.record import Record
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def html(record: Record) -> str:
+    """Return a report as a self-contained page; every text of the record is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    bars, left_out = charts.layer_bars(record)
+    latency = summary.latency_rows(record)
+    return environment.get_template("report.html.j2").render(
+        record=record,
+        summary=summary,
+        good=summary.passed(record),
+        facts=list(summary.facts(record)),
+        used=min(1.0, record.budget.used_bytes / record.budget.bytes) if record.budget.bytes else 0,
+        layer_bars=bars,
+        left_out=left_out,
+        layers=summary.layer_rows(record),
+        latency=[(name, *summary.latency_cells(run)) for name, run in latency],
+        latency_bars=charts.latency_bars(latency),
+        plot=charts.trajectory(record.accuracy.trajectory),
+        width=charts.WIDTH,
+        environment_rows=[(key, _value(value)) for key, value in record.environment.items()],
+    )
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

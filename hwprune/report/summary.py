@@ -1,0 +1,161 @@
+"""What a report says, in words and rows that every rendering shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hwprune.report.record import LatencyRun, Record
+from hwprune.units import format_bytes, format_percent, format_seconds
+
+NOT_MEASURED = "not measured"
+_KIND_OF_EXIT = {
+    0: "fits and verified",
+    3: "a limit is not met",
+    4: "infeasible",
+    5: "verification failed",
+}
+RUNTIMES = (
+    ("dense", "dense file"),
+    ("stock", "artifact, stock onnxruntime"),
+    ("kernels", "artifact, native kernels"),
+)
+
+
+def passed(record: Record) -> bool:
+    """Return whether the run ended well."""
+    return record.verdict.exit_code == 0
+
+
+def headline(record: Record) -> str:
+    """Return the verdict in one sentence."""
+    verdict, artifact, budget = record.verdict, record.artifact, record.budget
+    state = _KIND_OF_EXIT.get(verdict.exit_code, f"failed (exit code {verdict.exit_code})")
+    if verdict.exit_code == 0 and not verdict.fits:
+        state = (
+            verdict.scope
+        )  # such as "onnx-size-only, not linked": a file alone does not fit a chip
+    comparison = "of" if artifact.bytes <= budget.bytes else "over the budget of"
+    return (
+        f"{state[0].upper()}{state[1:]}: {format_bytes(artifact.bytes)} {comparison} "
+        f"{format_bytes(budget.bytes)} for {record.target}"
+    )
+
+
+def facts(record: Record) -> Iterator[tuple[str, str]]:
+    """Yield the lines below the headline: (label, text)."""
+    result, budget = record.result, record.budget
+    yield "model", record.model
+    yield "target", f"{record.target} ({record.verdict.scope})"
+    yield "artifact", f"{record.artifact.path}, {format_bytes(record.artifact.bytes)}"
+    used = budget.used_bytes / budget.bytes if budget.bytes else 0.0
+    yield "budget", f"{format_bytes(budget.bytes)}, {format_percent(used, 1)} used"
+    if budget.floor_bytes is not None:
+        yield "floor", f"{format_bytes(budget.floor_bytes)} that no pruning removes"
+    share = f"{result.nonzeros:,} of {result.weights:,} weights"
+    yield "nonzeros", f"{share} ({format_percent(result.sparsity)} sparse)"
+    yield "strategy", f"{record.strategy}, {record.epochs} epochs, seed {record.seed}"
+    if record.parity.relative_error is not None:
+        agreement = record.parity.top1_agreement
+        more = f", top-1 agreement {format_percent(agreement)}" if agreement is not None else ""
+        yield "parity", f"relative error {record.parity.relative_error:.2g}{more}"
+    yield "time", format_seconds(record.seconds)
+
+
+def accuracy_rows(record: Record) -> list[tuple[str, str]]:
+    """Return (state, accuracy); the difference to dense stands with the final one."""
+    accuracy = record.accuracy
+    rows = [
+        (state, NOT_MEASURED if value is None else format_percent(value))
+        for state, value in (
+            ("dense", accuracy.dense),
+            ("extreme", accuracy.extreme),
+            ("final", accuracy.final),
+        )
+    ]
+    if accuracy.dense is not None and accuracy.final is not None:
+        points = 100 * (accuracy.final - accuracy.dense)
+        rows[-1] = ("final", f"{rows[-1][1]} ({points:+.2f} points)")
+    return rows
+
+
+def accuracy_title(record: Record) -> str:
+    """Return what the accuracy rows are of."""
+    accuracy = record.accuracy
+    metric = (accuracy.metric or "accuracy").capitalize()
+    if accuracy.split is None:
+        return metric
+    samples = f", {accuracy.samples:,} samples" if accuracy.samples is not None else ""
+    return f"{metric} ({accuracy.split}{samples})"
+
+
+def latency_rows(record: Record) -> list[tuple[str, LatencyRun]]:
+    """Return (runtime, numbers) for what ran."""
+    latency = record.latency
+    runs = {"dense": latency.dense, "stock": latency.stock, "kernels": latency.kernels}
+    return [(label, run) for key, label in RUNTIMES if (run := runs[key]) is not None]
+
+
+def latency_title(record: Record) -> str:
+    """Return whose numbers these are: the host's, never the target's."""
+    latency = record.latency
+    parts = [part for part in (latency.host, _runtime(latency.onnxruntime)) if part]
+    whose = ", ".join(parts)
+    return f"Latency ({whose})" if whose else "Latency"
+
+
+def _runtime(version: str | None) -> str | None:
+    return f"onnxruntime {version}" if version else None
+
+
+def latency_cells(run: LatencyRun) -> tuple[str, ...]:
+    """Return p50, p90, load time, resident memory, and how it was measured."""
+    load = f"{run.load_ms:.1f} ms" if run.load_ms is not None else "-"
+    resident = f"{run.resident_bytes / 2**20:.1f} MiB" if run.resident_bytes is not None else "-"
+    how = f"{run.runs} runs, {run.threads} thread{_s(run.threads)}, batch {run.batch}"
+    return f"{run.p50_ms:.3f} ms", f"{run.p90_ms:.3f} ms", load, resident, how
+
+
+LATENCY_COLUMNS = ("file", "p50", "p90", "load", "resident", "measured")
+LAYER_COLUMNS = ("layer", "shape", "nonzeros", "sparsity", "codec", "values", "bytes")
+
+
+def layer_rows(record: Record) -> list[tuple[str, ...]]:
+    """Return the cells of ``LAYER_COLUMNS`` for each layer, in the network's order."""
+    rows: list[tuple[str, ...]] = []
+    for layer in record.result.layers:
+        weights = 1
+        for size in layer.shape:
+            weights *= size
+        sparsity = format_percent(1 - layer.nonzeros / weights, 1) if weights else "-"
+        shape = "×".join(map(str, layer.shape))
+        rows.append(
+            (
+                layer.name,
+                shape,
+                f"{layer.nonzeros:,}",
+                sparsity,
+                layer.codec,
+                layer.value_type,
+                f"{layer.bytes:,}",
+            )
+        )
+    return rows
+
+
+LIMIT_COLUMNS = ("limit", "value", "met")
+
+
+def limit_rows(record: Record) -> list[tuple[str, str, str]]:
+    """Return the user's limits: (limit, value, met)."""
+    return [
+        (
+            f"{limit.field} {limit.op} {limit.limit:g}",
+            NOT_MEASURED if limit.value is None else f"{limit.value:g}",
+            "yes" if limit.met else "NO",
+        )
+        for limit in record.verdict.limits
+    ]
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
