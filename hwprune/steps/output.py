@@ -1,4 +1,4 @@
-"""The output folder: whose it is, one writer at a time, and files that appear whole or not at all."""
+"""The output folder: whose it is, one writer at a time, files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hwprune.errors import OutputError
@@ -41,6 +41,10 @@ class OutputFolder:
                     os.replace(destination, retired)
                 os.replace(source, destination)
 
+    def discard(self, name: str) -> None:
+        """Remove a file of an earlier run that this one made obsolete."""
+        (self.path / name).unlink(missing_ok=True)
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[OutputFolder]:
@@ -50,7 +54,8 @@ def opened(path: Path) -> Iterator[OutputFolder]:
     replaces them.  A folder made here that is still empty at the end is removed again.
 
     Raises:
-        OutputError: it is a file, holds somebody else's files, cannot be written, or another run has it.
+        OutputError: it is a file, holds somebody else's files, cannot be written, or another run
+            has it.
     """
     existed = path.exists()
     made: list[Path] = []
@@ -73,7 +78,8 @@ def opened(path: Path) -> Iterator[OutputFolder]:
         except OSError:
             made = []
             raise OutputError(
-                f"another hwprune is writing {path}", hint="wait for it, or give another folder with -o"
+                f"another hwprune is writing {path}",
+                hint="wait for it, or give another folder with -o",
             ) from None
         for leftover in path.glob(f"{_STAGING_PREFIX}*"):  # of a run that was killed
             shutil.rmtree(leftover, ignore_errors=True)
@@ -85,11 +91,9 @@ def opened(path: Path) -> Iterator[OutputFolder]:
             shutil.rmtree(staging, ignore_errors=True)
         if made and {entry.name for entry in path.iterdir()} <= {MARKER}:
             (path / MARKER).unlink(missing_ok=True)
-            for folder in made:
-                try:
+            with suppress(OSError):  # somebody else may have put a file there meanwhile
+                for folder in made:
                     folder.rmdir()
-                except OSError:
-                    break
         os.close(handle)
 
 

@@ -1,4 +1,4 @@
-"""From a model and a target to plans: trace once, measure the fixed cost, solve for each value type."""
+"""From a model and a target to plans: trace once, measure the fixed cost, solve."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def check_budget(target: Target, budget_bytes: int | None) -> int:
         raise UsageError(
             f"the budget is {format_bytes(budget_bytes)}, {target.name} has "
             f"{format_bytes(target.memory_bytes)}",
-            hint=f"give --budget at most that, or leave it out for {format_bytes(target.budget_bytes)}",
+            hint=f"leave --budget out for {format_bytes(target.budget_bytes)}, or give less",
         )
     return budget_bytes
 
@@ -125,7 +125,8 @@ def value_types(target: Target, asked: str) -> tuple[ValueType, ...]:
     chosen = tuple(kind for kind in target.value_types if kind == asked)
     if not chosen:
         raise UsageError(
-            f"{target.name} cannot decode {asked} values", hint=f"use {' or '.join(target.value_types)}"
+            f"{target.name} cannot decode {asked} values",
+            hint=f"use {' or '.join(target.value_types)}",
         )
     return chosen
 

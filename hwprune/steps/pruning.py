@@ -1,0 +1,189 @@
+"""Prune and regrow: from a plan to masks, training the module in place where there are data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hwprune.budget import fit
+from hwprune.errors import InfeasibleError
+from hwprune.ir import Data, Masks, Plan, Ranking
+from hwprune.sparsity import Strategy, make, rank_weights
+from hwprune.steps.planning import Prepared, cost_of, module_weights
+from hwprune.units import format_bytes, format_percent
+
+Say = Callable[["Status"], None]
+Fill = Callable[[Ranking, float], Masks]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A sign of life for whoever watches.
+
+    Attributes:
+        stage: the stage in progress.
+        message: a short line.
+        done: steps of the stage that are done, where it has any.
+        of: steps of the stage.
+    """
+
+    stage: str
+    message: str
+    done: int = 0
+    of: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What the stage hands on.
+
+    Attributes:
+        masks: what lives.
+        epochs: epochs spent.
+        extreme_accuracy: on validation, in the state with the fewest connections.
+        validation_accuracy: on validation at the end, in torch, before packing.
+        trajectory: one dict per change of the masks and per epoch.
+        notes: sentences for the report.
+    """
+
+    masks: Masks
+    epochs: int
+    extreme_accuracy: float | None
+    validation_accuracy: float | None
+    trajectory: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+
+
+def strategy_for(name: str, plan: Plan, given: Mapping[str, Any]) -> Strategy:
+    """Return the strategy of a run; none is needed where every weight fits.
+
+    Args:
+        name: a key of ``hwprune.sparsity.STRATEGIES``.
+        plan: says how dense the result will be.
+        given: keyword arguments of the strategy.
+
+    Raises:
+        InfeasibleError: nothing may be pruned and the quantised weights do not fit.
+    """
+    if plan.limited_by == "weights":
+        return make("dense", density=1.0)
+    if name == "dense":
+        raise InfeasibleError(
+            f"nothing may be pruned (--strategy dense), but as {plan.value_type} only "
+            f"{plan.max_nonzeros:,} of {plan.weights:,} weights fit "
+            f"{format_bytes(plan.budget_bytes)}",
+            hint="choose another strategy, or raise --budget",
+        )
+    density = plan.max_nonzeros / plan.weights
+    return make(name, density=density, **given)
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the training data.
+        seed: of everything that is random.
+        recipe: fields of ``hwprune.training.Recipe`` that differ from their defaults.
+        device: ``cpu``, ``cuda`` or ``auto``.
+    """
+
+    epochs: int
+    seed: int
+    recipe: Mapping[str, Any]
+    device: str
+
+
+def prune_and_regrow(
+    prepared: Prepared,
+    plan: Plan,
+    strategy: Strategy,
+    data: Data | None,
+    training: Training,
+    say: Say,
+) -> Trained:
+    """Find the masks, training the module in place where there are data.
+
+    Ensures: the file of these masks takes at most the budget.
+    """
+    if not strategy.events:
+        note = "every weight is alive: quantising alone meets the budget"
+        return Trained(all_alive(prepared), 0, None, None, (), (note,))
+    cost = cost_of(prepared, plan.value_type)
+
+    def fill(ranking: Ranking, fraction: float) -> Masks:
+        budget = int(prepared.budget_bytes * fraction)
+        return fit(cost, ranking, budget, plan.value_type).masks
+
+    if data is None:
+        from hwprune.training.sparse import SparseParameters
+
+        weights = module_weights(prepared)
+        masks = fill(rank_weights(weights, "lamp"), 1.0)
+        SparseParameters(prepared.model.module, prepared.names).set_masks(masks, None)
+        note = (
+            "no data: connections were chosen by LAMP scores of the weights alone; nothing was "
+            "trained, regrown by gradient or recalibrated, and no accuracy was measured"
+        )
+        return Trained(masks, 0, None, None, (), (note,))
+    return _train(prepared, strategy, fill, data, training, say)
+
+
+def _train(
+    prepared: Prepared,
+    strategy: Strategy,
+    fill: Fill,
+    data: Data,
+    training: Training,
+    say: Say,
+) -> Trained:
+    import torch
+
+    from hwprune.training import Recipe, finetune
+
+    device = training.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    recipe = replace(Recipe(), epochs=training.epochs, **training.recipe)
+
+    def progress(event: Any) -> None:
+        accuracy = (
+            "" if event.accuracy is None else f", validation {format_percent(event.accuracy)}"
+        )
+        loss = "" if event.loss is None else f", loss {event.loss:.3f}"
+        say(Status("train", f"{event.message}{loss}{accuracy}", event.step, event.of))
+
+    result = finetune(
+        prepared.model.module,
+        data=data,
+        names=prepared.names,
+        strategy=strategy,
+        fill=fill,
+        recipe=recipe,
+        teacher=copy.deepcopy(prepared.model.module),
+        seed=training.seed,
+        device=device,
+        progress=progress,
+        train_batchnorm=not prepared.model.batchnorm_frozen,
+    )
+    notes = [*result.notes, f"trained in {result.precision} on {device}"]
+    if prepared.model.batchnorm_frozen:
+        notes.append("BN was frozen: an exported program keeps the mode that it was exported in")
+    return Trained(
+        result.masks,
+        result.epochs,
+        result.extreme_accuracy,
+        result.final_accuracy if result.metric == "accuracy" else None,
+        result.trajectory,
+        tuple(notes),
+    )
+
+
+def all_alive(prepared: Prepared) -> Masks:
+    """Return masks in which every connection lives."""
+    return Masks({t.name: np.ones(t.shape, dtype=np.bool_) for t in prepared.template.prunable})

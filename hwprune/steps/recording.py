@@ -1,0 +1,248 @@
+"""The record of a run: what report.json says, put together in one place."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwprune.encoding import packed_positions
+from hwprune.export.template import Written
+from hwprune.ir import Data, LimitResult, Masks, Plan, Verdict
+from hwprune.report import record as reports
+from hwprune.report.html import html
+from hwprune.steps.planning import Prepared
+from hwprune.steps.pruning import Trained
+from hwprune.steps.verifying import Checked, Measured
+from hwprune.verify.host import environment
+from hwprune.verify.latency import LatencyResult
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Everything that a run found out.
+
+    Attributes:
+        prepared: model, target and budget.
+        plan: what the file was planned as; None where the dense model fits.
+        strategy: the name of the strategy that ran.
+        written: the file.
+        masks: what it stores; None for a dense file.
+        checked: what verification found.
+        trained: what pruning and training found.
+        measured: accuracy and latency; None where the file does not run.
+        data: the data, None without.
+        notes: sentences for people.
+    """
+
+    prepared: Prepared
+    plan: Plan | None
+    strategy: str
+    written: Written
+    masks: Masks | None
+    checked: Checked
+    trained: Trained
+    measured: Measured | None
+    data: Data | None
+    notes: tuple[str, ...]
+
+
+def record_of(outcome: Outcome, *, seed: int, command: Sequence[str]) -> dict[str, Any]:
+    """Return the record of a run as plain values; ``with_verdict`` closes it."""
+    prepared, plan, data = outcome.prepared, outcome.plan, outcome.data
+    written, masks = outcome.written, outcome.masks
+    size = len(written.data)
+    weights = prepared.weights
+    nonzeros = weights if masks is None else masks.nonzeros
+    notes = list(outcome.notes)
+    notes += [f"problem: {problem}" for problem in outcome.checked.problems]
+    notes += _skipped_notes(prepared)
+    notes += _reasons(outcome)
+    return {
+        "schema_version": 1,
+        "verdict": None,
+        "model": prepared.model.name,
+        "target": prepared.target.name,
+        "strategy": outcome.strategy,
+        "epochs": outcome.trained.epochs,
+        "artifact": {
+            "path": "model.onnx",
+            "bytes": size,
+            "sha256": hashlib.sha256(written.data).hexdigest(),
+        },
+        "budget": {
+            "bytes": prepared.budget_bytes,
+            "floor_bytes": None if plan is None else plan.floor_bytes,
+            "max_nonzeros": None if plan is None else plan.max_nonzeros,
+            "used_bytes": size,
+            "slack_bytes": prepared.budget_bytes - size,
+        },
+        "result": {
+            "nonzeros": nonzeros,
+            "weights": weights,
+            "sparsity": 1 - nonzeros / weights,
+            "artifact_bytes": size,
+            "layers": _layers(outcome),
+        },
+        "accuracy": _accuracy(outcome),
+        "latency": _latency(outcome.measured),
+        "parity": {
+            "relative_error": getattr(outcome.checked.parity, "relative_error", None),
+            "top1_agreement": getattr(outcome.checked.parity, "top1_agreement", None),
+        },
+        "environment": environment(),
+        "command": shlex.join([Path(command[0]).name, *command[1:]]) if command else "",
+        "seed": seed,
+        "seconds": 0.0,
+        "notes": notes if data is not None else [*notes, "accuracy: no --data was given"],
+    }
+
+
+def with_verdict(
+    record: Mapping[str, Any], outcome: Outcome, limits: Sequence[LimitResult], *, exit_code: int
+) -> tuple[dict[str, Any], Verdict]:
+    """Return the record with its verdict, and the verdict."""
+    target = outcome.prepared.target
+    scope = "onnx file, on this host"
+    if target.runtime.kind == "firmware":
+        scope = "onnx-size-only, not linked"
+    verdict = Verdict(
+        fits=len(outcome.written.data) <= outcome.prepared.budget_bytes,
+        verified=not outcome.checked.problems,
+        scope=scope,
+        limits=tuple(limits),
+        exit_code=exit_code,
+    )
+    plain = {
+        "fits": verdict.fits,
+        "verified": verdict.verified,
+        "scope": scope,
+        "limits": [
+            {"field": r.field, "op": r.op, "limit": r.limit, "value": r.value, "met": r.met}
+            for r in limits
+        ],
+        "exit_code": exit_code,
+    }
+    return {**record, "verdict": plain}, verdict
+
+
+def write_reports(record: Mapping[str, Any], folder: Path) -> None:
+    """Write report.json and report.html into a folder."""
+    checked = reports.from_mapping(record)
+    reports.write(checked, folder / "report.json")
+    reports.write_text(html(reports.read(folder / "report.json")), folder / "report.html")
+
+
+def _layers(outcome: Outcome) -> list[dict[str, Any]]:
+    written, masks = outcome.written, outcome.masks
+    layers = []
+    for tensor in outcome.prepared.template.prunable:
+        packed = written.packed.get(tensor.name)
+        if packed is None or written.encoding is None or masks is None:
+            count, codec, kind, size = tensor.weights, "dense", "fp32", 4 * tensor.weights
+        else:
+            codec, kind = packed.codec, packed.value_type
+            size = written.encoding.tensor_bytes[tensor.name]
+            packed_positions(packed)
+            count = int(np.count_nonzero(masks[tensor.name]))
+        layers.append(
+            {
+                "name": tensor.name,
+                "shape": tensor.shape,
+                "nonzeros": count,
+                "codec": codec,
+                "value_type": kind,
+                "bytes": size,
+            }
+        )
+    return layers
+
+
+def _accuracy(outcome: Outcome) -> dict[str, Any]:
+    measured, data, trained = outcome.measured, outcome.data, outcome.trained
+    final = None if measured is None else measured.final_accuracy
+    dense = None if measured is None else measured.dense_accuracy
+    if outcome.plan is None:  # the dense file is the one that is shipped
+        dense = final
+    return {
+        "dense": dense,
+        "extreme": trained.extreme_accuracy,
+        "final": final,
+        "metric": None if final is None else "top-1 accuracy",
+        "split": None if final is None else "test",
+        "samples": len(data.test) if data is not None and final is not None else None,
+        "trajectory": list(trained.trajectory),
+    }
+
+
+def _latency(measured: Measured | None) -> dict[str, Any]:
+    found = {} if measured is None else measured.latency
+    one = next(iter(found.values()), None)
+    return {
+        "dense": _run(found.get("dense") or (found.get("stock") if "dense" not in found else None)),
+        "stock": _run(found.get("stock")),
+        "kernels": None,
+        "host": None if one is None else one.host,
+        "onnxruntime": None if one is None else one.onnxruntime,
+    }
+
+
+def _run(result: LatencyResult | None) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    return {
+        "p50_ms": result.p50_ms,
+        "p90_ms": result.p90_ms,
+        "runs": result.runs,
+        "threads": result.threads,
+        "batch": result.batch,
+        "load_ms": result.load_ms,
+    }
+
+
+def _skipped_notes(prepared: Prepared) -> list[str]:
+    """Return what stays dense and why, grouped by reason."""
+    groups: dict[str, list[int]] = {}
+    for tensor in prepared.skipped:
+        groups.setdefault(tensor.reason, []).append(tensor.bytes)
+    return [
+        f"not pruned: {len(sizes)} tensors, {sum(sizes):,} B as fp32: {reason}"
+        for reason, sizes in groups.items()
+    ]
+
+
+def _reasons(outcome: Outcome) -> list[str]:
+    """Return why the nulls of the record are null."""
+    notes = []
+    target, measured = outcome.prepared.target, outcome.measured
+    if outcome.plan is None:
+        notes.append("budget.floor_bytes: not computed, the dense model fits")
+        notes.append("budget.max_nonzeros: every weight")
+    if measured is None:
+        notes.append("latency: not measured, the file failed verification")
+    elif not measured.latency:
+        notes.append(f"latency: not measured, {target.name} runs firmware and not onnxruntime")
+    elif outcome.plan is None or target.runtime.inline_functions:
+        form = "a dense file" if outcome.plan is None else f"the inlined form for {target.name}"
+        notes.append(f"latency.kernels: {form} has one speed")
+    else:
+        notes.append("latency.kernels: this version has no native kernels; stock runs dense speed")
+    if outcome.trained.extreme_accuracy is None:
+        notes.append("accuracy.extreme: the strategy did not go below the budget")
+    data = outcome.data
+    if data is not None and measured is not None and measured.final_accuracy is None:
+        notes.append("accuracy: the test split has no labels")
+    before, after = outcome.trained.validation_accuracy, None
+    if measured is not None:
+        after = measured.validation_accuracy
+    if before is not None and after is not None:
+        notes.append(
+            f"quantising: validation accuracy {100 * before:.2f} % in torch before packing, "
+            f"{100 * after:.2f} % in the file"
+        )
+    return notes

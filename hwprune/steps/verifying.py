@@ -1,0 +1,162 @@
+"""Is the file what was promised? Checked on the file itself, in stock onnxruntime on this host."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from hwprune.errors import HwpruneError
+from hwprune.export.artifact import csr_arrays
+from hwprune.export.operators import altered_functions
+from hwprune.export.pipeline import decoded_parameters
+from hwprune.export.template import Written
+from hwprune.ir import Data, Masks
+from hwprune.steps.output import write_file
+from hwprune.steps.planning import Prepared
+from hwprune.verify import accuracy, latency, parity
+
+# Against the torch network that holds the decoded weights; what quantising costs is reported apart.
+MAX_RELATIVE_ERROR = 1e-4
+_PARITY_SAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What verification found.
+
+    Attributes:
+        problems: what is wrong, in sentences; empty where the file is right.
+        parity: file against torch, None where the file does not run.
+    """
+
+    problems: tuple[str, ...]
+    parity: parity.Parity | None
+
+
+def verify_file(
+    path: Path, written: Written, masks: Masks | None, prepared: Prepared, data: Data | None
+) -> Checked:
+    """Check a written file: form, size, function bodies, stored weights, and outputs.
+
+    Args:
+        path: the file.
+        written: what was meant to be written.
+        masks: what must be stored (None for a dense file).
+        prepared: the model it was made of, its module holding the weights.
+        data: where samples for the comparison come from; random ones without.
+    """
+    problems: list[str] = []
+    size = path.stat().st_size
+    if size != len(written.data):
+        problems.append(f"the file has {size} bytes, {len(written.data)} were written")
+    if size > prepared.budget_bytes:
+        problems.append(f"the file has {size} bytes, the budget is {prepared.budget_bytes}")
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # onnx raises several unrelated classes
+        problems.append(f"onnx.checker refuses it: {str(error).splitlines()[0]}")
+    try:
+        if altered := altered_functions(onnx.load(str(path))):
+            problems.append(f"function bodies differ from their names: {', '.join(altered)}")
+        if masks is not None:
+            stored = sum(array.nnz for array in csr_arrays(str(path)).values())
+            expected = sum(int(np.count_nonzero(masks[name])) for name in masks)
+            if stored != expected:
+                problems.append(f"{stored} nonzeros are stored, the masks hold {expected}")
+        found = _parity(path, written, prepared, data)
+    except HwpruneError as error:
+        return Checked((*problems, error.message), None)
+    if not found.relative_error <= MAX_RELATIVE_ERROR:
+        problems.append(
+            f"outputs differ from the torch network with the decoded weights by "
+            f"{found.relative_error:.1e} of their range, more than {MAX_RELATIVE_ERROR:.0e}"
+        )
+    return Checked(tuple(problems), found)
+
+
+def _parity(path: Path, written: Written, prepared: Prepared, data: Data | None) -> parity.Parity:
+    import torch
+
+    feeds = _samples(prepared, data)
+    module = copy.deepcopy(prepared.model.module)
+    if written.encoding is not None:
+        template = prepared.template_now()
+        named = dict(module.named_parameters(remove_duplicate=False))
+        named |= dict(module.named_buffers(remove_duplicate=False))
+        decoded = decoded_parameters(prepared.traced, template, written, prepared.model.module)
+        with torch.no_grad():
+            for name, value in decoded.items():
+                named[name].copy_(torch.from_numpy(value))
+    with torch.no_grad():
+        outputs = module(*(torch.from_numpy(array) for array in feeds))
+    if not isinstance(outputs, (tuple, list)):
+        outputs = (outputs,)
+    references = [output.detach().numpy() for output in outputs]
+    return parity.compare(str(path), feeds, references, batch=len(feeds[0]))
+
+
+def _samples(prepared: Prepared, data: Data | None) -> list[NDArray[Any]]:
+    inputs = prepared.model.inputs
+    fixed = next((spec.shape[0] for spec in inputs if spec.shape and spec.shape[0]), None)
+    count = fixed or _PARITY_SAMPLES
+    if data is not None and len(data.validation) >= count:
+        return [np.asarray(a) for a in data.validation.batch(np.arange(count, dtype=np.int64))]
+    generator = np.random.default_rng(0)
+    arrays: list[NDArray[Any]] = []
+    for spec in inputs:
+        shape = spec.with_batch(count)
+        if np.issubdtype(np.dtype(spec.dtype), np.floating):
+            arrays.append(generator.standard_normal(shape).astype(spec.dtype))
+        else:
+            arrays.append(generator.integers(0, 2, shape).astype(spec.dtype))
+    return arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured beside right and wrong; None where it was not.
+
+    Attributes:
+        dense_accuracy: of the dense file on the test split, in onnxruntime.
+        final_accuracy: of the file that is shipped, likewise.
+        validation_accuracy: of the file that is shipped on the validation split: next to the
+            accuracy that training ended with, it shows what quantising cost.
+        latency: by label: dense and stock.
+    """
+
+    dense_accuracy: float | None
+    final_accuracy: float | None
+    validation_accuracy: float | None
+    latency: dict[str, latency.LatencyResult]
+
+
+def measure_files(
+    path: Path, dense: Written | None, data: Data | None, *, threads: int, with_latency: bool
+) -> Measured:
+    """Measure accuracy and latency of the shipped file, beside the dense one where there is one.
+
+    Raises:
+        VerificationError: a file does not run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"stock": str(path)}
+        if dense is not None:
+            dense_path = Path(folder) / "dense.onnx"
+            write_file(dense_path, dense.data)
+            files = {"dense": str(dense_path), **files}
+        dense_accuracy = final_accuracy = validation_accuracy = None
+        if data is not None and data.test.labels is not None and len(data.test):
+            final_accuracy = accuracy.accuracy_of(files["stock"], data.test)
+            if dense is not None:
+                dense_accuracy = accuracy.accuracy_of(files["dense"], data.test)
+            if data.validation.labels is not None and len(data.validation):
+                validation_accuracy = accuracy.accuracy_of(files["stock"], data.validation)
+        results = latency.measure(files, threads=threads) if with_latency else {}
+    return Measured(dense_accuracy, final_accuracy, validation_accuracy, results)
