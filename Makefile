@@ -42,8 +42,9 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "Python's venv module is not complete. On Debian and Ubuntu:"; \
 	  echo "    sudo apt-get install python3-venv"; exit 1; }; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): minutes the first time, most of them for torch."
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt scikit-build-core
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
+	$(BIN)/python -m pip install --constraint constraints.txt --no-build-isolation \
 	  --editable '.[compile,timm,dev]'
 	@touch $@
 

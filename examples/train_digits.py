@@ -3,7 +3,7 @@
     python examples/train_digits.py demo-out/digits.pt
 
 The images are the 1,797 that scikit-learn ships. The test images are the ones that `--data digits`
-sets aside (the same at every seed), so that a compiled model is tested on what its network never saw.
+sets aside (the same at every seed): a compiled model is tested on what its network never saw.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -68,7 +69,10 @@ def sources() -> set[str]:
     return wanted
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the list of files comes from git")
+@pytest.mark.skipif(
+    not (ROOT / ".git").exists() or shutil.which("git") is None,
+    reason="the list of files comes from git",
+)
 def test_the_wheel_holds_every_file_once(archives: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(archives[1]) as wheel:
         names = wheel.namelist()
@@ -108,14 +112,12 @@ def test_only_one_name_lands_in_site_packages(installed: Path) -> None:
 
 
 def test_the_installed_command_runs(installed: Path) -> None:
-    if not (ROOT / "cli" / "main.py").exists():
-        pytest.skip("the command line has no main module yet")
     borrowed = os.pathsep.join(path for path in sys.path if "site-packages" in path)
     # Only the dependencies are borrowed: the clean environment's own packages come first.
     environment = {**os.environ, "PYTHONPATH": f"{site_packages(installed)}{os.pathsep}{borrowed}"}
     command = installed / "bin" / "hwprune"
     outside = installed.parent
-    assert "compile" in run(command, "--help", env=environment, cwd=outside).stdout
+    assert "inspect" in run(command, "--help", env=environment, cwd=outside).stdout
     assert "jetson-nano" in run(command, "targets", "list", env=environment, cwd=outside).stdout
     code = "import hwprune, hwprune.cli, hwprune.targets as t; print(hwprune.__file__, t.__file__)"
     where = run(installed / "bin" / "python", "-c", code, env=environment, cwd=outside).stdout
