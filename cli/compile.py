@@ -1,0 +1,114 @@
+"""``hwprune compile``: a trained network and a device in, a verified sparse artifact out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hwprune.cli.main import print_json
+from hwprune.cli.modelling import load, model_options
+from hwprune.cli.options import SIZE, TARGET, console, json_option, require_option
+
+if TYPE_CHECKING:
+    from hwprune.targets import Target
+    from hwprune.verify import Limit
+
+
+@click.command("compile")
+@click.argument("model", type=click.Path(), metavar="MODEL")
+@click.option(
+    "--target", type=TARGET, required=True, metavar="NAME|FILE.toml",
+    help="The device; see `hwprune targets`.",
+)  # fmt: skip
+@model_options
+@click.option(
+    "--data", metavar="SPEC",
+    help="digits, cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, imagefolder:DIR, npz:FILE or "
+    "path/to/file.py:callable, with ?normalize=none|raw255|imagenet|cifar10|MEAN/STD. Without it "
+    "nothing is trained or measured.",
+)  # fmt: skip
+@click.option(
+    "--budget", type=SIZE, metavar="SIZE",
+    help="What the file may weigh, such as 64KiB; the target's default without it.",
+)  # fmt: skip
+@click.option(
+    "--strategy", metavar="NAME",
+    help="bidirectional, iterative, one-shot, cubic, cyclic or dense.",
+)  # fmt: skip
+@click.option(
+    "--values", default="auto", show_default=True, metavar="auto|fp32|fp16|int8",
+    type=click.Choice(["auto", "fp32", "fp16", "int8"]), help="The type of the stored weights.",
+)  # fmt: skip
+@click.option(
+    "--epochs", type=click.IntRange(0), metavar="N",
+    help="Passes over the training data (default 12); 0 uses data for scores and calibration only.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@require_option
+@click.option(
+    "-o", "--output", type=click.Path(), metavar="DIR",
+    help="The output folder (default ./<model>-<target>/).",
+)  # fmt: skip
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    model: str,
+    target: Target,
+    arch: str | None,
+    inputs: tuple[str, ...],
+    fixed_batch: bool,
+    unsafe_load: bool,
+    data: str | None,
+    budget: int | None,
+    strategy: str | None,
+    values: str,
+    epochs: int | None,
+    seed: int,
+    limits: tuple[Limit, ...],
+    output: str | None,
+    as_json: bool,
+) -> None:
+    """Compile MODEL into the most accurate sparse file that fits a device's byte budget.
+
+    MODEL is a state dict (.pt .pth .safetensors), a torch.export program (.pt2), or with
+    --unsafe-load a pickled module. The output folder gets model.onnx, report.json, report.html and
+    checkpoint/; a file that is not verified or misses a --require is kept as rejected.onnx.
+
+    Exit codes: 0 fits and verified; 2 bad usage or input; 3 a limit is not met; 4 no pruning
+    reaches the budget; 5 verification failed.
+    """
+    from hwprune.cli.watching import watching
+    from hwprune.report import record as reports
+    from hwprune.report import render
+
+    loaded, source = load(
+        model, arch=arch, inputs=inputs, fixed_batch=fixed_batch, unsafe_load=unsafe_load,
+        data=data, seed=seed,
+    )  # fmt: skip
+    from hwprune.compiler import DEFAULT_EPOCHS, DEFAULT_STRATEGY, Options, compile_model
+
+    options = Options(
+        budget_bytes=budget,
+        strategy=strategy or DEFAULT_STRATEGY,
+        values=values,
+        epochs=DEFAULT_EPOCHS if epochs is None else epochs,
+        seed=seed,
+        limits=[limit.text for limit in limits],
+        command=("hwprune", *sys.argv[1:]),
+    )
+    folder = Path(output) if output else Path(f"{loaded.name}-{target.name}")
+    with watching() as say:
+        artifact = compile_model(loaded, target, source, folder, options, say)
+    found = reports.read(folder)
+    if as_json:
+        document = found.model_dump(mode="json")
+        del document["schema_version"]  # print_json puts it first
+        print_json(document)
+    render.terminal(found, console(stderr=as_json))
+    console(stderr=as_json).print(f"\n{artifact.path}\n{folder / 'report.html'}", soft_wrap=True)
+    ctx.exit(artifact.verdict.exit_code)

@@ -1,0 +1,87 @@
+"""What `compile` and `plan` share: the options that say what MODEL is, and loading it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from hwprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from hwprune.ir import Data, Model
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def model_options(function: _F) -> _F:
+    """Add the options that describe MODEL to a command."""
+    for option in reversed(
+        (
+            click.option(
+                "--arch", metavar="SPEC",
+                help="A built-in architecture, torchvision:NAME, timm:NAME or path/to/file.py:"
+                "callable, with keyword arguments as NAME(num_classes=10). Not needed where the "
+                "state dict fits exactly one built-in architecture.",
+            ),
+            click.option(
+                "--input", "inputs", multiple=True, metavar="NAME:SHAPE:DTYPE",
+                help="An input that cannot be inferred, such as x:Nx3x224x224:float32. Repeatable.",
+            ),
+            click.option("--fixed-batch", is_flag=True, help="Keep a first dimension of 1 fixed."),
+            click.option(
+                "--unsafe-load", is_flag=True,
+                help="Also read a pickled module, which runs whatever code is in the file.",
+            ),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def require_torch() -> None:
+    """Raise UsageError where the packages that compile are not installed."""
+    missing = [
+        name
+        for name in ("torch", "onnxscript", "safetensors")
+        if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise UsageError(
+            f"this command needs {', '.join(missing)}",
+            hint="pip install 'hwprune[compile]'",
+        )
+
+
+def load(
+    path: str,
+    *,
+    arch: str | None,
+    inputs: Sequence[str],
+    fixed_batch: bool,
+    unsafe_load: bool,
+    data: str | None = None,
+    seed: int = 0,
+) -> tuple[Model, Data | None]:
+    """Load the data (first: it is quick, and says the input's shape) and the model."""
+    require_torch()
+    from hwprune.frontend import load_data, load_model
+
+    source = None if data is None else load_data(data, seed=seed)
+    shapes = None
+    if source is not None:
+        import numpy as np
+
+        first = source.train.batch(np.zeros(1, dtype=np.int64))
+        shapes = [array.shape[1:] for array in first]
+    model = load_model(
+        path,
+        arch=arch,
+        inputs=inputs,
+        unsafe_load=unsafe_load,
+        fixed_batch=fixed_batch,
+        sample_shapes=shapes,
+    )
+    return model, source

@@ -1,0 +1,156 @@
+"""``hwprune plan``: what fits a budget, before any training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from hwprune.cli.main import print_json
+from hwprune.cli.modelling import load, model_options
+from hwprune.cli.options import SIZE, TARGET, console, json_option
+
+if TYPE_CHECKING:
+    from hwprune.ir import Plan, ValueType
+    from hwprune.steps.planning import Prepared
+    from hwprune.targets import Target
+
+_MOST_LAYERS = 40
+
+
+@click.command("plan")
+@click.argument("model", type=click.Path(), metavar="MODEL")
+@click.option(
+    "--target", type=TARGET, required=True, metavar="NAME|FILE.toml",
+    help="The device; see `hwprune targets`.",
+)  # fmt: skip
+@model_options
+@click.option(
+    "--budget", type=SIZE, metavar="SIZE",
+    help="What the file may weigh, such as 64KiB; the target's default without it.",
+)  # fmt: skip
+@click.option(
+    "--values", default="auto", show_default=True,
+    type=click.Choice(["auto", "fp32", "fp16", "int8"]),
+    help="The type of the stored weights; auto shows each that the target can decode.",
+)  # fmt: skip
+@json_option
+def command(
+    *,
+    model: str,
+    target: Target,
+    arch: str | None,
+    inputs: tuple[str, ...],
+    fixed_batch: bool,
+    unsafe_load: bool,
+    budget: int | None,
+    values: str,
+    as_json: bool,
+) -> None:
+    """Say what fits: bytes, fixed cost, and how many weights of MODEL survive. Takes seconds.
+
+    Counts are exact for the file that would be written, with the connections that LAMP scores of
+    the trained weights choose. Exit code 4: not even the empty network fits.
+    """
+    loaded, _ = load(
+        model, arch=arch, inputs=inputs, fixed_batch=fixed_batch, unsafe_load=unsafe_load
+    )
+    from hwprune.compiler import plan_model
+
+    prepared, plans = plan_model(loaded, target, budget_bytes=budget, values=values)
+    if as_json:
+        print_json(_document(prepared, plans))
+    _print(prepared, plans, to_stderr=as_json)
+
+
+def _document(prepared: Prepared, plans: dict[ValueType, Plan]) -> dict[str, object]:
+    return {
+        "model": prepared.model.name,
+        "target": prepared.target.name,
+        "budget": {"bytes": prepared.budget_bytes, "reason": prepared.target.budget_reason},
+        "dense": {
+            "bytes": prepared.dense_bytes,
+            "fits": prepared.dense_bytes <= prepared.budget_bytes,
+        },
+        "weights": prepared.weights,
+        "plans": {
+            kind: {
+                "max_nonzeros": plan.max_nonzeros,
+                "sparsity": 1 - plan.max_nonzeros / plan.weights,
+                "used_bytes": plan.used_bytes,
+                "slack_bytes": plan.slack_bytes,
+                "floor_bytes": plan.floor_bytes,
+                "floor_parts": [{"what": what, "bytes": size} for what, size in plan.floor_parts],
+                "limited_by": plan.limited_by,
+                "layers": [asdict(layer) for layer in plan.layers],
+            }
+            for kind, plan in plans.items()
+        },
+        "not_pruned": [asdict(tensor) for tensor in prepared.skipped],
+        "notes": [*prepared.model.notes, *prepared.traced.notes],
+    }
+
+
+def _print(prepared: Prepared, plans: dict[ValueType, Plan], *, to_stderr: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from hwprune.units import format_bytes, format_percent
+
+    out = console(stderr=to_stderr)
+    out.print(Text(f"{prepared.model.name} for {prepared.target.name}", style="bold"))
+    for note in (*prepared.model.notes, *prepared.traced.notes):
+        out.print(f"  {note}", soft_wrap=True)
+    out.print(f"  budget  {format_bytes(prepared.budget_bytes)}")
+    if prepared.budget_bytes == prepared.target.budget_bytes:
+        out.print(f"          {prepared.target.budget_reason}", soft_wrap=True)
+    out.print(
+        f"  dense   {format_bytes(prepared.dense_bytes)} as fp32, {prepared.weights:,} weights"
+    )
+    if prepared.dense_bytes <= prepared.budget_bytes:
+        out.print(
+            f"  The dense fp32 model fits. Pruning starts at a budget below "
+            f"{format_bytes(prepared.dense_bytes)}."
+        )
+    table = Table(title="What fits", title_justify="left", box=None)
+    for name in ("values", "nonzeros", "sparsity", "file", "slack", "floor", "codecs"):
+        table.add_column(name, justify="left" if name in ("values", "codecs") else "right")
+    for kind, plan in plans.items():
+        codecs = sorted({layer.codec for layer in plan.layers})
+        table.add_row(
+            kind,
+            f"{plan.max_nonzeros:,}" + (" (all)" if plan.limited_by == "weights" else ""),
+            format_percent(1 - plan.max_nonzeros / plan.weights),
+            f"{plan.used_bytes:,} B",
+            f"{plan.slack_bytes:,} B",
+            f"{plan.floor_bytes:,} B",
+            ", ".join(codecs),
+        )
+    out.print(table)
+    fullest = max(plans.values(), key=lambda plan: plan.max_nonzeros)
+    out.print(Text(f"\nLayers with {fullest.value_type} values", style="bold"))
+    layers = Table(box=None)
+    for name in ("tensor", "shape", "weights", "nonzeros", "density", "codec", "bytes"):
+        layers.add_column(name, justify="left" if name in ("tensor", "codec") else "right")
+    for layer in fullest.layers[:_MOST_LAYERS]:
+        layers.add_row(
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            f"{layer.weights:,}",
+            f"{layer.nonzeros:,}",
+            format_percent(layer.nonzeros / layer.weights),
+            layer.codec,
+            f"{layer.bytes:,}",
+        )
+    out.print(layers)
+    if len(fullest.layers) > _MOST_LAYERS:
+        out.print(f"  and {len(fullest.layers) - _MOST_LAYERS} more: --json lists all")
+    out.print(Text("\nFloor: what no pruning removes", style="bold"))
+    for what, size in fullest.floor_parts:
+        out.print(f"  {size:>10,} B  {what}")
+    reasons: dict[str, int] = {}
+    for tensor in prepared.skipped:
+        reasons[tensor.reason] = reasons.get(tensor.reason, 0) + tensor.bytes
+    for reason, size in reasons.items():
+        out.print(f"  not pruned, {size:,} B as fp32: {reason}", soft_wrap=True)
