@@ -1,4 +1,4 @@
-"""CSR and its compressed forms: exact sizes, encoding, decoding; value quantisation. NumPy and SciPy only."""
+"""CSR and its compressed forms: exact sizes, encoding, decoding, quantisation. NumPy and SciPy."""
 
 from hwprune.encoding.codecs import CODECS, Codec, MalformedIndexError
 from hwprune.encoding.cost import Encoding, FileCost, Form, TensorCost

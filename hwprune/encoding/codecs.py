@@ -2,19 +2,21 @@
 
 Every codec turns sorted row-major positions of a tensor into one unsigned integer array, the index,
 and back. Some entries of an index are *marks* that carry no value (a skip over a long run of zeros,
-the start of a row); all others stand for one stored value, in order. Sizes are exact and are counted
-without encoding.
+the start of a row); all others stand for one stored value, in order. Sizes are exact and are
+counted without encoding.
 
 - ``gap8`` / ``gap16``: distance to the previous nonzero over the flattened tensor, so that no row
   table is needed; the entry 0 is a mark that advances by the largest distance and stores nothing.
   (Deep Compression, arXiv 1510.00149, stores a zero value instead, which costs a value more.)
-- ``cols8`` / ``cols16``: compressed sparse rows; the absolute column of each nonzero, each row opened by
-  a mark, the number of columns. The marks are the row table: as many bytes as 1- or 2-byte counts.
+- ``cols8`` / ``cols16``: compressed sparse rows; the absolute column of each nonzero, each row
+  opened by a mark, the number of columns. The marks are the row table: as many bytes as 1- or
+  2-byte counts.
 - ``dense``: no index; every element is stored. Cheaper where hardly anything is pruned.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,14 +29,17 @@ from hwprune.ir import CodecName
 Positions = NDArray[np.int64]
 
 
+# Standard operators decode positions in int32.
+MAX_WEIGHTS = 2**31 - 2
+
+
 class MalformedIndexError(ValueError):
-    """An index that no encoder of ours writes: it would reach outside its tensor, or does not add up."""
+    """An index that no encoder of ours writes: it leaves its tensor, or does not add up."""
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return (rows, columns) of a tensor read as a matrix: its first axis by everything else."""
-    rows = shape[0]
-    return rows, int(np.prod(shape[1:], dtype=np.int64))
+    return shape[0], math.prod(shape[1:])
 
 
 class Codec(Protocol):
@@ -76,11 +81,11 @@ class GapCodec:
     @property
     def reach(self) -> int:
         """Return the largest distance that one entry can express."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Return True where positions fit 31 bits (standard operators decode in int32)."""
-        return int(np.prod(shape, dtype=np.int64)) < 2**31 - 1
+        return math.prod(shape) <= MAX_WEIGHTS
 
     def index_entries(self, positions: Positions, shape: tuple[int, ...]) -> int:
         """Return the number of nonzeros plus the number of skips."""
@@ -103,10 +108,11 @@ class GapCodec:
             raise MalformedIndexError("the index ends in a skip")
         steps = np.where(index == 0, self.reach, index.astype(np.int64))
         positions = np.cumsum(steps)[index != 0] - 1
-        weights = int(np.prod(shape, dtype=np.int64))
+        weights = math.prod(shape)
         if positions.size and positions[-1] >= weights:
             raise MalformedIndexError(f"position {positions[-1]} in a tensor of {weights} weights")
-        return positions.astype(np.int64)
+        decoded: Positions = positions.astype(np.int64)
+        return decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +129,9 @@ class ColumnCodec:
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Return True where the mark, the number of columns, fits one entry."""
-        weights = int(np.prod(shape, dtype=np.int64))
-        return matrix_shape(shape)[1] < 2**self.bits and weights < 2**31 - 1
+        # The decoder's rows are one column wider, to hold the marks.
+        rows, columns = matrix_shape(shape)
+        return columns < 1 << self.bits and rows * (columns + 1) <= MAX_WEIGHTS
 
     def index_entries(self, positions: Positions, shape: tuple[int, ...]) -> int:
         """Return the number of nonzeros plus the number of rows."""
@@ -139,16 +146,18 @@ class ColumnCodec:
         return index
 
     def decode(self, index: NDArray[Any], shape: tuple[int, ...]) -> Positions:
-        """Return the positions; refuses a wrong number of rows and columns out of order or range."""
+        """Return the positions; refuses a wrong number of rows, columns out of order or range."""
         rows, columns = matrix_shape(shape)
         entries = index.astype(np.int64)
         mark = entries == columns
         if int(mark.sum()) != rows or (entries.size and not mark[0]):
-            raise MalformedIndexError(f"{int(mark.sum())} rows are marked where {rows} were expected")
+            raise MalformedIndexError(
+                f"{int(mark.sum())} rows are marked where {rows} were expected"
+            )
         row = np.cumsum(mark) - 1
         if entries.size and int(entries.max()) > columns:
             raise MalformedIndexError(f"column {int(entries.max())} in rows of {columns}")
-        positions = (row * columns + entries)[~mark]
+        positions: Positions = (row * columns + entries)[~mark]
         if np.any(np.diff(positions) <= 0):
             raise MalformedIndexError("the columns of a row are not in order")
         return positions
@@ -179,7 +188,7 @@ class DenseCodec:
 
     def decode(self, index: NDArray[Any], shape: tuple[int, ...]) -> Positions:
         """Return every position."""
-        return np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.int64)
+        return np.arange(math.prod(shape), dtype=np.int64)
 
 
 CODECS: Mapping[CodecName, Codec] = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from hwprune.encoding.codecs import CODECS, MalformedIndexError, matrix_shape
+from hwprune.encoding.codecs import CODECS, MAX_WEIGHTS, MalformedIndexError, matrix_shape
 from hwprune.encoding.values import VALUE_DTYPES, dequantise, quantise
 from hwprune.errors import VerificationError
 from hwprune.ir import CodecName, Packed, ValueType
@@ -55,7 +56,10 @@ def packed_positions(packed: Packed) -> NDArray[np.int64]:
     """
     codec = CODECS[packed.codec]
     values = packed.arrays["values"]
-    weights = int(np.prod(packed.shape, dtype=np.int64))
+    # math.prod, since a hostile shape may be beyond any fixed-size integer.
+    weights = math.prod(packed.shape)
+    if min(packed.shape, default=0) < 1 or weights > MAX_WEIGHTS:
+        raise VerificationError(f"{packed.name}: {packed.shape} is not the shape of a weight")
     if values.dtype != VALUE_DTYPES[packed.value_type]:
         raise VerificationError(
             f"{packed.name}: its values are {values.dtype}, expected {packed.value_type}"
@@ -70,10 +74,14 @@ def packed_positions(packed: Packed) -> NDArray[np.int64]:
             f"{packed.name}: its index is {index.dtype} of shape {index.shape}, "
             f"expected one axis of {codec.index_dtype}"
         )
+    if not codec.accepts(packed.shape):
+        raise VerificationError(f"{packed.name}: {packed.codec} cannot store {packed.shape}")
     try:
         positions = codec.decode(index, packed.shape)
     except MalformedIndexError as error:
-        raise VerificationError(f"{packed.name}: {packed.codec} index is malformed: {error}") from None
+        raise VerificationError(
+            f"{packed.name}: {packed.codec} index is malformed: {error}"
+        ) from None
     if positions.size != values.size:
         raise VerificationError(
             f"{packed.name}: {values.size} values for {positions.size} positions of its index"
@@ -96,7 +104,8 @@ def unpack(packed: Packed) -> NDArray[np.float32]:
         return dequantise(flat.reshape(packed.shape), scale).reshape(packed.shape)
     except ValueError:
         raise VerificationError(
-            f"{packed.name}: scales of shape {getattr(scale, 'shape', None)} do not fit {packed.shape}"
+            f"{packed.name}: scales of shape {getattr(scale, 'shape', None)} do not fit "
+            f"{packed.shape}"
         ) from None
 
 

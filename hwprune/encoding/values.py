@@ -1,8 +1,9 @@
 """How the values of the nonzeros are stored: fp32, fp16, or int8 with a scale per output channel.
 
-int8 is symmetric: a stored q stands for ``q * scale[channel]`` with q in -127..127 and the scale chosen
-so that the channel's largest magnitude becomes 127. Scales are kept in float16 where its range
-allows; values are quantised against the scale *as stored*, so that nothing is lost by rounding it.
+int8 is symmetric: a stored q stands for ``q * scale[channel]`` with q in -127..127 and the scale
+chosen so that the channel's largest magnitude becomes 127. Scales are kept in float16 where its
+range allows; values are quantised against the scale *as stored*, so that nothing is lost by
+rounding it.
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ _FP16_MAX = float(np.finfo(np.float16).max)
 
 
 def compact_floats(array: NDArray[np.float32], value_type: ValueType) -> NDArray[Any]:
-    """Return biases or scales in the type that goes with ``value_type``: float16 where it holds them.
+    """Return biases in the type that goes with ``value_type``: float16 where it holds them well.
 
-    float16 holds an array when every element is zero or a normal float16 number after rounding; otherwise, and
-    for fp32 values, the array stays float32.
+    float16 holds an array when nothing overflows and what it rounds below its normal range
+    (absolute error 3e-8) is small beside the largest element; otherwise, and for fp32 values, it
+    stays float32.
     """
     if value_type == "fp32":
         return array.astype(np.float32)
     magnitude = np.abs(array[array != 0])
-    if magnitude.size and (magnitude.max() > _FP16_MAX or magnitude.min() < _FP16_NORMAL_MIN):
-        # A bias may be so small that flushing it is harmless; a scale may not: judged by the whole.
-        harmless = magnitude.max() <= _FP16_MAX and magnitude.max() >= 64 * _FP16_NORMAL_MIN
-        if not harmless or np.any(array.astype(np.float16) == 0):
-            return array.astype(np.float32)
+    if magnitude.size == 0:
+        return array.astype(np.float16)
+    largest, smallest = magnitude.max(), magnitude.min()
+    if largest > _FP16_MAX or (smallest < _FP16_NORMAL_MIN and largest < 64 * _FP16_NORMAL_MIN):
+        return array.astype(np.float32)
     return array.astype(np.float16)
 
 
@@ -51,20 +53,38 @@ def channel_scales(weight: NDArray[np.float32], channel_axis: int) -> NDArray[An
         channel_axis: the axis that counts output channels.
 
     Returns:
-        float16 or float32, shaped to broadcast over ``weight``. A channel without nonzeros gets scale 1.
+        float16 or float32, shaped to broadcast over ``weight``. A channel without nonzeros gets
+        scale 1.
     """
     axes = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
-    largest = np.max(np.abs(weight), axis=axes, keepdims=True)
-    scales = np.where(largest > 0, largest / INT8_LEVELS, 1.0).astype(np.float32)
-    return compact_floats(scales, "int8")
+    # Not max(abs()): that would copy a tensor that may be the larger part of a network.
+    highest, lowest = (pick(weight, axis=axes, keepdims=True) for pick in (np.max, np.min))
+    largest = np.maximum(highest, -lowest)
+    scales: NDArray[Any] = np.where(largest > 0, largest / INT8_LEVELS, 1.0).astype(np.float32)
+    # A tiny channel may make its scale zero in float32 too; the smallest number there is stands in.
+    scales = np.maximum(scales, np.finfo(np.float32).smallest_subnormal)
+    if scales.max() > _FP16_MAX:
+        return scales
+    compact = scales.astype(np.float16)
+    # Rounding a scale down pushes the channel's largest weight off the levels: by half of one at
+    # most.
+    overflow = largest - compact.astype(np.float32) * (INT8_LEVELS + 0.5)
+    if np.any(overflow > 0):
+        return scales
+    return compact
 
 
 def quantise(
     weight: NDArray[np.float32], value_type: ValueType, channel_axis: int
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Return the tensor as stored values of its own shape, and the scales (None unless int8)."""
-    if value_type != "int8":
-        return weight.astype(VALUE_DTYPES[value_type]), None
+    """Return the tensor as stored values of its own shape, and the scales (None unless int8).
+
+    What lies beyond the range of fp16 becomes its largest number.
+    """
+    if value_type == "fp32":
+        return weight.astype(np.float32), None
+    if value_type == "fp16":
+        return np.clip(weight, -_FP16_MAX, _FP16_MAX).astype(np.float16), None
     scales = channel_scales(weight, channel_axis)
     levels = np.rint(weight / scales.astype(np.float32))
     return np.clip(levels, -INT8_LEVELS, INT8_LEVELS).astype(np.int8), scales

@@ -23,8 +23,8 @@ def field_bytes(payload_bytes: int, tag_bytes: int = 1) -> int:
 def tensor_field_bytes(name: str, dims: Sequence[int], raw_bytes: int) -> int:
     """Return what a TensorProto with raw data adds to a graph as an initializer.
 
-    dims are single varint fields (the schema is proto2: not packed), the data type is one byte for every
-    type that we store.
+    dims are single varint fields (the schema is proto2: not packed), the data type is one byte for
+    every type that we store.
     """
     payload = sum(1 + varint_bytes(size) for size in dims) + 2
     return field_bytes(payload + field_bytes(len(name.encode())) + field_bytes(raw_bytes))
