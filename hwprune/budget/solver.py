@@ -1,8 +1,9 @@
 """Bytes -> nonzeros: how many connections of a ranking fit a byte budget, exactly.
 
-A file grows with every connection: in every codec a further nonzero costs at least its value, and the
-cheapest of growing codecs grows too. So the largest prefix of a ranking that fits is found by bisection
-on exact sizes; the interval is first narrowed by secants, because sizes are nearly linear in the count.
+A file grows with every connection: in every codec a further nonzero costs at least its value, and
+the cheapest of growing codecs grows too. So the largest prefix of a ranking that fits is found by
+bisection on exact sizes; the interval is first narrowed by secants, because sizes are nearly linear
+in the count.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Fit:
 
     Attributes:
         count: its length.
-        masks: its connections; a tensor that is cheapest dense lives in full, since that costs nothing.
+        masks: its connections; a tensor that is cheapest dense lives in full, since that costs
+            nothing.
         encoding: how the file stores it.
     """
 
@@ -40,7 +42,7 @@ class Fit:
 
 
 class Prefixes:
-    """A ranking prepared for many prefixes: per tensor, positions and their places in the ranking."""
+    """A ranking prepared for many prefixes: per tensor, positions and places in the ranking."""
 
     def __init__(self, ranking: Ranking) -> None:
         """Split the ranking by tensor, once."""
@@ -76,11 +78,18 @@ class Prefixes:
 def ranking_limit(cost: FileCost, budget_bytes: int, value_type: ValueType) -> int:
     """Return how many connections a ranking needs at most: no file of this budget holds more.
 
-    A sparse nonzero costs its value and at least one byte of index.
+    A sparse nonzero costs its value and at least one byte of index; in a tensor that is stored
+    dense, which the file has room for or not as a whole, it costs its value.
     """
     width = VALUE_DTYPES[value_type].itemsize
     total = sum(tensor.weights for tensor in cost.tensors)
-    return max(1, min(total, budget_bytes // (width + 1) + 1))
+    whole = sum(
+        tensor.weights
+        for tensor in cost.tensors
+        if "dense" in tensor.codecs(value_type) and tensor.weights * width <= budget_bytes
+    )
+    dense = min(whole, budget_bytes // width)
+    return max(1, min(total, dense + (budget_bytes - dense * width) // (width + 1) + 1))
 
 
 def fit(cost: FileCost, ranking: Ranking, budget_bytes: int, value_type: ValueType) -> Fit:
@@ -165,9 +174,7 @@ def plan(
     )
 
 
-def floor_of(
-    cost: FileCost, value_type: ValueType
-) -> tuple[int, tuple[tuple[str, int], ...]]:
+def floor_of(cost: FileCost, value_type: ValueType) -> tuple[int, tuple[tuple[str, int], ...]]:
     """Return the bytes that no pruning can remove and what makes them up, largest first."""
     empty: Mapping[str, NDArray[np.int64]] = {
         tensor.name: np.zeros(0, dtype=np.int64) for tensor in cost.tensors
