@@ -1,13 +1,14 @@
 """Reading an artifact back: its layers, their packed arrays, and what the rest of the file weighs.
 
-Never imports torch. Both forms of a file are read: nodes of domain ``hwprune`` with their functions, and
-the inlined form, whose pruned layers end in a node named ``parameter|operator|shape|key``.
+Never imports torch. Both forms of a file are read: nodes of domain ``hwprune`` with their
+functions, and the inlined form, whose pruned layers end in a node named
+``parameter|operator|shape|key``.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -105,7 +106,16 @@ def read_artifact(path: str) -> ArtifactFile:
             hint="give the model.onnx of an output folder",
         ) from None
     if not model.HasField("graph") or not model.opset_import:
-        raise ArtifactError(f"{path} is not an ONNX model", hint="give the model.onnx of an output folder")
+        raise ArtifactError(
+            f"{path} is not an ONNX model", hint="give the model.onnx of an output folder"
+        )
+    try:
+        return _read(path, data, model)
+    except UnicodeDecodeError:  # names are decoded when they are asked for
+        raise ArtifactError(f"{path} is not an ONNX file: its names are not text") from None
+
+
+def _read(path: str, data: bytes, model: onnx.ModelProto) -> ArtifactFile:
     _refuse_external_data(path, model)
     tensors = {entry.name: entry for entry in model.graph.initializer}
     layers, used, inlined = [], set[str](), False
@@ -164,11 +174,33 @@ def _read_bytes(path: str) -> bytes:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def _tensors_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor of a graph or function: initializers, attributes, inner graphs'."""
+    if isinstance(graph, onnx.GraphProto):
+        yield from graph.initializer
+        sparse = [*graph.sparse_initializer]
+    else:
+        sparse = []
+    for entry in (entry for node in graph.node for entry in node.attribute):
+        yield from entry.tensors
+        if entry.HasField("t"):
+            yield entry.t
+        sparse += entry.sparse_tensors
+        if entry.HasField("sparse_tensor"):
+            sparse.append(entry.sparse_tensor)
+        for inner in ([entry.g] if entry.HasField("g") else []) + [*entry.graphs]:
+            yield from _tensors_of(inner)
+    for tensor in sparse:
+        yield from (tensor.values, tensor.indices)
+
+
 def _refuse_external_data(path: str, model: onnx.ModelProto) -> None:
-    for entry in model.graph.initializer:
+    for entry in (
+        tensor for part in (model.graph, *model.functions) for tensor in _tensors_of(part)
+    ):
         if entry.data_location == onnx.TensorProto.EXTERNAL or entry.external_data:
             raise VerificationError(
-                f"{path}: tensor {entry.name!r} lies in another file; the size of this one says nothing",
+                f"{path}: tensor {entry.name!r} lies in another file; this one's size says nothing",
                 hint="save the model with its data inside",
             )
 
@@ -187,7 +219,7 @@ def _from_node(
         roles = dict(zip(operator.input_roles, node.input, strict=False))
         shape = next((tuple(entry.ints) for entry in node.attribute if entry.name == "shape"), None)
         return _layer(node.name, operator, shape, roles, tensors, path)
-    parts = node.name.split("|")
+    parts = node.name.rsplit("|", 3)
     if len(parts) != 4 or parts[1] not in OPERATORS:
         return None
     shape = tuple(int(size) for size in parts[2].split("x") if size.isdigit())
@@ -210,7 +242,9 @@ def _layer(
             continue
         stored = roles.get(role, "")
         if stored not in tensors:
-            raise VerificationError(f"{path}: the {role} of layer {name!r} are not stored in the file")
+            raise VerificationError(
+                f"{path}: the {role} of layer {name!r} are not stored in the file"
+            )
         names.add(stored)
         try:
             arrays[role] = numpy_helper.to_array(tensors[stored])
@@ -222,7 +256,8 @@ def _layer(
         raise VerificationError(f"{path}: layer {name!r} does not say its shape")
     if arrays["values"].dtype != VALUE_DTYPES[operator.value_type]:
         raise VerificationError(
-            f"{path}: layer {name!r} stores {arrays['values'].dtype}, its operator says {operator.value_type}"
+            f"{path}: layer {name!r} stores {arrays['values'].dtype}, "
+            f"its operator says {operator.value_type}"
         )
     packed = Packed(name, shape, operator.codec, operator.value_type, arrays)
     packed_positions(packed)  # refuses malformed arrays

@@ -1,7 +1,7 @@
 """The network as ONNX nodes over named NumPy tensors: what the export passes read and return.
 
-Tensors are NumPy views, so a graph of 138 million parameters costs no second copy of them until a pass
-changes a tensor.
+Tensors are NumPy views, so a graph of 138 million parameters costs no second copy of them until a
+pass changes a tensor.
 """
 
 from __future__ import annotations
@@ -71,6 +71,10 @@ class Graph:
         """Return the names of the graph's outputs."""
         return {output.name for output in self.outputs}
 
+    def interface_names(self) -> set[str]:
+        """Return the names of the graph's inputs and outputs."""
+        return self.output_names() | {entry.name for entry in self.inputs}
+
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """Return a node's attributes as Python values."""
@@ -96,6 +100,6 @@ def rename(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
 def used_tensors(
     nodes: Iterable[onnx.NodeProto], outputs: set[str], tensors: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """Return the tensors that some node reads or that are outputs themselves, in order of first use."""
+    """Return the tensors that a node reads or that are outputs, in order of first use."""
     names = dict.fromkeys(name for node in nodes for name in node.input)
     return {name: tensors[name] for name in [*names, *outputs] if name in tensors}

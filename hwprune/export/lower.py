@@ -1,7 +1,7 @@
 """Lowering a graph to an older opset, one visible rule per operator.
 
-An operator whose schema did not change between the two opsets needs no rule. One whose schema changed and
-that has no rule here is refused by name, before any training.
+An operator whose schema did not change between the two opsets needs no rule. One whose schema
+changed and that has no rule here is refused by name, before any training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from hwprune.export.graph import Graph, attributes, clone, used_tensors
 Tensors = dict[str, NDArray[Any]]
 Rule = Callable[[onnx.NodeProto, Tensors], onnx.NodeProto | None]
 
-LOWEST_OPSET = 13  # below it, Squeeze, Split and friends take other inputs, and function bodies change
+LOWEST_OPSET = (
+    13  # below it, Squeeze, Split and friends take other inputs, and function bodies change
+)
 
 
 def lower(graph: Graph, opset: int) -> Graph:
@@ -46,7 +48,7 @@ def lower(graph: Graph, opset: int) -> Graph:
             lowered = rule(node, tensors) if rule else None
         if lowered is None:
             raise ExportError(
-                f"{node.op_type} (it makes {node.output[0]!r}) cannot be expressed at opset {opset}",
+                f"{node.op_type} (layer {node.output[0]!r}) cannot be expressed at opset {opset}",
                 hint=f"choose a target with opset {graph.opset}, or replace the layer",
             )
         nodes.append(lowered)
@@ -118,6 +120,33 @@ def _resize(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
     return copy
 
 
+def _shape(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
+    """Shape: start and end came at opset 15."""
+    return None if node.attribute else node
+
+
+def _scatter(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
+    """Scatter*: reduction came at opset 16 and grew at 18."""
+    if attributes(node).get("reduction", b"none") != b"none":
+        return None
+    copy = clone(node)
+    kept = [entry for entry in node.attribute if entry.name != "reduction"]
+    del copy.attribute[:]
+    copy.attribute.extend(kept)
+    return copy
+
+
+def _batchnorm(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
+    """BatchNormalization: training_mode came at opset 14."""
+    if attributes(node).get("training_mode", 0):
+        return None
+    copy = clone(node)
+    kept = [entry for entry in node.attribute if entry.name != "training_mode"]
+    del copy.attribute[:]
+    copy.attribute.extend(kept)
+    return copy
+
+
 def _reshape(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
     """Reshape: allowzero came at opset 14; it matters only where the shape holds a zero."""
     if not attributes(node).get("allowzero", 0):
@@ -140,12 +169,15 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(
         (
-            "Add", "Sub", "Mul", "Div", "Relu", "Identity", "Shape", "Less", "LessOrEqual", "Greater",
-            "GreaterOrEqual", "Where", "ScatterElements", "ScatterND", "LeakyRelu", "PRelu",
-            "BatchNormalization", "Pow", "CumSum", "Clip", "Min", "Max", "Cast",
+            "Add", "Sub", "Mul", "Div", "Relu", "Identity", "Less", "LessOrEqual", "Greater",
+            "GreaterOrEqual", "Where", "LeakyRelu", "PRelu", "Pow", "CumSum", "Clip", "Min", "Max",
+            "Cast",
         ),
         _same,
     ),
+    **dict.fromkeys(("ScatterElements", "ScatterND"), _scatter),
+    "BatchNormalization": _batchnorm,
+    "Shape": _shape,
     "Pad": _pad,
     "Split": _split,
     "AveragePool": _pool,

@@ -1,13 +1,14 @@
 """The operators of domain ``hwprune`` and the model-local functions that carry their meaning.
 
-A pruned layer is one node, such as ``CsrConvGap8I8Bias``: compressed rows, a convolution, 8-bit gaps,
-int8 values, with a bias. The layout is part of the name, and a shipped name never changes meaning.
-The file holds a function of that name whose body is standard operators: decode, then the ordinary
-operator. Decoding is a function of its own (``DecodeGap8``), so that each further operator costs a few
-hundred bytes and not a second copy of it.
+A pruned layer is one node, such as ``CsrConvGap8I8Bias``: compressed rows, a convolution, 8-bit
+gaps, int8 values, with a bias. The layout is part of the name, and a shipped name never changes
+meaning. The file holds a function of that name whose body is standard operators: decode, then the
+ordinary operator. Decoding is a function of its own (``DecodeGap8``), so that each further operator
+costs a few hundred bytes and not a second copy of it.
 
-Bodies use only operators whose result has a shape known from its inputs' shapes: onnxruntime 1.31 does
-not fold Compress or NonZero. They are the same at every opset from 13 on but for the import they state.
+Bodies use only operators whose result has a shape known from its inputs' shapes: onnxruntime 1.31
+does not fold Compress or NonZero. They are the same at every opset from 13 on but for the import
+they state.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class Operator:
         """Return the operator's name in domain ``hwprune``."""
         family = "Dense" if self.codec == "dense" else "Csr"
         bias = "Bias" if self.bias else ""
-        return f"{family}{self.kind}{_CODEC_LABELS[self.codec]}{_VALUE_LABELS[self.value_type]}{bias}"
+        return (
+            f"{family}{self.kind}{_CODEC_LABELS[self.codec]}{_VALUE_LABELS[self.value_type]}{bias}"
+        )
 
     @property
     def input_roles(self) -> tuple[str, ...]:
@@ -124,11 +127,13 @@ def function_for(name: str, opset: int) -> onnx.FunctionProto | None:
 
 
 def altered_functions(model: onnx.ModelProto) -> list[str]:
-    """Return the names in domain ``hwprune`` whose body is not, byte for byte, the one written here.
+    """Return the names in domain ``hwprune`` whose body is not the one written here, to the byte.
 
     A function of our domain that hwprune never writes counts as altered, and so does a missing one.
     """
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    opset = next(
+        (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
+    )
     altered, present = [], set()
     for function in model.functions:
         if function.domain != DOMAIN:
@@ -184,9 +189,10 @@ def _function(
 def _decoder(codec: CodecName, opset: int) -> onnx.FunctionProto:
     """Return (values v, index i; shape) -> dense float32 w.
 
-    Each index entry, mark or not, scatters one value: a mark scatters 0 to a place that no nonzero holds.
-    So every length is that of the index. m: does the entry carry a value; p: its place; r: the number
-    of the value that it carries, by a running count.
+    Each index entry, mark or not, scatters one value: a mark scatters 0 to a place that no nonzero
+    holds. So every length is that of the index. m: does the entry carry a value; p: its place; r:
+    the number of the value that it carries, by a running count from 1; number 0 is a zero put
+    before the values, for marks before the first of them (there may be none at all).
     """
     shape = _node("Constant", [], "s")
     _reference(shape, "value_ints", _INTS, "shape")
@@ -229,9 +235,10 @@ def _decoder(codec: CodecName, opset: int) -> onnx.FunctionProto:
         ]
     nodes += [
         _node("Cast", ["m"], "u", to=TensorProto.INT32),
-        _node("CumSum", ["u", "a"], "r1"),
-        _node("Sub", ["r1", "o"], "r"),
-        _node("Cast", ["v"], "f", to=TensorProto.FLOAT),
+        _node("CumSum", ["u", "a"], "r"),
+        _node("Cast", ["v"], "f1", to=TensorProto.FLOAT),
+        _node("Constant", [], "f0", value_floats=[0.0]),
+        _node("Concat", ["f0", "f1"], "f", axis=0),
         _node("Gather", ["f", "r"], "g"),
         _node("Cast", ["m"], "l", to=TensorProto.FLOAT),
         _node("Mul", ["g", "l"], "t"),
@@ -296,7 +303,7 @@ def _operator_body(operator: Operator, opset: int) -> onnx.FunctionProto:
 
 
 def expand(node: onnx.NodeProto, prefix: str, opset: int) -> list[onnx.NodeProto]:
-    """Return the standard operators that a node of our domain stands for, for runtimes that cannot fold it.
+    """Return what a node of our domain stands for, for runtimes that cannot fold a function.
 
     Args:
         node: a node of domain ``hwprune``.

@@ -6,6 +6,8 @@ computes. ``slim`` is their sequence.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +20,10 @@ from hwprune.export.graph import Fold, Graph, attributes, clone, rename, used_te
 _CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
 
 
-def slim(graph: Graph) -> Graph:
+def slim(graph: Graph, parameters: Collection[str]) -> Graph:
     """Run every pass that does not depend on the target, in order."""
-    for step in (drop_no_ops, fold_batchnorm, strip_defaults, share_constants):
-        graph = step(graph)
-    return graph
+    graph = strip_defaults(fold_batchnorm(drop_no_ops(graph)))
+    return share_constants(graph, parameters)
 
 
 def drop_no_ops(graph: Graph) -> Graph:
@@ -45,8 +46,8 @@ def drop_no_ops(graph: Graph) -> Graph:
 def fold_batchnorm(graph: Graph) -> Graph:
     """Fold BatchNormalization into the convolution or linear layer before it.
 
-    Requires that the layer's output goes to the BN alone and that its weight and bias are read by it
-    alone; a BN that fails this (a pre-activation network, a shared weight) stays.
+    Requires that the layer's output goes to the BN alone and that its weight and bias are read by
+    it alone; a BN that fails this (a pre-activation network, a shared weight) stays.
     """
     readers, outputs = graph.readers(), graph.output_names()
     producers = {node.output[0]: node for node in graph.nodes if node.output}
@@ -59,7 +60,9 @@ def fold_batchnorm(graph: Graph) -> Graph:
         if layer is None or layer.op_type not in _CHANNEL_AXIS or layer.output[0] in outputs:
             continue
         given = attributes(layer)
-        if layer.op_type == "Gemm" and (given.get("transB", 0) != 1 or given.get("transA", 0)):
+        if attributes(norm).get("training_mode", 0):
+            continue
+        if layer.op_type == "Gemm" and not _is_linear(given):
             continue
         if layer.op_type == "ConvTranspose" and given.get("group", 1) != 1:
             continue
@@ -92,6 +95,12 @@ def fold_batchnorm(graph: Graph) -> Graph:
     return replace(graph, nodes=nodes, tensors=kept, folds=tuple(folds))
 
 
+def _is_linear(gemm: Mapping[str, Any]) -> bool:
+    """Return whether a Gemm is x @ transpose(w) + b."""
+    scaled = gemm.get("alpha", 1.0) != 1.0 or gemm.get("beta", 1.0) != 1.0
+    return gemm.get("transB", 0) == 1 and not gemm.get("transA", 0) and not scaled
+
+
 def strip_defaults(graph: Graph) -> Graph:
     """Remove attributes that say what the operator's schema says, names, comments and metadata."""
     nodes = []
@@ -101,7 +110,7 @@ def strip_defaults(graph: Graph) -> Graph:
         outputs = list(node.output)
         while outputs and not outputs[-1]:
             outputs.pop()
-        if node.op_type == "BatchNormalization":
+        if node.op_type == "BatchNormalization" and not attributes(node).get("training_mode", 0):
             outputs = outputs[:1]
         copy.output.extend(outputs)
         for entry in node.attribute:
@@ -128,7 +137,7 @@ def _is_default(node: onnx.NodeProto, entry: onnx.AttributeProto, graph: Graph) 
         if entry.name in _ZEROS:
             return all(size == 0 for size in value)
     if node.op_type == "BatchNormalization" and entry.name in ("momentum", "training_mode"):
-        return True
+        return not attributes(node).get("training_mode", 0)
     schema = onnx.defs.get_schema(node.op_type, graph.opset, node.domain)
     known = schema.attributes.get(entry.name)
     if known is None or not known.default_value.name:
@@ -136,12 +145,17 @@ def _is_default(node: onnx.NodeProto, entry: onnx.AttributeProto, graph: Graph) 
     return bool(onnx.helper.get_attribute_value(known.default_value) == value)
 
 
-def share_constants(graph: Graph) -> Graph:
-    """Store equal small tensors once."""
+def share_constants(graph: Graph, parameters: Collection[str]) -> Graph:
+    """Store equal small constants once.
+
+    Parameters are left alone: whether two of them are equal changes as they are trained and pruned
+    (two layers without a nonzero are), and the file's structure must not.
+    """
     first: dict[tuple[str, tuple[int, ...], bytes], str] = {}
     alias: dict[str, str] = {}
+    own = {*parameters, *(fold.bias for fold in graph.folds)}
     for name, array in graph.tensors.items():
-        if array.nbytes <= 1024:
+        if array.nbytes <= 1024 and name not in own:
             key = (array.dtype.str, array.shape, array.tobytes())
             alias[name] = first.setdefault(key, name)
     nodes = [rename(node, alias) for node in graph.nodes]
@@ -162,21 +176,16 @@ def base36(number: int) -> str:
 
 
 def short_names(graph: Graph, keep: set[str]) -> dict[str, str]:
-    """Return short names for every inner value: activations ``_0``, tensors ``c0``.
+    """Return short names for every inner value: activations ``_0``, tensors ``C0``.
 
-    Inputs, outputs and the names in ``keep`` stay as they are.
+    Inputs, outputs and the names in ``keep`` stay as they are, and nothing else is called like
+    them. The capital keeps tensors apart from packed arrays, which open with a number in base 36.
     """
-    fixed = keep | graph.output_names() | {entry.name for entry in graph.inputs} | {""}
+    fixed = keep | graph.interface_names() | {""}
+    made = dict.fromkeys(name for node in graph.nodes for name in node.output)
     names: dict[str, str] = {}
-    count = 0
-    for name in graph.tensors:
-        if name not in fixed:
-            names[name] = f"c{base36(count)}"
-            count += 1
-    count = 0
-    for node in graph.nodes:
-        for name in node.output:
-            if name not in fixed and name not in names:
-                names[name] = f"_{base36(count)}"
-                count += 1
+    for prefix, old in (("C", graph.tensors), ("_", made)):
+        numbered = (f"{prefix}{base36(count)}" for count in itertools.count())
+        unused = (name for name in numbered if name not in fixed)
+        names |= {name: next(unused) for name in old if name not in fixed and name not in names}
     return names

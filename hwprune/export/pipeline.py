@@ -26,13 +26,13 @@ def template_of(
     inline: bool,
     codecs: tuple[CodecName, ...],
 ) -> tuple[Template, tuple[SkippedTensor, ...]]:
-    """Return the template of a network with the module's weights as they are now, and what stays dense.
+    """Return the template of a network over the module's present weights, and what stays dense.
 
     Raises:
         ExportError: an operator cannot be expressed at ``opset``, or nothing can be pruned.
     """
     raw = traced.with_values(module)
-    graph = slim(lower(raw, opset))
+    graph = slim(lower(raw, opset), traced.parameters)
     prunable, skipped = find_prunable(raw, graph, traced.parameters)
     return Template(graph, prunable, ir_version, inline, codecs), skipped
 
@@ -42,8 +42,8 @@ def decoded_parameters(
 ) -> dict[str, NDArray[np.float32]]:
     """Return the parameters that make the torch module compute what the file computes.
 
-    Packed weights and biases are decoded and the folding of BN is undone, so that torch runs the original
-    network, BN and all, on the very values that the file holds.
+    Packed weights and biases are decoded and the folding of BN is undone, so that torch runs the
+    original network, BN and all, on the very values that the file holds.
 
     Returns:
         new values by state-dict key, for the parameters that differ.
@@ -64,11 +64,11 @@ def decoded_parameters(
                 np.float32
             )
     for name, stored in written.biases.items():
-        fold = folded_biases.get(name)
-        if fold is None:
+        folded = folded_biases.get(name)
+        if folded is None:
             values[name] = stored
         else:
-            values[fold.norm[1]] = (stored.astype(np.float64) - fold.shift).astype(np.float32)
+            values[folded.norm[1]] = (stored.astype(np.float64) - folded.shift).astype(np.float32)
     return {name: value for name, value in values.items() if name in raw}
 
 

@@ -1,4 +1,4 @@
-"""Which parameters may be pruned: decided by what reads them in the exported graph, not by module class."""
+"""Which parameters may be pruned: decided by what reads them in the exported graph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class WeightUse:
 
     Attributes:
         node: Conv, ConvTranspose, Gemm or MatMul.
-        kind: the operator kind of ``operators.py`` (``Linear`` where the weight is transposed first).
+        kind: the operator kind of ``operators.py`` (``Linear`` where the weight is transposed
+            first).
         channel_axis: the axis of the stored weight that counts output channels.
         transpose: the Transpose between weight and MatMul, where there is one.
     """
@@ -63,7 +64,11 @@ def _use(
     readers: Readers,
 ) -> WeightUse | str:
     given = attributes(node)
-    if node.op_type == "Conv" and slot == 1 and not given.get("auto_pad", b"NOTSET").startswith(b"SAME"):
+    if (
+        node.op_type == "Conv"
+        and slot == 1
+        and not given.get("auto_pad", b"NOTSET").startswith(b"SAME")
+    ):
         return WeightUse(node, "Conv", 0)
     if node.op_type == "ConvTranspose" and slot == 1:
         return WeightUse(node, "ConvTranspose", 1)
@@ -74,7 +79,9 @@ def _use(
         return "Gemm with alpha, beta or transA"
     if node.op_type == "MatMul" and slot == 1:
         shape = graph.tensors[node.input[1]].shape
-        return WeightUse(node, "MatMul", 1) if len(shape) == 2 else "MatMul with a stack of matrices"
+        return (
+            WeightUse(node, "MatMul", 1) if len(shape) == 2 else "MatMul with a stack of matrices"
+        )
     if node.op_type == "Transpose" and list(given.get("perm", [1, 0])) == [1, 0]:
         consumers = readers[node.output[0]]
         if [(reader.op_type, at) for reader, at in consumers] == [("MatMul", 1)]:
@@ -112,6 +119,6 @@ def find_prunable(
         listed = "; ".join(f"{tensor.name}: {tensor.reason}" for tensor in skipped[:5])
         raise ExportError(
             f"no parameter of this network can be pruned ({len(skipped)} stay dense: {listed})",
-            hint="a weight is prunable when it reaches Conv, ConvTranspose, Gemm or MatMul as its weight",
+            hint="a parameter is prunable as the weight of Conv, ConvTranspose, Gemm or MatMul",
         )
     return tuple(prunable), tuple(skipped)

@@ -1,11 +1,13 @@
 """From a slim graph to files: the exact size of any file, and the file itself.
 
-A ``Template`` is everything about an artifact but its masks and weights. Sparse encoding is the last
-rewrite of the graph: an optimiser that ran after it would fold the encoded form back to dense.
+A ``Template`` is everything about an artifact but its masks and weights. Sparse encoding is the
+last rewrite of the graph: an optimiser that ran after it would fold the encoded form back to dense.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,12 +66,14 @@ class _Layout:
         private: biases that only pruned layers read: they are stored with their layer.
         others: the tensors that stay as they are.
         names: the short name of every inner value and remaining tensor.
+        keys: what the names of each prunable tensor's packed arrays open with.
     """
 
     uses: Mapping[str, list[WeightUse]]
     private: frozenset[str]
     others: Mapping[str, NDArray[Any]]
     names: Mapping[str, str]
+    keys: tuple[str, ...]
 
     @property
     def replaced(self) -> set[int]:
@@ -108,7 +112,9 @@ class Template:
             forms: dict[tuple[CodecName, ValueType], Form] = {}
             weight = self.graph.tensors[tensor.name]
             for value_type in value_types:
-                scale = channel_scales(weight, tensor.channel_axis) if value_type == "int8" else None
+                scale = (
+                    channel_scales(weight, tensor.channel_axis) if value_type == "int8" else None
+                )
                 for codec in self._codecs_for(tensor):
                     operators, nodes, biases = self._nodes(
                         number, tensor, layout, codec, value_type
@@ -116,7 +122,7 @@ class Template:
                     fixed = sum(field_bytes(node.ByteSize()) for node in nodes)
                     fixed += sum(_tensor_bytes(name, array) for name, array in biases.items())
                     if scale is not None:
-                        fixed += _tensor_bytes(f"{base36(number)}s", scale)
+                        fixed += _tensor_bytes(f"{layout.keys[number]}s", scale)
                     needed = () if self.inline else tuple(
                         dict.fromkeys(name for op in operators for name in op.functions)
                     )  # fmt: skip
@@ -125,7 +131,7 @@ class Template:
                         assert function is not None
                         functions[name] = field_bytes(function.ByteSize(), _FUNCTION_TAG_BYTES)
                     forms[codec, value_type] = Form(fixed, needed)
-            key = base36(number)
+            key = layout.keys[number]
             tensors.append(TensorCost(tensor.name, tensor.shape, f"{key}v", f"{key}i", forms))
         skeleton = self._model(self._other_nodes(layout), [], [])
         frame = skeleton.ByteSize() - field_bytes(skeleton.graph.ByteSize())
@@ -142,9 +148,9 @@ class Template:
         """Return the size of the dense fp32 file, without writing it."""
         names = short_names(self.graph, set())
         model = self._model([rename(node, names) for node in self.graph.nodes], [], [], dense=True)
-        frame = model.ByteSize() - field_bytes(model.graph.ByteSize())
+        frame = int(model.ByteSize()) - field_bytes(model.graph.ByteSize())
         tensors = sum(_tensor_bytes(names.get(n, n), a) for n, a in self.graph.tensors.items())
-        return frame + field_bytes(model.graph.ByteSize() + tensors)
+        return frame + field_bytes(int(model.graph.ByteSize()) + tensors)
 
     # -- files ------------------------------------------------------------------------------------
 
@@ -156,7 +162,9 @@ class Template:
         """
         size = self.dense_bytes()
         if size > MAX_FILE_BYTES:
-            raise ExportError(f"the dense file would take {size:,} bytes; an ONNX file ends at 2 GiB")
+            raise ExportError(
+                f"the dense file would take {size:,} bytes; an ONNX file ends at 2 GiB"
+            )
         names = short_names(self.graph, set())
         nodes = [rename(node, names) for node in self.graph.nodes]
         tensors = [
@@ -169,10 +177,11 @@ class Template:
     def write_sparse(self, masks: Masks, value_type: ValueType) -> Written:
         """Return the sparse file for these masks over the template's weights.
 
-        Ensures: the file's length is the one that ``cost`` predicts for the same weights.
+        Ensures: the file's length is the one that ``cost`` predicts for the same masked weights.
         """
         layout = self._layout()
-        cost = self.cost((value_type,))
+        # int8 scales, and so their type, are those of what lives.
+        cost = self._masked(masks).cost((value_type,))
         encoding = cost.encoding(masks.positions(), value_type)
         packed = {
             tensor.name: pack(
@@ -203,7 +212,7 @@ class Template:
                     stored_biases[use.node.input[2]] = compact_floats(bias, value_type).astype(
                         np.float32
                     )
-            key = base36(number)
+            key = layout.keys[number]
             arrays = packed[tensor.name].arrays
             stored = {f"{key}{role[0]}": array for role, array in arrays.items()} | biases
             tensors += [numpy_helper.from_array(array, name) for name, array in stored.items()]
@@ -239,14 +248,33 @@ class Template:
         private = frozenset(
             name
             for name in self.graph.tensors
-            if all(id(node) in layers and slot == 2 for node, slot in readers.get(name, [(None, 0)]))
+            if all(
+                id(node) in layers and slot == 2 for node, slot in readers.get(name, [(None, 0)])
+            )
         )
         others = {
             name: array
             for name, array in self.graph.tensors.items()
             if name not in uses and name not in private
         }
-        return _Layout(uses, private, others, short_names(replace(self.graph, tensors=others), set()))
+        names = short_names(replace(self.graph, tensors=others), set())
+        return _Layout(uses, private, others, names, self._keys())
+
+    def _keys(self) -> tuple[str, ...]:
+        """Return a key per prunable tensor; no input or output is called like anything it opens."""
+        taken = self.graph.interface_names()
+        keys = (base36(number) for number in itertools.count())
+        free = (key for key in keys if not any(_opens(key, name) for name in taken))
+        return tuple(itertools.islice(free, len(self.prunable)))
+
+    def _masked(self, masks: Masks) -> Template:
+        living = {
+            tensor.name: np.where(
+                masks[tensor.name], self.graph.tensors[tensor.name], np.float32(0)
+            )
+            for tensor in self.prunable
+        }
+        return replace(self, graph=replace(self.graph, tensors={**self.graph.tensors, **living}))
 
     def _codecs_for(self, tensor: PrunableTensor) -> list[CodecName]:
         return [codec for codec in self.codecs if CODECS[codec].accepts(tensor.shape)]
@@ -264,7 +292,7 @@ class Template:
         value_type: ValueType,
     ) -> tuple[list[Operator], list[onnx.NodeProto], dict[str, NDArray[Any]]]:
         """Return the operators, nodes and bias tensors of one pruned tensor in one form."""
-        key = base36(number)
+        key = layout.keys[number]
         names = layout.names
         operators, nodes, biases = [], [], {}
         for place, use in enumerate(layout.uses[tensor.name]):
@@ -275,7 +303,12 @@ class Template:
                 biases[bias_name] = compact_floats(self.graph.tensors[bias], value_type)
             else:
                 bias_name = names.get(bias, bias)
-            stored = {"values": f"{key}v", "index": f"{key}i", "scale": f"{key}s", "bias": bias_name}
+            stored = {
+                "values": f"{key}v",
+                "index": f"{key}i",
+                "scale": f"{key}s",
+                "bias": bias_name,
+            }
             source = use.node.input[0]
             inputs = [names.get(source, source)]
             inputs += [stored[role] for role in operator.input_roles[1:]]
@@ -327,6 +360,11 @@ class Template:
 
 def _tensor_bytes(name: str, array: NDArray[Any]) -> int:
     return tensor_field_bytes(name, array.shape, array.nbytes)
+
+
+def _opens(key: str, name: str) -> bool:
+    """Return whether a name could be one of the tensor with this key."""
+    return name.startswith(key) and re.fullmatch(r"[vis]|b\d*|_.*", name[len(key) :]) is not None
 
 
 def _by_use(nodes: list[onnx.NodeProto], uses: list[WeightUse]) -> list[list[onnx.NodeProto]]:

@@ -1,7 +1,7 @@
-"""torch -> ONNX, once, without values: the structure of a network and which parameter each tensor is.
+"""torch -> ONNX, once, without values: a network's structure, and which tensor is which parameter.
 
-The exporter sees the parameters as graph inputs, so nothing that optimises the graph can fold, transpose
-or copy one out of sight; their values are joined by name afterwards.
+The exporter sees the parameters as graph inputs, so nothing that optimises the graph can fold,
+transpose or copy one out of sight; their values are joined by name afterwards.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Traced:
 
     Attributes:
         graph: nodes and constants; ``graph.tensors`` holds no parameters.
-        parameters: the tensors that are parameters or buffers, by their first key in the state dict.
+        parameters: the tensors that are parameters or buffers, by their first key in the state
+            dict.
         notes: what could not be kept dynamic.
     """
 
@@ -41,7 +42,7 @@ class Traced:
     notes: tuple[str, ...]
 
     def with_values(self, module: Any) -> Graph:
-        """Return the graph over the module's parameters and buffers as they are now (NumPy views)."""
+        """Return the graph over the module's present parameters and buffers (NumPy views)."""
         values = tensors_of(module)
         tensors = dict(self.graph.tensors)
         tensors |= {key: values[key] for key in self.parameters}
@@ -58,7 +59,7 @@ def tensors_of(module: Any) -> dict[str, NDArray[Any]]:
 
 
 def first_names(module: Any) -> dict[str, str]:
-    """Return for every name of a parameter or buffer the first name of the same tensor (tied weights)."""
+    """Return for every name of a parameter or buffer the first name of it (tied weights)."""
     first: dict[int, str] = {}
     names: dict[str, str] = {}
     for name, tensor in [
@@ -86,9 +87,7 @@ def trace(model: Model) -> Traced:
     )
     try:
         with _quiet():
-            program = torch.export.export(
-                model.module, args, dynamic_shapes=dynamic, strict=False
-            )
+            program = torch.export.export(model.module, args, dynamic_shapes=dynamic, strict=False)
             exported = torch.onnx.export(
                 program,
                 args,
@@ -144,8 +143,8 @@ def _structure(ir_model: Any, model: Model) -> Traced:
 
 
 def _by_value(value: Any, module: Any) -> str | None:
-    """Return the name of the parameter whose storage this initializer shares; the exporter may rename."""
-    raw = getattr(value.const_value, "raw", None)
+    """Return the parameter whose storage this initializer shares; the exporter may rename."""
+    raw: Any = getattr(value.const_value, "raw", value.const_value)
     pointer = raw.data_ptr() if hasattr(raw, "data_ptr") else None
     if not pointer:
         return None
@@ -167,7 +166,9 @@ def _fix_batch_names(
         dims = entry.type.tensor_type.shape.dim
         for axis, size in enumerate(spec.shape):
             if size is None and not dims[axis].dim_param:
-                notes.append(f"input {spec.name}: torch.export fixed axis {axis} to {dims[axis].dim_value}")
+                notes.append(
+                    f"input {spec.name}: torch.export fixed axis {axis} to {dims[axis].dim_value}"
+                )
             elif size is None:
                 batch_names.add(dims[axis].dim_param)
     for entry in (*inputs, *outputs):
@@ -209,5 +210,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-
-
