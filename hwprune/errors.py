@@ -3,7 +3,7 @@
     HwpruneError                    1  base; raised itself only for a broken internal promise
     +-- InputError                  2  something that the user handed in
     |   +-- UsageError              2  options that contradict each other or cannot be met
-    |   +-- ModelError              2  the model file cannot be read or does not fit its architecture
+    |   +-- ModelError              2  the model file cannot be read, or is not of its --arch
     |   |   +-- UnsafeModelError    2  reading it would run code
     |   +-- DataError               2  the data source
     |   +-- TargetError             2  the device profile

@@ -49,7 +49,8 @@ class Model:
         source: the path that was read, as given.
         kind: what the file was: state-dict, exported-program, torchscript or pickled-module.
         module: the ``torch.nn.Module`` in eval mode; opaque here, so that this file needs no torch.
-        arch: the architecture's specification (such as ``cifar-resnet20``), None where the file carries it.
+        arch: the architecture's specification (such as ``cifar-resnet20``), None where the file
+            carries it.
         inputs: one specification per input, in the order of the forward method.
         trainable: False where the graph is frozen (TorchScript).
         batchnorm_frozen: True where BN cannot be put in training mode (an exported program).
@@ -118,7 +119,8 @@ class PrunableTensor:
         name: the parameter's key in the state dict (the first one, where it is tied).
         shape: its shape as stored.
         channel_axis: the axis of ``shape`` that counts output channels (int8 scales lie along it).
-        operators: the ONNX operators that read it, in graph order; more than one where it is shared.
+        operators: the ONNX operators that read it, in graph order; more than one where it is
+            shared.
     """
 
     name: str
@@ -235,7 +237,7 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """What one pruned tensor costs: bytes are those of its packed arrays, with their names and headers."""
+    """What one pruned tensor costs: bytes of its packed arrays, nodes, bias, names and headers."""
 
     name: str
     shape: tuple[int, ...]
@@ -304,7 +306,8 @@ class Verdict:
     Attributes:
         fits: the real file is within the budget.
         verified: every check that was run passed.
-        scope: what the verdict covers, in words (``onnx file on this host``, ``onnx-size-only, not linked``).
+        scope: what the verdict covers, in words (``onnx file on this host``, ``onnx-size-only, not
+            linked``).
         limits: the user's own limits.
         exit_code: the process's exit code.
     """

@@ -29,7 +29,9 @@ _DURATION_UNITS_MS: dict[str, Decimal] = {
     "ms": Decimal(1),
     "s": Decimal(1000),
 }
-_NUMBER = re.compile(r"\s*([-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)\s*([a-zµ%]*)\s*", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"\s*([-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)\s*([a-zµ%]*)\s*", re.IGNORECASE
+)
 
 
 def _split(text: str, what: str, example: str) -> tuple[Decimal, str]:
@@ -83,12 +85,14 @@ def parse_fraction(text: str) -> float:
     """
     number, unit = _split(text, "a fraction", "0.91 or 91%")
     if unit not in ("", "%"):
-        raise UsageError(f"{text!r}: {unit!r} is not a unit of a fraction", hint="write 0.91 or 91%")
+        raise UsageError(
+            f"{text!r}: {unit!r} is not a unit of a fraction", hint="write 0.91 or 91%"
+        )
     return float(number / 100 if unit == "%" else number)
 
 
 def format_bytes(size_bytes: int) -> str:
-    """Format a size for people: exact bytes below 10 KiB, else the exact bytes with KiB or MiB beside."""
+    """Format a size for people: the exact bytes, from 10 KiB on with KiB or MiB beside."""
     if abs(size_bytes) < 10 * 1024:
         return f"{size_bytes:,} B"
     if abs(size_bytes) < 10 * 1024**2:
