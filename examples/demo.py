@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hwprune.units import format_bytes, format_percent, format_seconds
+from hwprune.units import format_percent, format_seconds
 
 OUT = Path("demo-out")
 MODEL = OUT / "digits.pt"
@@ -65,25 +65,23 @@ def percent(fraction: float | None) -> str:
 
 
 def table_of(records: list[tuple[Job, dict[str, Any]]]) -> Table:
-    """Return one row per device."""
+    """Return one row per device, narrow enough for 80 columns."""
     table = Table(title="handwritten digits, compiled")
-    table.add_column("target")
-    for heading in ("budget", "file", "nonzeros", "sparsity", "dense", "compiled"):
-        table.add_column(heading, justify="right")
+    table.add_column("target", no_wrap=True)
+    for heading in ("budget", "file", "sparsity", "dense", "compiled"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict")
     for job, record in records:
-        result, accuracy, verdict = record["result"], record["accuracy"], record["verdict"]
-        fits = "fits" if verdict["fits"] else "does not fit"
-        verified = "verified" if verdict["verified"] else "not verified"
+        accuracy, verdict = record["accuracy"], record["verdict"]
+        passed = verdict["fits"] and verdict["verified"]
         table.add_row(
             job.target,
-            format_bytes(record["budget"]["bytes"]),
-            format_bytes(record["artifact"]["bytes"]),
-            f"{result['nonzeros']:,} of {result['weights']:,}",
-            percent(result["sparsity"]),
+            f"{record['budget']['bytes']:,} B",
+            f"{record['artifact']['bytes']:,} B",
+            percent(record["result"]["sparsity"]),
             percent(accuracy["dense"]),
             percent(accuracy["final"]),
-            f"{fits}, {verified}: {verdict['scope']}",
+            "passed" if passed else "failed",
         )
     return table
 
@@ -102,8 +100,9 @@ def main() -> int:
         records.append((job, json.loads((job.folder / "report.json").read_text())))
     console.print()
     console.print(table_of(records))
-    for job, _ in records:
-        console.print(f"report: {job.folder / 'report.html'}", highlight=False, soft_wrap=True)
+    for job, record in records:
+        scope = record["verdict"]["scope"]
+        console.print(f"{job.folder / 'report.html'}  ({scope})", highlight=False, soft_wrap=True)
     console.print(f"{format_seconds(time.perf_counter() - start)} in all")
     too_dense = [
         job.target for job, record in records if record["result"]["sparsity"] < MIN_SPARSITY
