@@ -1,0 +1,41 @@
+"""hwprune: a compiler from trained networks to sparse ONNX files that fit a device's byte budget.
+
+    artifact = hwprune.compile(model, target="jetson-nano", data="cifar10:DIR", budget="64KiB")
+    layers = hwprune.csr_arrays(artifact.path)
+
+Names are imported when they are used: reading an artifact needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hwprune.api import compile
+    from hwprune.errors import HwpruneError
+    from hwprune.export.artifact import csr_arrays, read_artifact
+    from hwprune.ir import Artifact, Verdict
+
+__all__ = ["Artifact", "HwpruneError", "Verdict", "compile", "csr_arrays", "read_artifact"]
+
+_HOME = {
+    "Artifact": "hwprune.ir",
+    "HwpruneError": "hwprune.errors",
+    "Verdict": "hwprune.ir",
+    "compile": "hwprune.api",
+    "csr_arrays": "hwprune.export.artifact",
+    "read_artifact": "hwprune.export.artifact",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'hwprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)
