@@ -70,10 +70,8 @@ def table_of(records: list[tuple[Job, dict[str, Any]]]) -> Table:
     table.add_column("target", no_wrap=True)
     for heading in ("budget", "file", "sparsity", "dense", "compiled"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("verdict")
     for job, record in records:
-        accuracy, verdict = record["accuracy"], record["verdict"]
-        passed = verdict["fits"] and verdict["verified"]
+        accuracy = record["accuracy"]
         table.add_row(
             job.target,
             f"{record['budget']['bytes']:,} B",
@@ -81,7 +79,6 @@ def table_of(records: list[tuple[Job, dict[str, Any]]]) -> Table:
             percent(record["result"]["sparsity"]),
             percent(accuracy["dense"]),
             percent(accuracy["final"]),
-            "passed" if passed else "failed",
         )
     return table
 
@@ -101,8 +98,13 @@ def main() -> int:
     console.print()
     console.print(table_of(records))
     for job, record in records:
-        scope = record["verdict"]["scope"]
-        console.print(f"{job.folder / 'report.html'}  ({scope})", highlight=False, soft_wrap=True)
+        verdict = record["verdict"]
+        passed = "fits and verified" if verdict["fits"] and verdict["verified"] else "failed"
+        console.print(
+            f"{job.folder / 'report.html'}  ({passed}: {verdict['scope']})",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"{format_seconds(time.perf_counter() - start)} in all")
     too_dense = [
         job.target for job, record in records if record["result"]["sparsity"] < MIN_SPARSITY

@@ -18,7 +18,8 @@ STAGES = {
 }  # fmt: skip
 # A room that is not listed here fails the test: whoever adds one decides what it may know.
 MAY_IMPORT: dict[str, set[str]] = {
-    "": {"compiler", "kernels", "export", "ir", "errors"},  # hwprune/__init__.py
+    "": {"api", "kernels", "export"},  # hwprune/__init__.py
+    "api": {"compiler", "frontend", "targets"},
     "ir": set(),
     "errors": set(),
     "units": {"errors"},
