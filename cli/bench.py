@@ -130,8 +130,9 @@ def _print(
         Text(f"Measured on {first.host}, onnxruntime {first.onnxruntime}", style="bold"),
         soft_wrap=True,
     )
+    threads = "1 thread" if first.threads == 1 else f"{first.threads} threads"
     out.print(
-        f"{first.runs} runs, {first.threads} threads, batch {first.batch}"
+        f"{first.runs} runs, {threads}, batch {first.batch}"
         + (", files in turn" if len(files) > 1 else "")
     )
     table = Table(box=None, header_style="bold", pad_edge=False)

@@ -137,13 +137,12 @@ def _print_layers(found: ArtifactFile) -> None:
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     right = ("nonzeros", "weights", "sparsity", "bytes")
-    for column in ("layer", "shape", "operator", "codec", "values", *right):
+    for column in ("layer", "shape", "codec", "values", *right):
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for layer in found.layers:
         cells = (
             layer.name,
             "×".join(map(str, layer.shape)),
-            layer.operator,
             layer.codec,
             layer.value_type,
             f"{layer.nonzeros:,}",

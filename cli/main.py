@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -75,7 +76,11 @@ def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         return
     import importlib.metadata
 
-    click.echo(f"hwprune {importlib.metadata.version('hwprune')}")
+    try:
+        version = importlib.metadata.version("hwprune")
+    except importlib.metadata.PackageNotFoundError:
+        version = "(a checkout that is not installed)"
+    click.echo(f"hwprune {version}")
     ctx.exit()
 
 
@@ -121,34 +126,43 @@ def _run(args: list[str], *, as_json: bool, debug: bool) -> int:
         return done.exit_code
     except BrokenPipeError:
         raise
-    except HwpruneError as error:
-        problem = _Problem(type(error).__name__, error.exit_code, error.message, error.hint)
-    except click.ClickException as error:
-        problem = _usage_problem(error)
-    except (KeyboardInterrupt, click.Abort):
-        problem = _Problem("Interrupted", INTERRUPTED, "interrupted", None)
-    except Terminated:
-        problem = _Problem("Terminated", TERMINATED, "terminated", None)
-    except Exception as error:
-        text = str(error).strip() or "no further message"
-        message = f"internal error: {type(error).__name__}: {text}"
-        hint = (
-            None
-            if debug
-            else "this is a defect of hwprune: run it again with --debug and report it"
-        )
-        problem = _Problem(type(error).__name__, INTERNAL_ERROR, message, hint)
-    if debug:
-        traceback.print_exc()
-    problem.show(as_json=as_json)
-    return problem.exit_code
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        if debug:
+            traceback.print_exception(error)
+        problem = _problem(error)
+        problem.show(as_json=as_json)
+        return problem.exit_code
 
 
+def _problem(error: BaseException) -> _Problem:
+    """Return what to say about an error, and the exit code it becomes."""
+    if isinstance(error, HwpruneError):
+        return _Problem(type(error).__name__, error.exit_code, error.message, error.hint)
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "hwprune"
+        return _Problem("UsageError", USAGE_ERROR, error.format_message(), f"see `{path} --help`")
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return _Problem("Interrupted", INTERRUPTED, "interrupted", None)
+    if isinstance(error, Terminated):
+        return _Problem("Terminated", TERMINATED, "terminated", None)
+    text = str(error).strip() or "no further message"
+    return _Problem(
+        type(error).__name__,
+        INTERNAL_ERROR,
+        f"internal error: {type(error).__name__}: {text}",
+        "this is a defect of hwprune: run it again with --debug, and report what it prints",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class _Problem:
     """What went wrong, ready to be said."""
 
-    def __init__(self, kind: str, exit_code: int, message: str, hint: str | None) -> None:
-        self.kind, self.exit_code, self.message, self.hint = kind, exit_code, message, hint
+    kind: str
+    exit_code: int
+    message: str
+    hint: str | None
 
     def show(self, *, as_json: bool) -> None:
         if as_json:
@@ -170,12 +184,6 @@ def print_json(document: dict[str, Any]) -> None:
     """Print the one JSON document of ``--json``, its schema_version first."""
     text = json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, allow_nan=False)
     click.echo(text)
-
-
-def _usage_problem(error: click.ClickException) -> _Problem:
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "hwprune"
-    return _Problem("UsageError", USAGE_ERROR, error.format_message(), f"see `{path} --help`")
 
 
 def _printable(text: str) -> str:

@@ -97,73 +97,96 @@ def trajectory(points: Sequence[TrajectoryPoint]) -> Plot | None:
     """Return the trajectory plot; None where there are fewer than two points."""
     if len(points) < 2:
         return None
-    # An action inside an epoch comes before the epoch's end in the record: keep that order.
     last = max(point.epoch for point in points) or 1.0
     left, right, top, height, gap = 70.0, WIDTH - 20.0, 28.0, 130.0, 52.0
     curves: list[Curve] = []
-    series = (
+    for name, unit, given in (
         ("accuracy (validation)", "accuracy", [(p.epoch, p.accuracy) for p in points]),
         ("nonzeros", "nonzeros", [(p.epoch, float(p.nonzeros)) for p in points]),
-    )
-    for name, unit, given in series:
+    ):
         known = [(epoch, value) for epoch, value in given if value is not None]
         if not known:
             continue
-        low, high, ticks = _scale([value for _, value in known], whole=unit == "nonzeros")
+        axis = _axis([value for _, value in known], counts=unit == "nonzeros")
         place = top + len(curves) * (height + gap)
         dots = tuple(
             (
                 round(left + (right - left) * epoch / last, 1),
-                round(place + height * (1 - (value - low) / (high - low)), 1),
+                round(place + height * (1 - axis.share(value)), 1),
                 f"epoch {epoch:g}: {_label(value, unit)}",
             )
             for epoch, value in known
         )
         curves.append(
             Curve(
-                name=name,
+                name=f"{name}, log scale" if axis.logarithmic else name,
                 unit=unit,
                 points=" ".join(f"{x},{y}" for x, y, _ in dots),
                 dots=dots,
                 ticks=tuple(
-                    Tick(
-                        round(place + height * (1 - (tick - low) / (high - low)), 1),
-                        _label(tick, unit),
-                    )
-                    for tick in ticks
+                    Tick(round(place + height * (1 - axis.share(tick)), 1), _label(tick, unit))
+                    for tick in axis.ticks
                 ),
             )
         )
     bottom = top + len(curves) * (height + gap) - gap
-    step = _step(last / 8, whole=True)
     epochs = tuple(
         Tick(round(left + (right - left) * epoch / last, 1), f"{epoch:g}")
-        for epoch in _multiples(0.0, last, step)
+        for epoch in _multiples(0.0, last, max(1.0, _round_up(last / 8)))
     )
     return Plot(tuple(curves), epochs, left, right, top, bottom)
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """A vertical axis: its ends, its ticks, and whether it is logarithmic."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    logarithmic: bool
+
+    def share(self, value: float) -> float:
+        """Return how far up the axis a value lies, 0 to 1."""
+        if not self.logarithmic:
+            return (value - self.low) / (self.high - self.low)
+        return math.log(value / self.low) / math.log(self.high / self.low)
+
+
+def _axis(values: Sequence[float], *, counts: bool) -> _Axis:
+    """Return an axis with round ends around the values.
+
+    Regrowth is a few per cent of what pruning took away: only a logarithmic axis shows both.
+    """
+    low, high = min(values), max(values)
+    if counts and low >= 1 and high > 3 * low:
+        bottom, top = _round_up(low), _round_up(high)
+        while bottom > low:
+            bottom = _round_up(bottom / 2.6)
+        ticks = [bottom]
+        while ticks[-1] < top:
+            ticks.append(_round_up(ticks[-1] * 1.5))
+        decades = [tick for tick in ticks if math.log10(tick).is_integer()]
+        return _Axis(bottom, ticks[-1], tuple(ticks if len(ticks) < 8 else decades), True)
+    if high <= low:
+        high = low + (abs(low) * 0.1 or 1.0)
+    step = _round_up((high - low) / 4)
+    if counts:
+        step = max(1.0, step)
+    bottom, top = math.floor(low / step) * step, math.ceil(high / step) * step
+    return _Axis(bottom, top, tuple(_multiples(bottom, top, step)), False)
 
 
 def _label(value: float, unit: str) -> str:
     return f"{100 * value:.4g} %" if unit == "accuracy" else f"{round(value):,}"
 
 
-def _scale(values: Sequence[float], *, whole: bool) -> tuple[float, float, list[float]]:
-    """Return the ends of an axis and its ticks: round numbers around the values."""
-    low, high = min(values), max(values)
-    if whole:
-        low = 0.0
-    if high <= low:
-        high = low + (abs(low) * 0.1 or 1.0)
-    step = _step((high - low) / 4, whole=whole)
-    start, end = math.floor(low / step) * step, math.ceil(high / step) * step
-    return start, end, _multiples(start, end, step)
-
-
-def _step(rough: float, *, whole: bool) -> float:
+def _round_up(value: float) -> float:
     """Return the next of 1, 2, 5, 10 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(rough)) if rough > 0 else 1.0
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
-    return max(1.0, step) if whole else step
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= value * 0.999)
 
 
 def _multiples(start: float, end: float, step: float) -> list[float]:

@@ -30,10 +30,8 @@ def headline(record: Record) -> str:
     """Return the verdict in one sentence."""
     verdict, artifact, budget = record.verdict, record.artifact, record.budget
     state = _KIND_OF_EXIT.get(verdict.exit_code, f"failed (exit code {verdict.exit_code})")
-    if verdict.exit_code == 0 and not verdict.fits:
-        state = (
-            verdict.scope
-        )  # such as "onnx-size-only, not linked": a file alone does not fit a chip
+    if verdict.exit_code == 0 and "not linked" in verdict.scope:
+        state = verdict.scope  # an ONNX file alone never fits a microcontroller
     comparison = "of" if artifact.bytes <= budget.bytes else "over the budget of"
     return (
         f"{state[0].upper()}{state[1:]}: {format_bytes(artifact.bytes)} {comparison} "
@@ -62,7 +60,7 @@ def facts(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def accuracy_rows(record: Record) -> list[tuple[str, str]]:
-    """Return (state, accuracy); the difference to dense stands with the final one."""
+    """Return (state, accuracy), and the difference where both ends were measured."""
     accuracy = record.accuracy
     rows = [
         (state, NOT_MEASURED if value is None else format_percent(value))
@@ -74,7 +72,7 @@ def accuracy_rows(record: Record) -> list[tuple[str, str]]:
     ]
     if accuracy.dense is not None and accuracy.final is not None:
         points = 100 * (accuracy.final - accuracy.dense)
-        rows[-1] = ("final", f"{rows[-1][1]} ({points:+.2f} points)")
+        rows.append(("final - dense", f"{points:+.2f} points"))
     return rows
 
 

@@ -215,9 +215,9 @@ def _limits(
     def judge(limit: Limit) -> str:
         reason = _unmeasurable(limit, artifact, target, matching)
         if reason is not None:
+            keep = f"keep {beside.REPORT_NAME} beside the artifact, or " if matching is None else ""
             raise UsageError(
-                f"{limit.text} cannot be measured by check: {reason}",
-                hint=f"keep {beside.REPORT_NAME} beside the artifact, or leave the limit out",
+                f"cannot be measured by check: {reason}", hint=f"{keep}leave the limit out"
             )
         if _is_live(limit) and not live:
             live.update(_stock(artifact.path, threads=threads, runs=runs))

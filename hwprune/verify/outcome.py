@@ -12,7 +12,7 @@ from hwprune.ir import LimitResult
 
 Outcome = Literal["passed", "failed", "skipped"]
 
-SCOPE_HOST = "onnx file on this host"
+SCOPE_HOST = "onnx file, on this host"
 SCOPE_UNLINKED = "onnx-size-only, not linked"
 
 

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from hwprune.cli import main as edge
+from hwprune.cli.options import LIMIT, SIZE, TARGET
+from hwprune.errors import (
+    InfeasibleError,
+    LimitError,
+    ModelError,
+    UsageError,
+    VerificationError,
+)
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hwprune.cli", *arguments],
+        capture_output=True, text=True, timeout=120, check=False, **options,
+    )  # fmt: skip
+
+
+Fail = Callable[[Callable[[], object]], None]
+
+
+@pytest.fixture
+def command_that(monkeypatch: pytest.MonkeyPatch) -> Fail:
+    """Return a function that makes ``hwprune probe`` do what it is given."""
+
+    def install(action: Callable[[], object]) -> None:
+        @click.command("probe")
+        @click.option("--json", "as_json", is_flag=True)
+        def command(*, as_json: bool) -> None:
+            action()
+
+        module = types.ModuleType("probe_command")
+        module.command = command  # type: ignore[attr-defined]
+        module.__spec__ = edge.importlib.util.spec_from_loader("probe_command", loader=None)
+        monkeypatch.setitem(sys.modules, "probe_command", module)
+        monkeypatch.setitem(edge.COMMANDS, "probe", ("probe_command", "Probe."))
+
+    return install
+
+
+def raiser(error: BaseException) -> Callable[[], object]:
+    def action() -> None:
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "kind"),
+    [
+        (ModelError("what", hint="next"), 2, "ModelError"),
+        (UsageError("what", hint="next"), 2, "UsageError"),
+        (LimitError("what", hint="next"), 3, "LimitError"),
+        (InfeasibleError("what", hint="next"), 4, "InfeasibleError"),
+        (VerificationError("what", hint="next"), 5, "VerificationError"),
+        (click.UsageError("what"), 2, "UsageError"),
+        (click.BadParameter("what"), 2, "UsageError"),
+        (ValueError("what"), 1, "ValueError"),
+        (MemoryError("what"), 1, "MemoryError"),
+        (KeyboardInterrupt(), 130, "Interrupted"),
+        (edge.Terminated(), 143, "Terminated"),
+    ],
+)
+def test_every_error_ends_at_the_edge(
+    command_that: Fail, capsys: pytest.CaptureFixture[str],
+    error: BaseException, code: int, kind: str,
+) -> None:  # fmt: skip
+    command_that(raiser(error))
+    assert edge.main(["probe"]) == code
+    people = capsys.readouterr()
+    assert people.out == ""
+    assert people.err.startswith("hwprune: error: ")
+    assert "Traceback" not in people.err
+    assert edge.main(["probe", "--json"]) == code
+    programs = capsys.readouterr()
+    document = json.loads(programs.out)
+    assert list(document) == ["schema_version", "error"]
+    assert document["error"]["exit_code"] == code
+    assert document["error"]["type"] == kind
+    assert set(document["error"]) == {"type", "exit_code", "message", "hint"}
+    assert programs.err.startswith("hwprune: error: ")
+
+
+def test_message_and_hint_are_shown(command_that: Fail, capsys: pytest.CaptureFixture[str]) -> None:
+    command_that(raiser(ModelError("it is \x1b[31mred", hint="paint it")))
+    edge.main(["probe"])
+    assert capsys.readouterr().err == "hwprune: error: it is \ufffd[31mred\n  hint: paint it\n"
+
+
+def test_debug_shows_the_traceback(command_that: Fail, capsys: pytest.CaptureFixture[str]) -> None:
+    command_that(raiser(ValueError("deep")))
+    assert edge.main(["--debug", "probe"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_internal_error_asks_for_a_report(
+    command_that: Fail, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command_that(raiser(ValueError("")))
+    assert edge.main(["probe"]) == 1
+    text = capsys.readouterr().err
+    assert "internal error: ValueError: no further message" in text
+    assert "--debug" in text
+
+
+def test_a_real_sigterm(command_that: Fail) -> None:
+    cleaned = []
+
+    def action() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    command_that(action)
+    assert edge.main(["probe"]) == 143
+    assert cleaned == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_exit_codes_of_a_command_are_kept(command_that: Fail) -> None:
+    command_that(lambda: click.get_current_context().exit(3))
+    assert edge.main(["probe"]) == 3
+    command_that(lambda: None)
+    assert edge.main(["probe"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["chekc"], "No such command 'chekc'. Did you mean check?"),
+        (["check"], "Missing argument"),
+        (["check", "x.onnx", "--requir", "size<=1"], "--require"),
+        (["check", "x.onnx", "--require", "siez<=1"], "did you mean size"),
+        (["check", "x.onnx", "--target", "jetson-nan"], "jetson-nano"),
+        (["bench", "x.onnx", "--threads", "0"], "--threads"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_bad_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
+    assert edge.main(arguments) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert edge.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name in ("check", "bench", "inspect", "report", "targets"):
+        assert f"  {name} " in text
+    assert edge.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("hwprune ")
+
+
+def test_a_command_that_is_not_there_is_not_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(edge.COMMANDS, "later", ("hwprune.cli.later", "Not yet."))
+    edge.main(["--help"])
+    assert "later" not in capsys.readouterr().out
+    assert edge.main(["later"]) == 2
+
+
+@pytest.mark.parametrize("name", list(edge.COMMANDS))
+def test_the_help_of_every_command_that_is_there(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name not in edge.group.list_commands(click.Context(edge.group)):
+        assert edge.main([name, "--help"]) == 2
+        return
+    assert edge.main([name, "--help"]) == 0
+    assert "Usage: hwprune " in capsys.readouterr().out
+
+
+# -- as a process -------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from hwprune.cli.main import main; main(['--help']); "
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'numpy', 'pydantic', 'rich', 'scipy'};"
+        "sys.exit(' '.join(sorted(heavy & set(sys.modules))) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+WITHOUT_TORCH = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "onnxscript", "onnx_ir", "sklearn"):
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Refuse())
+from hwprune.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_gate_works_where_torch_is_not_installed(
+    write_artifact: Callable[..., Path], put_report: Callable[..., Path]
+) -> None:
+    artifact = write_artifact()
+    report = put_report(artifact)
+    for arguments in (
+        ["check", str(artifact), "--target", "nrf52840", "--require", "accuracy>=0.9"],
+        ["inspect", str(artifact)],
+        ["bench", str(artifact), "--runs", "2"],
+        ["report", str(report)],
+        ["report", str(report), "-o", str(artifact.parent / "report.html")],
+        ["targets"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_TORCH, *arguments],
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr.replace(f"wrote {report.parent}", "")) in (
+            (0, ""),
+            (0, "/report.html\n"),
+        )
+
+
+def test_a_closed_pipe_is_no_error(write_artifact: Callable[..., Path]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "hwprune.cli", "inspect", str(write_artifact())],
+            stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(write)
+    assert done.stderr == ""
+    assert done.returncode == 141
+
+
+def test_a_bad_artifact_as_a_process(tmp_path: Path) -> None:
+    done = run("inspect", str(tmp_path / "gone.onnx"), "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["type"] == "ArtifactError"
+    assert "gone.onnx" in done.stderr
+
+
+# -- option types -------------------------------------------------------------------------------
+
+
+def test_option_types_name_their_option() -> None:
+    option = click.Option(["--budget"])
+    assert SIZE.convert("64KiB", option, None) == 65_536
+    assert SIZE.convert(5, option, None) == 5
+    for text in ("0", "many", "-1"):
+        with pytest.raises(UsageError, match="--budget: "):
+            SIZE.convert(text, option, None)
+    limit = LIMIT.convert("size<=1", None, None)
+    assert LIMIT.convert(limit, None, None) is limit
+    target = TARGET.convert("raspberry-pi-5", None, None)
+    assert TARGET.convert(target, None, None) is target

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import io
+import re
+from html.parser import HTMLParser
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from hwprune.report import charts, render, summary
+from hwprune.report.record import TrajectoryPoint, from_mapping
+from hwprune.verify.outcome import CheckResult, Step
+
+HOSTILE = "<script>alert(1)</script>\"'&[bold]|`*"
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, its text and its elements."""
+
+    VOID = frozenset({"meta"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "data")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def hostile(sample_record: dict[str, Any]) -> dict[str, Any]:
+    sample_record["result"]["layers"][0]["name"] = HOSTILE
+    return {
+        **sample_record, "model": HOSTILE, "target": HOSTILE, "command": HOSTILE,
+        "notes": [HOSTILE], "environment": {"cpu": HOSTILE},
+    }  # fmt: skip
+
+
+def test_the_page_is_self_contained(sample_record: dict[str, Any]) -> None:
+    text = render.html(from_mapping(sample_record))
+    page = Page(text)
+    assert page.links == []
+    assert "script" not in page.tags
+    assert not re.search(r"https?:|url\(|@import", text)
+    assert "prefers-color-scheme: dark" in text
+    assert len(text) < 100_000
+
+
+def test_the_page_says_everything(sample_record: dict[str, Any]) -> None:
+    page = Page(render.html(from_mapping(sample_record)))
+    for expected in (
+        "Fits and verified: 65,100 B (63.6 KiB) of 65,536 B (64.0 KiB)", "91.73 %", "-1.48 points",
+        "layer8.<b>conv</b>.weight", "1,840 B", "2.200 ms", "this host: Some CPU", "epoch",
+        "nonzeros, log scale", "latency.kernels: this version has no native kernels", "ab" * 32,
+    ):  # fmt: skip
+        assert expected in page.text
+    assert page.tags.count("polyline") == 2
+    # one bar and its track per layer and per measured file
+    assert page.tags.count("rect") == 2 * (8 + 2)
+
+
+def test_text_is_escaped_in_the_page(sample_record: dict[str, Any]) -> None:
+    page = Page(render.html(from_mapping(hostile(sample_record))))
+    assert "script" not in page.tags
+    assert HOSTILE in page.text
+
+
+def test_text_is_escaped_in_markdown(sample_record: dict[str, Any]) -> None:
+    text = render.markdown(from_mapping(hostile(sample_record)))
+    outside_code = [line for line in text.splitlines() if not line.startswith("    ")]
+    assert not any("<script>" in line.replace("\\<", "") for line in outside_code)
+    rows = [line for line in outside_code if "alert" in line and line.startswith("|")]
+    assert rows
+    columns = {len(re.findall(r"(?<!\\)\|", line)) - 1 for line in rows}
+    assert columns <= {2, len(summary.LAYER_COLUMNS)}
+
+
+def test_a_failed_run_says_so(sample_record: dict[str, Any]) -> None:
+    sample_record["verdict"] |= {"verified": False, "exit_code": 5}
+    found = from_mapping(sample_record)
+    assert summary.headline(found).startswith("Verification failed: ")
+    assert 'class="verdict good"' not in render.html(found)
+    assert render.markdown(found).count("❌") == 1
+
+
+def test_a_microcontroller_never_fits_by_a_file_alone(sample_record: dict[str, Any]) -> None:
+    sample_record["verdict"]["scope"] = "onnx-size-only, not linked"
+    assert summary.headline(from_mapping(sample_record)).startswith("Onnx-size-only, not linked: ")
+
+
+def test_over_budget_is_said(sample_record: dict[str, Any]) -> None:
+    sample_record["budget"] |= {"bytes": 60_000, "slack_bytes": -5100}
+    sample_record["verdict"] |= {"fits": False, "exit_code": 3}
+    assert "over the budget of 60,000 B" in summary.headline(from_mapping(sample_record))
+
+
+def test_a_record_with_nothing_measured_renders(sample_record: dict[str, Any]) -> None:
+    sample_record["accuracy"] = dict.fromkeys(sample_record["accuracy"]) | {"trajectory": []}
+    sample_record["latency"] = dict.fromkeys(sample_record["latency"])
+    sample_record["parity"] = dict.fromkeys(sample_record["parity"])
+    sample_record["verdict"]["limits"] = []
+    sample_record["result"]["layers"] = []
+    sample_record["budget"] |= {"floor_bytes": None, "max_nonzeros": None}
+    found = from_mapping(sample_record)
+    Page(render.html(found))
+    assert "not measured" in render.markdown(found)
+    assert "not measured" in shown(found)
+
+
+def shown(found: Any) -> str:
+    stream = io.StringIO()
+    render.terminal(found, Console(file=stream, width=100, color_system=None))
+    return stream.getvalue()
+
+
+def test_the_terminal_shows_the_verdict_first(sample_record: dict[str, Any]) -> None:
+    lines = shown(from_mapping(sample_record)).splitlines()
+    assert lines[0].startswith("✓ Fits and verified")
+    assert any("layer3.<b>conv</b>.weight" in line and "690" in line for line in lines)
+
+
+def test_the_terminal_does_not_read_markup(sample_record: dict[str, Any]) -> None:
+    sample_record["notes"] = ["[bold red]not markup[/bold red] [/]"]
+    assert "[bold red]not markup[/bold red] [/]" in shown(from_mapping(sample_record))
+
+
+def test_many_layers_are_cut_and_said(sample_record: dict[str, Any]) -> None:
+    layer = sample_record["result"]["layers"][0]
+    sample_record["result"]["layers"] = [
+        {**layer, "name": f"w{number}", "bytes": number} for number in range(100)
+    ]
+    found = from_mapping(sample_record)
+    bars, left_out = charts.layer_bars(found)
+    assert (len(bars), left_out) == (40, 60)
+    assert {bar.label for bar in bars} == {f"w{number}" for number in range(60, 100)}
+    assert "60 smaller ones are in the table" in Page(render.html(found)).text
+    assert "and 40 layers more" in shown(found)
+
+
+# -- charts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "nonzeros",
+    [[270_000, 22_000, 25_000], [10, 10, 10], [0, 0, 5], [1, 100_000_000, 1], [5, 4, 3], [0, 0, 0]],
+)
+def test_the_trajectory_stays_inside_its_axes(nonzeros: list[int]) -> None:
+    points = [
+        TrajectoryPoint(epoch=epoch, nonzeros=count, accuracy=0.9)
+        for epoch, count in enumerate(nonzeros)
+    ]
+    plot = charts.trajectory(points)
+    assert plot is not None
+    for curve in plot.curves:
+        high, low = curve.ticks[-1].at, curve.ticks[0].at
+        assert 2 <= len(curve.ticks) <= 9
+        assert len({tick.label for tick in curve.ticks}) == len(curve.ticks)
+        for x, y, _ in curve.dots:
+            assert plot.left <= x <= plot.right
+            assert high - 0.1 <= y <= low + 0.1
+
+
+def test_no_plot_of_a_single_point() -> None:
+    assert charts.trajectory([TrajectoryPoint(epoch=0, nonzeros=1)]) is None
+
+
+# -- junit --------------------------------------------------------------------------------------
+
+
+def test_junit_counts_and_explains() -> None:
+    steps = (
+        Step("readable", "passed", "12 B"),
+        Step("budget", "failed", "over <budget> \x1b[31m", "prune", 3, "LimitError"),
+        Step("report beside", "skipped", "none"),
+    )
+    results = [CheckResult("a&b.onnx", steps, (), "", None)] * 2
+    root = ElementTree.fromstring(render.junit(results))
+    assert (root.get("tests"), root.get("failures"), root.get("skipped")) == ("6", "2", "2")
+    suites = root.findall("testsuite")
+    assert [suite.get("name") for suite in suites] == ["a&b.onnx"] * 2
+    failure = suites[0].find("testcase/failure")
+    assert failure is not None
+    assert failure.get("type") == "LimitError"
+    assert failure.get("message") == "over <budget> \ufffd[31m"
+    assert "hint: prune" in (failure.text or "")
+    assert len(suites[0].findall("testcase/skipped")) == 1

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+
+from hwprune.ir import LimitResult
+from hwprune.targets import load
+from hwprune.verify import check, parse_limit
+from hwprune.verify.outcome import CheckResult
+
+WriteArtifact = Callable[..., Path]
+PutReport = Callable[..., Path]
+
+
+def failed(result: CheckResult) -> list[str]:
+    return [step.name for step in result.failures]
+
+
+def message(result: CheckResult, name: str) -> str:
+    return next(step.message for step in result.steps if step.name == name)
+
+
+@pytest.mark.parametrize("form", ["functions", "inlined", "dense"])
+@pytest.mark.parametrize("codec", ["gap8", "gap16", "cols8", "cols16"])
+@pytest.mark.parametrize("value_type", ["fp32", "fp16", "int8"])
+def test_a_sound_file_passes(
+    write_artifact: WriteArtifact, form: str, codec: str, value_type: str
+) -> None:
+    path = str(write_artifact(form=form, codec=codec, value_type=value_type))
+    result = check(path, target=load("raspberry-pi-zero-2w"))
+    assert failed(result) == []
+    assert result.exit_code == 0
+
+
+def test_unreadable_files_are_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("hello")
+    for name in ("gone.onnx", "text.onnx", "."):
+        result = check(str(tmp_path / name))
+        assert (failed(result), result.exit_code) == (["readable"], 2)
+        assert result.artifact is None
+
+
+def test_a_truncated_file_does_not_pass(write_artifact: WriteArtifact) -> None:
+    path = write_artifact()
+    path.write_bytes(path.read_bytes()[:-40])
+    assert check(str(path)).exit_code in (2, 5)
+
+
+# -- altered ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operator", ["Gemm", "Conv"])
+def test_an_altered_function_body_fails(
+    write_artifact: WriteArtifact, make_artifact: Callable[..., Any], operator: str
+) -> None:
+    model = make_artifact()
+    function = next(f for f in model.functions if f.name.startswith(f"Csr{operator}"))
+    function.node[-1].output[0] = "before"
+    function.node.append(onnx.helper.make_node("Neg", ["before"], [function.output[0]]))
+    onnx.checker.check_model(model, full_check=True)  # the checker sees nothing wrong
+    result = check(str(write_artifact(model=model)))
+    assert (failed(result), result.exit_code) == (["function bodies"], 5)
+    assert function.name in message(result, "function bodies")
+
+
+@pytest.mark.parametrize("value_type", ["fp32", "int8"])
+def test_an_altered_inlined_layer_fails(
+    write_artifact: WriteArtifact, make_artifact: Callable[..., Any], value_type: str
+) -> None:
+    model = make_artifact(form="inlined", value_type=value_type)
+    where = next(node for node in model.graph.node if node.op_type == "Where")
+    where.input[1], where.input[2] = where.input[2], where.input[1]
+    onnx.checker.check_model(model, full_check=True)
+    result = check(str(write_artifact(model=model)))
+    assert result.exit_code == 5
+    assert "function bodies" in failed(result)
+    assert "conv.weight" in message(result, "function bodies")
+
+
+def test_a_packed_array_that_does_not_add_up_fails(
+    write_artifact: WriteArtifact, make_artifact: Callable[..., Any]
+) -> None:
+    model = make_artifact()
+    values = next(tensor for tensor in model.graph.initializer if tensor.name == "0v")
+    shorter = numpy_helper.to_array(values)[:-1]
+    values.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(shorter), "0v"))
+    result = check(str(write_artifact(model=model)))
+    assert (failed(result), result.exit_code) == (["readable"], 5)
+
+
+def test_a_gap_past_the_end_fails(
+    write_artifact: WriteArtifact, make_artifact: Callable[..., Any]
+) -> None:
+    model = make_artifact()
+    index = next(tensor for tensor in model.graph.initializer if tensor.name == "0i")
+    array = numpy_helper.to_array(index).copy()
+    array[-1] = 255
+    index.CopyFrom(numpy_helper.from_array(array, "0i"))
+    result = check(str(write_artifact(model=model)))
+    assert result.exit_code == 5
+    assert "position" in result.failures[0].message
+
+
+@pytest.mark.parametrize("where", ["initializer", "constant"])
+def test_external_data_fails(
+    write_artifact: WriteArtifact, make_artifact: Callable[..., Any], where: str
+) -> None:
+    model = make_artifact(form="dense")
+    if where == "initializer":
+        tensor = model.graph.initializer[0]
+    else:
+        value = numpy_helper.from_array(np.zeros(5, np.float32), "c")
+        model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["unused"], value=value))
+        tensor = model.graph.node[0].attribute[0].t
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    result = check(str(write_artifact(model=model)))
+    assert result.exit_code == 5
+    assert "another file" in result.failures[0].message
+
+
+# -- re-densified -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["functions", "inlined"])
+@pytest.mark.parametrize("level", ["BASIC", "EXTENDED", "ALL"])
+def test_a_file_that_onnxruntime_optimised_is_re_densified(
+    write_artifact: WriteArtifact, tmp_path: Path, form: str, level: str
+) -> None:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
+    source = str(write_artifact(form=form))
+    ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    result = check(options.optimized_model_filepath)
+    assert result.exit_code == 5
+
+
+def test_re_densified_is_said_by_name(
+    write_artifact: WriteArtifact, make_artifact: Callable[..., Any]
+) -> None:
+    model = make_artifact(form="dense")
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor).copy()
+        array[np.abs(array - 1) < 1e-6] = 0  # the fixture shifted what was pruned to 1
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    result = check(str(write_artifact(model=model)))
+    assert (failed(result), result.exit_code) == (["packed weights"], 5)
+    assert "re-densified" in message(result, "packed weights")
+    # The same tensors from another producer are somebody else's business.
+    model.producer_name = "pytorch"
+    assert check(str(write_artifact(model=model))).exit_code == 0
+
+
+def test_fewer_packed_layers_than_the_report_says(
+    write_artifact: WriteArtifact, put_report: PutReport
+) -> None:
+    put_report(write_artifact())
+    result = check(str(write_artifact(form="dense")))  # takes the place of the reported file
+    assert result.exit_code == 5
+    assert "re-densified: 8 layers were packed, none" in message(result, "report beside")
+
+
+# -- the report beside --------------------------------------------------------------------------
+
+
+def test_a_file_that_is_not_the_reported_one(
+    write_artifact: WriteArtifact, put_report: PutReport, sample_record: dict[str, Any]
+) -> None:
+    few = {**sample_record["result"], "layers": sample_record["result"]["layers"][:2]}
+    put_report(write_artifact(), result=few)
+    path = write_artifact(seed=1)
+    result = check(str(path))
+    assert (failed(result), result.exit_code) == (["report beside"], 5)
+    assert f"it has {path.stat().st_size:,} B" in message(result, "report beside")
+    assert "sha256" in message(result, "report beside")
+
+
+def test_a_rejected_file_does_not_pass(
+    write_artifact: WriteArtifact, put_report: PutReport, sample_record: dict[str, Any]
+) -> None:
+    path = write_artifact("rejected.onnx")
+    put_report(path, verdict={**sample_record["verdict"], "verified": False})
+    assert (failed(check(str(path))), check(str(path)).exit_code) == (["report beside"], 5)
+
+
+def test_a_report_about_another_file_is_left_alone(
+    write_artifact: WriteArtifact, put_report: PutReport
+) -> None:
+    put_report(write_artifact("other.onnx", seed=3))
+    assert check(str(write_artifact())).exit_code == 0
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"artifact": 3}', '{"artifact": {"path": 1}}'])
+def test_a_broken_report_is_no_report(write_artifact: WriteArtifact, text: str) -> None:
+    path = write_artifact()
+    (path.parent / "report.json").write_text(text)
+    assert check(str(path)).exit_code == 0
+
+
+def test_the_budget_of_the_report(
+    write_artifact: WriteArtifact, put_report: PutReport, sample_record: dict[str, Any]
+) -> None:
+    path = write_artifact()
+    put_report(path, budget={**sample_record["budget"], "bytes": 1000})
+    result = check(str(path))
+    assert (failed(result), result.exit_code) == (["budget"], 3)
+
+
+# -- targets ------------------------------------------------------------------------------------
+
+
+def test_over_the_targets_budget(write_artifact: WriteArtifact) -> None:
+    path = str(write_artifact(form="dense", channels=1000, classes=50))
+    result = check(path, target=load("nrf51822"))
+    assert result.exit_code == 3
+    assert "over budget by" in message(result, "budget")
+
+
+def test_the_verdict_for_a_microcontroller(write_artifact: WriteArtifact) -> None:
+    result = check(str(write_artifact()), target=load("nrf52840"))
+    assert (result.exit_code, result.scope) == (0, "onnx-size-only, not linked")
+
+
+def test_what_the_targets_runtime_cannot_read(
+    write_artifact: WriteArtifact, make_artifact: Callable[..., Any]
+) -> None:
+    path = str(write_artifact())
+    result = check(path, target=load("jetson-nano"))
+    assert (failed(result), result.exit_code) == (["target's runtime"], 5)
+    assert "opset 18" in message(result, "target's runtime")
+    assert "not inlined" in message(result, "target's runtime")
+    target = load("raspberry-pi-5").model_copy(update={"codecs": ("cols8",)})
+    assert "codec gap8" in message(check(path, target=target), "target's runtime")
+
+
+# -- limits -------------------------------------------------------------------------------------
+
+
+def test_limits_on_the_file_itself(write_artifact: WriteArtifact) -> None:
+    path = write_artifact()
+    size = path.stat().st_size
+    texts = [f"size<={size}", f"size<{size}", "nonzeros>=1", "sparsity>=0.5"]
+    result = check(str(path), limits=[parse_limit(text) for text in texts])
+    assert failed(result) == [f"require size<{size}"]
+    assert result.exit_code == 3
+    assert result.limits[0] == LimitResult("size", "<=", size, size, True)
+    assert [limit.met for limit in result.limits] == [True, False, True, True]
+
+
+def test_latency_is_measured_live(write_artifact: WriteArtifact, put_report: PutReport) -> None:
+    path = write_artifact()
+    put_report(path)  # says 2.2 ms; the file takes microseconds
+    limits = [parse_limit("latency.p50<=1000s"), parse_limit("latency.p50<=0")]
+    result = check(str(path), limits=limits, runs=3)
+    assert [limit.met for limit in result.limits] == [True, False]
+    assert result.limits[0].value != 2.2
+
+
+def test_what_only_the_report_knows(write_artifact: WriteArtifact, put_report: PutReport) -> None:
+    path = write_artifact()
+    texts = ("accuracy>=0.9", "accuracy>=0.95", "latency.p50<=1.1x", "parity<=1e-4", "seconds<=99")
+    limits = [parse_limit(text) for text in texts]
+    without = check(str(path), limits=limits)
+    assert (len(without.failures), without.exit_code) == (5, 2)
+    assert all("cannot be measured" in step.message for step in without.failures)
+    put_report(path)
+    result = check(str(path), limits=limits)
+    assert (failed(result), result.exit_code) == (["require accuracy>=0.95"], 3)
+
+
+def test_a_report_without_the_number_cannot_answer(
+    write_artifact: WriteArtifact, put_report: PutReport, sample_record: dict[str, Any]
+) -> None:
+    path = write_artifact()
+    put_report(path, accuracy={**sample_record["accuracy"], "final": None})
+    result = check(str(path), limits=[parse_limit("accuracy>=0.5")])
+    assert result.exit_code == 2
+    assert "does not have it" in result.failures[0].message
+
+
+def test_the_worst_failure_decides(write_artifact: WriteArtifact) -> None:
+    limits = [parse_limit("size<=1"), parse_limit("accuracy>=0.5")]
+    assert check(str(write_artifact()), limits=limits).exit_code == 2

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hwprune.errors import ArtifactError, DataError, UsageError, VerificationError
+from hwprune.verify import accuracy_of, compare, environment, measure, resident, runner
+
+WriteArtifact = Callable[..., Path]
+
+
+class Samples:
+    """A split of random images whose labels are given."""
+
+    def __init__(self, count: int, labels: NDArray[np.int64] | None) -> None:
+        generator = np.random.default_rng(7)
+        self.images = generator.standard_normal((count, 3, 4, 4)).astype(np.float32)
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        return (self.images[indices],)
+
+
+def outputs_of(path: Path, samples: Samples) -> NDArray[np.float32]:
+    session = runner.open_session(str(path))
+    return runner.run_in_batches(session, [samples.images], batch=1)[0]
+
+
+@pytest.mark.parametrize("batch", ["N", 4])
+def test_accuracy_is_that_of_the_file(write_artifact: WriteArtifact, batch: int | str) -> None:
+    path = write_artifact(batch=batch)
+    samples = Samples(10, None)
+    answers = outputs_of(path, samples).argmax(axis=1)
+    wrong = np.where(np.arange(10) < 3, (answers + 1) % 5, answers)
+    samples.labels = wrong.astype(np.int64)
+    assert accuracy_of(str(path), samples, batch=3) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(("count", "labels"), [(3, None), (0, np.zeros(0, np.int64))])
+def test_accuracy_needs_labelled_samples(
+    write_artifact: WriteArtifact, count: int, labels: NDArray[np.int64] | None
+) -> None:
+    with pytest.raises(DataError, match="labelled samples"):
+        accuracy_of(str(write_artifact()), Samples(count, labels))
+
+
+@pytest.mark.parametrize("form", ["functions", "inlined"])
+def test_parity_of_both_forms(write_artifact: WriteArtifact, form: str) -> None:
+    samples = Samples(9, None)
+    expected = outputs_of(write_artifact("a.onnx"), samples)
+    path = str(write_artifact("b.onnx", form=form))
+    found = compare(path, {"x": samples.images}, [expected], batch=4)
+    assert found.relative_error < 1e-6
+    assert found.top1_agreement == 1.0
+
+
+def test_parity_is_relative_to_the_range(write_artifact: WriteArtifact) -> None:
+    samples, path = Samples(9, None), write_artifact()
+    expected = outputs_of(path, samples)
+    moved = expected.copy()
+    moved[2, 1] += 0.01 * float(np.ptp(expected))
+    assert compare(str(path), [samples.images], [moved]).relative_error == pytest.approx(
+        0.01, rel=0.02
+    )
+
+
+def test_top1_agreement_counts_samples(write_artifact: WriteArtifact) -> None:
+    samples, path = Samples(10, None), write_artifact()
+    reference = outputs_of(path, samples).copy()
+    reference[0] = np.roll(reference[0], 1)
+    assert compare(str(path), [samples.images], [reference]).top1_agreement == pytest.approx(0.9)
+
+
+def test_parity_refuses_other_shapes_and_nan(write_artifact: WriteArtifact) -> None:
+    samples, path = Samples(4, None), str(write_artifact())
+    expected = outputs_of(Path(path), samples)
+    with pytest.raises(VerificationError, match="the reference"):
+        compare(path, [samples.images], [expected[:, :-1]])
+    with pytest.raises(VerificationError, match="2"):
+        compare(path, [samples.images], [expected, expected])
+    images = samples.images.copy()
+    images[0] = np.nan
+    with pytest.raises(VerificationError, match="NaN"):
+        compare(path, [images], [expected])
+
+
+def test_latency_of_two_files(write_artifact: WriteArtifact) -> None:
+    files = {"a": str(write_artifact("a.onnx")), "b": str(write_artifact("b.onnx", form="dense"))}
+    found = measure(files, runs=7, warmup=1, batch=3)
+    assert list(found) == ["a", "b"]
+    for result in found.values():
+        assert 0 < result.p50_ms <= result.p90_ms
+        assert result.load_ms > 0
+        assert (result.runs, result.threads, result.batch) == (7, 1, 3)
+        assert result.host.startswith("this host: ")
+
+
+def test_files_are_measured_in_turn(
+    write_artifact: WriteArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    real = runner.open_session
+
+    class Spy:
+        def __init__(self, session: Any, path: str) -> None:
+            self.session, self.name = session, Path(path).stem
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.session, name)
+
+        def run(self, *arguments: Any) -> Any:
+            order.append(self.name)
+            return self.session.run(*arguments)
+
+    def spy(path: str, *, threads: int) -> Spy:
+        return Spy(real(path, threads=threads), path)
+
+    monkeypatch.setattr(runner, "open_session", spy)
+    files = {name: str(write_artifact(f"{name}.onnx")) for name in "ab"}
+    measure(files, runs=3, warmup=2)
+    assert order == ["a", "b"] * 5
+
+
+def test_latency_refuses_a_batch_that_the_file_does_not_have(write_artifact: WriteArtifact) -> None:
+    path = str(write_artifact(batch=4))
+    assert measure({"a": path}, runs=1, warmup=0)["a"].batch == 4
+    with pytest.raises(UsageError, match="fixed to 4"):
+        measure({"a": path}, runs=1, batch=2)
+    with pytest.raises(UsageError, match="runs is 0"):
+        measure({"a": path}, runs=0)
+
+
+def test_random_inputs_follow_the_seed(write_artifact: WriteArtifact) -> None:
+    session = runner.open_session(str(write_artifact()))
+    one, same = (runner.random_inputs(session, batch=2, seed=1)[0] for _ in range(2))
+    other = runner.random_inputs(session, batch=2, seed=2)[0]
+    assert one.shape == (2, 3, 4, 4)
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_missing_and_damaged_files(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no file"):
+        runner.open_session(str(tmp_path / "gone.onnx"))
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(b"not a model")
+    with pytest.raises(VerificationError, match="does not load"):
+        runner.open_session(str(damaged))
+    with pytest.raises(VerificationError, match="does not load in a fresh process"):
+        resident(str(damaged))
+
+
+def test_resident_memory_is_that_of_a_process_with_the_file(write_artifact: WriteArtifact) -> None:
+    found = resident(str(write_artifact()))
+    assert found.resident_bytes > 10 * 2**20  # Python and onnxruntime alone take more
+    assert 0 <= found.added_bytes < found.resident_bytes
+
+
+def test_environment_names_no_place() -> None:
+    import platform
+
+    found = environment()
+    assert found["python"] == platform.python_version()
+    assert found["cpu"]
+    assert found["cpu_cores"] >= 1
+    assert found["memory_bytes"] > 2**20
+    assert not any(isinstance(value, str) and "/" in value for value in found.values())
