@@ -15,6 +15,7 @@ from typing import Any
 from hwprune.errors import LimitError, ModelError, UsageError, VerificationError, worst_exit_code
 from hwprune.ir import Artifact, Data, Masks, Model, Plan, ValueType, Verdict
 from hwprune.sparsity import STRATEGIES
+from hwprune.steps.checkpoint import save_checkpoint
 from hwprune.steps.choosing import choose_value_type
 from hwprune.steps.output import OutputFolder, opened, write_file
 from hwprune.steps.packing import PackedModel, pack_model
@@ -116,8 +117,8 @@ def compile_model(
         masks: Masks | None = None
         if prepared.dense_bytes <= prepared.budget_bytes:
             notes.append(_fits_dense(prepared))
-            written, strategy_name = dense, "dense"
-            trained = Trained(all_alive(prepared), 0, None, None, (), ())
+            written = dense
+            trained = Trained("dense", all_alive(prepared), 0, None, None, (), ())
         else:
             say(Status("plan", "solving the budget"))
             pretrained = {name: array.copy() for name, array in module_weights(prepared).items()}
@@ -126,13 +127,13 @@ def compile_model(
             notes.append(choice.note)
             plan = plans[choice.value_type]
             strategy = strategy_for(options.strategy, plan, options.strategy_options or {})
-            strategy_name = strategy.name
             say(Status("plan", _plan_line(plan)))
             trained = prune_and_regrow(prepared, plan, strategy, data, training, say)
             say(Status("pack", "encoding"))
             packed = pack_model(prepared, trained.masks, choice.value_type, pretrained)
             written, masks = packed.written, packed.masks
             notes += _packing_notes(packed, choice.value_type)
+        save_checkpoint(prepared.model.module, masks, folder.staging / "checkpoint")
         path = folder.staging / "model.onnx"
         write_file(path, written.data)
         say(Status("verify", "checking the file in onnxruntime"))
@@ -148,7 +149,7 @@ def compile_model(
                 with_latency=_runs_here(target),
             )
         outcome = Outcome(
-            prepared, plan, strategy_name, written, masks, checked, trained, measured, data,
+            prepared, plan, written, masks, checked, trained, measured, data,
             (*notes, *trained.notes),
         )  # fmt: skip
         record = record_of(outcome, seed=options.seed, command=options.command)
@@ -202,7 +203,7 @@ def _publish(folder: OutputFolder, record: dict[str, Any], verdict: Verdict, say
         (folder.staging / "model.onnx").rename(folder.staging / name)
     record["artifact"] = {**record["artifact"], "path": name}
     write_reports(record, folder.staging)
-    folder.publish(name, "report.json", "report.html")
+    folder.publish(name, "checkpoint", "report.json", "report.html")
     if name == "model.onnx":
         folder.discard("rejected.onnx")
     say(Status("done", str(folder.path / name)))
@@ -226,8 +227,8 @@ def _packing_notes(packed: PackedModel, value_type: ValueType) -> list[str]:
     if not packed.dropped:
         return []
     return [
-        f"{packed.dropped:,} survivors were zero as {value_type} and were dropped; "
-        f"{packed.respent:,} connections took their bytes"
+        f"{packed.dropped:,} survivors were zero as {value_type} and were dropped; bytes that were "
+        f"left took {packed.respent:,} connections back"
     ]
 
 

@@ -23,7 +23,7 @@ from hwprune.ir import Data, Masks, Plan, Split, ValueType
 from hwprune.sparsity import rank_weights
 from hwprune.steps.planning import Prepared, cost_of, module_weights, reconstruction_error
 
-_SAMPLES = 2000
+_SAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class Trained:
     """What the stage hands on.
 
     Attributes:
+        strategy: the name of the strategy that ran.
         masks: what lives.
         epochs: epochs spent.
         extreme_accuracy: on validation, in the state with the fewest connections.
@@ -50,6 +51,7 @@ class Trained:
         notes: sentences for the report.
     """
 
+    strategy: str
     masks: Masks
     epochs: int
     extreme_accuracy: float | None
@@ -113,7 +115,7 @@ def prune_and_regrow(
     """
     if not strategy.events:
         note = "every weight is alive: quantising alone meets the budget"
-        return Trained(all_alive(prepared), 0, None, None, (), (note,))
+        return Trained("dense", all_alive(prepared), 0, None, None, (), (note,))
     cost = cost_of(prepared, plan.value_type)
 
     def fill(ranking: Ranking, fraction: float) -> Masks:
@@ -130,7 +132,7 @@ def prune_and_regrow(
             "no data: connections were chosen by LAMP scores of the weights alone; nothing was "
             "trained, regrown by gradient or recalibrated, and no accuracy was measured"
         )
-        return Trained(masks, 0, None, None, (), (note,))
+        return Trained("one-shot", masks, 0, None, None, (), (note,))
     return _train(prepared, strategy, fill, data, training, say)
 
 
@@ -175,6 +177,7 @@ def _train(
     if prepared.model.batchnorm_frozen:
         notes.append("BN was frozen: an exported program keeps the mode that it was exported in")
     return Trained(
+        strategy.name,
         result.masks,
         result.epochs,
         result.extreme_accuracy,

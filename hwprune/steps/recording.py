@@ -30,7 +30,6 @@ class Outcome:
     Attributes:
         prepared: model, target and budget.
         plan: what the file was planned as; None where the dense model fits.
-        strategy: the name of the strategy that ran.
         written: the file.
         masks: what it stores; None for a dense file.
         checked: what verification found.
@@ -42,7 +41,6 @@ class Outcome:
 
     prepared: Prepared
     plan: Plan | None
-    strategy: str
     written: Written
     masks: Masks | None
     checked: Checked
@@ -68,7 +66,7 @@ def record_of(outcome: Outcome, *, seed: int, command: Sequence[str]) -> dict[st
         "verdict": None,
         "model": prepared.model.name,
         "target": prepared.target.name,
-        "strategy": outcome.strategy,
+        "strategy": outcome.trained.strategy,
         "epochs": outcome.trained.epochs,
         "artifact": {
             "path": "model.onnx",
@@ -184,17 +182,18 @@ def _latency(measured: Measured | None) -> dict[str, Any]:
     found = {} if measured is None else measured.latency
     one = next(iter(found.values()), None)
     return {
-        "dense": _run(found.get("dense") or (found.get("stock") if "dense" not in found else None)),
-        "stock": _run(found.get("stock")),
+        "dense": _run(measured, "dense" if "dense" in found else "stock"),
+        "stock": _run(measured, "stock"),
         "kernels": None,
         "host": None if one is None else one.host,
         "onnxruntime": None if one is None else one.onnxruntime,
     }
 
 
-def _run(result: LatencyResult | None) -> dict[str, Any] | None:
-    if result is None:
+def _run(measured: Measured | None, label: str) -> dict[str, Any] | None:
+    if measured is None or label not in measured.latency:
         return None
+    result: LatencyResult = measured.latency[label]
     return {
         "p50_ms": result.p50_ms,
         "p90_ms": result.p90_ms,
@@ -202,6 +201,7 @@ def _run(result: LatencyResult | None) -> dict[str, Any] | None:
         "threads": result.threads,
         "batch": result.batch,
         "load_ms": result.load_ms,
+        "resident_bytes": measured.resident_bytes.get(label),
     }
 
 

@@ -20,7 +20,7 @@ from hwprune.export.template import Written
 from hwprune.ir import Data, Masks
 from hwprune.steps.output import write_file
 from hwprune.steps.planning import Prepared
-from hwprune.verify import accuracy, latency, parity
+from hwprune.verify import accuracy, latency, memory, parity
 
 # Against the torch network that holds the decoded weights; what quantising costs is reported apart.
 MAX_RELATIVE_ERROR = 1e-4
@@ -129,12 +129,14 @@ class Measured:
         validation_accuracy: of the file that is shipped on the validation split: next to the
             accuracy that training ended with, it shows what quantising cost.
         latency: by label: dense and stock.
+        resident_bytes: of a fresh process that has loaded the file, by label.
     """
 
     dense_accuracy: float | None
     final_accuracy: float | None
     validation_accuracy: float | None
     latency: dict[str, latency.LatencyResult]
+    resident_bytes: dict[str, int]
 
 
 def measure_files(
@@ -158,5 +160,11 @@ def measure_files(
                 dense_accuracy = accuracy.accuracy_of(files["dense"], data.test)
             if data.validation.labels is not None and len(data.validation):
                 validation_accuracy = accuracy.accuracy_of(files["stock"], data.validation)
-        results = latency.measure(files, threads=threads) if with_latency else {}
-    return Measured(dense_accuracy, final_accuracy, validation_accuracy, results)
+        results: dict[str, latency.LatencyResult] = {}
+        resident: dict[str, int] = {}
+        if with_latency:
+            results = latency.measure(files, threads=threads)
+            resident = {
+                label: memory.resident(file).resident_bytes for label, file in files.items()
+            }
+    return Measured(dense_accuracy, final_accuracy, validation_accuracy, results, resident)

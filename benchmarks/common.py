@@ -1,0 +1,102 @@
+"""What the benchmarks share: where the data are, the record, rows that resume, and their tables."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hwprune.report import bench_record
+from hwprune.verify.host import environment
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def data_folder(given: str | None) -> Path | None:
+    """Return the data folder of --data-dir or HWPRUNE_DATA; None, with a clear line, where absent."""
+    named = given or os.environ.get("HWPRUNE_DATA")
+    if not named:
+        print("skipped: no data; give --data-dir DIR or set HWPRUNE_DATA", file=sys.stderr)
+        return None
+    folder = Path(named)
+    if not folder.is_dir():
+        print(f"skipped: there is no folder {folder}", file=sys.stderr)
+        return None
+    return folder
+
+
+def parse_rows(text: str | None, count: int) -> list[int]:
+    """Return row numbers from ``0,3,5-8``; all for None.
+
+    Raises:
+        SystemExit: not such a list, or a row that is not there.
+    """
+    if text is None:
+        return list(range(count))
+    rows: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            rows += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise SystemExit(f"--rows {text}: expected numbers such as 0,3,5-8") from None
+    if any(row >= count for row in rows):
+        raise SystemExit(f"--rows {text}: rows are 0 to {count - 1}")
+    return rows
+
+
+class Experiment:
+    """A record under benchmarks/results/, written after every row."""
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        """Open the record of ``name``; ``command`` is what reproduces it."""
+        self.path = RESULTS / f"{name}.json"
+        self.command = " ".join(command)
+
+    def done(self, config: Mapping[str, Any], seed: int) -> bool:
+        """Return whether this row was measured already."""
+        record = bench_record.read(self.path)
+        return record is not None and record.row(config, seed) is not None
+
+    def add(
+        self, config: Mapping[str, Any], seed: int, seconds: float, epochs: float, **measured: Any
+    ) -> None:
+        """Write a measured row."""
+        cost = {"epochs": epochs, "seconds": round(seconds, 1)}
+        self._update({"config": dict(config), "seed": seed, "status": "run", "cost": cost, **measured})
+
+    def declare(self, rows: Iterable[tuple[Mapping[str, Any], int]]) -> None:
+        """Write rows that were not run as such, so that a table shows them."""
+        for config, seed in rows:
+            if not self.done(config, seed):
+                self._update({"config": dict(config), "seed": seed, "status": "not-run", "cost": None})
+
+    def rows(self) -> list[bench_record.Row]:
+        """Return all rows."""
+        record = bench_record.read(self.path)
+        return [] if record is None else list(record.rows)
+
+    def _update(self, row: Mapping[str, Any]) -> None:
+        bench_record.update(self.path, row, environment=environment(), command=self.command)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        """Start."""
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds so far."""
+        return time.perf_counter() - self._start
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for what a row writes and nobody keeps."""
+    return tempfile.TemporaryDirectory(prefix="hwprune-benchmark-")

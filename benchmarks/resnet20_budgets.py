@@ -1,0 +1,146 @@
+"""How accurate is ResNet-20 on CIFAR-10 at a byte budget, and does regrowth beat one-way pruning?
+
+The pretrained ResNet-20 (91.73 %) goes through the whole compiler at six budgets with int8 values,
+by the bidirectional strategy and by the strongest one-way strategy (cubic gradual), at the same
+epochs, recipe and distillation. Accuracy is that of the written file on the test set, in onnxruntime.
+
+    python benchmarks/resnet20_budgets.py --data-dir DIR [--epochs N] [--rows 0,2-4] [--table]
+
+DIR holds ``cifar-10-batches-py`` and ``weights/cifar10_resnet20.pth`` (akamaster/pytorch_resnet_cifar10).
+Every row is saved when it is done; rows that were saved are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from common import Experiment, Stopwatch, data_folder, parse_rows, scratch
+
+KIB = 1024
+ONE_WAY = {"strategy": "cubic", "options": {}}
+BIDIRECTIONAL = {"strategy": "bidirectional", "options": {}}
+# (budget in KiB, seed), the most telling first: a run may be cut short.
+CELLS = [
+    (40, 0), (64, 0), (96, 0), (40, 1), (64, 1), (40, 2), (64, 2), (32, 0), (48, 0), (128, 0),
+]  # fmt: skip
+
+
+def rows(epochs: int) -> list[tuple[dict[str, Any], int]]:
+    """Return every (config, seed), the two strategies of a cell next to each other."""
+    return [
+        ({"budget_bytes": budget * KIB, "values": "int8", "epochs": epochs, **arm}, seed)
+        for budget, seed in CELLS
+        for arm in (ONE_WAY, BIDIRECTIONAL)
+    ]
+
+
+def run(config: dict[str, Any], seed: int, folder: Path, experiment: Experiment) -> None:
+    """Compile one row and save it."""
+    from hwprune.compiler import Options, compile_model
+    from hwprune.frontend import load_data, load_model
+    from hwprune.targets import load
+
+    watch = Stopwatch()
+    model = load_model(str(folder / "weights" / "cifar10_resnet20.pth"))
+    data = load_data(f"cifar10:{folder}?normalize=imagenet", seed=seed)
+    options = Options(
+        budget_bytes=config["budget_bytes"],
+        strategy=config["strategy"],
+        strategy_options=config["options"],
+        values=config["values"],
+        epochs=config["epochs"],
+        seed=seed,
+    )
+
+    def say(status: Any) -> None:
+        if "validation" in status.message:
+            print(f"  {watch.seconds:6.0f} s  {status.message}", flush=True)
+
+    with scratch() as output:
+        target = load("raspberry-pi-zero-2w")
+        artifact = compile_model(model, target, data, Path(output) / "out", options, say)
+    report = artifact.report
+    experiment.add(
+        config, seed, watch.seconds, config["epochs"],
+        accuracy=report["accuracy"]["final"],
+        dense_accuracy=report["accuracy"]["dense"],
+        extreme_validation_accuracy=report["accuracy"]["extreme"],
+        artifact_bytes=report["artifact"]["bytes"],
+        nonzeros=report["result"]["nonzeros"],
+        sparsity=report["result"]["sparsity"],
+        relative_error=report["parity"]["relative_error"],
+        verified=report["verdict"]["verified"],
+        samples=report["accuracy"]["samples"],
+        trajectory=[
+            {key: point[key] for key in ("epoch", "action", "nonzeros", "accuracy")}
+            for point in report["accuracy"]["trajectory"]
+            if point["accuracy"] is not None
+        ],
+    )  # fmt: skip
+
+
+def table(experiment: Experiment) -> str:
+    """Return the record as a Markdown table: means over seeds, with their number."""
+    groups: dict[tuple[int, int], dict[str, list[Any]]] = {}
+    for row in experiment.rows():
+        config = row.config
+        key = (int(config["epochs"]), int(config["budget_bytes"]))  # type: ignore[arg-type]
+        groups.setdefault(key, {}).setdefault(str(config["strategy"]), []).append(row)
+    lines = [
+        "| epochs | budget | nonzeros | one-way (cubic) | bidirectional | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (epochs, budget), arms in sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1])):
+        cells, nonzeros, seeds = [], "", []
+        for name in ("cubic", "bidirectional"):
+            done = [row for row in arms.get(name, []) if row.status == "run"]
+            seeds.append(str(len(done)))
+            values = [100 * row.accuracy for row in done]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "not run")
+            if done:
+                nonzeros = f"{done[0].nonzeros:,}"
+        lines.append(
+            f"| {epochs} | {budget // KIB} KiB | {nonzeros} | {cells[0]} | {cells[1]} | "
+            f"{' and '.join(seeds)} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the rows that were asked for, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", help="the data folder (or HWPRUNE_DATA)")
+    parser.add_argument("--epochs", type=int, default=12, help="epochs a run, at most 12")
+    parser.add_argument("--rows", help="which rows, such as 0,2-4 (default all)")
+    parser.add_argument("--table", action="store_true", help="print the table and run nothing")
+    arguments = parser.parse_args()
+    if not 1 <= arguments.epochs <= 12:
+        parser.error("--epochs must be 1 to 12")
+    experiment = Experiment(
+        "resnet20_budgets", ["python", "benchmarks/resnet20_budgets.py", "--data-dir", "DIR"]
+    )
+    if arguments.table:
+        print(table(experiment))
+        return 0
+    folder = data_folder(arguments.data_dir)
+    if folder is None:
+        return 0
+    wanted = rows(arguments.epochs)
+    for number in parse_rows(arguments.rows, len(wanted)):
+        config, seed = wanted[number]
+        if experiment.done(config, seed):
+            continue
+        print(f"row {number}: {config}, seed {seed}", flush=True)
+        run(config, seed, folder, experiment)
+    experiment.declare(wanted)
+    print(table(experiment))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
