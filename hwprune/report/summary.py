@@ -147,12 +147,24 @@ def limit_rows(record: Record) -> list[tuple[str, str, str]]:
     """Return the user's limits: (limit, value, met)."""
     return [
         (
-            f"{limit.field} {limit.op} {limit.limit:g}",
-            NOT_MEASURED if limit.value is None else f"{limit.value:g}",
+            f"{limit.field} {limit.op} {_with_unit(limit.field, limit.limit)}",
+            NOT_MEASURED if limit.value is None else _with_unit(limit.field, limit.value),
             "yes" if limit.met else "NO",
         )
         for limit in record.verdict.limits
     ]
+
+
+def _with_unit(field: str, value: float) -> str:
+    """Show a limit's number with its unit; the record keeps ms, bytes and fractions."""
+    head, _, last = field.rpartition(".")
+    if head.startswith("latency"):
+        return f"{value:.3f} ms"
+    if field in ("size", "ram") or last in ("bytes", "artifact", "used", "slack", "floor"):
+        return f"{value:,.0f} B"
+    if field.startswith("accuracy") or last in ("sparsity", "top1_agreement"):
+        return f"{100 * value:.6g} %"
+    return f"{value:,.10g}" if value >= 1 else f"{value:.3g}"
 
 
 def _s(count: int) -> str:

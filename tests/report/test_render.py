@@ -111,6 +111,29 @@ def test_a_microcontroller_never_fits_by_a_file_alone(sample_record: dict[str, A
     assert summary.headline(from_mapping(sample_record)).startswith("Onnx-size-only, not linked: ")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "shown_as"),
+    [
+        ("size", 65_536.0, "65,536 B"),
+        ("budget.slack", 12.0, "12 B"),
+        ("latency.p50", 0.084016, "0.084 ms"),
+        ("accuracy_drop", 0.01, "1 %"),
+        ("sparsity", 0.905, "90.5 %"),
+        ("nonzeros", 40_000.0, "40,000"),
+        ("budget.max_nonzeros", 40_000.0, "40,000"),
+        ("parity", 1e-4, "0.0001"),
+    ],
+)
+def test_limits_are_shown_with_their_units(
+    sample_record: dict[str, Any], field: str, value: float, shown_as: str
+) -> None:
+    sample_record["verdict"]["limits"] = [
+        {"field": field, "op": "<=", "limit": value, "value": None, "met": False}
+    ]
+    rows = summary.limit_rows(from_mapping(sample_record))
+    assert rows == [(f"{field} <= {shown_as}", "not measured", "NO")]
+
+
 def test_over_budget_is_said(sample_record: dict[str, Any]) -> None:
     sample_record["budget"] |= {"bytes": 60_000, "slack_bytes": -5100}
     sample_record["verdict"] |= {"fits": False, "exit_code": 3}
