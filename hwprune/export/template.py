@@ -119,7 +119,7 @@ class Template:
                     operators, nodes, biases = self._nodes(
                         number, tensor, layout, codec, value_type
                     )
-                    fixed = sum(field_bytes(node.ByteSize()) for node in nodes)
+                    fixed = sum(field_bytes(node.ByteSize()) for group in nodes for node in group)
                     fixed += sum(_tensor_bytes(name, array) for name, array in biases.items())
                     if scale is not None:
                         fixed += _tensor_bytes(f"{layout.keys[number]}s", scale)
@@ -203,7 +203,7 @@ class Template:
                 number, tensor, layout, encoding.codecs[tensor.name], value_type
             )
             uses = layout.uses[tensor.name]
-            for use, group in zip(uses, _by_use(nodes, uses), strict=True):
+            for use, group in zip(uses, nodes, strict=True):
                 replaced[id(use.node)] = group
                 if use.transpose is not None:
                     replaced[id(use.transpose)] = []
@@ -218,15 +218,17 @@ class Template:
             tensors += [numpy_helper.from_array(array, name) for name, array in stored.items()]
             if not self.inline:
                 needed |= dict.fromkeys(name for op in operators for name in op.functions)
-        nodes = []
-        for node in self.graph.nodes:
-            nodes += replaced.get(id(node), [rename(node, layout.names)])
+        kept = [
+            final
+            for node in self.graph.nodes
+            for final in replaced.get(id(node), [rename(node, layout.names)])
+        ]
         tensors += [
             numpy_helper.from_array(np.asarray(array, order="C"), layout.names.get(name, name))
             for name, array in layout.others.items()
         ]
         functions = [function_for(name, self.graph.opset) for name in needed]
-        data = self._model(nodes, tensors, functions).SerializeToString(deterministic=True)
+        data = self._model(kept, tensors, functions).SerializeToString(deterministic=True)
         if len(data) != encoding.file_bytes:
             raise HwpruneError(
                 f"the file has {len(data)} bytes where {encoding.file_bytes} were predicted",
@@ -290,11 +292,13 @@ class Template:
         layout: _Layout,
         codec: CodecName,
         value_type: ValueType,
-    ) -> tuple[list[Operator], list[onnx.NodeProto], dict[str, NDArray[Any]]]:
-        """Return the operators, nodes and bias tensors of one pruned tensor in one form."""
+    ) -> tuple[list[Operator], list[list[onnx.NodeProto]], dict[str, NDArray[Any]]]:
+        """Return the operators, nodes (per use) and biases of one pruned tensor in one form."""
         key = layout.keys[number]
         names = layout.names
-        operators, nodes, biases = [], [], {}
+        operators: list[Operator] = []
+        nodes: list[list[onnx.NodeProto]] = []
+        biases: dict[str, NDArray[Any]] = {}
         for place, use in enumerate(layout.uses[tensor.name]):
             bias = use.node.input[2] if len(use.node.input) > 2 else ""
             operator = Operator(use.kind, codec, value_type, bool(bias))
@@ -328,9 +332,9 @@ class Template:
                 inner = expand(node, f"{key}_{place}_", self.graph.opset)
                 dims = "x".join(map(str, tensor.shape))
                 inner[-1].name = f"{label}|{operator.name}|{dims}|{key}"
-                nodes += inner
+                nodes.append(inner)
             else:
-                nodes.append(node)
+                nodes.append([node])
         return operators, nodes, biases
 
     def _model(
@@ -365,9 +369,3 @@ def _tensor_bytes(name: str, array: NDArray[Any]) -> int:
 def _opens(key: str, name: str) -> bool:
     """Return whether a name could be one of the tensor with this key."""
     return name.startswith(key) and re.fullmatch(r"[vis]|b\d*|_.*", name[len(key) :]) is not None
-
-
-def _by_use(nodes: list[onnx.NodeProto], uses: list[WeightUse]) -> list[list[onnx.NodeProto]]:
-    """Split the nodes of all uses of one tensor into equal groups, one per use."""
-    size = len(nodes) // len(uses)
-    return [nodes[start : start + size] for start in range(0, len(nodes), size)]
