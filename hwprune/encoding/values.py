@@ -66,10 +66,8 @@ def channel_scales(weight: NDArray[np.float32], channel_axis: int) -> NDArray[An
     if scales.max() > _FP16_MAX:
         return scales
     compact = scales.astype(np.float16)
-    # Rounding a scale down pushes the channel's largest weight off the levels: by half of one at
-    # most.
-    overflow = largest - compact.astype(np.float32) * (INT8_LEVELS + 0.5)
-    if np.any(overflow > 0):
+    # Changing a scale by 1/256 pushes the channel's largest weight half a level off the last one.
+    if np.any(np.abs(compact - scales) > scales / 256):
         return scales
     return compact
 
