@@ -97,14 +97,15 @@ def trajectory(points: Sequence[TrajectoryPoint]) -> Plot | None:
     """Return the trajectory plot; None where there are fewer than two points."""
     if len(points) < 2:
         return None
-    last = max(point.epoch for point in points) or 1.0
+    times = _times(points)
+    last = max(times) or 1.0
     left, right, top, height, gap = 70.0, WIDTH - 20.0, 28.0, 130.0, 52.0
     curves: list[Curve] = []
     for name, unit, given in (
-        ("accuracy (validation)", "accuracy", [(p.epoch, p.accuracy) for p in points]),
-        ("nonzeros", "nonzeros", [(p.epoch, float(p.nonzeros)) for p in points]),
+        ("accuracy (validation)", "accuracy", [p.accuracy for p in points]),
+        ("nonzeros", "nonzeros", [float(p.nonzeros) for p in points]),
     ):
-        known = [(epoch, value) for epoch, value in given if value is not None]
+        known = [(at, value) for at, value in zip(times, given, strict=True) if value is not None]
         if not known:
             continue
         axis = _axis([value for _, value in known], counts=unit == "nonzeros")
@@ -135,6 +136,15 @@ def trajectory(points: Sequence[TrajectoryPoint]) -> Plot | None:
         for epoch in _multiples(0.0, last, max(1.0, _round_up(last / 8)))
     )
     return Plot(tuple(curves), epochs, left, right, top, bottom)
+
+
+def _times(points: Sequence[TrajectoryPoint]) -> list[float]:
+    """Return when each point was, in epochs: by its step, where all have one, else as given."""
+    steps = [point.step for point in points if point.step is not None]
+    last = max(point.epoch for point in points)
+    if len(steps) < len(points) or not max(steps):
+        return [point.epoch for point in points]
+    return [last * step / max(steps) for step in steps]
 
 
 @dataclass(frozen=True, slots=True)

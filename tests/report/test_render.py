@@ -206,6 +206,14 @@ def test_the_trajectory_stays_inside_its_axes(nonzeros: list[int]) -> None:
             assert high - 0.1 <= y <= low + 0.1
 
 
+def test_points_inside_an_epoch_are_placed_by_their_step() -> None:
+    points = [TrajectoryPoint(epoch=min(step // 5, 1), nonzeros=9, step=step) for step in range(6)]
+    plot = charts.trajectory(points)
+    assert plot is not None
+    across = [x for x, _, _ in plot.curves[0].dots]
+    assert across[1] - across[0] == pytest.approx((plot.right - plot.left) / 5, abs=0.2)
+
+
 def test_no_plot_of_a_single_point() -> None:
     assert charts.trajectory([TrajectoryPoint(epoch=0, nonzeros=1)]) is None
 
