@@ -109,13 +109,8 @@ def read_artifact(path: str) -> ArtifactFile:
         raise ArtifactError(
             f"{path} is not an ONNX model", hint="give the model.onnx of an output folder"
         )
-    try:
-        return _read(path, data, model)
-    except UnicodeDecodeError:  # names are decoded when they are asked for
-        raise ArtifactError(f"{path} is not an ONNX file: its names are not text") from None
-
-
-def _read(path: str, data: bytes, model: onnx.ModelProto) -> ArtifactFile:
+    if any(isinstance(text, bytes) for text in _texts(model)):
+        raise ArtifactError(f"{path} is damaged: names in it are not text")
     _refuse_external_data(path, model)
     tensors = {entry.name: entry for entry in model.graph.initializer}
     layers, used, inlined = [], set[str](), False
@@ -172,6 +167,18 @@ def _read_bytes(path: str) -> bytes:
         ) from None
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[Any]:
+    """Yield what should be text; what is not UTF-8 comes as bytes."""
+    yield model.producer_name
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    yield from (tensor.name for tensor in model.graph.initializer)
+    yield from (function.name for function in model.functions)
+    yield from (imported.domain for imported in model.opset_import)
+    for node in model.graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
 
 
 def _tensors_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
@@ -248,7 +255,7 @@ def _layer(
         names.add(stored)
         try:
             arrays[role] = numpy_helper.to_array(tensors[stored])
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:  # KeyError: no such type
             raise VerificationError(f"{path}: tensor {stored!r} cannot be read: {error}") from None
     if operator.codec == "dense":
         shape = arrays["values"].shape

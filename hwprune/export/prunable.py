@@ -46,46 +46,51 @@ def weight_uses(graph: Graph, name: str, readers: Readers) -> list[WeightUse] | 
         return "fewer than two axes (bias, scale or statistic)"
     if graph.tensors[name].dtype != np.float32:
         return f"its type is {graph.tensors[name].dtype}"
+    if name in graph.output_names():
+        return "it is an output of the network"
     uses: list[WeightUse] = []
     for node, slot in readers[name]:
-        use = _use(graph, node, slot, readers)
-        if isinstance(use, str):
-            return use
-        uses.append(use)
+        found = _uses(graph, node, slot, readers)
+        if isinstance(found, str):
+            return found
+        uses += found
     if len({use.channel_axis for use in uses}) > 1:
         return "shared by layers that disagree on its output channels"
     return uses or "nothing reads it"
 
 
-def _use(
+def _uses(
     graph: Graph,
     node: onnx.NodeProto,
     slot: int,
     readers: Readers,
-) -> WeightUse | str:
+) -> list[WeightUse] | str:
+    """Return how a node uses the tensor at one input; a Transpose stands for its readers."""
     given = attributes(node)
     if (
         node.op_type == "Conv"
         and slot == 1
         and not given.get("auto_pad", b"NOTSET").startswith(b"SAME")
     ):
-        return WeightUse(node, "Conv", 0)
+        return [WeightUse(node, "Conv", 0)]
     if node.op_type == "ConvTranspose" and slot == 1:
-        return WeightUse(node, "ConvTranspose", 1)
+        return [WeightUse(node, "ConvTranspose", 1)]
     if node.op_type == "Gemm" and slot == 1:
         plain = given.get("alpha", 1.0) == 1.0 and given.get("beta", 1.0) == 1.0
         if plain and not given.get("transA", 0):
-            return WeightUse(node, "Gemm", 0 if given.get("transB", 0) else 1)
+            return [WeightUse(node, "Gemm", 0 if given.get("transB", 0) else 1)]
         return "Gemm with alpha, beta or transA"
     if node.op_type == "MatMul" and slot == 1:
         shape = graph.tensors[node.input[1]].shape
         return (
-            WeightUse(node, "MatMul", 1) if len(shape) == 2 else "MatMul with a stack of matrices"
+            [WeightUse(node, "MatMul", 1)] if len(shape) == 2 else "MatMul with a stack of matrices"
         )
     if node.op_type == "Transpose" and list(given.get("perm", [1, 0])) == [1, 0]:
         consumers = readers[node.output[0]]
-        if [(reader.op_type, at) for reader, at in consumers] == [("MatMul", 1)]:
-            return WeightUse(consumers[0][0], "Linear", 0, node)
+        if node.output[0] not in graph.output_names() and all(
+            (reader.op_type, at) == ("MatMul", 1) for reader, at in consumers
+        ):
+            return [WeightUse(reader, "Linear", 0, node) for reader, _ in consumers]
     return f"read by {node.op_type}, not as the weight of Conv, ConvTranspose, Gemm or MatMul"
 
 
