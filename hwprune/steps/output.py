@@ -57,16 +57,16 @@ def opened(path: Path) -> Iterator[OutputFolder]:
         OutputError: it is a file, holds somebody else's files, cannot be written, or another run
             has it.
     """
-    existed = path.exists()
     made: list[Path] = []
-    if existed and not path.is_dir():
-        raise OutputError(f"{path} is a file", hint="give a folder with -o")
-    if existed and not (path / MARKER).exists() and any(path.iterdir()):
-        raise OutputError(
-            f"{path} is not empty and hwprune did not write it",
-            hint="give another folder with -o, or move its files away",
-        )
     with _as_output_error(path):
+        existed = path.exists()
+        if existed and not path.is_dir():
+            raise OutputError(f"{path} is a file", hint="give a folder with -o")
+        if existed and not (path / MARKER).exists() and any(path.iterdir()):
+            raise OutputError(
+                f"{path} is not empty and hwprune did not write it",
+                hint="give another folder with -o, or move its files away",
+            )
         missing = [parent for parent in (path, *path.parents) if not parent.exists()]
         path.mkdir(parents=True, exist_ok=True)
         made = missing

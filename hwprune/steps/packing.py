@@ -2,8 +2,7 @@
 
 Quantisation turns some survivors into zeros. They are dropped and their bytes are spent again, on
 dead connections with the largest pretrained weights, which get the smallest value that their
-channel can
-store: a connection that was never trained may hardly disturb the others.
+channel can store: a connection that was never trained may hardly disturb the others.
 """
 
 from __future__ import annotations
@@ -74,6 +73,10 @@ def pack_model(
         budget = prepared.budget_bytes
         spend = used < FULL_FRACTION * budget and attempt < _ROUNDS - 1
         if used <= budget and not spend:
+            if alive.nonzeros < masks.nonzeros:
+                nothing = {name: np.zeros_like(alive[name]) for name in alive}
+                _write_back(prepared, alive, nothing, pretrained, template)
+                template = prepared.template_now()
             masks = alive
             break
         limit = ranking_limit(cost, budget, value_type)
