@@ -1,0 +1,177 @@
+"""Whole files: predicted bytes are written bytes; stock onnxruntime computes what torch does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from export_cases import ALL_CODECS, Case, case_of, random_masks, relative_error, run
+from torch import nn
+
+from hwprune.encoding import unpack
+from hwprune.export.artifact import csr_arrays, read_artifact
+from hwprune.export.operators import DOMAIN, altered_functions
+from hwprune.export.pipeline import weights_of
+from hwprune.ir import VALUE_TYPES, CodecName, Masks, TensorSpec, ValueType
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["functions", "inlined"])
+@pytest.mark.parametrize("value_type", VALUE_TYPES)
+@pytest.mark.parametrize("codec", ALL_CODECS)
+def test_predicted_bytes_are_written_and_the_file_is_right(
+    case: Case, codec: CodecName, value_type: ValueType, inline: bool, tmp_path: Path
+) -> None:
+    # 16-bit columns stand in where a tensor cannot be stored in 8-bit columns.
+    codecs = (codec,) if codec != "cols8" else ("cols8", "cols16")
+    template = case.template(15 if inline else 18, inline=inline, codecs=codecs)
+    masks = random_masks(template, 0.2)
+    written = template.write_sparse(masks, value_type)
+    assert written.encoding is not None
+    assert set(written.encoding.codecs.values()) <= set(codecs)
+    assert len(written.data) == written.encoding.file_bytes
+    onnx.checker.check_model(written.data, full_check=True)
+
+    feeds = case.feeds(3)
+    expected = case.run_torch(feeds, case.decoded(template, written))
+    assert relative_error(run(written.data, feeds), expected) <= 1e-5
+
+    path = tmp_path / "model.onnx"
+    path.write_bytes(written.data)
+    artifact = read_artifact(str(path))
+    assert artifact.form == ("inlined" if inline else "functions")
+    assert (artifact.opset, artifact.ir_version) == (15 if inline else 18, 8)
+    assert artifact.bytes == len(written.data)
+    assert {layer.name for layer in artifact.layers} == set(written.packed)
+    arrays = csr_arrays(str(path))
+    for layer in artifact.layers:
+        packed = written.packed[layer.name]
+        assert (layer.codec, layer.value_type, layer.shape) == (
+            packed.codec,
+            packed.value_type,
+            packed.shape,
+        )
+        dense = unpack(packed)
+        assert np.array_equal(arrays[layer.name].toarray(), dense.reshape(dense.shape[0], -1))
+        assert layer.nonzeros == np.count_nonzero(packed.arrays["values"])
+    assert altered_functions(artifact.model) == []
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["functions", "inlined"])
+@pytest.mark.parametrize("density", [0.0, 1.0])
+def test_the_emptiest_and_the_fullest_file(case: Case, density: float, inline: bool) -> None:
+    for codec in ALL_CODECS:
+        codecs: tuple[CodecName, ...] = (codec,) if codec != "cols8" else ("cols8", "cols16")
+        template = case.template(inline=inline, codecs=codecs)
+        written = template.write_sparse(random_masks(template, density), "int8")
+        feeds = case.feeds(2)
+        expected = case.run_torch(feeds, case.decoded(template, written))
+        found = run(written.data, feeds)
+        assert np.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(np.abs(expected).max()))
+
+
+def test_layers_may_take_different_codecs() -> None:
+    module = nn.Sequential(nn.Linear(40, 90), nn.ReLU(), nn.Linear(90, 200)).eval()
+    case = case_of(module, (TensorSpec("x", (None, 40), "float32"),))
+    template = case.template()
+    full = np.ones((90, 40), np.bool_)
+    sparse = np.random.default_rng(0).random((200, 90)) < 0.02
+    written = template.write_sparse(Masks({"0.weight": full, "2.weight": sparse}), "int8")
+    assert written.encoding is not None
+    assert written.encoding.codecs == {"0.weight": "dense", "2.weight": "gap8"}
+    feeds = case.feeds(4)
+    expected = case.run_torch(feeds, case.decoded(template, written))
+    assert relative_error(run(written.data, feeds), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("opset", [18, 15, 13])
+def test_the_dense_file_is_the_network(case: Case, opset: int) -> None:
+    template = case.template(opset)
+    written = template.write_dense()
+    assert len(written.data) == template.dense_bytes()
+    onnx.checker.check_model(written.data, full_check=True)
+    model = onnx.load_from_string(written.data)
+    assert [entry.version for entry in model.opset_import] == [opset]
+    feeds = case.feeds(3)
+    assert relative_error(run(written.data, feeds), case.run_torch(feeds)) <= 1e-5
+
+
+@pytest.mark.parametrize("batch", [1, 33])
+@pytest.mark.parametrize("inline", [False, True], ids=["functions", "inlined"])
+def test_the_batch_is_dynamic(case: Case, inline: bool, batch: int) -> None:
+    template = case.template(inline=inline)
+    written = template.write_sparse(random_masks(template, 0.3), "fp32")
+    feeds = case.feeds(batch)
+    expected = case.run_torch(feeds, case.decoded(template, written))
+    found = run(written.data, feeds)
+    assert found.shape == expected.shape
+    assert relative_error(found, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("value_type", VALUE_TYPES)
+@pytest.mark.parametrize("inline", [False, True], ids=["functions", "inlined"])
+def test_the_output_is_bit_for_bit_that_of_the_dense_file_with_the_decoded_weights(
+    case: Case, value_type: ValueType, inline: bool
+) -> None:
+    template = case.template(inline=inline)
+    written = template.write_sparse(random_masks(template, 0.3), value_type)
+    tensors = {name: unpack(packed) for name, packed in written.packed.items()} | written.biases
+    graph = template.graph
+    merged = type(graph)(
+        graph.nodes, graph.inputs, graph.outputs, {**graph.tensors, **tensors}, graph.opset
+    )
+    dense = type(template)(merged, template.prunable, 8, inline, template.codecs).write_dense()
+    feeds = case.feeds(5)
+    assert np.array_equal(run(written.data, feeds), run(dense.data, feeds))
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["functions", "inlined"])
+def test_shape_inference_reaches_every_activation(case: Case, inline: bool) -> None:
+    template = case.template(inline=inline)
+    written = template.write_sparse(random_masks(template, 0.3), "int8")
+    model = onnx.load_from_string(written.data)
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    known = {
+        entry.name: entry.type.tensor_type
+        for entry in (*inferred.graph.value_info, *inferred.graph.output)
+    }
+    for node in inferred.graph.node:
+        if inline and node.domain != DOMAIN and node.output[0][0].isdigit():
+            continue  # inside a decoder
+        for output in node.output:
+            assert known[output].HasField("shape"), f"{node.op_type} {output}"
+            sizes = known[output].shape.dim
+            unknown = [d for d in sizes if not d.HasField("dim_value") and not d.dim_param]
+            assert not unknown, f"{node.op_type} {output}"
+
+
+def test_nothing_of_the_training_is_shipped(zoo: Case) -> None:
+    template = zoo.template()
+    written = template.write_sparse(random_masks(template, 0.1), "int8")
+    model = onnx.load_from_string(written.data)
+    assert not model.graph.value_info
+    assert not model.doc_string
+    assert not model.metadata_props
+    assert not any(node.doc_string or node.metadata_props for node in model.graph.node)
+    named = [node.name for node in model.graph.node if node.name]
+    assert len(named) == len(set(named))
+    names = [entry.name for entry in model.graph.initializer]
+    assert len(names) == len(set(names))
+    assert b"unused" not in written.data
+
+
+def test_weights_that_become_equal_stay_apart(zoo: Case) -> None:
+    before = zoo.template()
+    values = {name: np.zeros_like(weight) for name, weight in weights_of(before).items()}
+    module = zoo.model.module
+    kept = {name: module.get_parameter(name).detach().clone() for name in values}
+    try:
+        for name in values:
+            module.get_parameter(name).data.zero_()
+        after = zoo.template()
+    finally:
+        for name, value in kept.items():
+            module.get_parameter(name).data.copy_(value)
+    assert after.prunable == before.prunable
+    assert after.cost(("int8",)).graph_bytes == before.cost(("int8",)).graph_bytes

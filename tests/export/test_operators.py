@@ -1,0 +1,151 @@
+"""operators: a shipped name never changes meaning, and an altered body is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from export_cases import Case, random_masks
+from onnx import helper
+
+from hwprune.export.operators import (
+    DOMAIN,
+    OPERATORS,
+    altered_functions,
+    decoder_name,
+    expand,
+    function_for,
+    serialised,
+)
+from hwprune.ir import CodecName
+
+GOLDEN = Path(__file__).with_name("golden_functions.json")
+OPSETS = (13, 15, 18)
+DECODERS = [decoder_name(codec) for codec in ("gap8", "gap16", "cols8", "cols16")]
+
+
+def test_every_body_is_the_one_that_was_shipped() -> None:
+    """A failure means: give the new meaning a new name. Names are only added to the file."""
+    found = {}
+    for name in (*DECODERS, *OPERATORS):
+        for opset in OPSETS:
+            function = function_for(name, opset)
+            assert function is not None
+            digest = hashlib.sha256(function.SerializeToString(deterministic=True)).hexdigest()
+            found[f"{name}@{opset}"] = digest
+    assert found == json.loads(GOLDEN.read_text())
+
+
+def test_a_name_that_is_not_ours_has_no_body() -> None:
+    assert function_for("CsrConvGap4I8", 18) is None
+    assert function_for("Conv", 18) is None
+
+
+def test_names_say_what_an_operator_is() -> None:
+    assert len(OPERATORS) == 5 * 3 * (3 * 2 + 2)
+    operator = OPERATORS["CsrConvGap8I8Bias"]
+    assert (operator.kind, operator.codec, operator.value_type, operator.bias) == (
+        "Conv",
+        "gap8",
+        "int8",
+        True,
+    )
+    assert operator.input_roles == ("input", "values", "index", "scale", "bias")
+    assert operator.functions == ("CsrConvGap8I8Bias", "DecodeGap8")
+    assert OPERATORS["DenseGemmF16"].input_roles == ("input", "values")
+    assert OPERATORS["DenseGemmF16"].functions == ("DenseGemmF16",)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_bodies_hold_standard_operators_only(opset: int) -> None:
+    for name in (*DECODERS, *OPERATORS):
+        function = function_for(name, opset)
+        assert function is not None
+        for node in expand_all(function, opset):
+            schema = onnx.defs.get_schema(node.op_type, opset, "")
+            assert not schema.deprecated
+
+
+def expand_all(function: onnx.FunctionProto, opset: int) -> list[onnx.NodeProto]:
+    """Return the nodes of a body, those of the functions it calls in their place."""
+    nodes: list[onnx.NodeProto] = []
+    for node in function.node:
+        nodes += expand(node, "p_", opset) if node.domain == DOMAIN else [node]
+    return nodes
+
+
+def _model(zoo: Case, codec: CodecName = "gap8") -> onnx.ModelProto:
+    template = zoo.template(codecs=(codec,))
+    return onnx.load_from_string(template.write_sparse(random_masks(template, 0.3), "int8").data)
+
+
+@pytest.mark.parametrize("codec", ["gap8", "cols16", "dense"])
+def test_a_file_as_written_is_not_altered(zoo: Case, codec: CodecName) -> None:
+    assert altered_functions(_model(zoo, codec)) == []
+
+
+def test_one_changed_operator_in_a_body_is_noticed(zoo: Case) -> None:
+    model = _model(zoo)
+    for function in model.functions:
+        for node in function.node:
+            before = node.op_type
+            node.op_type = "Sub" if before == "Mul" else "Mul"
+            assert altered_functions(model) == [function.name], (function.name, before)
+            node.op_type = before
+    assert altered_functions(model) == []
+
+
+def test_a_missing_body_and_one_that_nobody_wrote_are_noticed(zoo: Case) -> None:
+    model = _model(zoo)
+    removed = [function.name for function in model.functions if function.name == "DecodeGap8"]
+    kept = [function for function in model.functions if function.name != "DecodeGap8"]
+    del model.functions[:]
+    model.functions.extend(kept)
+    assert altered_functions(model) == removed == ["DecodeGap8"]
+
+    model = _model(zoo)
+    foreign = helper.make_function(
+        DOMAIN, "CsrConvSecret", ["x"], ["y"], [helper.make_node("Neg", ["x"], ["y"])],
+        [helper.make_opsetid("", 18)],
+    )  # fmt: skip
+    model.functions.append(foreign)
+    assert altered_functions(model) == ["CsrConvSecret"]
+
+
+def test_another_opset_in_a_body_is_noticed(zoo: Case) -> None:
+    model = _model(zoo)
+    model.functions[0].opset_import[0].version = 17
+    assert altered_functions(model) == [model.functions[0].name]
+
+
+def test_a_second_body_of_the_same_name_is_noticed(zoo: Case) -> None:
+    model = _model(zoo)
+    twin = onnx.FunctionProto()
+    twin.CopyFrom(model.functions[0])
+    twin.node[0].op_type = "Neg"
+    model.functions.append(twin)
+    assert altered_functions(model) == [twin.name]
+
+
+def test_serialised_does_not_depend_on_how_a_message_was_made() -> None:
+    function = function_for("DecodeGap8", 18)
+    assert function is not None
+    again = onnx.FunctionProto.FromString(serialised(function))
+    assert serialised(again) == serialised(function)
+
+
+def test_an_expansion_keeps_its_inner_names_to_itself() -> None:
+    node = helper.make_node(
+        "CsrGemmCols8I8", ["x", "0v", "0i", "0s"], ["y"], domain=DOMAIN, shape=[4, 6], transB=1
+    )
+    inner = [*expand(node, "0_0_", 18), *expand(node, "1_0_", 18)]
+    made = [name for part in inner for name in part.output if name != "y"]
+    assert len(made) == len(set(made))
+    assert all(name.startswith(("0_0_", "1_0_")) for name in made)
+    constants = [part for part in inner if part.op_type == "Constant"]
+    values = [list(a.ints) for part in constants for a in part.attribute if a.name == "value_ints"]
+    assert np.array([4, 6]).tolist() in values

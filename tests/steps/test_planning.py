@@ -1,0 +1,125 @@
+"""planning and choosing: budgets that cannot be, plans per value type, and which type is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hwprune.errors import InfeasibleError, UsageError
+from hwprune.ir import VALUE_TYPES, Data
+from hwprune.steps.choosing import Part, choose_value_type
+from hwprune.steps.planning import (
+    Prepared,
+    check_budget,
+    module_weights,
+    plans_of,
+    reconstruction_error,
+    value_types,
+)
+from hwprune.targets import load
+
+At = Callable[[int], Prepared]
+
+
+def test_a_budget_that_cannot_be_is_refused() -> None:
+    target = load("raspberry-pi-5")
+    assert check_budget(target, None) == target.budget_bytes
+    assert check_budget(target, 1000) == 1000
+    for budget in (0, 10 * 1024**4):
+        with pytest.raises(UsageError) as caught:
+            check_budget(target, budget)
+        assert caught.value.hint
+
+
+def test_value_types_are_those_of_the_target_or_the_one_asked_for() -> None:
+    target = load("raspberry-pi-5")
+    assert value_types(target, "auto") == target.value_types
+    assert value_types(target, "int8") == ("int8",)
+    with pytest.raises(UsageError, match="cannot decode int4"):
+        value_types(target, "int4")
+
+
+def test_narrow_values_leave_room_for_more(prepared: At) -> None:
+    plans = plans_of(prepared(8_000), VALUE_TYPES)
+    assert plans["int8"].max_nonzeros > plans["fp16"].max_nonzeros > plans["fp32"].max_nonzeros
+    for plan in plans.values():
+        assert plan.floor_bytes < plan.used_bytes <= 8_000
+        assert plan.limited_by == "budget"
+
+
+def test_no_value_type_fits(prepared: At) -> None:
+    with pytest.raises(InfeasibleError, match="the file takes"):
+        plans_of(prepared(900), VALUE_TYPES)
+
+
+def test_reconstruction_error() -> None:
+    weights = {"w": np.array([[3.0, 4.0]], np.float32)}
+    keep = {"w": np.array([[False, True]])}
+    assert reconstruction_error(weights, keep, {"w": 0}, "fp32") == pytest.approx(9 / 25)
+    assert reconstruction_error({"w": np.zeros((1, 2), np.float32)}, keep, {"w": 0}, "fp32") == 0.0
+
+
+def test_one_candidate_is_the_choice(prepared: At) -> None:
+    now = prepared(8_000)
+    choice = choose_value_type(now, plans_of(now, ("fp16",)), None, 0)
+    assert choice.value_type == "fp16"
+    assert "only" in choice.note
+
+
+def test_without_data_the_smallest_error_of_the_weights_wins(prepared: At) -> None:
+    now = prepared(8_000)
+    before = {name: weight.copy() for name, weight in module_weights(now).items()}
+    choice = choose_value_type(now, plans_of(now, VALUE_TYPES), None, 0)
+    assert choice.value_type == "int8"  # it keeps twice the weights
+    assert "squared error" in choice.note
+    after = module_weights(now)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Random images with the labels that a function gives them."""
+
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        return (self.images[indices],)
+
+
+def _data(prepared: Prepared) -> Data:
+    """Data on which the dense network is always right."""
+    import torch
+
+    images = np.random.default_rng(0).standard_normal((300, 1, 8, 8)).astype(np.float32)
+    with torch.no_grad():
+        labels = prepared.model.module(torch.from_numpy(images)).argmax(1).numpy()
+    split = Images(images, labels.astype(np.int64))
+    return Data("made", split, split, split, 10, "none")
+
+
+def test_with_data_the_validation_accuracy_is_looked_at_first(prepared: At) -> None:
+    now = prepared(8_000)
+    choice = choose_value_type(now, plans_of(now, VALUE_TYPES), _data(now), 0)
+    assert choice.value_type in VALUE_TYPES
+    assert "screened" in choice.note
+    again = choose_value_type(now, plans_of(now, VALUE_TYPES), _data(now), 0)
+    assert again == choice
+
+
+def test_a_part_of_a_split() -> None:
+    split = Images(np.arange(10, dtype=np.float32), np.arange(10))
+    part = Part(split, np.array([1, 5, 9]))
+    assert len(part) == 3
+    assert part.labels is not None
+    assert part.labels.tolist() == [1, 5, 9]
+    assert part.batch(np.array([2, 0]))[0].tolist() == [9, 1]
+    assert Part(Images(split.images, None), part.chosen).labels is None
