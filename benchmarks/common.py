@@ -17,7 +17,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def data_folder(given: str | None) -> Path | None:
-    """Return the data folder of --data-dir or HWPRUNE_DATA; None, with a clear line, where absent."""
+    """Return the folder of --data-dir or HWPRUNE_DATA; None, with a clear line, where absent."""
     named = given or os.environ.get("HWPRUNE_DATA")
     if not named:
         print("skipped: no data; give --data-dir DIR or set HWPRUNE_DATA", file=sys.stderr)
@@ -67,13 +67,15 @@ class Experiment:
     ) -> None:
         """Write a measured row."""
         cost = {"epochs": epochs, "seconds": round(seconds, 1)}
-        self._update({"config": dict(config), "seed": seed, "status": "run", "cost": cost, **measured})
+        row = {"config": dict(config), "seed": seed, "status": "run", "cost": cost, **measured}
+        self._update(row)
 
     def declare(self, rows: Iterable[tuple[Mapping[str, Any], int]]) -> None:
         """Write rows that were not run as such, so that a table shows them."""
         for config, seed in rows:
             if not self.done(config, seed):
-                self._update({"config": dict(config), "seed": seed, "status": "not-run", "cost": None})
+                row = {"config": dict(config), "seed": seed, "status": "not-run", "cost": None}
+                self._update(row)
 
     def rows(self) -> list[bench_record.Row]:
         """Return all rows."""
@@ -81,6 +83,7 @@ class Experiment:
         return [] if record is None else list(record.rows)
 
     def _update(self, row: Mapping[str, Any]) -> None:
+        self.path.parent.mkdir(exist_ok=True)
         bench_record.update(self.path, row, environment=environment(), command=self.command)
 
 
