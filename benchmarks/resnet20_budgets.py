@@ -2,12 +2,14 @@
 
 The pretrained ResNet-20 (91.73 %) goes through the whole compiler at six budgets with int8 values,
 by the bidirectional strategy and by the strongest one-way strategy (cubic gradual), at the same
-epochs, recipe and distillation. Accuracy is that of the written file on the test set, in onnxruntime.
+epochs, recipe and distillation. Accuracy is that of the written file on the test set, in
+onnxruntime.
 
     python benchmarks/resnet20_budgets.py --data-dir DIR [--epochs N] [--rows 0,2-4] [--table]
 
-DIR holds ``cifar-10-batches-py`` and ``weights/cifar10_resnet20.pth`` (akamaster/pytorch_resnet_cifar10).
-Every row is saved when it is done; rows that were saved are not run again.
+DIR holds ``cifar-10-batches-py`` and ``weights/cifar10_resnet20.pth`` (the checkpoint of
+akamaster/pytorch_resnet_cifar10). Every row is saved when it is done; rows that were saved are not
+run again.
 """
 
 from __future__ import annotations
@@ -94,7 +96,9 @@ def table(experiment: Experiment) -> str:
         "| epochs | budget | nonzeros | one-way (cubic) | bidirectional | seeds |",
         "|---|---|---|---|---|---|",
     ]
-    for (epochs, budget), arms in sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1])):
+    for (epochs, budget), arms in sorted(
+        groups.items(), key=lambda item: (item[0][0], -item[0][1])
+    ):
         cells, nonzeros, seeds = [], "", []
         for name in ("cubic", "bidirectional"):
             done = [row for row in arms.get(name, []) if row.status == "run"]

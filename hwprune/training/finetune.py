@@ -91,18 +91,9 @@ def finetune(
     with seeded(seed, device), borrowed(module):
         try:
             run = _Run(
-                module,
-                data,
-                names,
-                strategy,
-                fill,
-                recipe,
-                teacher,
-                seed,
-                device,
-                progress,
+                module, data, names, strategy, fill, recipe, teacher, seed, device, progress,
                 train_batchnorm,
-            )
+            )  # fmt: skip
             return run.go()
         finally:
             for borrower in (module, teacher):

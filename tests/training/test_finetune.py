@@ -334,7 +334,7 @@ def test_several_inputs(data: Data) -> None:
         test=widen(data.test),
     )
     names = ("image.weight", "rows.weight", "head.weight")
-    recipe = dataclasses.replace(QUICK, epochs=4)
+    recipe = dataclasses.replace(QUICK, epochs=10)
     result = tune(
         _TwoInputs(), wide, make("cubic", density=0.5), names=names, budget=600, recipe=recipe
     )
