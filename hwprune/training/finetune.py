@@ -316,7 +316,8 @@ class _Run:
         at = self.step / self.steps if self.steps else 0.0
         self.trajectory.append(
             {
-                "epoch": epoch,
+                # A change of the masks falls inside an epoch: fractions keep the order of a plot.
+                "epoch": round(self.step / self.per_epoch, 4) if self.steps else epoch,
                 "step": self.step,
                 "action": action,
                 "nonzeros": living,
