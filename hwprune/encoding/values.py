@@ -25,6 +25,10 @@ VALUE_DTYPES: Mapping[ValueType, np.dtype[Any]] = {
 # Below its smallest normal number float16 loses precision; above its largest it is infinite.
 _FP16_NORMAL_MIN = float(np.finfo(np.float16).smallest_normal)
 _FP16_MAX = float(np.finfo(np.float16).max)
+# float16 steps by 2**-24 here, so the first is off by 1/16 at most. A channel with a finer scale
+# may be stored with a coarse one where another channel of its tensor is much larger, at least the
+# second. So the type hardly ever depends on what is pruned, and sizes do not jump with it.
+_FINE_SCALE, _COARSE_SCALE = 2.0**-20, 2.0**-17
 
 
 def compact_floats(array: NDArray[np.float32], value_type: ValueType) -> NDArray[Any]:
@@ -63,13 +67,16 @@ def channel_scales(weight: NDArray[np.float32], channel_axis: int) -> NDArray[An
     scales: NDArray[Any] = np.where(largest > 0, largest / INT8_LEVELS, 1.0).astype(np.float32)
     # A tiny channel may make its scale zero in float32 too; the smallest number there is stands in.
     scales = np.maximum(scales, np.finfo(np.float32).smallest_subnormal)
-    if scales.max() > _FP16_MAX:
+    alive = scales[largest > 0]
+    if alive.size and (
+        alive.max() > _FP16_MAX or (alive.min() < _FINE_SCALE and alive.max() < _COARSE_SCALE)
+    ):
         return scales
     compact = scales.astype(np.float16)
-    # Changing a scale by 1/256 pushes the channel's largest weight half a level off the last one.
-    if np.any(np.abs(compact - scales) > scales / 256):
-        return scales
-    return compact
+    # Rounding up where rounding down would push the channel's largest weight half a level off.
+    short = largest > (INT8_LEVELS + 0.5) * compact.astype(np.float32)
+    rounded: NDArray[Any] = np.where(short, np.nextafter(compact, np.float16(np.inf)), compact)
+    return rounded
 
 
 def quantise(
