@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -302,6 +303,14 @@ def _operator_body(operator: Operator, opset: int) -> onnx.FunctionProto:
     return _function(operator.name, inputs, "y", nodes, opset, attributes)
 
 
+@cache
+def _known(name: str, opset: int) -> onnx.FunctionProto:
+    """Return the function of a name that is ours; not to be changed."""
+    function = function_for(name, opset)
+    assert function is not None, name
+    return function
+
+
 def expand(node: onnx.NodeProto, prefix: str, opset: int) -> list[onnx.NodeProto]:
     """Return what a node of our domain stands for, for runtimes that cannot fold a function.
 
@@ -310,8 +319,7 @@ def expand(node: onnx.NodeProto, prefix: str, opset: int) -> list[onnx.NodeProto
         prefix: put before every inner name, so that two expansions never meet.
         opset: the opset of the bodies.
     """
-    function = function_for(node.op_type, opset)
-    assert function is not None, node.op_type
+    function = _known(node.op_type, opset)
     names = dict(zip(function.input, node.input, strict=True))
     names |= dict(zip(function.output, node.output, strict=True))
     given = {attribute.name: attribute for attribute in node.attribute}
