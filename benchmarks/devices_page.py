@@ -39,7 +39,8 @@ anew, move `benchmarks/results/devices.json` away.
   scores of the trained weights choose. *Nonzeros* is what the file holds; training chose them, and
   what lies elsewhere can take a few bytes more or less.
 - *Strategy* is hwprune's default where weights have to go, with the epochs that were trained. It
-  is `dense (0)` where every weight fits, as fp32 or quantised: nothing was trained there.
+  is `dense (0)` where every weight fits, as fp32 or quantised: nothing was trained there, and only
+  weights that are zero once quantised are not stored.
 - *Accuracy* is top-1 on the test split, of the file, in onnxruntime on the host; *dense* is the
   dense fp32 file of the same network. One seed: a difference of a few images means nothing.
 - *Host latency* is the median of single inferences, one thread, in the onnxruntime of **the host
@@ -105,7 +106,7 @@ def _summary(configs: Sequence[Config], rows: Sequence[Row | None]) -> list[str]
     compiled = [found for found in done if "error" not in found]
     if compiled:
         one = compiled[0]
-        whole = sum(found["nonzeros"] == found["weights"] for found in compiled)
+        whole = sum(found["max_nonzeros"] == found["weights"] for found in compiled)
         least = min(found["sparsity"] for found in compiled)
         lines.append(f"{one['weights']:,} prunable weights; {one['samples']:,} test images.")
         lines.append(
@@ -177,5 +178,6 @@ def _verdict(found: Mapping[str, Any]) -> str:
 
 def _environment(record: BenchRecord) -> str:
     lines = ["## The host", "", "| what | value |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in record.environment.items()]
+    for name, value in record.environment.items():
+        lines.append(f"| {name} | {'not installed as a package' if value is None else value} |")
     return "\n".join([*lines, ""])
