@@ -11,6 +11,7 @@ import click
 from hwprune.cli.main import print_json
 from hwprune.cli.modelling import load, model_options
 from hwprune.cli.options import SIZE, TARGET, console, json_option, require_option
+from hwprune.errors import UsageError
 
 if TYPE_CHECKING:
     from hwprune.targets import Target
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--strategy", metavar="NAME",
-    help="bidirectional, iterative, one-shot, cubic, cyclic or dense.",
+    help="bidirectional (the default), iterative, one-shot, cubic, cyclic or dense.",
 )  # fmt: skip
 @click.option(
     "--values", default="auto", show_default=True, metavar="auto|fp32|fp16|int8",
@@ -46,7 +47,10 @@ if TYPE_CHECKING:
     "--epochs", type=click.IntRange(0), metavar="N",
     help="Passes over the training data (default 12); 0 uses data for scores and calibration only.",
 )  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
+    help="Of everything that is random.",
+)  # fmt: skip
 @require_option
 @click.option(
     "-o", "--output", type=click.Path(), metavar="DIR",
@@ -101,6 +105,8 @@ def command(
         limits=[limit.text for limit in limits],
         command=("hwprune", *sys.argv[1:]),
     )
+    if output == "":
+        raise UsageError("-o is empty", hint="give a folder, or leave -o out")
     folder = Path(output) if output else Path(f"{loaded.name}-{target.name}")
     with watching() as say:
         artifact = compile_model(loaded, target, source, folder, options, say)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwprune.compiler import DEFAULT_EPOCHS, DEFAULT_STRATEGY, Options, compile_model
+from hwprune.compiler import DEFAULT_EPOCHS, DEFAULT_STRATEGY, Options, check_seed, compile_model
 from hwprune.errors import UsageError
 from hwprune.ir import Artifact, Data, Model, TensorSpec
 from hwprune.targets import Target
@@ -16,8 +18,6 @@ from hwprune.targets import load as load_target
 from hwprune.units import parse_bytes
 
 if TYPE_CHECKING:
-    import os
-
     import torch
 
 
@@ -27,6 +27,8 @@ def compile(
     target: str | Target,
     data: str | Data | None = None,
     example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    arch: str | None = None,
+    unsafe_load: bool = False,
     budget: int | str | None = None,
     strategy: str = DEFAULT_STRATEGY,
     values: str = "auto",
@@ -44,6 +46,8 @@ def compile(
         data: a specification such as ``cifar10:DIR``, a ``hwprune.ir.Data``, or None: then nothing
             is trained or measured.
         example_input: one tensor per input of the module; the first axis is the dynamic batch.
+        arch: what a state dict was saved from, where it is not recognised.
+        unsafe_load: read a pickled module, which runs code that the file holds.
         budget: bytes, or a size such as ``"64KiB"``; the target's default without.
         strategy: how to prune.
         values: the type of the stored values, or ``auto``.
@@ -59,9 +63,10 @@ def compile(
     Raises:
         HwpruneError: the run could not reach a file; its class says why.
     """
+    check_seed(seed)
     profile = target if isinstance(target, Target) else load_target(target)
     source = _data(data, seed)
-    loaded = _model(model, example_input, source)
+    loaded = _model(model, example_input, source, arch=arch, unsafe_load=unsafe_load)
     folder = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="hwprune-"))
     options = Options(
         budget_bytes=parse_bytes(budget) if isinstance(budget, str) else budget,
@@ -69,11 +74,17 @@ def compile(
         values=values,
         epochs=epochs,
         seed=seed,
-        limits=tuple(require),
+        limits=(require,) if isinstance(require, str) else tuple(require),
         recipe=recipe,
         command=("hwprune.compile",),
     )
-    return compile_model(loaded, profile, source, folder, options)
+    try:
+        return compile_model(loaded, profile, source, folder, options)
+    except BaseException:
+        if output is None:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _data(data: str | Data | None, seed: int) -> Data | None:
@@ -86,43 +97,86 @@ def _data(data: str | Data | None, seed: int) -> Data | None:
 
 def _model(
     model: Any,
-    example_input: torch.Tensor | Sequence[torch.Tensor] | None,
+    example_input: Any,
     data: Data | None,
+    *,
+    arch: str | None,
+    unsafe_load: bool,
 ) -> Model:
-    import numpy as np
-    import torch
+    from hwprune.frontend import load_model
+    from hwprune.frontend.inputs import describe
+    from hwprune.frontend.probe import probe
+    from hwprune.frontend.state import check_finite
 
-    shapes = None
-    if data is not None:
-        shapes = [array.shape[1:] for array in data.train.batch(np.zeros(1, dtype=np.int64))]
-    if not isinstance(model, torch.nn.Module):
-        from hwprune.frontend import load_model
-
-        return load_model(str(model), sample_shapes=shapes)
-    if example_input is not None:
-        tensors = [example_input] if isinstance(example_input, torch.Tensor) else example_input
-        names = _forward_names(model, len(tensors))
-        inputs = tuple(
-            TensorSpec(name, (None, *tensor.shape[1:]), str(tensor.dtype).removeprefix("torch."))
-            for name, tensor in zip(names, tensors, strict=True)
+    module = _as_module(model)
+    names = () if module is None else _forward_names(module)
+    specs = _specs(example_input, data, names)
+    if module is None:
+        given = [] if example_input is None else [describe((spec,)) for spec in specs]
+        shapes = None if data is None else _sample_shapes(data)
+        return load_model(
+            os.fspath(model), arch=arch, inputs=given, unsafe_load=unsafe_load, sample_shapes=shapes
         )
-    elif shapes is not None:
-        names = _forward_names(model, len(shapes))
-        inputs = tuple(
-            TensorSpec(name, (None, *shape), "float32")
-            for name, shape in zip(names, shapes, strict=True)
-        )
-    else:
+    if not specs:
         raise UsageError(
             "the shape of the network's input is not known",
             hint="give example_input=torch.zeros(1, 3, 32, 32), or data",
         )
     name = type(model).__name__.lower()
-    return Model(name, name, "pickled-module", copy.deepcopy(model).eval(), None, inputs)
+    check_finite(module.state_dict(), name)
+    probe(module, specs)
+    return Model(name, name, "pickled-module", module, None, specs)
 
 
-def _forward_names(module: Any, count: int) -> list[str]:
+def _as_module(model: Any) -> torch.nn.Module | None:
+    """Return a copy of a module in eval mode and float32, None for a path."""
+    import torch
+
+    if isinstance(model, (str, os.PathLike)):
+        return None
+    if not isinstance(model, torch.nn.Module):
+        raise UsageError(
+            f"model is a {type(model).__name__}", hint="give a torch.nn.Module, or a file's path"
+        )
+    return copy.deepcopy(model).cpu().eval().float()
+
+
+def _specs(example_input: Any, data: Data | None, names: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """Return the inputs that the examples (else the data) show; none where neither is given."""
+    import torch
+
+    if example_input is not None:
+        several = isinstance(example_input, (tuple, list))
+        tensors = [
+            torch.as_tensor(each) for each in (example_input if several else [example_input])
+        ]
+    elif data is not None:
+        tensors = [torch.zeros(1, *shape) for shape in _sample_shapes(data)]
+    else:
+        return ()
+    if any(not tensor.ndim for tensor in tensors):
+        raise UsageError("example_input has no batch axis", hint="give one tensor per input")
+    chosen = names[: len(tensors)]
+    if len(chosen) < len(tensors):
+        chosen = [f"input{number}" for number in range(len(tensors))]
+    return tuple(
+        TensorSpec(name, (None, *tensor.shape[1:]), _dtype(tensor))
+        for name, tensor in zip(chosen, tensors, strict=True)
+    )
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    """Return the input's type; the network is compiled in float32 whatever it was trained in."""
+    return "float32" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+
+
+def _sample_shapes(data: Data) -> list[tuple[int, ...]]:
+    import numpy as np
+
+    return [array.shape[1:] for array in data.train.batch(np.zeros(1, dtype=np.int64))]
+
+
+def _forward_names(module: Any) -> Sequence[str]:
     from hwprune.frontend.probe import forward_names
 
-    names = list(forward_names(module))[:count]
-    return names if len(names) == count else [f"input{number}" for number in range(count)]
+    return forward_names(module)

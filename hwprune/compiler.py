@@ -17,9 +17,17 @@ from hwprune.ir import Artifact, Data, Masks, Model, Plan, ValueType, Verdict
 from hwprune.sparsity import STRATEGIES
 from hwprune.steps.checkpoint import save_checkpoint
 from hwprune.steps.choosing import choose_value_type
+from hwprune.steps.matching import check_batch, match
 from hwprune.steps.output import OutputFolder, opened, write_file
 from hwprune.steps.packing import PackedModel, pack_model
-from hwprune.steps.planning import Prepared, module_weights, plans_of, prepare, value_types
+from hwprune.steps.planning import (
+    Prepared,
+    check_budget,
+    module_weights,
+    plans_of,
+    prepare,
+    value_types,
+)
 from hwprune.steps.pruning import (
     Say,
     Status,
@@ -27,6 +35,7 @@ from hwprune.steps.pruning import (
     Training,
     all_alive,
     prune_and_regrow,
+    recipe_of,
     strategy_for,
 )
 from hwprune.steps.recording import Outcome, record_of, with_verdict, write_reports
@@ -37,6 +46,8 @@ from hwprune.verify import limits as limit_rules
 
 DEFAULT_EPOCHS = 12
 DEFAULT_STRATEGY = "bidirectional"
+# What every generator that is seeded takes, torch's and NumPy's.
+MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,7 @@ def plan_model(
         UsageError, ExportError, InfeasibleError.
     """
     kinds = value_types(target, values)
+    check_budget(target, budget_bytes)
     prepared = prepare(model, target, budget_bytes)
     return prepared, plans_of(prepared, kinds)
 
@@ -105,14 +117,19 @@ def compile_model(
     started = time.perf_counter()
     limits = [limit_rules.parse_limit(text) for text in options.limits]
     _check_options(options, model)
+    check_budget(target, options.budget_bytes)
     _check_limits(limits, target, data)
     kinds = value_types(target, options.values)
     training = Training(options.epochs, options.seed, options.recipe or {}, options.device)
+    recipe_of(training)  # a wrong field is found before any work is done
     with opened(output) as folder:
+        matched = match(model, data) if data is not None else ()
+        for note in matched:
+            say(Status("data", note))
         say(Status("trace", f"tracing {model.name}"))
         prepared = prepare(model, target, options.budget_bytes)
         dense = prepared.template.write_dense()
-        notes = [*model.notes, *prepared.traced.notes, *(data.notes if data else ())]
+        notes = [*model.notes, *prepared.traced.notes, *(data.notes if data else ()), *matched]
         plan: Plan | None = None
         masks: Masks | None = None
         if prepared.dense_bytes <= prepared.budget_bytes:
@@ -120,9 +137,14 @@ def compile_model(
             written = dense
             trained = Trained("dense", all_alive(prepared), 0, None, None, (), ())
         else:
+            if data is not None:
+                check_batch(model)
             say(Status("plan", "solving the budget"))
             pretrained = {name: array.copy() for name, array in module_weights(prepared).items()}
             plans = plans_of(prepared, kinds)
+            if options.strategy == "dense":  # nothing may be pruned: only what holds every weight
+                whole = {k: plan for k, plan in plans.items() if plan.limited_by == "weights"}
+                plans = whole or plans
             choice = choose_value_type(prepared, plans, data, options.seed)
             notes.append(choice.note)
             plan = plans[choice.value_type]
@@ -145,6 +167,7 @@ def compile_model(
                 path,
                 None if written is dense else dense,
                 data,
+                folder=folder.staging,
                 threads=options.threads,
                 with_latency=_runs_here(target),
             )
@@ -158,6 +181,12 @@ def compile_model(
         return _publish(folder, record, verdict, say)
 
 
+def check_seed(seed: int) -> None:
+    """Raise UsageError for a seed that not every random generator takes."""
+    if not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"seed is {seed!r}", hint=f"expected a whole number from 0 to {MAX_SEED}")
+
+
 # -- the stages that are not one call -------------------------------------------------------------
 
 
@@ -166,8 +195,9 @@ def _check_options(options: Options, model: Model) -> None:
         raise UsageError(
             f"there is no strategy {options.strategy!r}", hint=f"use one of {', '.join(STRATEGIES)}"
         )
-    if options.epochs < 0:
-        raise UsageError(f"--epochs is {options.epochs}, expected 0 or more")
+    if not isinstance(options.epochs, int) or options.epochs < 0:
+        raise UsageError(f"epochs is {options.epochs!r}", hint="expected a whole number, 0 or more")
+    check_seed(options.seed)
     if not model.trainable:
         raise ModelError(
             f"{model.source} is a TorchScript archive: it can be planned, not compiled",

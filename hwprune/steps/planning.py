@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from hwprune.ir import Model, Plan, Ranking, SkippedTensor, ValueType
 from hwprune.sparsity import rank_weights
 from hwprune.targets import Target
 from hwprune.units import format_bytes
+
+_NOTHING = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,14 @@ def check_budget(target: Target, budget_bytes: int | None) -> int:
     """
     if budget_bytes is None:
         return target.budget_bytes
+    if not isinstance(budget_bytes, int):
+        raise UsageError(
+            f"the budget is {budget_bytes!r}", hint="give a whole number of bytes, or '64KiB'"
+        )
     if budget_bytes < 1:
-        raise UsageError("the budget is 0 bytes", hint="give --budget a size such as 64KiB")
+        raise UsageError(
+            f"the budget is {budget_bytes} bytes", hint="give --budget a size such as 64KiB"
+        )
     if budget_bytes > target.memory_bytes:
         raise UsageError(
             f"the budget is {format_bytes(budget_bytes)}, {target.name} has "
@@ -141,6 +150,7 @@ def plans_of(
     """
     plans: dict[ValueType, Plan] = {}
     failure: InfeasibleError | None = None
+    lowest = math.inf  # of the floors that are above the budget: the one to name
     weights = module_weights(prepared)
     for kind in kinds:
         cost = cost_of(prepared, kind)
@@ -151,7 +161,9 @@ def plans_of(
                 cost, ranked, prepared.budget_bytes, kind, dense_bytes=prepared.dense_bytes
             )
         except InfeasibleError as error:
-            failure = error
+            floor = cost.encoding({name: _NOTHING for name in weights}, kind).file_bytes
+            if floor < lowest:
+                failure, lowest = error, floor
     if not plans and failure is not None:
         raise failure
     return plans

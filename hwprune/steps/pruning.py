@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hwprune.budget import fit
-from hwprune.errors import InfeasibleError
+from hwprune.errors import InfeasibleError, UsageError
 from hwprune.ir import Data, Masks, Plan, Ranking
 from hwprune.sparsity import Strategy, make, rank_weights
 from hwprune.steps.planning import Prepared, cost_of, module_weights
 from hwprune.units import format_bytes, format_percent
+
+if TYPE_CHECKING:
+    from hwprune.training import Recipe
 
 Say = Callable[["Status"], None]
 Fill = Callable[[Ranking, float], Masks]
@@ -136,6 +139,23 @@ def prune_and_regrow(
     return _train(prepared, strategy, fill, data, training, say)
 
 
+def recipe_of(training: Training) -> Recipe:
+    """Return the recipe of a run.
+
+    Raises:
+        UsageError: a field that it does not have, or a value that cannot be.
+    """
+    from hwprune.training import Recipe
+
+    known = {field.name for field in fields(Recipe)} - {"epochs"}
+    for name in training.recipe:
+        if name not in known:
+            raise UsageError(
+                f"recipe: {name!r} is not one of its fields", hint=f"use {', '.join(sorted(known))}"
+            )
+    return replace(Recipe(), epochs=training.epochs, **training.recipe)
+
+
 def _train(
     prepared: Prepared,
     strategy: Strategy,
@@ -146,12 +166,12 @@ def _train(
 ) -> Trained:
     import torch
 
-    from hwprune.training import Recipe, finetune
+    from hwprune.training import finetune
 
     device = training.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    recipe = replace(Recipe(), epochs=training.epochs, **training.recipe)
+    recipe = recipe_of(training)
 
     def progress(event: Any) -> None:
         accuracy = (
