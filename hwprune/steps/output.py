@@ -51,13 +51,14 @@ def opened(path: Path) -> Iterator[OutputFolder]:
     """Open an output folder for one run.
 
     A folder that is new, empty or of our own making is taken; its old files stay until ``publish``
-    replaces them.  A folder made here that is still empty at the end is removed again.
+    replaces them.  What was made here and is still empty at the end is removed again.
 
     Raises:
         OutputError: it is a file, holds somebody else's files, cannot be written, or another run
             has it.
     """
     made: list[Path] = []
+    new_marker = False
     with _as_output_error(path):
         existed = path.exists()
         if existed and not path.is_dir():
@@ -69,18 +70,18 @@ def opened(path: Path) -> Iterator[OutputFolder]:
             )
         missing = [parent for parent in (path, *path.parents) if not parent.exists()]
         path.mkdir(parents=True, exist_ok=True)
-        made = missing
+        made, new_marker = missing, not (path / MARKER).exists()
         handle = os.open(path / MARKER, os.O_RDWR | os.O_CREAT, 0o644)
     staging: Path | None = None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            made = []
-            raise OutputError(
-                f"another hwprune is writing {path}",
-                hint="wait for it, or give another folder with -o",
-            ) from None
+            made, new_marker = [], False
+            raise _busy(path) from None
+        if not _same_file(handle, path / MARKER):  # it was removed by a run that just ended
+            made, new_marker = [], False
+            raise _busy(path)
         for leftover in path.glob(f"{_STAGING_PREFIX}*"):  # of a run that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         with _as_output_error(path):
@@ -89,12 +90,26 @@ def opened(path: Path) -> Iterator[OutputFolder]:
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-        if made and {entry.name for entry in path.iterdir()} <= {MARKER}:
-            (path / MARKER).unlink(missing_ok=True)
-            with suppress(OSError):  # somebody else may have put a file there meanwhile
+        # Somebody else may have put a file there meanwhile, or taken the folder away.
+        with suppress(OSError):
+            if new_marker and {entry.name for entry in path.iterdir()} <= {MARKER}:
+                (path / MARKER).unlink(missing_ok=True)
                 for folder in made:
                     folder.rmdir()
         os.close(handle)
+
+
+def _busy(path: Path) -> OutputError:
+    return OutputError(
+        f"another hwprune is writing {path}", hint="wait for it, or give another folder with -o"
+    )
+
+
+def _same_file(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except OSError:
+        return False
 
 
 @contextmanager

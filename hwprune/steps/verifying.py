@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,10 +96,19 @@ def _parity(path: Path, written: Written, prepared: Prepared, data: Data | None)
                 named[name].copy_(torch.from_numpy(value))
     with torch.no_grad():
         outputs = module(*(torch.from_numpy(array) for array in feeds))
-    if not isinstance(outputs, (tuple, list)):
-        outputs = (outputs,)
-    references = [output.detach().numpy() for output in outputs]
+    references = [output.detach().numpy() for output in _tensors(outputs)]
     return parity.compare(str(path), feeds, references, batch=len(feeds[0]))
+
+
+def _tensors(outputs: Any) -> Iterator[Any]:
+    """Yield the tensors of a nested output, in the order in which the exporter flattens it."""
+    if isinstance(outputs, Mapping):
+        outputs = list(outputs.values())
+    if isinstance(outputs, (tuple, list)):
+        for output in outputs:
+            yield from _tensors(output)
+    elif outputs is not None:
+        yield outputs
 
 
 def _samples(prepared: Prepared, data: Data | None) -> list[NDArray[Any]]:
@@ -140,31 +149,42 @@ class Measured:
 
 
 def measure_files(
-    path: Path, dense: Written | None, data: Data | None, *, threads: int, with_latency: bool
+    path: Path,
+    dense: Written | None,
+    data: Data | None,
+    *,
+    folder: Path,
+    threads: int,
+    with_latency: bool,
 ) -> Measured:
     """Measure accuracy and latency of the shipped file, beside the dense one where there is one.
+
+    Args:
+        path: the file that is shipped.
+        dense: the dense file, None where it is the one that is shipped.
+        data: for accuracy.
+        folder: where the dense file may be put for the time.
+        threads: of onnxruntime while measuring latency.
+        with_latency: whether this host's latency says anything about the target.
 
     Raises:
         VerificationError: a file does not run.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        files = {"stock": str(path)}
+    files = {"stock": str(path)}
+    if dense is not None:
+        dense_path = folder / "dense.onnx"
+        write_file(dense_path, dense.data)
+        files = {"dense": str(dense_path), **files}
+    dense_accuracy = final_accuracy = validation_accuracy = None
+    if data is not None and data.test.labels is not None and len(data.test):
+        final_accuracy = accuracy.accuracy_of(files["stock"], data.test)
         if dense is not None:
-            dense_path = Path(folder) / "dense.onnx"
-            write_file(dense_path, dense.data)
-            files = {"dense": str(dense_path), **files}
-        dense_accuracy = final_accuracy = validation_accuracy = None
-        if data is not None and data.test.labels is not None and len(data.test):
-            final_accuracy = accuracy.accuracy_of(files["stock"], data.test)
-            if dense is not None:
-                dense_accuracy = accuracy.accuracy_of(files["dense"], data.test)
-            if data.validation.labels is not None and len(data.validation):
-                validation_accuracy = accuracy.accuracy_of(files["stock"], data.validation)
-        results: dict[str, latency.LatencyResult] = {}
-        resident: dict[str, int] = {}
-        if with_latency:
-            results = latency.measure(files, threads=threads)
-            resident = {
-                label: memory.resident(file).resident_bytes for label, file in files.items()
-            }
+            dense_accuracy = accuracy.accuracy_of(files["dense"], data.test)
+        if data.validation.labels is not None and len(data.validation):
+            validation_accuracy = accuracy.accuracy_of(files["stock"], data.validation)
+    results: dict[str, latency.LatencyResult] = {}
+    resident: dict[str, int] = {}
+    if with_latency:
+        results = latency.measure(files, threads=threads)
+        resident = {label: memory.resident(file).resident_bytes for label, file in files.items()}
     return Measured(dense_accuracy, final_accuracy, validation_accuracy, results, resident)
