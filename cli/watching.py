@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 from hwprune.cli.options import console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hwprune.steps.pruning import Say, Status
 
 # Seconds between two plain lines of the same stage: a log file needs no more.
@@ -18,8 +21,19 @@ _LINE_INTERVAL = 10.0
 
 @contextmanager
 def watching() -> Iterator[Say]:
-    """Yield a function that shows each status on stderr, which leaves stdout to results."""
+    """Yield a function that shows each status on stderr, which leaves stdout to results.
+
+    Warnings of libraries are not shown: nobody who compiles a network can act on them.
+    """
     out = console(stderr=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _shown(out) as say:
+            yield say
+
+
+@contextmanager
+def _shown(out: Console) -> Iterator[Say]:
     if not out.is_terminal:
         lines = _Lines()
         yield lines.say

@@ -87,7 +87,8 @@ def trace(model: Model) -> Traced:
     )
     try:
         with _quiet():
-            program = torch.export.export(model.module, args, dynamic_shapes=dynamic, strict=False)
+            module = _exportable(model, args)
+            program = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
             exported = torch.onnx.export(
                 program,
                 args,
@@ -98,12 +99,26 @@ def trace(model: Model) -> Traced:
                 verbose=False,
             )
     except Exception as error:
+        hint = "torch.export needs a forward method without data-dependent Python control flow"
+        if model.kind == "torchscript":
+            hint = (
+                "not every TorchScript archive can be converted; where it was made, save the "
+                "weights: torch.save(model.state_dict(), 'model.pt')"
+            )
         raise ExportError(
-            f"torch cannot export {model.name}: {_first_line(error)}",
-            hint="torch.export needs a forward method without data-dependent Python control flow",
+            f"torch cannot export {model.name}: {_first_line(error)}", hint=hint
         ) from error
     assert exported is not None
     return _structure(exported.model, model)
+
+
+def _exportable(model: Model, args: tuple[Any, ...]) -> Any:
+    """Return what torch.export takes: a TorchScript module is converted first, names and all."""
+    if model.kind != "torchscript":
+        return model.module
+    from torch._export.converter import TS2EPConverter
+
+    return TS2EPConverter(model.module, args).convert().module()
 
 
 def _structure(ir_model: Any, model: Model) -> Traced:
