@@ -189,7 +189,7 @@ def cubic(
 def bidirectional(
     density: float,
     *,
-    depth: float = 0.9,
+    depth: float = 0.95,
     steps: int = 4,
     prune_until: float = 0.5,
     regrow_from: float = 0.55,
@@ -204,7 +204,8 @@ def bidirectional(
     """Prune gradually to an extreme state below the budget, then regrow until it is full.
 
     arXiv 2511.11675, section 3. The defaults are shallow: a deep overshoot that is regrown while
-    the learning rate falls does not recover in a short run.
+    the learning rate falls does not recover in a short run. Depth and initial value are those of
+    the best bidirectional row of benchmarks/results/resnet20_defaults.json (one seed).
 
     Args:
         density: the density the plan expects at the full budget.
