@@ -1,0 +1,47 @@
+"""The records in benchmarks/results: readable, and saying what code and docs say of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hwprune.report import bench_record
+from hwprune.sparsity import make
+from hwprune.steps.pruning import ONE_WAY_NOTE
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_record_is_readable_and_holds_a_measured_row(path: Path) -> None:
+    record = bench_record.read(path)
+    assert record is not None
+    assert any(row.status == "run" for row in record.rows)
+
+
+def screened() -> dict[str, list[tuple[float, dict[str, object]]]]:
+    record = bench_record.read(RESULTS / "resnet20_defaults.json")
+    assert record is not None
+    arms: dict[str, list[tuple[float, dict[str, object]]]] = {}
+    for row in record.rows:
+        if row.status == "run" and row.model_extra:
+            options = row.config["options"]
+            assert isinstance(options, dict)
+            arms.setdefault(str(row.config["strategy"]), []).append(
+                (float(row.model_extra["validation_accuracy"]), dict(options))
+            )
+    return arms
+
+
+def test_the_defaults_of_regrowth_are_those_that_the_screen_chose() -> None:
+    _, options = max(screened()["bidirectional"], key=lambda arm: arm[0])
+    chosen = make("bidirectional", density=0.05, **options)
+    assert make("bidirectional", density=0.05) == chosen
+
+
+def test_the_report_says_that_one_way_did_better_as_long_as_the_record_does() -> None:
+    arms = screened()
+    best = {name: max(accuracy for accuracy, _ in rows) for name, rows in arms.items()}
+    assert "did a little better" in ONE_WAY_NOTE
+    assert best["cubic"] > best["bidirectional"]
