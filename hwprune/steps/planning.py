@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -140,33 +139,36 @@ def value_types(target: Target, asked: str) -> tuple[ValueType, ...]:
     return chosen
 
 
-def plans_of(
-    prepared: Prepared, kinds: tuple[ValueType, ...], ranking: Ranking | None = None
-) -> dict[ValueType, Plan]:
-    """Return a plan per value type, for the ranking that the weights give (LAMP) or the one given.
+def plans_of(prepared: Prepared, kinds: tuple[ValueType, ...]) -> dict[ValueType, Plan]:
+    """Return a plan per value type, for the ranking that LAMP scores of the weights give.
 
     Raises:
         InfeasibleError: the floor is above the budget for every one of them.
     """
-    plans: dict[ValueType, Plan] = {}
-    failure: InfeasibleError | None = None
-    lowest = math.inf  # of the floors that are above the budget: the one to name
     weights = module_weights(prepared)
-    for kind in kinds:
-        cost = cost_of(prepared, kind)
-        limit = ranking_limit(cost, prepared.budget_bytes, kind)
-        ranked = ranking if ranking is not None else rank_weights(weights, "lamp", limit)
-        try:
-            plans[kind] = plan(
-                cost, ranked, prepared.budget_bytes, kind, dense_bytes=prepared.dense_bytes
-            )
-        except InfeasibleError as error:
-            floor = cost.encoding({name: _NOTHING for name in weights}, kind).file_bytes
-            if floor < lowest:
-                failure, lowest = error, floor
-    if not plans and failure is not None:
+    costs = {kind: cost_of(prepared, kind) for kind in kinds}
+    # One ranking serves all: a longer one holds the shorter ones as its prefixes.
+    limit = max(ranking_limit(cost, prepared.budget_bytes, kind) for kind, cost in costs.items())
+    ranking = rank_weights(weights, "lamp", limit)
+    found = {kind: _attempt(prepared, cost, ranking, kind) for kind, cost in costs.items()}
+    plans = {kind: result for kind, result in found.items() if isinstance(result, Plan)}
+    if not plans:
+        # Name the lowest floor: the budget that would do.
+        empty = {name: _NOTHING for name in weights}
+        lowest = min(kinds, key=lambda kind: costs[kind].encoding(empty, kind).file_bytes)
+        failure = found[lowest]
+        assert isinstance(failure, InfeasibleError)
         raise failure
     return plans
+
+
+def _attempt(
+    prepared: Prepared, cost: FileCost, ranking: Ranking, kind: ValueType
+) -> Plan | InfeasibleError:
+    try:
+        return plan(cost, ranking, prepared.budget_bytes, kind, dense_bytes=prepared.dense_bytes)
+    except InfeasibleError as error:
+        return error
 
 
 def reconstruction_error(
