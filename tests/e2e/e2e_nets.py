@@ -1,0 +1,161 @@
+"""Networks whose weights hide in other places than modules of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(16, 3, 3, 3) * 0.1)
+        self.matrix = nn.Parameter(torch.randn(40, 16) * 0.1)
+        self.inner = nn.ModuleDict({"a": nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())})
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.inner["a"](F.relu(F.conv2d(x, self.kernel, padding=1)))
+        return x.mean((2, 3)) @ self.matrix.t()
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(F.relu(self.b(F.relu(self.a(x)))))
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x)
+        for _ in range(3):
+            x = F.relu(self.again(x))
+        return self.head(x.mean((2, 3)))
+
+
+class Up(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.norm = nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.BatchNorm2d(16)
+        self.up = nn.ConvTranspose2d(32, 16, 4, stride=2, padding=1)
+        self.group = nn.ConvTranspose2d(16, 8, 2, groups=4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.group(F.relu(self.norm(self.up(F.relu(self.down(x))))))
+
+
+class Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv1d(4, 32, 5, padding=2),
+            nn.BatchNorm1d(32),
+            nn.ReLU(),
+            nn.Conv1d(32, 32, 3, groups=4),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool1d(1),
+            nn.Flatten(),
+            nn.Linear(32, 10),
+        )
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x)
+
+
+class Volume(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv3d(2, 16, 3, padding=1),
+            nn.BatchNorm3d(16),
+            nn.ReLU(),
+            nn.Conv3d(16, 16, 3),
+            nn.Flatten(),
+            nn.Linear(128, 10),
+        )
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x)
+
+
+class Depthwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 32, 3),
+            nn.BatchNorm2d(32),
+            nn.ReLU6(),
+            nn.Conv2d(32, 32, 3, groups=32),
+            nn.BatchNorm2d(32),
+            nn.ReLU6(),
+            nn.Conv2d(32, 64, 1, groups=2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(64, 10),
+        )
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x)
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 64), nn.Linear(64, 10, bias=False)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.b(F.gelu(self.a(x))).mean(1)
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(16, 64), nn.Linear(8, 64), nn.Linear(64, 10)
+
+    def forward(self, left: Tensor, right: Tensor) -> Any:
+        return self.head(F.relu(self.a(left) + self.b(right)))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend, self.norm = nn.MultiheadAttention(32, 4, batch_first=True), nn.LayerNorm(32)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.norm(x + self.attend(x, x, x, need_weights=False)[0]).mean(1))
+
+
+class LooseNorm(nn.Module):
+    """BN that cannot be folded: before any layer, after ReLU, and where the layer is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n0, self.c1, self.n1 = nn.BatchNorm2d(3), nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32)
+        self.c2, self.n2, self.head = nn.Conv2d(32, 32, 3), nn.BatchNorm2d(32), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.c2(self.n1(F.relu(self.c1(self.n0(x)))))
+        return self.head((x + self.n2(x)).mean((2, 3)))
+
+
+class Named(nn.Module):
+    """Several outputs, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return {"z": self.a(x), "others": (self.b(x),)}
