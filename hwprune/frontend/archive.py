@@ -46,6 +46,8 @@ def identify(path: str) -> ModelFile:
             raise ModelError(
                 f"{path} is a folder, expected a model file", hint="give the file in it"
             )
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+            raise ModelError(f"{path} is not an ordinary file", hint="give the path of a file")
         with open(path, "rb") as file:
             head = file.read(64)
     except FileNotFoundError:
