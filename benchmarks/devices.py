@@ -14,6 +14,7 @@ run again. The record is benchmarks/results/devices.json, and docs/devices.md is
 from __future__ import annotations
 
 import argparse
+import inspect
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -143,6 +144,7 @@ def findings(report: Mapping[str, Any], form: str) -> dict[str, Any]:
     return {
         "form": form,
         "strategy": report["strategy"],
+        "strategy_options": defaults_of(report["strategy"]),
         "value_types_used": sorted({layer["value_type"] for layer in layers}),
         "codecs_used": sorted({layer["codec"] for layer in layers}),
         "weights": result["weights"],
@@ -170,6 +172,14 @@ def findings(report: Mapping[str, Any], form: str) -> dict[str, Any]:
         "exit_code": report["verdict"]["exit_code"],
         "trained_epochs": report["epochs"],
     }
+
+
+def defaults_of(strategy: str) -> dict[str, Any]:
+    """Return the options that a strategy has today: its defaults may change after a row was run."""
+    from hwprune.sparsity import STRATEGIES
+
+    parameters = inspect.signature(STRATEGIES[strategy]).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _run(run: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -38,9 +38,10 @@ anew, move `benchmarks/results/devices.json` away.
 - *Most nonzeros* is what fits the budget with the stored value type, for the connections that LAMP
   scores of the trained weights choose. *Nonzeros* is what the file holds; training chose them, and
   what lies elsewhere can take a few bytes more or less.
-- *Strategy* is hwprune's default where weights have to go, with the epochs that were trained. It
-  is `dense (0)` where every weight fits, as fp32 or quantised: nothing was trained there, and only
-  weights that are zero once quantised are not stored.
+- *Strategy* is hwprune's default where weights have to go, with the fraction of the budget that it
+  pruned down to before it regrew, and the epochs that were trained; the record has all its options.
+  It is `dense (0)` where every weight fits, as fp32 or quantised: nothing was trained there, and
+  only weights that are zero once quantised are not stored.
 - *Accuracy* is top-1 on the test split, of the file, in onnxruntime on the host; *dense* is the
   dense fp32 file of the same network. One seed: a difference of a few images means nothing.
 - *Host latency* is the median of single inferences, one thread, in the onnxruntime of **the host
@@ -146,7 +147,7 @@ def cells(config: Config, row: Row | None) -> list[str]:
         f"{found['artifact_bytes']:,} B",
         ", ".join(found["value_types_used"]) + star,
         found["form"],
-        f"{found['strategy']} ({found['trained_epochs']})",
+        _strategy(found),
         _percent(found["dense_accuracy"]),
         _percent(found["accuracy"]),
         _latency(found["host_latency"]),
@@ -158,6 +159,11 @@ def cells(config: Config, row: Row | None) -> list[str]:
 def _foreign(config: Config, found: Mapping[str, Any]) -> bool:
     """Return whether the file holds values that its target is not said to decode."""
     return not set(found.get("value_types_used", ())) <= set(config["value_types"])
+
+
+def _strategy(found: Mapping[str, Any]) -> str:
+    depth = found["strategy_options"].get("depth")
+    return f"{found['strategy']}{'' if depth is None else f' {depth}'} ({found['trained_epochs']})"
 
 
 def _percent(fraction: float | None) -> str:

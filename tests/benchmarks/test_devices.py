@@ -38,6 +38,7 @@ def measured(**changes: Any) -> dict[str, Any]:
     return {
         "form": "functions",
         "strategy": "bidirectional",
+        "strategy_options": {"depth": 0.9, "steps": 4},
         "value_types_used": ["int8"],
         "codecs_used": ["gap8"],
         "weights": 1000,
@@ -181,6 +182,12 @@ def test_equal_rows_are_measured_once_and_kept(
     assert sum(each.cost.epochs for each in rows) == 12 * len(calls)
 
 
+def test_the_options_that_a_strategy_had_are_kept(devices: ModuleType) -> None:
+    assert 0 < devices.defaults_of("bidirectional")["depth"] < 1
+    assert "density" not in devices.defaults_of("bidirectional")
+    assert devices.defaults_of("dense") == {}
+
+
 # -- the page -------------------------------------------------------------------------------------
 
 
@@ -189,7 +196,7 @@ def test_a_measured_row_shows_its_numbers(devices: ModuleType) -> None:
     page = devices.devices_page.page(devices.configs(), SEED, record(row(config)))
     assert line(page, config) == [
         "raspberry-pi-5", "12,288 B", "95", "90", "91.00 %", "12,287 B", "int8", "functions",
-        "bidirectional (12)", "98.00 %", "95.12 %", "0.250, 0.375 ms",
+        "bidirectional 0.9 (12)", "98.00 %", "95.12 %", "0.250, 0.375 ms",
         "fits, verified (onnx file, on this host)", "raspberry-pi-5",
     ]  # fmt: skip
 
