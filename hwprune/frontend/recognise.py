@@ -138,8 +138,17 @@ def recognise(state: Mapping[str, Tensor], path: str) -> Arch:
     )
 
 
+_EXPECTED: dict[str, Shapes] = {}
+
+
 def expected_shapes(arch: Arch) -> Shapes:
-    """Return the shapes of an architecture's state dict; nothing is allocated."""
+    """Return the shapes of a built-in architecture's state dict; nothing is allocated."""
+    if arch.spec not in _EXPECTED:  # building a deep one takes a second, even without memory
+        _EXPECTED[arch.spec] = _build_shapes(arch)
+    return _EXPECTED[arch.spec]
+
+
+def _build_shapes(arch: Arch) -> Shapes:
     with torch.device("meta"):
         return shapes_of(arch.build().state_dict())
 
