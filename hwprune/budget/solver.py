@@ -199,5 +199,5 @@ def infeasible(cost: FileCost, budget_bytes: int, value_type: ValueType) -> Infe
     return InfeasibleError(
         f"the budget is {format_bytes(budget_bytes)}, but the file takes {format_bytes(floor)} "
         f"with every prunable weight gone ({value_type} values):{listed}",
-        hint=f"raise --budget above {floor} bytes, or use a network with fewer layers and channels",
+        hint=f"give at least --budget {floor}, or use a network with fewer layers and channels",
     )
