@@ -51,6 +51,8 @@ anew, move `benchmarks/results/devices.json` away.
   nothing ran on a device: the scope reads `onnx-size-only, not linked`, and the latency is null.
 - *Measured with*: devices that agree in budget, opset, IR version, inlining, codecs, value types
   and kind of runtime have the same outcome. It was measured once, for the device named there.
+- Rows are measured when they are run, not when the compiler changes: a row that was run by an
+  earlier one may come out a little differently today (its file's size, its strategy's defaults).
 - No number on this page was measured on a device.
 """
 
