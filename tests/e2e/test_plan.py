@@ -89,16 +89,14 @@ def test_torchscript_is_planned_but_not_compiled(
 
 @pytest.mark.parametrize("name", ["torchvision:squeezenet1_1", "timm:resnet10t"])
 def test_collections_of_networks(hwprune: Runner, tmp_path: Path, name: str) -> None:
+    from hwprune.frontend.torchvision_shim import import_torchvision
+
     collection, _, network = name.partition(":")
-    pytest.importorskip(collection)
+    torchvision = import_torchvision()  # before timm, which imports it
     if collection == "torchvision":
-        from hwprune.frontend.torchvision_shim import import_torchvision
-
-        module = import_torchvision().models.get_model(network, num_classes=10)
+        module = torchvision.models.get_model(network, num_classes=10)
     else:
-        import timm
-
-        module = timm.create_model(network, num_classes=10)
+        module = pytest.importorskip("timm").create_model(network, num_classes=10)
     torch.save(module.state_dict(), tmp_path / "net.pt")
     ran = hwprune(
         "plan", tmp_path / "net.pt", "--target", "raspberry-pi-5", "--arch", name,
