@@ -10,7 +10,7 @@ import click
 
 from hwprune.cli.main import print_json
 from hwprune.cli.modelling import load, model_options
-from hwprune.cli.options import SIZE, TARGET, console, json_option, require_option
+from hwprune.cli.options import console, json_option, require_option
 from hwprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,20 +20,12 @@ if TYPE_CHECKING:
 
 @click.command("compile")
 @click.argument("model", type=click.Path(), metavar="MODEL")
-@click.option(
-    "--target", type=TARGET, required=True, metavar="NAME|FILE.toml",
-    help="The device; see `hwprune targets`.",
-)  # fmt: skip
 @model_options
 @click.option(
     "--data", metavar="SPEC",
     help="digits, cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, imagefolder:DIR, npz:FILE or "
     "path/to/file.py:callable, with ?normalize=none|raw255|imagenet|cifar10|MEAN/STD. Without it "
     "nothing is trained or measured.",
-)  # fmt: skip
-@click.option(
-    "--budget", type=SIZE, metavar="SIZE",
-    help="What the file may weigh, such as 64KiB; the target's default without it.",
 )  # fmt: skip
 @click.option(
     "--strategy", metavar="NAME",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hwprune.cli.options import SIZE, TARGET
 from hwprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,9 +18,13 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def model_options(function: _F) -> _F:
-    """Add the options that describe MODEL to a command."""
+    """Add the options that say what MODEL is, which device it is for, and what it may weigh."""
     for option in reversed(
         (
+            click.option(
+                "--target", type=TARGET, required=True, metavar="NAME|FILE.toml",
+                help="The device; see `hwprune targets`.",
+            ),
             click.option(
                 "--arch", metavar="SPEC",
                 help="A built-in architecture, torchvision:NAME, timm:NAME or path/to/file.py:"
@@ -34,6 +39,10 @@ def model_options(function: _F) -> _F:
             click.option(
                 "--unsafe-load", is_flag=True,
                 help="Also read a pickled module, which runs whatever code is in the file.",
+            ),
+            click.option(
+                "--budget", type=SIZE, metavar="SIZE",
+                help="What the file may weigh, such as 64KiB; the target's default without it.",
             ),
         )
     ):  # fmt: skip

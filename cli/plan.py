@@ -9,7 +9,7 @@ import click
 
 from hwprune.cli.main import print_json
 from hwprune.cli.modelling import load, model_options
-from hwprune.cli.options import SIZE, TARGET, console, json_option
+from hwprune.cli.options import console, json_option
 
 if TYPE_CHECKING:
     from hwprune.ir import Plan, ValueType
@@ -21,15 +21,7 @@ _MOST_LAYERS = 40
 
 @click.command("plan")
 @click.argument("model", type=click.Path(), metavar="MODEL")
-@click.option(
-    "--target", type=TARGET, required=True, metavar="NAME|FILE.toml",
-    help="The device; see `hwprune targets`.",
-)  # fmt: skip
 @model_options
-@click.option(
-    "--budget", type=SIZE, metavar="SIZE",
-    help="What the file may weigh, such as 64KiB; the target's default without it.",
-)  # fmt: skip
 @click.option(
     "--values", default="auto", show_default=True,
     type=click.Choice(["auto", "fp32", "fp16", "int8"]),

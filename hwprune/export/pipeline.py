@@ -14,7 +14,7 @@ from hwprune.export.passes import slim
 from hwprune.export.prunable import find_prunable
 from hwprune.export.template import Template, Written
 from hwprune.export.trace import Traced
-from hwprune.ir import CodecName, PrunableTensor, SkippedTensor
+from hwprune.ir import CodecName, SkippedTensor
 
 
 def template_of(
@@ -75,8 +75,3 @@ def decoded_parameters(
 def weights_of(template: Template) -> Mapping[str, NDArray[np.float32]]:
     """Return the prunable weights as the file will hold them (BN folded)."""
     return {tensor.name: template.graph.tensors[tensor.name] for tensor in template.prunable}
-
-
-def prunable_names(tensors: tuple[PrunableTensor, ...]) -> tuple[str, ...]:
-    """Return the names of prunable tensors, in graph order."""
-    return tuple(tensor.name for tensor in tensors)
