@@ -29,7 +29,8 @@ def build_artifact(
     from onnx import TensorProto, helper, numpy_helper
 
     from hwprune.encoding import pack, unpack
-    from hwprune.export.operators import DOMAIN, Operator, expand, function_for
+    from hwprune.export.body import DOMAIN
+    from hwprune.export.operators import Operator, expand, function_for
 
     generator = np.random.default_rng(seed)
     shapes = {"conv.weight": (channels, 3, 3, 3), "fc.weight": (classes, channels * 16)}

@@ -23,7 +23,8 @@ from onnx import numpy_helper
 from hwprune.encoding import VALUE_DTYPES, packed_positions, to_csr
 from hwprune.encoding.wire import field_bytes
 from hwprune.errors import ArtifactError, VerificationError
-from hwprune.export.operators import DOMAIN, OPERATORS, Operator
+from hwprune.export.body import DOMAIN
+from hwprune.export.operators import OPERATORS, Operator
 from hwprune.ir import CodecName, Packed, ValueType
 
 _ROLE_OF_SUFFIX = {"v": "values", "i": "index", "s": "scale"}

@@ -21,15 +21,9 @@ from hwprune.encoding import CODECS, Encoding, FileCost, Form, TensorCost, compa
 from hwprune.encoding.values import channel_scales
 from hwprune.encoding.wire import field_bytes, tensor_field_bytes
 from hwprune.errors import ExportError, HwpruneError
+from hwprune.export.body import DOMAIN, DOMAIN_VERSION
 from hwprune.export.graph import Graph, attributes, rename
-from hwprune.export.operators import (
-    DOMAIN,
-    DOMAIN_VERSION,
-    OPERATOR_ATTRIBUTES,
-    Operator,
-    expand,
-    function_for,
-)
+from hwprune.export.operators import OPERATOR_ATTRIBUTES, Operator, expand, function_for
 from hwprune.export.passes import base36, short_names
 from hwprune.export.prunable import WeightUse, weight_uses
 from hwprune.ir import CodecName, Masks, Packed, PrunableTensor, ValueType

@@ -10,8 +10,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from hwprune.export.artifact import ArtifactFile
+from hwprune.export.body import DOMAIN
 from hwprune.export.operators import (
-    DOMAIN,
     OPERATOR_ATTRIBUTES,
     OPERATORS,
     altered_functions,

@@ -12,7 +12,8 @@ from torch import nn
 
 from hwprune.encoding import unpack
 from hwprune.export.artifact import csr_arrays, read_artifact
-from hwprune.export.operators import DOMAIN, altered_functions
+from hwprune.export.body import DOMAIN
+from hwprune.export.operators import altered_functions
 from hwprune.export.pipeline import weights_of
 from hwprune.ir import VALUE_TYPES, CodecName, Masks, TensorSpec, ValueType
 

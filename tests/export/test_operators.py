@@ -12,11 +12,11 @@ import pytest
 from export_cases import Case, random_masks
 from onnx import helper
 
+from hwprune.export.body import DOMAIN
+from hwprune.export.decoders import decoder_name
 from hwprune.export.operators import (
-    DOMAIN,
     OPERATORS,
     altered_functions,
-    decoder_name,
     expand,
     function_for,
     serialised,
