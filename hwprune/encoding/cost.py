@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hwprune.encoding.choice import choose
 from hwprune.encoding.codecs import CODECS
 from hwprune.encoding.values import VALUE_DTYPES
 from hwprune.encoding.wire import field_bytes, tensor_field_bytes
 from hwprune.ir import CodecName, ValueType
-
-Codecs = tuple[CodecName, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,26 +86,6 @@ class Encoding:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
-    """The tensors whose nodes need the same functions, whatever the codec.
-
-    Attributes:
-        tensors: (number of the tensor, its bytes by codec).
-        functions: the functions by codec that not every kind needs.
-    """
-
-    tensors: list[tuple[int, dict[CodecName, int]]]
-    functions: Mapping[CodecName, frozenset[str]]
-
-    def bytes(self, codecs: Codecs) -> int | None:
-        """Return what the tensors take in their cheapest codec; None where one has none."""
-        try:
-            return sum(min(c[k] for k in codecs if k in c) for _, c in self.tensors)
-        except ValueError:
-            return None
-
-
-@dataclass(frozen=True, slots=True)
 class FileCost:
     """Everything that decides a file's size but the masks.
 
@@ -134,7 +112,11 @@ class FileCost:
         It is the best of all choices; therefore a further nonzero never makes the file smaller.
         """
         costs = [self._costs(tensor, positions[tensor.name], value_type) for tensor in self.tensors]
-        chosen = self._choose(costs, value_type)
+        needs = [
+            {c: frozenset(tensor.forms[c, value_type].functions) for c in cost}
+            for tensor, cost in zip(self.tensors, costs, strict=True)
+        ]
+        chosen = choose(costs, needs, self.functions)
         tensor_bytes = {
             tensor.name: cost[codec]
             for tensor, cost, codec in zip(self.tensors, costs, chosen, strict=True)
@@ -152,94 +134,6 @@ class FileCost:
             function_bytes,
             self.frame_bytes + field_bytes(graph) + function_bytes,
         )
-
-    def _choose(self, costs: list[dict[CodecName, int]], value_type: ValueType) -> list[CodecName]:
-        """Return the codec of each tensor that makes tensors and functions together smallest.
-
-        Functions that every kind of tensor needs for a codec (its decoder) tie the kinds together:
-        for every set of codecs whose decoders are paid for, each kind takes its own best subset.
-        Equal totals go to the smaller graph, whose length may take a byte less.
-        """
-        groups, shared = self._groups(costs, value_type)
-        used = tuple(sorted({codec for cost in costs for codec in cost}))
-        subsets = [s for size in range(1, len(used) + 1) for s in combinations(used, size)]
-        options = [self._options(group, subsets) for group in groups]
-        best: tuple[int, int, list[tuple[Codecs, ...]]] | None = None
-        for paid in subsets:
-            total, graph = sum(shared[codec] for codec in paid), 0
-            picked: list[tuple[Codecs, ...]] = []
-            for choices in options:
-                possible = [choice for choice in choices if choice[2] <= set(paid)]
-                if not possible:
-                    break
-                size, tensors, _, kinds = min(possible, key=lambda choice: choice[:2])
-                total, graph = total + size, graph + tensors
-                picked.append(kinds)
-            if len(picked) == len(options) and (best is None or (total, graph) < best[:2]):
-                best = (total, graph, picked)
-        assert best is not None, "every tensor has at least one codec"
-        chosen: dict[int, CodecName] = {}
-        for group, kinds in zip(groups, best[2], strict=True):
-            for kind, codecs in zip(group, kinds, strict=True):
-                for number, cost in kind.tensors:
-                    chosen[number] = min((c for c in codecs if c in cost), key=cost.__getitem__)
-        return [chosen[number] for number in range(len(costs))]
-
-    def _options(
-        self, group: list[_Kind], subsets: list[Codecs]
-    ) -> list[tuple[int, int, frozenset[CodecName], tuple[Codecs, ...]]]:
-        """Return (bytes, those in the graph, codecs, codecs by kind) for all choices of a group.
-
-        A group of several kinds comes from a tensor that several layers share; there a kind gets
-        few codecs, so that the product stays small.
-        """
-        widest = {1: len(subsets), 2: 2}.get(len(group), 1)
-        options = []
-        for kinds in product(*([s for s in subsets if len(s) <= widest] for _ in group)):
-            sizes = [kind.bytes(codecs) for kind, codecs in zip(group, kinds, strict=True)]
-            tensors = sum(size for size in sizes if size is not None)
-            if None in sizes:
-                continue
-            needed = {
-                name
-                for kind, codecs in zip(group, kinds, strict=True)
-                for codec in codecs
-                for name in kind.functions[codec]
-            }
-            total = tensors + sum(self.functions[name] for name in needed)
-            options.append((total, tensors, frozenset().union(*kinds), kinds))
-        return options
-
-    def _groups(
-        self, costs: list[dict[CodecName, int]], value_type: ValueType
-    ) -> tuple[list[list[_Kind]], dict[CodecName, int]]:
-        """Split the tensors into groups that share no function but those that all of them need.
-
-        Returns:
-            the groups, and by codec the bytes of the functions that every kind needs.
-        """
-        codecs = {codec for cost in costs for codec in cost}
-        needs = [
-            {c: frozenset(tensor.forms[c, value_type].functions) for c in cost}
-            for tensor, cost in zip(self.tensors, costs, strict=True)
-        ]
-        common = {c: frozenset.intersection(*(n[c] for n in needs if c in n)) for c in codecs}
-        kinds: dict[frozenset[tuple[CodecName, frozenset[str]]], _Kind] = {}
-        for number, (cost, need) in enumerate(zip(costs, needs, strict=True)):
-            own = {c: need[c] - common[c] for c in need}
-            kind = kinds.setdefault(
-                frozenset(own.items()), _Kind([], dict.fromkeys(codecs, frozenset()) | own)
-            )
-            kind.tensors.append((number, cost))
-        groups: list[tuple[set[str], list[_Kind]]] = []
-        for kind in kinds.values():
-            names = set[str]().union(*kind.functions.values())
-            met = [group for group in groups if group[0] & names]
-            groups = [group for group in groups if not group[0] & names]
-            merged = [member for group in met for member in group[1]]
-            groups.append((names.union(*(group[0] for group in met)), [*merged, kind]))
-        shared = {c: sum(self.functions[name] for name in common[c]) for c in codecs}
-        return [group for _, group in groups], shared
 
     def _costs(
         self, tensor: TensorCost, positions: NDArray[np.int64], value_type: ValueType

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 
 import numpy as np
 import onnx
@@ -124,3 +125,33 @@ def test_no_choice_of_codecs_is_better(cost: FileCost, seed: int, density: float
             assert found.function_bytes == functions
     # A length may take a byte less elsewhere; what layers share is searched less widely.
     assert found.file_bytes - best <= (1 if not shared else 200)
+
+
+def test_many_kinds_of_nodes_are_chosen_for_quickly_and_as_well_as_one_at_a_time() -> None:
+    """Each kind has a tensor of its own and decoders are free: the best of each is the best."""
+    generator = np.random.default_rng(0)
+    functions = {f"Decode{codec}": 0 for codec in CODEC_NAMES}
+    tensors = []
+    for kind in range(40):
+        forms = {}
+        for codec in CODEC_NAMES:
+            functions[f"{kind}{codec}"] = int(generator.integers(0, 400))
+            forms[codec, "int8"] = Form(3, (f"{kind}{codec}", f"Decode{codec}"))
+        tensors.append(TensorCost(f"t{kind}", (20, 12, 3, 3), "v", "i", forms))  # type: ignore[arg-type]
+    cost = FileCost(40, 0, tuple(tensors), functions, ())
+    positions = {
+        name: np.flatnonzero(mask) for name, mask in _masks(cost, seed=1, density=0.6).items()
+    }
+    started = time.perf_counter()
+    found = cost.encoding(positions, "int8")
+    assert time.perf_counter() - started < 1
+    for tensor in tensors:
+        where = positions[tensor.name]
+        totals = {
+            codec: functions[tensor.forms[codec, "int8"].functions[0]]
+            + tensor.bytes(
+                codec, "int8", where.size, CODECS[codec].index_entries(where, tensor.shape)
+            )
+            for codec in CODEC_NAMES
+        }
+        assert totals[found.codecs[tensor.name]] == min(totals.values())
