@@ -2,9 +2,10 @@
 
 A pruned layer is one node, such as ``CsrConvGap8I8Bias``: compressed rows, a convolution, 8-bit
 gaps, int8 values, with a bias. The layout is part of the name, and a shipped name never changes
-meaning. The file holds a function of that name whose body is standard operators: decode, then the
-ordinary operator. Decoding is a function of its own (``DecodeGap8``), so that each further operator
-costs a few hundred bytes and not a second copy of it.
+meaning. What follows the layer may be part of it: ``CsrConvGap8I8BiasAddRelu`` adds a second input
+of the sum's shape and applies Relu. The file holds a function of that name whose body is standard
+operators: decode, the ordinary operator, what follows it. Decoding is a function of its own
+(``DecodeGap8``), so that each further operator costs a few hundred bytes and not a second copy.
 
 Bodies use only operators whose result has a shape known from its inputs' shapes: onnxruntime 1.31
 does not fold Compress or NonZero. They are the same at every opset from 13 on but for the import
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Any
 
 import onnx
@@ -22,6 +24,14 @@ from onnx import AttributeProto, TensorProto
 
 from hwprune.export.body import DOMAIN, make_function, make_node, refer
 from hwprune.export.decoders import CODEC_LABELS, DECODERS, decoder_body, decoder_name
+from hwprune.export.epilogue import (
+    ACTIVATION_ATTRIBUTES,
+    ACTIVATION_LABELS,
+    ACTIVATION_SINCE,
+    FUSIBLE,
+    Activation,
+    activation_nodes,
+)
 from hwprune.ir import CodecName, ValueType
 
 _VALUE_LABELS: dict[ValueType, str] = {"fp32": "F32", "fp16": "F16", "int8": "I8"}
@@ -52,22 +62,25 @@ class Operator:
         kind: the standard operator it stands for, a key of ``OPERATOR_ATTRIBUTES``.
         codec: how positions are stored.
         value_type: how values are stored.
-        bias: whether its last input is a bias.
+        bias: whether it adds a bias, one number per output channel.
+        residual: whether its last input is added, a tensor of the output's shape.
+        activation: what is applied to the sum.
     """
 
     kind: str
     codec: CodecName
     value_type: ValueType
     bias: bool
+    residual: bool = False
+    activation: Activation = "none"
 
     @property
     def name(self) -> str:
         """Return the operator's name in domain ``hwprune``."""
         family = "Dense" if self.codec == "dense" else "Csr"
-        bias = "Bias" if self.bias else ""
-        return (
-            f"{family}{self.kind}{CODEC_LABELS[self.codec]}{_VALUE_LABELS[self.value_type]}{bias}"
-        )
+        stored = CODEC_LABELS[self.codec] + _VALUE_LABELS[self.value_type]
+        added = ("Bias" if self.bias else "") + ("Add" if self.residual else "")
+        return f"{family}{self.kind}{stored}{added}{ACTIVATION_LABELS[self.activation]}"
 
     @property
     def input_roles(self) -> tuple[str, ...]:
@@ -79,7 +92,20 @@ class Operator:
             roles.append("scale")
         if self.bias:
             roles.append("bias")
+        if self.residual:
+            roles.append("residual")
         return tuple(roles)
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """Return the attributes of its node and their types, but for how the weight is stored."""
+        return OPERATOR_ATTRIBUTES[self.kind] | ACTIVATION_ATTRIBUTES.get(self.activation, {})
+
+    @property
+    def fused(self) -> bool:
+        """Return whether it stands for more than the layer itself."""
+        linear_bias = self.kind == "Linear" and self.bias
+        return self.residual or self.activation != "none" or linear_bias
 
     @property
     def functions(self) -> tuple[str, ...]:
@@ -87,18 +113,27 @@ class Operator:
         return (self.name,) if self.codec == "dense" else (self.name, decoder_name(self.codec))
 
 
-OPERATORS: dict[str, Operator] = {
-    operator.name: operator
-    for kind in OPERATOR_ATTRIBUTES
-    for codec in CODEC_LABELS
-    for value_type in _VALUE_LABELS
-    for bias in ((False, True) if kind in ("Conv", "ConvTranspose", "Gemm") else (False,))
-    for operator in (Operator(kind, codec, value_type, bias),)
-}
+def _operators() -> list[Operator]:
+    both: tuple[bool, ...] = (False, True)
+    found = []
+    for kind, codec, value_type in product(OPERATOR_ATTRIBUTES, CODEC_LABELS, _VALUE_LABELS):
+        biases = (False,) if kind == "MatMul" else both
+        residuals = both if kind in FUSIBLE else (False,)
+        activations = tuple(ACTIVATION_LABELS) if kind in FUSIBLE else ("none",)
+        found += [
+            Operator(kind, codec, value_type, bias, residual, activation)  # type: ignore[arg-type]
+            for bias, residual, activation in product(biases, residuals, activations)
+        ]
+    return found
+
+
+OPERATORS: dict[str, Operator] = {operator.name: operator for operator in _operators()}
 
 
 def function_for(name: str, opset: int) -> onnx.FunctionProto | None:
     """Return the function that belongs to ``name``, or None where the name is not one of ours.
+
+    An operator whose activation is no standard operator at ``opset`` has no function there.
 
     Args:
         name: an operator's or a decoder's name.
@@ -106,7 +141,10 @@ def function_for(name: str, opset: int) -> onnx.FunctionProto | None:
     """
     if name in DECODERS:
         return decoder_body(DECODERS[name], opset)
-    return _operator_body(OPERATORS[name], opset) if name in OPERATORS else None
+    operator = OPERATORS.get(name)
+    if operator is None or opset < ACTIVATION_SINCE.get(operator.activation, 0):
+        return None
+    return _operator_body(operator, opset)
 
 
 def altered_functions(model: onnx.ModelProto) -> list[str]:
@@ -141,13 +179,15 @@ def serialised(message: Any) -> bytes:
 # -- bodies ---------------------------------------------------------------------------------------
 
 
-_ROLE_NAMES = {"input": "x", "values": "v", "index": "i", "scale": "s", "bias": "b"}
+_ROLE_NAMES = {
+    "input": "x", "values": "v", "index": "i", "scale": "s", "bias": "b", "residual": "r",
+}  # fmt: skip
 
 
 def _operator_body(operator: Operator, opset: int) -> onnx.FunctionProto:
-    """Return decode, scale, then the standard operator."""
+    """Return decode, scale, the standard operator, then what follows it."""
     nodes: list[onnx.NodeProto] = []
-    attributes = list(OPERATOR_ATTRIBUTES[operator.kind])
+    attributes = list(operator.attributes)
     if operator.codec == "dense":
         weight = "v"
         if operator.value_type != "fp32":
@@ -169,20 +209,32 @@ def _operator_body(operator: Operator, opset: int) -> onnx.FunctionProto:
     if operator.bias:
         bias = ["b"]
         if operator.value_type != "fp32":
-            nodes.append(make_node("Cast", ["b"], "c", to=TensorProto.FLOAT))
-            bias = ["c"]
-    if operator.kind == "Linear":
-        nodes += [
-            make_node("Transpose", [weight], "t", perm=[1, 0]),
-            make_node("MatMul", ["x", "t"], "y"),
-        ]
-    else:
-        node = make_node(operator.kind, ["x", weight, *bias], "y")
-        for name, kind in OPERATOR_ATTRIBUTES[operator.kind].items():
-            refer(node, name, kind, name)
-        nodes.append(node)
+            nodes.append(make_node("Cast", ["b"], "k", to=TensorProto.FLOAT))
+            bias = ["k"]
+    nodes += _sum(operator, weight, bias)
+    nodes += activation_nodes(operator.activation, "a", "y")
     inputs = [_ROLE_NAMES[role] for role in operator.input_roles]
     return make_function(operator.name, inputs, "y", nodes, opset, attributes)
+
+
+def _sum(operator: Operator, weight: str, bias: list[str]) -> list[onnx.NodeProto]:
+    """Return the nodes of op(x, w) + bias + residual: y, or a where an activation follows."""
+    result = "y" if operator.activation == "none" else "a"
+    inner = "p" if operator.residual else result
+    if operator.kind == "Linear":
+        nodes = [
+            make_node("Transpose", [weight], "t", perm=[1, 0]),
+            make_node("MatMul", ["x", "t"], "m" if bias else inner),
+        ]
+        if bias:
+            nodes.append(make_node("Add", ["m", *bias], inner))
+    else:
+        nodes = [make_node(operator.kind, ["x", weight, *bias], inner)]
+        for name, kind in OPERATOR_ATTRIBUTES[operator.kind].items():
+            refer(nodes[0], name, kind, name)
+    if operator.residual:
+        nodes.append(make_node("Add", [inner, "r"], result))
+    return nodes
 
 
 @cache
