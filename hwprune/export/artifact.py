@@ -246,7 +246,7 @@ def _layer(
     arrays: dict[str, NDArray[Any]] = {}
     names: set[str] = set()
     for role in operator.input_roles:
-        if role in ("input", "bias"):
+        if role in ("input", "bias", "residual"):
             continue
         stored = roles.get(role, "")
         if stored not in tensors:

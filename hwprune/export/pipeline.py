@@ -25,8 +25,18 @@ def template_of(
     ir_version: int,
     inline: bool,
     codecs: tuple[CodecName, ...],
+    fuse: bool = True,
 ) -> tuple[Template, tuple[SkippedTensor, ...]]:
     """Return the template of a network over the module's present weights, and what stays dense.
+
+    Args:
+        traced: the network's structure.
+        module: its weights.
+        opset: the version of the standard operators.
+        ir_version: of the file.
+        inline: write standard operators instead of functions.
+        codecs: what the target can decode.
+        fuse: make a layer and what follows it one node.
 
     Raises:
         ExportError: an operator cannot be expressed at ``opset``, or nothing can be pruned.
@@ -34,7 +44,7 @@ def template_of(
     raw = traced.with_values(module)
     graph = slim(lower(raw, opset), traced.parameters)
     prunable, skipped = find_prunable(raw, graph, traced.parameters)
-    return Template(graph, prunable, ir_version, inline, codecs), skipped
+    return Template(graph, prunable, ir_version, inline, codecs, fuse), skipped
 
 
 def decoded_parameters(

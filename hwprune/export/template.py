@@ -6,8 +6,6 @@ last rewrite of the graph: an optimiser that ran after it would fold the encoded
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,9 +21,9 @@ from hwprune.encoding.wire import field_bytes, tensor_field_bytes
 from hwprune.errors import ExportError, HwpruneError
 from hwprune.export.body import DOMAIN, DOMAIN_VERSION
 from hwprune.export.graph import Graph, attributes, rename
+from hwprune.export.layout import Layout, layout_of
 from hwprune.export.operators import OPERATOR_ATTRIBUTES, Operator, expand, function_for
-from hwprune.export.passes import base36, short_names
-from hwprune.export.prunable import WeightUse, weight_uses
+from hwprune.export.passes import short_names
 from hwprune.ir import CodecName, Masks, Packed, PrunableTensor, ValueType
 
 PRODUCER = "hwprune"
@@ -52,32 +50,6 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
-    """Where everything goes that is not packed.
-
-    Attributes:
-        uses: the nodes that read each prunable tensor as their weight.
-        private: biases that only pruned layers read: they are stored with their layer.
-        others: the tensors that stay as they are.
-        names: the short name of every inner value and remaining tensor.
-        keys: what the names of each prunable tensor's packed arrays open with.
-    """
-
-    uses: Mapping[str, list[WeightUse]]
-    private: frozenset[str]
-    others: Mapping[str, NDArray[Any]]
-    names: Mapping[str, str]
-    keys: tuple[str, ...]
-
-    @property
-    def replaced(self) -> set[int]:
-        """Return the identities of the nodes that give way to nodes of our domain."""
-        gone = {id(use.node) for found in self.uses.values() for use in found}
-        transposes = (use.transpose for found in self.uses.values() for use in found)
-        return gone | {id(node) for node in transposes if node is not None}
-
-
-@dataclass(frozen=True, slots=True)
 class Template:
     """An artifact without its masks.
 
@@ -87,6 +59,8 @@ class Template:
         ir_version: of the file.
         inline: write standard operators instead of functions, for runtimes that cannot fold those.
         codecs: what the target can decode.
+        fuse: make a layer and what follows it one node. Worthwhile only where native kernels may
+            run it, so never in the inlined form.
     """
 
     graph: Graph
@@ -94,6 +68,7 @@ class Template:
     ir_version: int
     inline: bool
     codecs: tuple[CodecName, ...]
+    fuse: bool = True
 
     # -- sizes ------------------------------------------------------------------------------------
 
@@ -198,14 +173,13 @@ class Template:
             )
             uses = layout.uses[tensor.name]
             for use, group in zip(uses, nodes, strict=True):
-                replaced[id(use.node)] = group
-                if use.transpose is not None:
-                    replaced[id(use.transpose)] = []
-                if len(use.node.input) > 2 and use.node.input[2] in self.graph.tensors:
-                    bias = self.graph.tensors[use.node.input[2]]
-                    stored_biases[use.node.input[2]] = compact_floats(bias, value_type).astype(
-                        np.float32
-                    )
+                # What it adds was made before its last part, not always before its first.
+                replaced |= {id(node): [] for node in layout.parts(use)}
+                replaced[id(layout.parts(use)[-1])] = group
+                name = layout.bias(use)
+                if name in self.graph.tensors:
+                    bias = self.graph.tensors[name]
+                    stored_biases[name] = compact_floats(bias, value_type).astype(np.float32)
             key = layout.keys[number]
             arrays = packed[tensor.name].arrays
             stored = {f"{key}{role[0]}": array for role, array in arrays.items()} | biases
@@ -232,36 +206,8 @@ class Template:
 
     # -- pieces -----------------------------------------------------------------------------------
 
-    def _layout(self) -> _Layout:
-        readers = self.graph.readers()
-        uses = {}
-        for tensor in self.prunable:
-            found = weight_uses(self.graph, tensor.name, readers)
-            if isinstance(found, str):
-                raise ExportError(f"{tensor.name} cannot be followed into the graph: {found}")
-            uses[tensor.name] = found
-        layers = {id(use.node) for found in uses.values() for use in found}
-        private = frozenset(
-            name
-            for name in self.graph.tensors
-            if all(
-                id(node) in layers and slot == 2 for node, slot in readers.get(name, [(None, 0)])
-            )
-        )
-        others = {
-            name: array
-            for name, array in self.graph.tensors.items()
-            if name not in uses and name not in private
-        }
-        names = short_names(replace(self.graph, tensors=others), set())
-        return _Layout(uses, private, others, names, self._keys())
-
-    def _keys(self) -> tuple[str, ...]:
-        """Return a key per prunable tensor; no input or output is called like anything it opens."""
-        taken = self.graph.interface_names()
-        keys = (base36(number) for number in itertools.count())
-        free = (key for key in keys if not any(_opens(key, name) for name in taken))
-        return tuple(itertools.islice(free, len(self.prunable)))
+    def _layout(self) -> Layout:
+        return layout_of(self.graph, self.prunable, fuse=self.fuse and not self.inline)
 
     def _masked(self, masks: Masks) -> Template:
         living = {
@@ -275,7 +221,7 @@ class Template:
     def _codecs_for(self, tensor: PrunableTensor) -> list[CodecName]:
         return [codec for codec in self.codecs if CODECS[codec].accepts(tensor.shape)]
 
-    def _other_nodes(self, layout: _Layout) -> list[onnx.NodeProto]:
+    def _other_nodes(self, layout: Layout) -> list[onnx.NodeProto]:
         gone = layout.replaced
         return [rename(node, layout.names) for node in self.graph.nodes if id(node) not in gone]
 
@@ -283,7 +229,7 @@ class Template:
         self,
         number: int,
         tensor: PrunableTensor,
-        layout: _Layout,
+        layout: Layout,
         codec: CodecName,
         value_type: ValueType,
     ) -> tuple[list[Operator], list[list[onnx.NodeProto]], dict[str, NDArray[Any]]]:
@@ -294,8 +240,10 @@ class Template:
         nodes: list[list[onnx.NodeProto]] = []
         biases: dict[str, NDArray[Any]] = {}
         for place, use in enumerate(layout.uses[tensor.name]):
-            bias = use.node.input[2] if len(use.node.input) > 2 else ""
-            operator = Operator(use.kind, codec, value_type, bool(bias))
+            bias, after = layout.bias(use), layout.epilogue(use)
+            operator = Operator(
+                use.kind, codec, value_type, bool(bias), bool(after.residual), after.activation
+            )
             if bias in layout.private:
                 bias_name = f"{key}b" if place == 0 else f"{key}b{place}"
                 biases[bias_name] = compact_floats(self.graph.tensors[bias], value_type)
@@ -306,13 +254,16 @@ class Template:
                 "index": f"{key}i",
                 "scale": f"{key}s",
                 "bias": bias_name,
+                "residual": names.get(after.residual, after.residual),
             }
             source = use.node.input[0]
             inputs = [names.get(source, source)]
             inputs += [stored[role] for role in operator.input_roles[1:]]
-            output = use.node.output[0]
+            output = layout.parts(use)[-1].output[0]
             given = attributes(use.node)
             kept = {k: given[k] for k in OPERATOR_ATTRIBUTES[use.kind] if k in given}
+            if after.alpha is not None:
+                kept["alpha"] = after.alpha
             if codec != "dense":
                 kept["shape"] = list(tensor.shape)
             # onnxruntime wants node names unique: further readers of a shared tensor are numbered.
@@ -358,8 +309,3 @@ class Template:
 
 def _tensor_bytes(name: str, array: NDArray[Any]) -> int:
     return tensor_field_bytes(name, array.shape, array.nbytes)
-
-
-def _opens(key: str, name: str) -> bool:
-    """Return whether a name could be one of the tensor with this key."""
-    return name.startswith(key) and re.fullmatch(r"[vis]|b\d*|_.*", name[len(key) :]) is not None

@@ -108,6 +108,8 @@ def _template(
         ir_version=target.runtime.ir_version,
         inline=target.runtime.inline_functions,
         codecs=target.codecs,
+        # One node per layer is for native kernels; firmware compiles the file and has its own.
+        fuse=target.runtime.kind == "onnxruntime",
     )
 
 

@@ -131,6 +131,8 @@ def _is_expansion(
 ) -> bool:
     """Return whether the nodes before ``last`` are those that its name promises."""
     operator, key = OPERATORS[parts[1]], parts[3]
+    if operator.fused:  # nothing is fused in the inlined form
+        return False
     shape = [int(size) for size in parts[2].split("x") if size.isdigit()]
     prefix = _prefix(last, key)
     kept: dict[str, Any] = {
