@@ -42,35 +42,47 @@ class Fit:
 
 
 class Prefixes:
-    """A ranking prepared for many prefixes: per tensor, positions and places in the ranking."""
+    """A ranking prepared for many prefixes: per tensor, sorted positions and where they rank."""
 
     def __init__(self, ranking: Ranking) -> None:
-        """Split the ranking by tensor, once."""
-        order = np.argsort(ranking.tensor, kind="stable")
-        bounds = np.searchsorted(ranking.tensor[order], np.arange(len(ranking.shapes) + 1))
-        self._places: dict[str, NDArray[np.int64]] = {}
-        self._positions: dict[str, NDArray[np.int64]] = {}
-        for number, name in enumerate(ranking.shapes):
-            chosen = order[bounds[number] : bounds[number + 1]]
-            self._places[name] = chosen
-            self._positions[name] = ranking.position[chosen]
+        """Sort the ranking by tensor and position, once: every prefix is then a selection."""
         self._shapes = ranking.shapes
         self.length = len(ranking)
+        sizes = [int(np.prod(shape, dtype=np.int64)) for shape in ranking.shapes.values()]
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+        number = starts[ranking.tensor] + ranking.position
+        order = np.argsort(number)
+        number = number[order]
+        bounds = np.searchsorted(number, starts)
+        self._places: dict[str, NDArray[np.int64]] = {}
+        self._positions: dict[str, NDArray[np.int64]] = {}
+        for at, name in enumerate(ranking.shapes):
+            part = slice(bounds[at], bounds[at + 1])
+            self._places[name] = order[part]
+            self._positions[name] = number[part] - starts[at]
 
     def positions(self, count: int) -> dict[str, NDArray[np.int64]]:
         """Return the sorted positions of the best ``count`` connections, per tensor."""
         return {
-            name: np.sort(self._positions[name][: int(np.searchsorted(places, count))])
+            name: self._positions[name][places < count] for name, places in self._places.items()
+        }
+
+    def counts(self, count: int, dense: frozenset[str]) -> dict[str, int]:
+        """Return how many of the best ``count`` lie in each tensor; all of those in ``dense``."""
+        return {
+            name: int(np.prod(self._shapes[name], dtype=np.int64))
+            if name in dense
+            else int(np.count_nonzero(places < count))
             for name, places in self._places.items()
         }
 
     def masks(self, count: int, dense: frozenset[str]) -> Masks:
         """Return the best ``count`` connections as masks; the tensors in ``dense`` live in full."""
         masks: dict[str, NDArray[np.bool_]] = {}
-        for name, places in self._places.items():
+        for name, positions in self.positions(count).items():
             shape = self._shapes[name]
             flat = np.full(int(np.prod(shape, dtype=np.int64)), name in dense, dtype=np.bool_)
-            flat[self._positions[name][: int(np.searchsorted(places, count))]] = True
+            flat[positions] = True
             masks[name] = flat.reshape(shape)
         return Masks(masks)
 
@@ -99,63 +111,74 @@ def fit(cost: FileCost, ranking: Ranking, budget_bytes: int, value_type: ValueTy
         InfeasibleError: not even the empty prefix fits.
     """
     prefixes = Prefixes(ranking)
+    count, encoding = _longest(cost, prefixes, budget_bytes, value_type)
+    return Fit(count, prefixes.masks(count, _dense(encoding)), encoding)
 
-    def size(count: int) -> int:
-        return cost.encoding(prefixes.positions(count), value_type).file_bytes
 
-    low, low_bytes = 0, size(0)
-    if low_bytes > budget_bytes:
+def _longest(
+    cost: FileCost, prefixes: Prefixes, budget_bytes: int, value_type: ValueType
+) -> tuple[int, Encoding]:
+    """Return the length of the longest prefix that fits, and how the file stores it."""
+
+    def encoding(count: int) -> Encoding:
+        return cost.encoding(prefixes.positions(count), value_type)
+
+    low, best = 0, encoding(0)
+    if best.file_bytes > budget_bytes:
         raise infeasible(cost, budget_bytes, value_type)
     high = prefixes.length
-    high_bytes = size(high)
-    if high_bytes <= budget_bytes:
-        low = high
+    whole = encoding(high)
+    if whole.file_bytes <= budget_bytes:
+        return high, whole
+    high_bytes = whole.file_bytes
     width = VALUE_DTYPES[value_type].itemsize
     secants = 0
     while high - low > 1:
         guess = (low + high) // 2
         if secants < 12:
-            slope = max((high_bytes - low_bytes) / (high - low), width)
-            guess = low + int((budget_bytes - low_bytes) / slope)
+            slope = max((high_bytes - best.file_bytes) / (high - low), width)
+            guess = low + int((budget_bytes - best.file_bytes) / slope)
             # Sizes bend at both ends: aim a little to one side in turn, so that both ends close in.
             guess += (-1) ** secants * max(1, (high - low) >> 7)
             guess = min(max(guess, low + 1), high - 1)
             secants += 1
-        guess_bytes = size(guess)
-        if guess_bytes <= budget_bytes:
-            low, low_bytes = guess, guess_bytes
+        found = encoding(guess)
+        if found.file_bytes <= budget_bytes:
+            low, best = guess, found
         else:
-            high, high_bytes = guess, guess_bytes
-    encoding = cost.encoding(prefixes.positions(low), value_type)
-    dense = frozenset(name for name, codec in encoding.codecs.items() if codec == "dense")
-    return Fit(low, prefixes.masks(low, dense), encoding)
+            high, high_bytes = guess, found.file_bytes
+    return low, best
+
+
+def _dense(encoding: Encoding) -> frozenset[str]:
+    return frozenset(name for name, codec in encoding.codecs.items() if codec == "dense")
 
 
 def plan(
     cost: FileCost,
-    ranking: Ranking,
+    prefixes: Prefixes,
     budget_bytes: int,
     value_type: ValueType,
     *,
     dense_bytes: int,
 ) -> Plan:
-    """Return what fits the budget for this ranking and value type.
+    """Return what fits the budget for the prefixes of a ranking and a value type.
 
     Raises:
         InfeasibleError: the floor is above the budget.
     """
-    found = fit(cost, ranking, budget_bytes, value_type)
+    count, encoding = _longest(cost, prefixes, budget_bytes, value_type)
     floor, parts = floor_of(cost, value_type)
-    counts = {name: int(np.count_nonzero(found.masks[name])) for name in found.masks}
+    counts = prefixes.counts(count, _dense(encoding))
     layers = tuple(
         LayerPlan(
             tensor.name,
             tensor.shape,
             tensor.weights,
             counts[tensor.name],
-            found.encoding.codecs[tensor.name],
+            encoding.codecs[tensor.name],
             value_type,
-            found.encoding.tensor_bytes[tensor.name],
+            encoding.tensor_bytes[tensor.name],
         )
         for tensor in cost.tensors
     )
@@ -167,7 +190,7 @@ def plan(
         floor_parts=parts,
         value_type=value_type,
         max_nonzeros=nonzeros,
-        used_bytes=found.file_bytes,
+        used_bytes=encoding.file_bytes,
         layers=layers,
         dense_bytes=dense_bytes,
         limited_by="weights" if nonzeros == weights else "budget",

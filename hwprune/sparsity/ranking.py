@@ -81,16 +81,31 @@ def rank_weights(
     starts = _starts({name: array.size for name, array in weights.items()})
     limit = starts[-1] if limit is None else max(0, min(limit, starts[-1]))
     best = topk.TopK(limit)
-    for (name, array), start in zip(weights.items(), starts, strict=False):
+    for name, array in weights.items():
         for _, chunk in topk.chunks(array):
             _check_finite(name, array, chunk)
-        if score == "magnitude":
+    if score == "magnitude":
+        for array, start in zip(weights.values(), starts, strict=False):
             for offset, chunk in topk.chunks(array):
                 best.offer(np.abs(chunk), start + offset)
-            continue
-        positions, values = lamp_candidates(array, limit)
-        best.offer_at(values, positions + start)
+    else:
+        # The small tensors first: what they fill the ranking with bounds what large ones can add.
+        pairs = zip(weights.values(), starts, strict=False)
+        for array, start in sorted(pairs, key=lambda pair: pair[0].size):
+            positions, values = lamp_candidates(array, _lamp_limit(limit, best.worst()))
+            best.offer_at(values, positions + start)
     return _ranking(best.sorted(), {name: array.shape for name, array in weights.items()}, starts)
+
+
+def _lamp_limit(limit: int, worst: np.float32 | None) -> int:
+    """Return how many weights of one tensor can come into a ranking whose worst score is known.
+
+    The j-th largest weight scores at most 1 / j, since none before it is smaller.
+    """
+    if worst is None or not worst > 0:
+        return limit
+    # A part in a million covers what rounding adds to a score.
+    return int(min(limit, 1.000001 / float(worst) + 1))
 
 
 def followed_by(first: Ranking, second: Ranking) -> Ranking:

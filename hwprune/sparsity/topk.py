@@ -136,6 +136,12 @@ class TopK:
         self._held = self._limit
         self._threshold = _score(self._worst)
 
+    def worst(self) -> np.float32 | None:
+        """Return a score that nothing which is still to come can rank below; None if not full."""
+        if self._limit and self._held >= self._limit + CHUNK:
+            self._compact()
+        return self._threshold
+
     def sorted(self) -> NDArray[np.uint64]:
         """Return the keys of the best ``limit``, the best first."""
         if not self._parts:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprune.budget import plan, ranking_limit
+from hwprune.budget import Prefixes, plan, ranking_limit
 from hwprune.encoding import FileCost
 from hwprune.encoding.values import dequantise, quantise
 from hwprune.errors import InfeasibleError, UsageError
 from hwprune.export.pipeline import template_of
 from hwprune.export.template import Template
 from hwprune.export.trace import Traced, tensors_of, trace
-from hwprune.ir import Model, Plan, Ranking, SkippedTensor, ValueType
+from hwprune.ir import Model, Plan, SkippedTensor, ValueType
 from hwprune.sparsity import rank_weights
 from hwprune.targets import Target
 from hwprune.units import format_bytes
@@ -151,8 +151,8 @@ def plans_of(prepared: Prepared, kinds: tuple[ValueType, ...]) -> dict[ValueType
     costs = {kind: cost_of(prepared, kind) for kind in kinds}
     # One ranking serves all: a longer one holds the shorter ones as its prefixes.
     limit = max(ranking_limit(cost, prepared.budget_bytes, kind) for kind, cost in costs.items())
-    ranking = rank_weights(weights, "lamp", limit)
-    found = {kind: _attempt(prepared, cost, ranking, kind) for kind, cost in costs.items()}
+    prefixes = Prefixes(rank_weights(weights, "lamp", limit))
+    found = {kind: _attempt(prepared, cost, prefixes, kind) for kind, cost in costs.items()}
     plans = {kind: result for kind, result in found.items() if isinstance(result, Plan)}
     if not plans:
         # Name the lowest floor: the budget that would do.
@@ -165,10 +165,10 @@ def plans_of(prepared: Prepared, kinds: tuple[ValueType, ...]) -> dict[ValueType
 
 
 def _attempt(
-    prepared: Prepared, cost: FileCost, ranking: Ranking, kind: ValueType
+    prepared: Prepared, cost: FileCost, prefixes: Prefixes, kind: ValueType
 ) -> Plan | InfeasibleError:
     try:
-        return plan(cost, ranking, prepared.budget_bytes, kind, dense_bytes=prepared.dense_bytes)
+        return plan(cost, prefixes, prepared.budget_bytes, kind, dense_bytes=prepared.dense_bytes)
     except InfeasibleError as error:
         return error
 

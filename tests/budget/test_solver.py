@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwprune.budget import fit, floor_of, plan, ranking_limit
+from hwprune.budget import Prefixes, fit, floor_of, plan, ranking_limit
 from hwprune.encoding import CODECS, VALUE_DTYPES, FileCost, Form, TensorCost
 from hwprune.errors import InfeasibleError
 from hwprune.ir import VALUE_TYPES, CodecName, Ranking, ValueType
@@ -154,10 +154,10 @@ def test_a_plan_says_what_limits_it() -> None:
     cost = make_cost([(8, 9), (4, 80)])
     ranking = random_ranking(cost, 1)
     everything = size_of(cost, ranking, len(ranking), "int8")
-    full = plan(cost, ranking, everything + 1000, "int8", dense_bytes=5000)
+    full = plan(cost, Prefixes(ranking), everything + 1000, "int8", dense_bytes=5000)
     assert (full.limited_by, full.max_nonzeros, full.weights) == ("weights", 392, 392)
     assert full.slack_bytes == 1000
-    tight = plan(cost, ranking, everything - 150, "int8", dense_bytes=5000)
+    tight = plan(cost, Prefixes(ranking), everything - 150, "int8", dense_bytes=5000)
     assert tight.limited_by == "budget"
     assert tight.max_nonzeros < 392
     assert 0 <= tight.slack_bytes < 10

@@ -106,6 +106,27 @@ def test_rank_weights_is_the_ranking_of_the_scores(score: str, limit: int | None
     assert order(found) == order(expected)
 
 
+@given(
+    sizes=st.lists(st.integers(0, 90), min_size=1, max_size=6),
+    limit=st.integers(0, 200),
+    levels=st.sampled_from([2, 5, 1000]),
+    seed=st.integers(0, 999),
+)
+@settings(deadline=None)
+def test_what_small_tensors_rank_bounds_the_large_ones_exactly(
+    sizes: list[int], limit: int, levels: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    weights = {
+        str(n): rng.integers(-levels, levels + 1, size).astype(np.float32) * np.float32(0.1)
+        for n, size in enumerate(sizes)
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topk, "CHUNK", 8)  # so that few connections fill a collection
+        found = rank_weights(weights, "lamp", limit)
+    assert order(found) == order(rank({n: lamp(w) for n, w in weights.items()}, limit=limit))
+
+
 @pytest.mark.parametrize("limit", [0, 1, 100, 999, 1500, 4000])
 def test_lamp_top_is_bit_for_bit_the_best_of_lamp(limit: int) -> None:
     weight = np.random.default_rng(5).standard_normal((50, 60), dtype=np.float32)
