@@ -45,14 +45,13 @@ NOTHING = Epilogue()
 def find_epilogues(graph: Graph, uses: Iterable[WeightUse]) -> Mapping[int, Epilogue]:
     """Return what is fused with each layer, by the identity of its node.
 
-    Where both addends of a sum come from layers, the later layer takes it: the other one's output
-    is there by then.
+    Where both addends of a sum come from layers, the first addend's takes it, as onnxruntime fuses
+    the dense network's: so that both round alike.
     """
     finder = _Finder(graph)
-    order = {id(node): number for number, node in enumerate(graph.nodes)}
-    layers = [use for use in uses if use.kind in FUSIBLE]
-    layers.sort(key=lambda use: -order[id(use.node)])
-    return {id(use.node): finder.epilogue(use) for use in layers}
+    layers = [(id(use.node), *finder.bias(use)) for use in uses if use.kind in FUSIBLE]
+    layers.sort(key=lambda layer: finder.place(layer[2]))
+    return {layer: finder.epilogue(found, value) for layer, found, value in layers}
 
 
 class _Finder:
@@ -65,12 +64,28 @@ class _Finder:
         self._shapes: Mapping[str, Shape] = activation_shapes(graph)
         self._taken: set[int] = set()
 
-    def epilogue(self, use: WeightUse) -> Epilogue:
-        found, value = NOTHING, use.node.output[0]
-        if use.kind == "Linear":
-            found, value = self._bias(found, value, use)
+    def bias(self, use: WeightUse) -> tuple[Epilogue, str]:
+        """Return a layer's bias, where it is a node of its own, and the sum's name."""
+        value = use.node.output[0]
+        add = self._reader(value) if use.transpose is not None else None
+        if add is None or use.transpose is None or add.op_type != "Add":
+            return NOTHING, value
+        other = _other(add, value)
+        tensor = self._graph.tensors.get(other)
+        channels = self._graph.tensors[use.transpose.input[0]].shape[0]
+        if tensor is None or tensor.dtype != np.float32 or tensor.shape != (channels,):
+            return NOTHING, value
+        self._taken.add(id(add))
+        return Epilogue((add,), bias=other), add.output[0]
+
+    def place(self, value: str) -> int:
+        """Return which input of its first reader a value is."""
+        return next((slot for _, slot in self._readers.get(value, [])), 0)
+
+    def epilogue(self, found: Epilogue, value: str) -> Epilogue:
+        """Return what follows a value that a layer, with its bias, makes."""
         found, value = self._residual(found, value)
-        found, _ = self._activation(found, value)
+        found = self._activation(found, value)
         self._taken |= {id(node) for node in found.nodes}
         return found
 
@@ -80,18 +95,6 @@ class _Finder:
         if len(readers) != 1 or value in self._outputs or id(readers[0][0]) in self._taken:
             return None
         return readers[0][0]
-
-    def _bias(self, found: Epilogue, value: str, use: WeightUse) -> tuple[Epilogue, str]:
-        add = self._reader(value)
-        if add is None or add.op_type != "Add":
-            return found, value
-        other = _other(add, value)
-        tensor = self._graph.tensors.get(other)
-        assert use.transpose is not None
-        channels = self._graph.tensors[use.transpose.input[0]].shape[0]
-        if tensor is None or tensor.dtype != np.float32 or tensor.shape != (channels,):
-            return found, value
-        return replace(found, nodes=(*found.nodes, add), bias=other), add.output[0]
 
     def _residual(self, found: Epilogue, value: str) -> tuple[Epilogue, str]:
         add = self._reader(value)
@@ -103,23 +106,26 @@ class _Finder:
             return found, value
         return replace(found, nodes=(*found.nodes, add), residual=other), add.output[0]
 
-    def _activation(self, found: Epilogue, value: str) -> tuple[Epilogue, str]:
-        readers = self._readers.get(value, [])
-        if [node.op_type for node, _ in readers] in (["Sigmoid", "Mul"], ["Mul", "Sigmoid"]):
-            sigmoid, mul = sorted((node for node, _ in readers), key=lambda n: n.op_type == "Mul")
-            gate = self._reader(sigmoid.output[0])
-            taken = {id(sigmoid), id(mul)} & self._taken
-            if gate is mul and value not in self._outputs and not taken:
-                nodes = (*found.nodes, sigmoid, mul)
-                return replace(found, nodes=nodes, activation="silu"), mul.output[0]
-            return found, value
+    def _activation(self, found: Epilogue, value: str) -> Epilogue:
+        gated = self._gated(value)
+        if gated:
+            return replace(found, nodes=(*found.nodes, *gated), activation="silu")
         node = self._reader(value)
         name = None if node is None else self._name(node)
         if node is None or name is None:
-            return found, value
+            return found
         alpha = attributes(node).get("alpha") if name == "leaky_relu" else None
-        fused = replace(found, nodes=(*found.nodes, node), activation=name, alpha=alpha)
-        return fused, node.output[0]
+        return replace(found, nodes=(*found.nodes, node), activation=name, alpha=alpha)
+
+    def _gated(self, value: str) -> tuple[onnx.NodeProto, ...]:
+        """Return the Sigmoid and the Mul that read a value, where they are SiLU and all of it."""
+        by_type = {node.op_type: node for node, _ in self._readers.get(value, [])}
+        if len(self._readers.get(value, [])) != 2 or by_type.keys() != {"Sigmoid", "Mul"}:
+            return ()
+        sigmoid, mul = by_type["Sigmoid"], by_type["Mul"]
+        if value in self._outputs or self._reader(sigmoid.output[0]) is not mul:
+            return ()
+        return () if id(sigmoid) in self._taken else (sigmoid, mul)
 
     def _name(self, node: onnx.NodeProto) -> Activation | None:
         plain: dict[str, Activation] = {
