@@ -1,0 +1,404 @@
+#include "conv.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <utility>
+
+#include "scratch.h"
+
+namespace hwprune {
+namespace {
+
+constexpr size_t kMostPlans = 6;
+
+// Runs the body serially when there is nothing to share out.
+void for_each(const Parallel& parallel, size_t count, const std::function<void(size_t)>& body) {
+  if (parallel.threads > 1 && parallel.run && count > 1) {
+    parallel.run(count, body);
+  } else {
+    for (size_t i = 0; i < count; ++i) body(i);
+  }
+}
+
+int thread_count(const Parallel& parallel) { return parallel.run ? std::max(parallel.threads, 1) : 1; }
+
+// Bounds of `parts` runs of weight rows in [first, last) with about as many nonzeros each.
+std::vector<int64_t> balanced_rows(const std::vector<uint32_t>& row_start, int64_t first, int64_t last, int64_t parts) {
+  constexpr double kRowCost = 8;  // a row without nonzeros is work, too
+  const auto work = [&](int64_t row) {
+    return static_cast<double>(row_start[static_cast<size_t>(row)] - row_start[static_cast<size_t>(first)]) +
+           kRowCost * static_cast<double>(row - first);
+  };
+  std::vector<int64_t> bounds{first};
+  for (int64_t part = 1; part < parts; ++part) {
+    const double goal = work(last) * static_cast<double>(part) / static_cast<double>(parts);
+    int64_t row = bounds.back();
+    while (row < last && work(row) < goal) ++row;
+    bounds.push_back(row);
+  }
+  bounds.push_back(last);
+  return bounds;
+}
+
+}  // namespace
+
+struct SparseConv::Call {
+  const Plan& plan;
+  const float* x;
+  int64_t batch;
+  float* y;
+  const float* residual;
+  const Parallel& parallel;
+};
+
+SparseConv::SparseConv(const ConvSpec& spec, SparseMatrix weights, Epilogue epilogue)
+    : axes_(spec.kernel.size()),
+      shape_(make_shape(spec)),
+      weights_(std::move(weights)),
+      epilogue_(std::move(epilogue)),
+      low_(-std::numeric_limits<float>::infinity()),
+      high_(std::numeric_limits<float>::infinity()) {
+  if (weights_.rows() != shape_.out_channels || weights_.columns() != shape_.group_channels() * shape_.taps()) {
+    throw std::invalid_argument("convolution: the weight matrix does not have the shape of the specification");
+  }
+  if (!epilogue_.bias.empty() && static_cast<int64_t>(epilogue_.bias.size()) != weights_.rows()) {
+    throw std::invalid_argument("convolution: not one bias per output channel");
+  }
+  if (epilogue_.activation == Activation::relu || epilogue_.activation == Activation::relu6) low_ = 0;
+  if (epilogue_.activation == Activation::relu6) high_ = 6;
+}
+
+size_t SparseConv::resident_bytes() const {
+  size_t bytes = weights_.resident_bytes() + epilogue_.bias.capacity() * sizeof(float) + sizeof(*this);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (size_t i = 0; i < plans_.size(); ++i) {
+    const auto same = [&](const CachedPlan& other) { return other.plan == plans_[i].plan; };
+    if (std::none_of(plans_.begin(), plans_.begin() + static_cast<std::ptrdiff_t>(i), same)) bytes += plans_[i].plan->resident_bytes();
+  }
+  return bytes;
+}
+
+std::vector<PlanChoice> SparseConv::choices(int64_t batch, const int64_t* spatial) const {
+  return candidates(shape_, to_extents(spatial, axes_), weights_, batch, 1);
+}
+
+std::shared_ptr<const Plan> SparseConv::plan_with(const int64_t* spatial, const PlanChoice& choice) const {
+  return make_plan(shape_, to_extents(spatial, axes_), weights_, choice);
+}
+
+std::shared_ptr<const Plan> SparseConv::plan(int64_t batch, const int64_t* spatial, int threads) const {
+  const Extents in = to_extents(spatial, axes_);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (size_t i = plans_.size(); i-- > 0;) {
+    if (plans_[i].in != in || plans_[i].batch != batch || plans_[i].threads != threads) continue;
+    std::rotate(plans_.begin() + static_cast<std::ptrdiff_t>(i), plans_.begin() + static_cast<std::ptrdiff_t>(i) + 1, plans_.end());
+    return plans_.back().plan;
+  }
+  const PlanChoice choice = candidates(shape_, in, weights_, batch, threads).front();
+  CachedPlan entry{in, batch, threads, nullptr};
+  for (const CachedPlan& other : plans_) {
+    const PlanChoice& has = other.plan->choice;
+    if (other.in == in && has.layout == choice.layout && has.block_rows == choice.block_rows && has.lanes == choice.lanes &&
+        has.block_columns == choice.block_columns && has.split_channels == choice.split_channels) {
+      entry.plan = other.plan;
+    }
+  }
+  if (!entry.plan) entry.plan = make_plan(shape_, in, weights_, choice);
+  if (plans_.size() == kMostPlans) plans_.erase(plans_.begin());
+  plans_.push_back(entry);
+  return entry.plan;
+}
+
+void SparseConv::run(const float* x, int64_t batch, const int64_t* spatial, float* y, const float* residual,
+                     const Parallel& parallel) const {
+  const Extents in = to_extents(spatial, axes_);
+  const Extents out = output_extents(shape_, in);
+  if (batch <= 0 || product(out) == 0) return;
+  run_with(*plan(batch, spatial, thread_count(parallel)), x, batch, y, residual, parallel);
+}
+
+void SparseConv::run_with(const Plan& plan, const float* x, int64_t batch, float* y, const float* residual,
+                          const Parallel& parallel) const {
+  const Call call{plan, x, batch, y, residual, parallel};
+  const bool one_position = product(plan.in) == 1 && product(plan.out) == 1 && plan.shape.taps() == 1;
+  if (plan.choice.layout == Layout::naive) {
+    run_naive(call);
+  } else if (plan.choice.layout == Layout::lanes) {
+    run_lanes(call);
+  } else if (one_position && shape_.group == 1 && weights_.narrow_columns() != nullptr) {
+    run_vector(call);
+  } else {
+    run_blocks(call);
+  }
+}
+
+void SparseConv::set_epilogue(TileJob& job, int64_t split, int64_t splits, const float* bias, const float* residual) const {
+  const bool first = split == 0, last = split + 1 == splits;
+  job.bias = first ? bias : nullptr;
+  job.accumulate = !first;
+  job.residual = last ? residual : nullptr;
+  job.low = last ? low_ : -std::numeric_limits<float>::infinity();
+  job.high = last ? high_ : std::numeric_limits<float>::infinity();
+}
+
+void SparseConv::finish_rows(float* data, size_t count) const {
+  switch (epilogue_.activation) {
+    case Activation::hard_swish:
+      compute().curve(Curve::hard_swish, 0, data, count);
+      break;
+    case Activation::silu:
+      compute().curve(Curve::silu, 0, data, count);
+      break;
+    case Activation::leaky_relu:
+      compute().curve(Curve::leaky_relu, epilogue_.alpha, data, count);
+      break;
+    default:
+      break;
+  }
+}
+
+// Walks the tiles of a block of rows x columns positions.
+void SparseConv::tiles(const Call& call, TileJob& job, const float* input, float* output, const float* residual, int64_t rows,
+                       int64_t columns, int64_t output_row_stride, int64_t lanes) const {
+  const Compute& isa = compute();
+  const Plan& plan = call.plan;
+  const bool linear = plan.linear() || rows == 1;
+  const int64_t width = (linear ? rows * columns : columns) * lanes;  // floats of a row of tiles
+  const int64_t height = linear ? 1 : rows;
+  const bool direct = plan.choice.layout == Layout::direct;
+  const TileShape tile = direct ? TileShape{plan.choice.block_columns / isa.lanes, 1} : tile_shape(ceil_div(width, isa.lanes), height);
+  job.input_row_stride = static_cast<size_t>(plan.row_stride * lanes);
+  job.output_row_stride = static_cast<size_t>(output_row_stride);
+  for (int64_t r = 0; r < height; r += tile.rows) {
+    const int64_t tile_rows = std::min(tile.rows, height - r);
+    for (int64_t next = 0; next < width; next += tile.vectors * isa.lanes) {
+      const int64_t at = direct ? std::min(next, width - tile.vectors * isa.lanes) : next;
+      const int64_t left = width - at;
+      const int64_t vectors = std::min(tile.vectors, ceil_div(left, isa.lanes));
+      int vector = isa.lanes;
+      while (tile_rows * vectors == 1 && vector > 4 && left <= vector / 2) vector /= 2;
+      job.columns = static_cast<size_t>(left);
+      job.input = input + r * plan.row_stride * lanes + at;
+      const int64_t to = r * output_row_stride + at;
+      job.output = output + to;
+      if (job.residual != nullptr) job.residual = residual + to;
+      isa.tile(vector, static_cast<int>(tile_rows), static_cast<int>(vectors), job);
+    }
+  }
+}
+
+void SparseConv::run_blocks(const Call& call) const {
+  const Plan& plan = call.plan;
+  const PlanChoice& choice = plan.choice;
+  const ConvShape& shape = plan.shape;
+  const Compute& isa = compute();
+  const int64_t threads = thread_count(call.parallel);
+  const int64_t row_blocks = ceil_div(plan.out[1], choice.block_rows);
+  const bool direct = choice.layout == Layout::direct;
+  // Read directly, the last tile reaches back instead of past the input's end: the block before takes it.
+  const int64_t column_blocks =
+      direct ? plan.out[2] / choice.block_columns : ceil_div(plan.out[2], choice.block_columns);
+  const int64_t blocks = call.batch * plan.out[0] * row_blocks * column_blocks;
+  const int64_t group_parts = threads == 1 ? 1 : std::min(shape.group, 4 * threads);
+  const int64_t items = blocks * group_parts;
+  const bool share_rows = threads > 1 && items < 4 * threads && items % threads != 0;
+  const int64_t group_rows = shape.group_rows(), kernel_depth = shape.kernel[0];
+  const int64_t in_plane = plan.in[1] * plan.in[2], out_plane = plan.out[1] * plan.out[2];
+  const int64_t out_stride = plan.out[0] * out_plane;
+  const float* const bias = epilogue_.bias.empty() ? nullptr : epilogue_.bias.data();
+
+  const auto item = [&](size_t index) {
+    int64_t rest = static_cast<int64_t>(index);
+    const int64_t group_part = rest % group_parts;
+    rest /= group_parts;
+    const int64_t column = rest % column_blocks * choice.block_columns;
+    rest /= column_blocks;
+    const int64_t row = rest % row_blocks * choice.block_rows;
+    rest /= row_blocks;
+    const int64_t depth = rest % plan.out[0], image = rest / plan.out[0];
+    const int64_t rows = std::min(choice.block_rows, plan.out[1] - row);
+    const bool rest_of_row = column / choice.block_columns + 1 == column_blocks;
+    const int64_t columns = rest_of_row ? plan.out[2] - column : choice.block_columns;
+    const Scratch scratch(plan.scratch_floats);
+    for (int64_t group = shape.group * group_part / group_parts; group < shape.group * (group_part + 1) / group_parts; ++group) {
+      const int64_t first_row = group * group_rows;
+      const int64_t at = (image * shape.out_channels * plan.out[0] + depth) * out_plane + row * plan.out[2] + column;
+      for (int64_t split = 0; split < plan.splits; ++split) {
+        const int64_t first = split * choice.split_channels;
+        const int64_t count = std::min(choice.split_channels, plan.channels - first);
+        const float* input = scratch.data();
+        const float* const images = call.x + (image * shape.in_channels + group * shape.group_channels()) * plan.in[0] * in_plane;
+        if (direct) {
+          input = images + column;
+        } else {
+          PackJob pack{nullptr, static_cast<size_t>(plan.in[0] * in_plane), plan.in[1], plan.in[2], shape.stride[1], shape.stride[2],
+                       row, column, rows, columns, plan.planes.data(), plan.planes.size(), scratch.data(),
+                       static_cast<size_t>(plan.channel_stride), static_cast<size_t>(plan.row_stride), 1};
+          // With a kernel of depth 1 neighbouring channels lie at one distance and are packed in one go.
+          const int64_t step = kernel_depth == 1 ? count : 1;
+          for (int64_t c = first; c < first + count; c += step) {
+            const int64_t slice = depth * shape.stride[0] + c % kernel_depth * shape.dilation[0] - shape.pad_begin[0];
+            const bool inside = slice >= 0 && slice < plan.in[0];
+            pack.source = inside ? images + (c / kernel_depth * plan.in[0] + slice) * in_plane : nullptr;
+            pack.channels = static_cast<size_t>(step);
+            pack.target = scratch.data() + (c - first) * plan.channel_stride;
+            isa.pack(pack);
+          }
+        }
+        const auto some_rows = [&](int64_t begin, int64_t end) {
+          TileJob job{};
+          job.values = weights_.values();
+          job.offsets = plan.offsets;
+          job.segments = plan.segments + split;
+          job.segment_step = static_cast<size_t>(plan.splits);
+          job.first_row = static_cast<size_t>(begin);
+          job.last_row = static_cast<size_t>(end);
+          job.offset_scale = plan.offset_scale;
+          job.output_stride = static_cast<size_t>(out_stride);
+          float* const output = call.y + at + begin * out_stride;
+          const float* const residual = call.residual ? call.residual + at + begin * out_stride : nullptr;
+          set_epilogue(job, split, plan.splits, bias, residual);
+          tiles(call, job, input, output, residual, rows, columns, plan.out[2], 1);
+        };
+        if (share_rows) {
+          const std::vector<int64_t> bounds = balanced_rows(weights_.row_start(), first_row, first_row + group_rows, threads);
+          for_each(call.parallel, bounds.size() - 1, [&](size_t i) { some_rows(bounds[i], bounds[i + 1]); });
+        } else {
+          some_rows(first_row, first_row + group_rows);
+        }
+      }
+      const bool whole_rows = columns == plan.out[2];
+      for (int64_t o = first_row; low_ != 0 && epilogue_.activation != Activation::none && o < first_row + group_rows; ++o) {
+        for (int64_t r = 0; r < (whole_rows ? 1 : rows); ++r) {
+          finish_rows(call.y + at + o * out_stride + r * plan.out[2], static_cast<size_t>(whole_rows ? rows * columns : columns));
+        }
+      }
+    }
+  };
+  if (share_rows) {
+    for (size_t i = 0; i < static_cast<size_t>(items); ++i) item(i);
+  } else {
+    for_each(call.parallel, static_cast<size_t>(items), item);
+  }
+}
+
+void SparseConv::run_lanes(const Call& call) const {
+  const Plan& plan = call.plan;
+  const ConvShape& shape = plan.shape;
+  const Compute& isa = compute();
+  const int64_t lanes = plan.choice.lanes;
+  const int64_t in_plane = plan.in[1] * plan.in[2], out_plane = plan.out[1] * plan.out[2];
+  const int64_t groups_of_images = ceil_div(call.batch, lanes);
+  const int64_t group_rows = shape.group_rows();
+  const float* const bias = epilogue_.bias.empty() ? nullptr : epilogue_.bias.data();
+  const int64_t result_floats = round_up(group_rows * out_plane * lanes, isa.lanes);
+
+  const auto item = [&](size_t index) {
+    const int64_t first_image = static_cast<int64_t>(index) / shape.group * lanes;
+    const int64_t group = static_cast<int64_t>(index) % shape.group;
+    const int64_t images = std::min(lanes, call.batch - first_image);
+    const int64_t first_row = group * group_rows;
+    const Scratch scratch(plan.scratch_floats);
+    const Scratch result(static_cast<size_t>(result_floats));
+    // Borders are never written by pack_lanes, whichever split it is: cleared once.
+    std::fill_n(scratch.data(), plan.scratch_floats, 0.0f);
+    for (int64_t split = 0; split < plan.splits; ++split) {
+      const int64_t first = split * plan.choice.split_channels;
+      const int64_t count = std::min(plan.choice.split_channels, plan.channels - first);
+      const LanePackJob pack{call.x + (first_image * shape.in_channels + group * shape.group_channels() + first) * in_plane,
+                             static_cast<size_t>(shape.in_channels * in_plane), static_cast<size_t>(images), static_cast<size_t>(lanes),
+                             static_cast<size_t>(count), static_cast<size_t>(in_plane), plan.lane_positions.data(),
+                             static_cast<size_t>(plan.channel_stride), scratch.data()};
+      isa.pack_lanes(pack);
+      TileJob job{};
+      job.values = weights_.values();
+      job.offsets = plan.offsets;
+      job.segments = plan.segments + split;
+      job.segment_step = static_cast<size_t>(plan.splits);
+      job.first_row = static_cast<size_t>(first_row);
+      job.last_row = static_cast<size_t>(first_row + group_rows);
+      job.offset_scale = plan.offset_scale;
+      job.output_stride = static_cast<size_t>(out_plane * lanes);
+      set_epilogue(job, split, 2 * plan.splits, bias, nullptr);  // never the last: unpacking bounds the results
+      tiles(call, job, scratch.data(), result.data(), nullptr, plan.out[1], plan.out[2], plan.out[2] * lanes, lanes);
+    }
+    const int64_t at = (first_image * shape.out_channels + first_row) * out_plane;
+    LaneUnpackJob unpack{result.data(), static_cast<size_t>(group_rows * out_plane), static_cast<size_t>(lanes), static_cast<size_t>(images),
+                         call.y + at, call.residual ? call.residual + at : nullptr, static_cast<size_t>(shape.out_channels * out_plane),
+                         low_, high_};
+    isa.unpack_lanes(unpack);
+    for (int64_t i = 0; low_ != 0 && epilogue_.activation != Activation::none && i < images; ++i) {
+      finish_rows(call.y + at + i * shape.out_channels * out_plane, static_cast<size_t>(group_rows * out_plane));
+    }
+  };
+  for_each(call.parallel, static_cast<size_t>(groups_of_images * shape.group), item);
+}
+
+void SparseConv::run_vector(const Call& call) const {
+  const int64_t rows = weights_.rows();
+  const int64_t parts = thread_count(call.parallel);
+  const std::vector<int64_t> bounds = balanced_rows(weights_.row_start(), 0, rows, parts);
+  for_each(call.parallel, static_cast<size_t>(parts), [&](size_t part) {
+    for (int64_t image = 0; image < call.batch; ++image) {
+      const int64_t begin = bounds[part], end = bounds[part + 1], at = image * rows + begin;
+      TileJob job{};
+      job.values = weights_.values();
+      job.offsets = weights_.narrow_columns();
+      job.segments = weights_.row_start().data();
+      job.segment_step = 1;
+      job.first_row = static_cast<size_t>(begin);
+      job.last_row = static_cast<size_t>(end);
+      job.input = call.x + image * weights_.columns();
+      job.offset_scale = 1;
+      job.output = call.y + at;
+      job.output_stride = 1;
+      set_epilogue(job, 0, 1, epilogue_.bias.empty() ? nullptr : epilogue_.bias.data(), call.residual ? call.residual + at : nullptr);
+      compute().dot(job);
+      finish_rows(job.output, static_cast<size_t>(end - begin));
+    }
+  });
+}
+
+void SparseConv::run_naive(const Call& call) const {
+  const Plan& plan = call.plan;
+  const ConvShape& shape = plan.shape;
+  const Extents &in = plan.in, &out = plan.out;
+  const int64_t taps = shape.taps(), group_rows = shape.group_rows();
+  for_each(call.parallel, static_cast<size_t>(call.batch * shape.out_channels), [&](size_t index) {
+    const int64_t image = static_cast<int64_t>(index) / shape.out_channels, row = static_cast<int64_t>(index) % shape.out_channels;
+    const float* const images = call.x + (image * shape.in_channels + row / group_rows * shape.group_channels()) * product(in);
+    float* const result = call.y + static_cast<int64_t>(index) * product(out);
+    std::fill_n(result, product(out), epilogue_.bias.empty() ? 0.0f : epilogue_.bias[static_cast<size_t>(row)]);
+    for (uint32_t i = weights_.row_start()[static_cast<size_t>(row)]; i < weights_.row_start()[static_cast<size_t>(row) + 1]; ++i) {
+      const int64_t column = weights_.column(i), tap = column % taps;
+      const Extents at{tap / (shape.kernel[1] * shape.kernel[2]), tap / shape.kernel[2] % shape.kernel[1], tap % shape.kernel[2]};
+      const float* const plane = images + column / taps * product(in);
+      for (int64_t position = 0; position < product(out); ++position) {
+        const Extents to{position / (out[1] * out[2]), position / out[2] % out[1], position % out[2]};
+        bool inside = true;
+        int64_t from = 0;
+        for (size_t axis = 0; axis < 3; ++axis) {
+          const int64_t p = to[axis] * shape.stride[axis] + at[axis] * shape.dilation[axis] - shape.pad_begin[axis];
+          inside = inside && p >= 0 && p < in[axis];
+          from = from * in[axis] + p;
+        }
+        // Padding times an infinite weight is not a number in the dense layer, and here.
+        result[position] += weights_.values()[i] * (inside ? plane[from] : 0.0f);
+      }
+    }
+    for (int64_t position = 0; position < product(out); ++position) {
+      float value = result[position];
+      if (call.residual) value += call.residual[static_cast<int64_t>(index) * product(out) + position];
+      value = low_ > value ? low_ : value;
+      result[position] = high_ < value ? high_ : value;
+    }
+    finish_rows(result, static_cast<size_t>(product(out)));
+  });
+}
+
+std::unique_ptr<ConvKernel> make_conv(const ConvSpec& spec, SparseMatrix weights, Epilogue epilogue) {
+  return std::make_unique<SparseConv>(spec, std::move(weights), std::move(epilogue));
+}
+
+}  // namespace hwprune

@@ -1,0 +1,68 @@
+// How one layer is computed for one input shape: in which layout the input is copied, in which blocks and
+// tiles the output is walked, and where in the copy every nonzero finds its input.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "compute_api.h"
+#include "geometry.h"
+#include "weights.h"
+
+namespace hwprune {
+
+// What the tiles read.
+enum class Layout {
+  direct,    // the input itself: pointwise layers with few nonzeros per input
+  padded,    // one copy with zero borders: taps are shifts inside a row, loads are mostly unaligned
+  expanded,  // one copy per kernel column, rows as long as output rows: tiles run on over rows
+  lanes,     // batch in the innermost axis: every shift is aligned, the input is transposed
+  naive,     // no layout fits 16-bit offsets (huge dilated kernels): plain loops
+};
+
+// The choices; everything else of a plan follows from them.
+struct PlanChoice {
+  Layout layout = Layout::naive;
+  int64_t block_rows = 1, block_columns = 1;  // output positions whose input is copied together
+  int64_t split_channels = 1;                 // channels (times kernel depth) copied together
+  int64_t lanes = 1;                          // images side by side, Layout::lanes only
+  double cost = 0;                            // estimated cycles for one image of one group of channels
+};
+
+struct Plan {
+  PlanChoice choice;
+  // The problem with trivial axes folded: a pointwise layer is a single row.
+  Extents in{1, 1, 1}, out{1, 1, 1};
+  ConvShape shape;
+  int64_t channels = 0;  // of one group, times kernel depth: what is copied
+  int64_t splits = 1;
+  std::vector<PackPlane> planes;
+  int64_t row_stride = 0, channel_stride = 0;  // floats (times lanes)
+  size_t scratch_floats = 0;                   // for one split of one block, slack included
+  size_t offset_scale = 1;
+  const uint16_t* offsets = nullptr;           // own_offsets, or the weights' columns
+  std::vector<uint16_t> own_offsets;
+  std::vector<uint32_t> own_segments;          // splits > 1: [row][split] first nonzero, one past the end
+  const uint32_t* segments = nullptr;
+  std::vector<int32_t> lane_positions;         // Layout::lanes: offset of every input position, or -1
+
+  bool linear() const { return choice.layout != Layout::padded && choice.layout != Layout::lanes; }
+  size_t resident_bytes() const;
+};
+
+// The shape with axes folded that a kernel of one does not look across.
+void fold(ConvShape& shape, Extents& in, Extents& out);
+
+// Every sensible way, cheapest first; never empty. `threads` bounds how large a block may be.
+std::vector<PlanChoice> candidates(const ConvShape& shape, const Extents& in, const Weights& weights, int64_t batch, int threads);
+
+std::shared_ptr<const Plan> make_plan(const ConvShape& shape, const Extents& in, const Weights& weights, const PlanChoice& choice);
+
+// Tile shape for an output row of `vectors` vectors and `rows` rows.
+struct TileShape {
+  int64_t vectors, rows;
+};
+TileShape tile_shape(int64_t vectors, int64_t rows);
+
+}  // namespace hwprune
