@@ -2,6 +2,7 @@
 
     artifact = hwprune.compile(model, target="jetson-nano", data="cifar10:DIR", budget="64KiB")
     layers = hwprune.csr_arrays(artifact.path)
+    session = hwprune.session(artifact.path)  # onnxruntime, with sparse kernels
 
 Names are imported when they are used: reading an artifact needs no torch.
 """
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
     from hwprune.errors import HwpruneError
     from hwprune.export.artifact import csr_arrays, read_artifact
     from hwprune.ir import Artifact, Verdict
+    from hwprune.kernels import register_kernels, session
 
-__all__ = ["Artifact", "HwpruneError", "Verdict", "compile", "csr_arrays", "read_artifact"]
+__all__ = [
+    "Artifact", "HwpruneError", "Verdict", "compile", "csr_arrays", "read_artifact",
+    "register_kernels", "session",
+]  # fmt: skip
 
 _HOME = {
     "Artifact": "hwprune.ir",
@@ -26,6 +31,8 @@ _HOME = {
     "compile": "hwprune.api",
     "csr_arrays": "hwprune.export.artifact",
     "read_artifact": "hwprune.export.artifact",
+    "register_kernels": "hwprune.kernels",
+    "session": "hwprune.kernels",
 }
 
 

@@ -10,6 +10,7 @@
     |   +-- ArtifactError           2  an artifact that cannot be read
     |   +-- ExportError             2  the network cannot be expressed for this target
     |   +-- OutputError             2  the output folder
+    |   +-- KernelsError            2  the library of sparse kernels is absent or refused
     +-- LimitError                  3  a --require or the budget in `check` is not met
     +-- InfeasibleError             4  the floor is above the budget
     +-- VerificationError           5  what was written is not what was promised
@@ -74,6 +75,10 @@ class ExportError(InputError):
 
 class OutputError(InputError):
     """The output folder cannot be written, or holds somebody else's files."""
+
+
+class KernelsError(InputError):
+    """The library of sparse kernels is absent, or onnxruntime refuses it."""
 
 
 class LimitError(HwpruneError):

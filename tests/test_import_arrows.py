@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sparsity": set(),
     "encoding": set(),
     "report": set(),
-    "kernels": {"encoding"},
+    "kernels": set(),
     "firmware": {"encoding"},
     "budget": {"encoding", "targets"},
     "export": {"encoding"},

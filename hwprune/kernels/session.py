@@ -1,0 +1,175 @@
+"""onnxruntime sessions that run packed layers with hwprune's kernels.
+
+    session = hwprune.session("model.onnx", threads=1)
+    session.run(None, {"x": image})
+    session.hwprune.registered       # the operators that run kernels
+    session.hwprune.reason           # None, or why none does
+
+The same file runs without the kernels, by the functions that it carries.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hwprune.errors import ArtifactError, KernelsError
+from hwprune.kernels import library
+
+CPU = "CPUExecutionProvider"
+# A node's op_type in protocol buffers: field 4, a length of one byte, the name. Layers that are stored
+# dense ("Dense...") are left to onnxruntime's own operators, which are faster there.
+_OP_TYPE = re.compile(rb"\x22([\x04-\x7f])(Csr[A-Za-z0-9]+)")
+
+# A provider is a name, or a name with its options.
+Provider = str | tuple[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Which of its two speeds a session runs a file at.
+
+    Attributes:
+        registered: the operators that run kernels.
+        reason: why none does, or None.
+    """
+
+    registered: tuple[str, ...]
+    reason: str | None
+
+
+# What was registered with which options: the same names twice are an error in onnxruntime.
+_registered: weakref.WeakKeyDictionary[Any, frozenset[str] | None] = weakref.WeakKeyDictionary()
+
+
+def register_kernels(session_options: Any, path_or_bytes: str | Path | bytes | None = None) -> None:
+    """Register the kernels with an ``onnxruntime.SessionOptions``, for sessions on the CPU.
+
+    Set ``intra_op_num_threads`` before: the kernels divide their work by it. Options can be used
+    for many sessions, and registering twice changes nothing.
+
+    Args:
+        session_options: changed.
+        path_or_bytes: the artifact for whose operators there shall be kernels. None: for all that
+            are stored sparse, thousands, which makes each session half a second later.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+        KernelsError: this installation has no library, onnxruntime refuses it, or other operators
+            were registered with these options before.
+    """
+    library.loaded()
+    if path_or_bytes is None:
+        _register(session_options, None)
+    else:
+        _register(session_options, _known_names(path_or_bytes))
+
+
+def _register(options: Any, names: Sequence[str] | None) -> None:
+    if names is not None and not names:
+        return
+    if options in _registered:
+        before = _registered[options]
+        if before is None or (names is not None and before.issuperset(names)):
+            return
+        raise KernelsError(
+            "these session options have the kernels of another file registered",
+            hint="Use other options, or register_kernels(options) without a file before.",
+        )
+    library.choose(names, int(options.intra_op_num_threads))
+    try:
+        options.register_custom_ops_library(str(library.path()))
+    # onnxruntime's exceptions have no common base that is public.
+    except Exception as error:
+        raise KernelsError(
+            f"onnxruntime refuses hwprune's kernels: {error}",
+            hint="hwprune.session(..., kernels=False) runs the file without them, at dense speed.",
+        ) from error
+    _registered[options] = None if names is None else frozenset(names)
+
+
+def session(
+    path_or_bytes: str | Path | bytes,
+    *,
+    providers: Sequence[Provider] | None = None,
+    session_options: Any = None,
+    threads: int | None = None,
+    kernels: bool = True,
+) -> Any:
+    """Return an ``onnxruntime.InferenceSession`` that runs packed layers with kernels.
+
+    Where there is no library, where the first provider is not the CPU, or where the file has no
+    packed layer, the session runs the functions of the file; its attribute ``hwprune`` (a
+    ``Speed``) says so. Arrays that are malformed are an error and never a reason to do so.
+
+    Args:
+        path_or_bytes: the artifact.
+        providers: as onnxruntime takes them; the CPU by default.
+        session_options: an ``onnxruntime.SessionOptions``; changed.
+        threads: onnxruntime's ``intra_op_num_threads``; None leaves the options as they are.
+        kernels: False for stock speed.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+        KernelsError: onnxruntime refuses the kernels.
+    """
+    import onnxruntime
+
+    chosen = [CPU] if providers is None else list(providers)
+    options = onnxruntime.SessionOptions() if session_options is None else session_options
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    speed = _speed(path_or_bytes, chosen, kernels)
+    if speed.registered:
+        _register(options, speed.registered)
+    source = str(path_or_bytes) if isinstance(path_or_bytes, Path) else path_or_bytes
+    made = onnxruntime.InferenceSession(source, options, providers=chosen)
+    made.hwprune = speed
+    return made
+
+
+def operator_names(path_or_bytes: str | Path | bytes) -> tuple[str, ...]:
+    """Return what a file may name of our sparse operators, sorted, without reading it as ONNX.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
+    if isinstance(path_or_bytes, bytes):
+        return _scan(path_or_bytes)
+    try:
+        with Path(path_or_bytes).open("rb") as file:
+            # An empty file cannot be mapped.
+            if not file.seek(0, 2):
+                return ()
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _scan(data)
+    except OSError as error:
+        raise ArtifactError(f"{path_or_bytes} cannot be read: {error.strerror}") from None
+
+
+def _scan(data: bytes | mmap.mmap) -> tuple[str, ...]:
+    found = {(match[1][0], match[2]) for match in _OP_TYPE.finditer(data)}
+    return tuple(sorted({name[:length].decode() for length, name in found if len(name) >= length}))
+
+
+def _known_names(source: str | Path | bytes) -> tuple[str, ...]:
+    return tuple(name for name in operator_names(source) if library.knows(name))
+
+
+def _speed(source: str | Path | bytes, providers: Sequence[Provider], kernels: bool) -> Speed:
+    if not kernels:
+        return Speed((), "kernels=False")
+    first = providers[0] if providers else CPU
+    if (first if isinstance(first, str) else first[0]) != CPU:
+        return Speed((), f"the first provider is {first}, and the kernels are for {CPU}")
+    try:
+        library.loaded()
+    except KernelsError as error:
+        return Speed((), error.message)
+    names = _known_names(source)
+    return Speed(names, None if names else "the file has no packed layer that a kernel is for")
