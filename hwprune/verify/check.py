@@ -14,7 +14,7 @@ from hwprune.errors import HwpruneError, LimitError, UsageError, VerificationErr
 from hwprune.export.artifact import ArtifactFile, read_artifact
 from hwprune.ir import LimitResult
 from hwprune.units import format_bytes
-from hwprune.verify import beside, integrity, latency, runner
+from hwprune.verify import beside, integrity, latency, runner, speeds
 from hwprune.verify.fields import FIELDS
 from hwprune.verify.limits import Context, Limit, evaluate, explain, why_not
 from hwprune.verify.outcome import SCOPE_HOST, SCOPE_UNLINKED, CheckResult, Log, TargetFacts
@@ -33,8 +33,9 @@ def check(
     Args:
         path: the file. A report.json beside it that speaks of it is held against it.
         target: its budget, opset, IR version, codecs and value types become part of the gate.
-        limits: size, nonzeros and sparsity are counted in the file, latency is measured here, the
-            rest comes from the report beside it, where that was written for exactly this file.
+        limits: size, nonzeros and sparsity are counted in the file, latency is measured here (with
+            native kernels too, where they can run the file), the rest comes from the report beside
+            it, where that was written for exactly this file.
         threads: for latency limits.
         runs: for latency limits.
     """
@@ -60,9 +61,15 @@ def check(
     else:
         log.skip("report beside", f"no {beside.REPORT_NAME} beside it speaks of this file")
     if sound:
-        log.step("runs in onnxruntime", lambda: _runs(path))
+        ran = log.step("runs in onnxruntime", lambda: _runs(path))
     else:
+        ran = False
         log.skip("runs in onnxruntime", "the onnx checker refuses the file")
+    alone = speeds.why_one_speed(artifact) or (None if ran else "it does not run in onnxruntime")
+    if alone is None:
+        log.step("native kernels agree", lambda: speeds.describe(speeds.compare_speeds(path)))
+    else:
+        log.skip("native kernels agree", alone)
     if target is not None:
         log.step("target's runtime", lambda: _suits(artifact, target))
     budget = _budget(target, matching)
@@ -220,7 +227,7 @@ def _limits(
                 f"cannot be measured by check: {reason}", hint=f"{keep}leave the limit out"
             )
         if _is_live(limit) and not live:
-            live.update(_stock(artifact.path, threads=threads, runs=runs))
+            live.update(_measured(artifact, threads=threads, runs=runs))
         result = evaluate(limit, {**record, "latency": live} if _is_live(limit) else record)
         results.append(result)
         sentence = explain(limit, result)
@@ -237,7 +244,7 @@ def _is_live(limit: Limit) -> bool:
     """Return whether a limit is about this file's own latency, which is measured here and now."""
     if FIELDS[limit.field].need != "latency" or limit.relative:
         return False
-    return not limit.field.startswith(("latency.dense", "latency.kernels"))
+    return not limit.field.startswith("latency.dense")
 
 
 def _unmeasurable(
@@ -254,6 +261,7 @@ def _unmeasurable(
         dense=known,
         run=known,
         layers=known or bool(artifact.layers),
+        no_kernels=speeds.why_one_speed(artifact),
     )
     reason = why_not(limit, context)
     if reason is not None and not known and FIELDS[limit.field].need in ("labels", "parity"):
@@ -278,12 +286,13 @@ def _counted(artifact: ArtifactFile, promised: Mapping[str, Any]) -> dict[str, A
     return {**promised, "artifact": {"bytes": artifact.bytes}, "result": result}
 
 
-def _stock(path: str, *, threads: int, runs: int) -> dict[str, Any]:
-    measured = latency.measure({"stock": path}, threads=threads, runs=runs)["stock"]
+def _measured(artifact: ArtifactFile, *, threads: int, runs: int) -> dict[str, Any]:
+    """Return the latency of a file at each of its speeds, as a report has it."""
+    files = {"stock": artifact.path}
+    if speeds.why_one_speed(artifact) is None:
+        files["kernels"] = artifact.path
+    found = latency.measure(files, threads=threads, runs=runs, kernels={"kernels"})
     return {
-        "stock": {
-            "p50_ms": measured.p50_ms,
-            "p90_ms": measured.p90_ms,
-            "load_ms": measured.load_ms,
-        }
+        label: {"p50_ms": result.p50_ms, "p90_ms": result.p90_ms, "load_ms": result.load_ms}
+        for label, result in found.items()
     }

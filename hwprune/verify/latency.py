@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ def measure(
     runs: int = 100,
     warmup: int = 10,
     seed: int = 0,
+    kernels: Collection[str] = (),
 ) -> dict[str, LatencyResult]:
     """Measure files in turn, A B A B, so that a busy moment of the machine meets all of them.
 
@@ -63,6 +64,7 @@ def measure(
         runs: timed runs of each file.
         warmup: runs before that.
         seed: of the random inputs.
+        kernels: the labels whose file runs with native kernels.
 
     Returns:
         one result per label.
@@ -79,7 +81,7 @@ def measure(
     for _ in range(_LOADS):
         for label, path in files.items():
             start = time.perf_counter()
-            sessions[label] = runner.open_session(path, threads=threads)
+            sessions[label] = runner.open_session(path, threads=threads, kernels=label in kernels)
             loads[label].append(_since(start))
     arrays = list(inputs.values()) if isinstance(inputs, Mapping) else inputs
     given = {

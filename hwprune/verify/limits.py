@@ -62,6 +62,7 @@ class Context:
         dense: whether a dense file is measured beside (limits such as ``0.5x``).
         run: whether a run's own numbers are known: budget, epochs, seconds.
         layers: whether there are packed layers to count nonzeros in.
+        no_kernels: why native kernels will not run, None where they will.
     """
 
     kind: Literal["linux", "microcontroller"] | None = None
@@ -71,6 +72,7 @@ class Context:
     dense: bool = True
     run: bool = True
     layers: bool = True
+    no_kernels: str | None = "no native kernels are installed"
 
 
 def parse_limit(text: str) -> Limit:
@@ -119,8 +121,8 @@ def why_not(limit: Limit, context: Context) -> str | None:
             return "this host's latency says nothing about a microcontroller"
         if not context.latency:
             return "latency is not measured in this run"
-        if limit.field.startswith("latency.kernels"):
-            return "no native kernels are installed"
+        if limit.field.startswith("latency.kernels") and context.no_kernels is not None:
+            return context.no_kernels
         if (limit.relative or limit.field.startswith("latency.dense")) and not context.dense:
             return "there is no dense file to measure beside it"
     if field.need == "parity" and not context.parity:

@@ -6,22 +6,39 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from hwprune.errors import VerificationError
 
 _TIMEOUT_S = 300
+# Where this very package is found, whatever the folder that the process starts in.
+_PACKAGES = str(Path(__file__).resolve().parents[2])
 # A fresh process: what this one has allocated before would hide the file's own share.
 _SCRIPT = """
-import json, sys
+import ctypes, gc, json, sys
 import numpy, onnxruntime, psutil
-me = psutil.Process()
+
+def resident():
+    gc.collect()
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc: what was freed is given back
+        ctypes.CDLL(None).malloc_trim(0)
+    return psutil.Process().memory_info().rss
+
+weights = None
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
 options.log_severity_level = 4
-before = me.memory_info().rss
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-after = me.memory_info().rss
-print(json.dumps({"before": before, "after": after}))
+if sys.argv[2]:
+    sys.path.insert(0, sys.argv[2])
+    from hwprune import kernels
+    kernels.status()  # loads the library, which is not the file's
+    before = resident()
+    session = kernels.session(sys.argv[1], session_options=options)
+    weights = kernels.resident_bytes()
+else:
+    before = resident()
+    session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+print(json.dumps({"before": before, "after": resident(), "weights": weights}))
 """
 
 
@@ -32,22 +49,29 @@ class MemoryResult:
     Attributes:
         resident_bytes: Python, onnxruntime and the loaded file together.
         added_bytes: what loading the file added (never below 0; pages that the allocator already
-            held are not seen, and what the parser released may still be counted).
+            held are not seen).
+        weight_bytes: what the native kernels hold for their weights, as they count it; None where
+            they did not run, since onnxruntime does not count its own.
     """
 
     resident_bytes: int
     added_bytes: int
+    weight_bytes: int | None = None
 
 
-def resident(path: str) -> MemoryResult:
+def resident(path: str, *, kernels: bool = False) -> MemoryResult:
     """Load a file in a fresh process and return that process's resident memory.
+
+    Args:
+        path: the file.
+        kernels: load it with native kernels, which must be installed.
 
     Raises:
         VerificationError: the process fails, so the file does not load.
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _SCRIPT, path],
+            [sys.executable, "-c", _SCRIPT, path, _PACKAGES if kernels else ""],
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,
@@ -59,4 +83,5 @@ def resident(path: str) -> MemoryResult:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise VerificationError(f"{path} does not load in a fresh process: {last[0][:400]}")
     found = json.loads(done.stdout.splitlines()[-1])
-    return MemoryResult(found["after"], max(0, found["after"] - found["before"]))
+    added = max(0, found["after"] - found["before"])
+    return MemoryResult(found["after"], added, found["weights"])

@@ -35,6 +35,7 @@ def compare(
     *,
     batch: int = 128,
     threads: int = 1,
+    kernels: bool = False,
 ) -> Parity:
     """Run a file in onnxruntime and compare its outputs with the references.
 
@@ -44,6 +45,7 @@ def compare(
         references: one array per output, in the file's order.
         batch: samples a run, where the file does not fix it.
         threads: of onnxruntime.
+        kernels: run the file with native kernels.
 
     Raises:
         ArtifactError: there is no such file.
@@ -52,7 +54,7 @@ def compare(
     """
     arrays = list(feeds.values()) if isinstance(feeds, Mapping) else list(feeds)
     expected = list(references.values()) if isinstance(references, Mapping) else list(references)
-    session = runner.open_session(path, threads=threads)
+    session = runner.open_session(path, threads=threads, kernels=kernels)
     names = [entry.name for entry in session.get_outputs()]
     outputs = runner.run_in_batches(session, arrays, batch=batch)
     if len(outputs) != len(expected):

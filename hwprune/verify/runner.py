@@ -9,7 +9,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from hwprune.errors import ArtifactError, UsageError, VerificationError
+from hwprune.errors import ArtifactError, HwpruneError, UsageError, VerificationError
+from hwprune.kernels import session as native_session
 
 Arrays = Sequence[NDArray[Any]]
 
@@ -30,19 +31,28 @@ _DTYPES: Mapping[str, str] = {
 }
 
 
-def open_session(path: str, *, threads: int = 1) -> Any:
+def open_session(path: str, *, threads: int = 1, kernels: bool = False) -> Any:
     """Return an ``onnxruntime.InferenceSession`` on the CPU.
+
+    Args:
+        path: the file.
+        threads: of the pool within operators.
+        kernels: register hwprune's operator library, which must be installed.
 
     Raises:
         ArtifactError: there is no such file.
-        VerificationError: this host's onnxruntime does not load it.
+        VerificationError: this host's onnxruntime does not load it, or refuses the library.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL_ONLY
     try:
+        if kernels:
+            return _native(path, options)
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except HwpruneError:
+        raise
     except Exception as error:  # onnxruntime's exceptions share no base below Exception
         if "NO_SUCHFILE" in str(error) or type(error).__name__ == "NoSuchFile":
             raise ArtifactError(f"there is no file {path}") from None
@@ -50,6 +60,13 @@ def open_session(path: str, *, threads: int = 1) -> Any:
             f"{path} does not load in onnxruntime {ort.__version__}: {_first_line(error)}",
             hint="the file may be damaged, or need a newer onnxruntime than this host has",
         ) from None
+
+
+def _native(path: str, options: Any) -> Any:
+    session = native_session(path, session_options=options)
+    if not session.hwprune.registered:
+        raise VerificationError(f"{path} does not run with kernels: {session.hwprune.reason}")
+    return session
 
 
 def run(session: Any, arrays: Arrays) -> list[NDArray[Any]]:
