@@ -10,7 +10,7 @@ import click
 
 from hwprune.cli.main import print_json
 from hwprune.cli.modelling import load, model_options
-from hwprune.cli.options import console, json_option, require_option
+from hwprune.cli.options import VALUES, console, json_option, require_option
 from hwprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     help="bidirectional (the default), iterative, one-shot, cubic, cyclic or dense.",
 )  # fmt: skip
 @click.option(
-    "--values", default="auto", show_default=True, metavar="auto|fp32|fp16|int8",
-    type=click.Choice(["auto", "fp32", "fp16", "int8"]), help="The type of the stored weights.",
+    "--values", default="auto", show_default=True, type=VALUES,
+    metavar="auto|TYPE",
+    help="The type of the stored weights: fp32, fp16 or int8; int4, codebook16 or codebook256, "
+    "which auto never takes.",
 )  # fmt: skip
 @click.option(
     "--epochs", type=click.IntRange(0), metavar="N",

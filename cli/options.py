@@ -79,6 +79,8 @@ class TargetType(_ParamType):
 
 
 SIZE, LIMIT, TARGET = SizeType(), LimitType(), TargetType()
+# Those of hwprune.ir, which is not imported for a line of help.
+VALUES = click.Choice(["auto", "fp32", "fp16", "int8", "int4", "codebook16", "codebook256"])
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout; text goes to stderr."

@@ -9,7 +9,7 @@ import click
 
 from hwprune.cli.main import print_json
 from hwprune.cli.modelling import load, model_options
-from hwprune.cli.options import console, json_option
+from hwprune.cli.options import VALUES, console, json_option
 
 if TYPE_CHECKING:
     from hwprune.ir import Plan, ValueType
@@ -24,8 +24,9 @@ _MOST_LAYERS = 40
 @model_options
 @click.option(
     "--values", default="auto", show_default=True,
-    type=click.Choice(["auto", "fp32", "fp16", "int8"]),
-    help="The type of the stored weights; auto shows each that the target can decode.",
+    type=VALUES, metavar="auto|TYPE",
+    help="The type of the stored weights: fp32, fp16 or int8 (auto shows each that the target can "
+    "decode), int4, codebook16 or codebook256.",
 )  # fmt: skip
 @json_option
 def command(

@@ -12,10 +12,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-ValueType = Literal["fp32", "fp16", "int8"]
-VALUE_TYPES: tuple[ValueType, ...] = ("fp32", "fp16", "int8")
+ValueType = Literal["fp32", "fp16", "int8", "int4", "codebook16", "codebook256"]
+VALUE_TYPES: tuple[ValueType, ...] = ("fp32", "fp16", "int8", "int4", "codebook16", "codebook256")
 
-CodecName = Literal["cols8", "cols16", "gap8", "gap16", "dense"]
+CodecName = Literal["cols8", "cols16", "gap4", "gap8", "gap16", "bitmap", "rice", "dense"]
 
 
 # -- the model and its data ---------------------------------------------------------------------
@@ -220,7 +220,8 @@ class Packed:
         shape: the dense shape.
         codec: how positions are stored.
         value_type: how values are stored.
-        arrays: the stored arrays by role (``values``, ``index``, ``counts``, ``scale``).
+        arrays: the stored arrays by role (``values``, ``index``, ``scale``, ``codebook``).
+        count: how many values are stored, where two share a byte and the array does not say it.
     """
 
     name: str
@@ -228,11 +229,12 @@ class Packed:
     codec: CodecName
     value_type: ValueType
     arrays: Mapping[str, NDArray[Any]]
+    count: int | None = None
 
     @property
     def nonzeros(self) -> int:
         """Return the number of stored values (for the dense codec: of all elements)."""
-        return int(self.arrays["values"].size)
+        return int(self.arrays["values"].size) if self.count is None else self.count
 
 
 @dataclass(frozen=True, slots=True)

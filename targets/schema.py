@@ -188,10 +188,15 @@ class Profile(Section):
     )
     codecs: Annotated[
         tuple[CodecName, ...], Field(min_length=1), AfterValidator(_all_different)
-    ] = Field(description='a list of "cols8", "cols16", "gap8", "gap16" and "dense"')
+    ] = Field(
+        description='a list of "cols8", "cols16", "gap4", "gap8", "gap16", "bitmap", "rice" '
+        'and "dense"'
+    )
     value_types: Annotated[
         tuple[ValueType, ...], Field(min_length=1), AfterValidator(_all_different)
-    ] = Field(description='a list of "fp32", "fp16" and "int8"')
+    ] = Field(
+        description='a list of "fp32", "fp16", "int8", "int4", "codebook16" and "codebook256"'
+    )
     cpu: CpuTable = Field(description="the table [cpu]")
     memory: MemoryTable = Field(description="the table [memory]")
     accelerator: AcceleratorTable | None = _optional("the table [accelerator]")

@@ -1,7 +1,8 @@
 """Bytes -> nonzeros: how many connections of a ranking fit a byte budget, exactly.
 
-A file grows with every connection: in every codec a further nonzero costs at least its value, and
-the cheapest of growing codecs grows too. So the largest prefix of a ranking that fits is found by
+A file never shrinks when a connection joins: in every codec a further nonzero costs at least its
+value (two of four bits share a byte), its index never gets shorter, and the cheapest of codecs that
+never shrink never does. So the largest prefix of a ranking that fits is found by
 bisection on exact sizes; the interval is first narrowed by secants, because sizes are nearly linear
 in the count.
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprune.encoding import VALUE_DTYPES, Encoding, FileCost
+from hwprune.encoding import CODECS, VALUE_BITS, Encoding, FileCost
 from hwprune.errors import InfeasibleError
 from hwprune.ir import LayerPlan, Masks, Plan, Ranking, ValueType
 from hwprune.units import format_bytes
@@ -90,18 +91,21 @@ class Prefixes:
 def ranking_limit(cost: FileCost, budget_bytes: int, value_type: ValueType) -> int:
     """Return how many connections a ranking needs at most: no file of this budget holds more.
 
-    A sparse nonzero costs its value and at least one byte of index; in a tensor that is stored
-    dense, which the file has room for or not as a whole, it costs its value.
+    A sparse nonzero costs its value and what the thriftiest codec spends on its position; in a
+    tensor that is stored dense, which the file has room for or not as a whole, it costs its value.
     """
-    width = VALUE_DTYPES[value_type].itemsize
+    value_bits, budget_bits = VALUE_BITS[value_type], 8 * budget_bytes
+    codecs = {codec for tensor in cost.tensors for codec in tensor.codecs(value_type)}
+    index_bits = min((CODECS[codec].least_bits for codec in codecs - {"dense"}), default=0)
     total = sum(tensor.weights for tensor in cost.tensors)
     whole = sum(
         tensor.weights
         for tensor in cost.tensors
-        if "dense" in tensor.codecs(value_type) and tensor.weights * width <= budget_bytes
+        if "dense" in tensor.codecs(value_type) and tensor.weights * value_bits <= budget_bits
     )
-    dense = min(whole, budget_bytes // width)
-    return max(1, min(total, dense + (budget_bytes - dense * width) // (width + 1) + 1))
+    dense = min(whole, budget_bits // value_bits)
+    sparse = (budget_bits - dense * value_bits) // (value_bits + index_bits)
+    return max(1, min(total, dense + sparse + 1))
 
 
 def fit(cost: FileCost, ranking: Ranking, budget_bytes: int, value_type: ValueType) -> Fit:
@@ -131,7 +135,7 @@ def _longest(
     if whole.file_bytes <= budget_bytes:
         return high, whole
     high_bytes = whole.file_bytes
-    width = VALUE_DTYPES[value_type].itemsize
+    width = VALUE_BITS[value_type] / 8
     secants = 0
     while high - low > 1:
         guess = (low + high) // 2

@@ -2,7 +2,8 @@
 
 A function body is paid once however many tensors use it, so the choice is not separate per tensor.
 Sets of codecs are bit masks here, and every set is looked at, by a few array operations for all
-of them at once: the work grows with the number of kinds of node, not with their combinations.
+of them at once: the work grows with the number of kinds of node, not with their combinations. What
+does not depend on sizes is worked out once, since a solver asks for the best choice many times.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _NEVER = 1 << 40
 # may take a byte less.
 _TIE_BITS = 20
 _NEVER_KEY = _NEVER << _TIE_BITS
-_FEW = 256
+_FEW = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,49 +41,93 @@ class _Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class _Option:
-    """One way to store a group: for each of its kinds the set of codecs to choose from."""
+class _Group:
+    """Kinds that share functions, and the ways to store them.
 
-    key: int
-    sets: tuple[int, ...]
+    A group of several kinds comes from a tensor that several layers share. Its kinds choose from
+    one set, or, where they are few, from one codec each: all pairs of sets would be too many.
 
-
-def choose(
-    costs: Sequence[Mapping[CodecName, int]],
-    needs: Sequence[Needs],
-    functions: Mapping[str, int],
-) -> list[CodecName]:
-    """Return the codec of each tensor that makes tensors and functions together smallest.
-
-    Functions that every kind of tensor needs for a codec (its decoder) tie the kinds together: for
-    every set of codecs whose decoders are paid for, each group of kinds takes its own best subset.
-    What is chosen from does not depend on the sizes, so the smallest file grows where each of them
-    grows.
-
-    Args:
-        costs: bytes by codec, per tensor.
-        needs: the functions by codec, per tensor.
-        functions: the size of each function.
+    Attributes:
+        kinds: its kinds.
+        bodies: (sets,) the bytes of the functions that all kinds need for a set of codecs.
+        picks: (p, kinds) one codec for each kind; none where there are too many.
+        pick_bodies: (p,) the bytes of the functions that these need.
+        pick_sets: (p,) the codecs of a pick as a set.
     """
-    codecs = sorted({codec for cost in costs for codec in cost})
-    sizes = np.array([[cost.get(c, _NEVER) for c in codecs] for cost in costs], np.int64)
-    best = _cheapest(sizes)  # (sets, tensors)
-    groups, common = _groups(needs, codecs)
-    total = _summed([sum(functions[name] for name in common[c]) for c in codecs])
-    total = (total << _TIE_BITS) - total
-    tables = [_table(group, codecs, best, functions) for group in groups]
-    for keys, _ in tables:
-        total = np.minimum(total + _subset_minimum(keys), _NEVER_KEY)
-    paid = 1 + int(np.argmin(total[1:]))
-    chosen: dict[int, CodecName] = {}
-    for group, (_, options) in zip(groups, tables, strict=True):
-        possible = [option for used, option in options.items() if used & ~paid == 0]
-        picked = min(possible, key=lambda option: option.key)
-        for kind, members in zip(group, picked.sets, strict=True):
-            allowed = [n for n in range(len(codecs)) if members >> n & 1]
-            for number in kind.tensors:
-                chosen[number] = codecs[min(allowed, key=lambda n: int(sizes[number, n]))]
-    return [chosen[number] for number in range(len(costs))]
+
+    kinds: tuple[_Kind, ...]
+    bodies: NDArray[np.int64]
+    picks: NDArray[np.int64]
+    pick_bodies: NDArray[np.int64]
+    pick_sets: NDArray[np.int64]
+
+    def keys(self, best: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the key of each set that the kinds share, and of each pick."""
+        together = best[:, [number for kind in self.kinds for number in kind.tensors]]
+        shared = _keys(together.sum(axis=1), self.bodies)
+        shared[0] = _NEVER_KEY
+        graph = np.zeros(len(self.picks), np.int64)
+        for place, kind in enumerate(self.kinds):
+            if len(self.picks):
+                graph += best[:, kind.tensors].sum(axis=1)[1 << self.picks[:, place]]
+        return shared, _keys(graph, self.pick_bodies)
+
+
+def _keys(graph: NDArray[np.int64], bodies: NDArray[np.int64]) -> NDArray[np.int64]:
+    keys = (graph + bodies << _TIE_BITS) - bodies
+    return np.where(graph < _NEVER, keys, _NEVER_KEY)
+
+
+class Chooser:
+    """Chooses the codecs of one file's tensors, for any sizes that masks give them."""
+
+    def __init__(self, needs: Sequence[Needs], functions: Mapping[str, int]) -> None:
+        """Work out which tensors share which functions.
+
+        Args:
+            needs: the functions by codec, per tensor.
+            functions: the size of each function.
+        """
+        self._codecs = sorted({codec for need in needs for codec in need})
+        groups, common = _groups(needs, self._codecs)
+        shared = _summed([sum(functions[name] for name in common[c]) for c in self._codecs])
+        self._shared = (shared << _TIE_BITS) - shared
+        self._groups = [_prepared(group, self._codecs, functions) for group in groups]
+
+    def choose(self, costs: Sequence[Mapping[CodecName, int]]) -> list[CodecName]:
+        """Return the codec of each tensor that makes tensors and functions together smallest.
+
+        Functions that every kind of tensor needs for a codec (its decoder) tie the kinds together:
+        for every set of codecs whose decoders are paid for, each group of kinds takes its own best
+        subset. What is chosen from does not depend on the sizes, so the smallest file grows where
+        each of them grows.
+
+        Args:
+            costs: bytes by codec, per tensor.
+        """
+        codecs = self._codecs
+        sizes = np.array([[cost.get(c, _NEVER) for c in codecs] for cost in costs], np.int64)
+        best = _cheapest(sizes)  # (sets, tensors)
+        tables = [group.keys(best) for group in self._groups]
+        total = self._shared
+        for group, (shared, single) in zip(self._groups, tables, strict=True):
+            keys = shared.copy()
+            np.minimum.at(keys, group.pick_sets, single)
+            total = np.minimum(total + _subset_minimum(keys), _NEVER_KEY)
+        paid = 1 + int(np.argmin(total[1:]))
+        inside = np.arange(len(total)) & ~paid == 0
+        chosen = np.zeros(len(costs), np.int64)
+        for group, (shared, single) in zip(self._groups, tables, strict=True):
+            shared = np.where(inside, shared, _NEVER_KEY)
+            single = np.where(inside[group.pick_sets], single, _NEVER_KEY)
+            for place, kind in enumerate(group.kinds):
+                members = int(np.argmin(shared))
+                if single.size and single.min() < shared.min():
+                    members = 1 << int(group.picks[int(np.argmin(single)), place])
+                allowed = [n for n in range(len(codecs)) if members >> n & 1]
+                cheapest = np.argmin(sizes[np.ix_(kind.tensors, allowed)], axis=1)
+                chosen[kind.tensors] = np.take(allowed, cheapest)
+        return [codecs[number] for number in chosen]
 
 
 def _cheapest(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -113,43 +158,24 @@ def _subset_minimum(keys: NDArray[np.int64]) -> NDArray[np.int64]:
     return least
 
 
-def _table(
-    group: Sequence[_Kind],
-    codecs: Sequence[CodecName],
-    best: NDArray[np.int64],
-    functions: Mapping[str, int],
-) -> tuple[NDArray[np.int64], dict[int, _Option]]:
-    """Return the smallest key of a group by the set of codecs that it uses, and how it comes about.
-
-    A group of several kinds comes from a tensor that several layers share. Its kinds choose from
-    one set, or, where they are few, from one codec each: all pairs of sets would be too many.
-    """
-    together = best[:, [number for kind in group for number in kind.tensors]]
-    bodies = _union_bytes(group, codecs, functions)
-    possible = (together < _NEVER).all(axis=1)
-    sums = np.where(possible, together.sum(axis=1), _NEVER)
-    keys = np.where(possible, (sums + bodies << _TIE_BITS) - bodies, _NEVER_KEY)
-    keys[0] = _NEVER_KEY
-    options = {
-        members: _Option(int(keys[members]), (members,) * len(group))
-        for members in map(int, np.flatnonzero(keys < _NEVER_KEY))
-    }
+def _prepared(
+    group: Sequence[_Kind], codecs: Sequence[CodecName], functions: Mapping[str, int]
+) -> _Group:
+    picks: list[tuple[int, ...]] = []
     if len(group) > 1 and len(codecs) ** len(group) <= _FEW:
-        parts = [best[:, kind.tensors].sum(axis=1) for kind in group]
-        for picks in product(range(len(codecs)), repeat=len(group)):
-            graph = sum(int(part[1 << n]) for part, n in zip(parts, picks, strict=True))
-            if graph >= _NEVER:
-                continue
-            names = frozenset[str]().union(
-                *(kind.functions[codecs[n]] for kind, n in zip(group, picks, strict=True))
-            )
-            size = sum(functions[name] for name in names)
-            used = sum({1 << n for n in picks})
-            key = ((graph + size) << _TIE_BITS) - size
-            if used not in options or key < options[used].key:
-                options[used] = _Option(key, tuple(1 << n for n in picks))
-                keys[used] = key
-    return keys, options
+        picks = list(product(range(len(codecs)), repeat=len(group)))
+    bodies, sets = [], []
+    for pick in picks:
+        needed = (kind.functions[codecs[n]] for kind, n in zip(group, pick, strict=True))
+        bodies.append(sum(functions[name] for name in frozenset[str]().union(*needed)))
+        sets.append(sum({1 << n for n in pick}))
+    return _Group(
+        tuple(group),
+        _union_bytes(group, codecs, functions),
+        np.array(picks, np.int64).reshape(-1, len(group)),
+        np.array(bodies, np.int64),
+        np.array(sets, np.int64),
+    )
 
 
 def _union_bytes(

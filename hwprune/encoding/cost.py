@@ -7,15 +7,16 @@ is arithmetic on the lengths of the packed arrays, so a solver can ask for thous
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprune.encoding.choice import choose
+from hwprune.encoding.choice import Chooser
+from hwprune.encoding.codec import spacing
 from hwprune.encoding.codecs import CODECS
-from hwprune.encoding.values import VALUE_DTYPES
-from hwprune.encoding.wire import field_bytes, tensor_field_bytes
+from hwprune.encoding.values import codebook_entries, values_size
+from hwprune.encoding.wire import field_bytes, tensor_field_bytes, varint_bytes
 from hwprune.ir import CodecName, ValueType
 
 
@@ -24,12 +25,15 @@ class Form:
     """What one (codec, value type) costs a tensor beside its values and index.
 
     Attributes:
-        fixed_bytes: nodes, bias and scale with their headers.
+        fixed_bytes: nodes, bias, scale and a codebook of fixed length, with their headers.
         functions: the model-local functions that its nodes need.
+        counted: further nodes, which carry the number of values: what they take without tag and
+            length while that number takes one byte.
     """
 
     fixed_bytes: int
     functions: tuple[str, ...]
+    counted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class TensorCost:
     values_name: str
     index_name: str
     forms: Mapping[tuple[CodecName, ValueType], Form]
+    codebook_name: str = "c"
 
     @property
     def weights(self) -> int:
@@ -55,17 +60,21 @@ class TensorCost:
         self, codec: CodecName, value_type: ValueType, nonzeros: int, index_entries: int
     ) -> int:
         """Return what the tensor adds to the graph: nodes, bias, scale, values and index."""
-        width = VALUE_DTYPES[value_type].itemsize
-        fixed = self.forms[codec, value_type].fixed_bytes
-        if codec == "dense":
-            return fixed + tensor_field_bytes(self.values_name, self.shape, self.weights * width)
+        form = self.forms[codec, value_type]
+        count = self.weights if codec == "dense" else nonzeros
+        elements, size = values_size(value_type, count)
+        dims = self.shape if codec == "dense" else (elements,)
+        total = form.fixed_bytes + tensor_field_bytes(self.values_name, dims, size)
+        longer = varint_bytes(count) - 1
+        total += sum(field_bytes(payload + longer) for payload in form.counted)
+        if value_type == "codebook256":
+            entries = codebook_entries(value_type, count)
+            total += tensor_field_bytes(self.codebook_name, (entries,), 2 * entries)
         dtype = CODECS[codec].index_dtype
-        assert dtype is not None
-        return (
-            fixed
-            + tensor_field_bytes(self.values_name, (nonzeros,), nonzeros * width)
-            + tensor_field_bytes(self.index_name, (index_entries,), index_entries * dtype.itemsize)
-        )
+        if dtype is not None:
+            width = index_entries * dtype.itemsize
+            total += tensor_field_bytes(self.index_name, (index_entries,), width)
+        return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,7 @@ class FileCost:
     tensors: tuple[TensorCost, ...]
     functions: Mapping[str, int]
     parts: tuple[tuple[str, int], ...]
+    _choosers: dict[ValueType, Chooser] = field(default_factory=dict, compare=False, repr=False)
 
     def encoding(
         self, positions: Mapping[str, NDArray[np.int64]], value_type: ValueType
@@ -112,11 +122,7 @@ class FileCost:
         It is the best of all choices; therefore a further nonzero never makes the file smaller.
         """
         costs = [self._costs(tensor, positions[tensor.name], value_type) for tensor in self.tensors]
-        needs = [
-            {c: frozenset(tensor.forms[c, value_type].functions) for c in cost}
-            for tensor, cost in zip(self.tensors, costs, strict=True)
-        ]
-        chosen = choose(costs, needs, self.functions)
+        chosen = self._chooser(value_type).choose(costs)
         tensor_bytes = {
             tensor.name: cost[codec]
             for tensor, cost, codec in zip(self.tensors, costs, chosen, strict=True)
@@ -135,15 +141,25 @@ class FileCost:
             self.frame_bytes + field_bytes(graph) + function_bytes,
         )
 
+    def _chooser(self, value_type: ValueType) -> Chooser:
+        if value_type not in self._choosers:
+            needs = [
+                {c: frozenset(t.forms[c, value_type].functions) for c in t.codecs(value_type)}
+                for t in self.tensors
+            ]
+            self._choosers[value_type] = Chooser(needs, self.functions)
+        return self._choosers[value_type]
+
     def _costs(
         self, tensor: TensorCost, positions: NDArray[np.int64], value_type: ValueType
     ) -> dict[CodecName, int]:
+        spaced = spacing(positions)
         return {
             codec: tensor.bytes(
                 codec,
                 value_type,
-                int(positions.size),
-                CODECS[codec].index_entries(positions, tensor.shape),
+                spaced.nonzeros,
+                CODECS[codec].index_entries(spaced, tensor.shape),
             )
             for codec in tensor.codecs(value_type)
         }

@@ -9,8 +9,19 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from hwprune.encoding.codecs import CODECS, MAX_WEIGHTS, MalformedIndexError, matrix_shape
-from hwprune.encoding.values import VALUE_DTYPES, dequantise, quantise
+from hwprune.encoding.codec import MAX_WEIGHTS, MalformedIndexError, matrix_shape
+from hwprune.encoding.codecs import CODECS
+from hwprune.encoding.values import (
+    CODEBOOK_ENTRIES,
+    NIBBLE_TYPES,
+    VALUE_DTYPES,
+    codebook_entries,
+    dequantise,
+    levels_of,
+    quantise,
+    value_array,
+    values_size,
+)
 from hwprune.errors import VerificationError
 from hwprune.ir import CodecName, Packed, ValueType
 
@@ -35,17 +46,26 @@ def pack(
         channel_axis: the axis that counts output channels.
     """
     masked = np.where(mask, weight, np.float32(0)).astype(np.float32)
-    stored, scales = quantise(masked, value_type, channel_axis)
+    positions = np.flatnonzero(mask)
+    levels, table = quantise(masked, value_type, channel_axis)
+    if value_type == "codebook16" and not levels.reshape(-1)[positions].all():
+        levels, table = quantise(masked, value_type, channel_axis, zero=True)
     arrays: dict[str, NDArray[Any]] = {}
     if codec == "dense":
-        arrays["values"] = stored
+        if value_type in NIBBLE_TYPES:
+            raise ValueError(f"{name}: {value_type} values are not stored dense")
+        arrays["values"] = levels
     else:
-        positions = np.flatnonzero(mask)
-        arrays["values"] = stored.reshape(-1)[positions]
+        arrays["values"] = value_array(levels.reshape(-1)[positions], table, value_type)
         arrays["index"] = CODECS[codec].encode(positions, weight.shape)
-    if scales is not None:
-        arrays["scale"] = scales
-    return Packed(name, weight.shape, codec, value_type, arrays)
+    if table is not None and value_type in CODEBOOK_ENTRIES:
+        stored = weight.size if codec == "dense" else positions.size
+        arrays["codebook"] = np.zeros(codebook_entries(value_type, stored), np.float16)
+        arrays["codebook"][: table.size] = table
+    elif table is not None:
+        arrays["scale"] = table
+    count = positions.size if value_type in NIBBLE_TYPES else None
+    return Packed(name, weight.shape, codec, value_type, arrays, count)
 
 
 def packed_positions(packed: Packed) -> NDArray[np.int64]:
@@ -64,6 +84,7 @@ def packed_positions(packed: Packed) -> NDArray[np.int64]:
         raise VerificationError(
             f"{packed.name}: its values are {values.dtype}, expected {packed.value_type}"
         )
+    _check_nibbles(packed)
     if packed.codec == "dense":
         if values.size != weights:
             raise VerificationError(f"{packed.name}: {values.size} values for {weights} weights")
@@ -77,16 +98,44 @@ def packed_positions(packed: Packed) -> NDArray[np.int64]:
     if not codec.accepts(packed.shape):
         raise VerificationError(f"{packed.name}: {packed.codec} cannot store {packed.shape}")
     try:
-        positions = codec.decode(index, packed.shape)
+        positions = codec.decode(index, packed.shape, packed.nonzeros)
     except MalformedIndexError as error:
         raise VerificationError(
             f"{packed.name}: {packed.codec} index is malformed: {error}"
         ) from None
-    if positions.size != values.size:
+    if positions.size != packed.nonzeros:
         raise VerificationError(
-            f"{packed.name}: {values.size} values for {positions.size} positions of its index"
+            f"{packed.name}: {packed.nonzeros} values for {positions.size} positions of its index"
         )
     return positions
+
+
+def _check_nibbles(packed: Packed) -> None:
+    """Refuse a number of values that is missing, not meant, or not that of the array's bytes."""
+    count, values = packed.count, packed.arrays["values"]
+    if packed.value_type not in NIBBLE_TYPES:
+        if count is not None:
+            raise VerificationError(f"{packed.name}: {packed.value_type} values say their number")
+        return
+    if packed.codec == "dense":
+        raise VerificationError(f"{packed.name}: {packed.value_type} values are not stored dense")
+    if count is None or count < 0 or values.shape != (values_size(packed.value_type, count)[0],):
+        raise VerificationError(
+            f"{packed.name}: {count} values of four bits in an array of shape {values.shape}"
+        )
+    if count % 2 and values[-1] >> 4:
+        raise VerificationError(f"{packed.name}: the last half byte is not 0")
+
+
+def check(packed: Packed) -> None:
+    """Refuse arrays that do not fit each other or the shape.
+
+    Raises:
+        VerificationError: positions, values or codebook are not what a writer of ours makes.
+    """
+    packed_positions(packed)
+    levels = levels_of(packed.arrays["values"].reshape(-1), packed.value_type, packed.nonzeros)
+    _check_table(packed, packed.arrays.get("codebook"), levels)
 
 
 def unpack(packed: Packed) -> NDArray[np.float32]:
@@ -96,17 +145,41 @@ def unpack(packed: Packed) -> NDArray[np.float32]:
         VerificationError: the arrays do not fit each other or the shape.
     """
     positions = packed_positions(packed)
-    stored = packed.arrays["values"].reshape(-1)
-    flat = np.zeros(int(np.prod(packed.shape, dtype=np.int64)), dtype=stored.dtype)
-    flat[positions] = stored
-    scale = packed.arrays.get("scale")
+    levels = levels_of(packed.arrays["values"].reshape(-1), packed.value_type, packed.nonzeros)
+    flat = np.zeros(int(np.prod(packed.shape, dtype=np.int64)), dtype=levels.dtype)
+    flat[positions] = levels
+    table = packed.arrays.get("codebook", packed.arrays.get("scale"))
+    _check_table(packed, table, levels)
     try:
-        return dequantise(flat.reshape(packed.shape), scale).reshape(packed.shape)
+        dense = dequantise(flat.reshape(packed.shape), table, packed.value_type)
+        return dense.reshape(packed.shape)
     except ValueError:
         raise VerificationError(
-            f"{packed.name}: scales of shape {getattr(scale, 'shape', None)} do not fit "
+            f"{packed.name}: scales of shape {getattr(table, 'shape', None)} do not fit "
             f"{packed.shape}"
         ) from None
+
+
+def _check_table(packed: Packed, table: NDArray[Any] | None, levels: NDArray[Any]) -> None:
+    if packed.value_type not in CODEBOOK_ENTRIES:
+        return
+    entries = codebook_entries(packed.value_type, packed.nonzeros)
+    if table is None or table.dtype != np.float16 or table.shape != (entries,):
+        given = "none" if table is None else f"{table.dtype} of shape {table.shape}"
+        raise VerificationError(f"{packed.name}: its codebook is {given}, expected {entries} fp16")
+    if packed.value_type == "codebook256":
+        if levels.size and int(levels.max()) >= entries:
+            raise VerificationError(f"{packed.name}: entry {levels.max()} of {entries}")
+        if table[0] != 0:
+            raise VerificationError(f"{packed.name}: the first entry of its codebook is not 0")
+
+
+def stored_nonzeros(packed: Packed) -> int:
+    """Return how many stored values are not zero."""
+    levels = levels_of(packed.arrays["values"].reshape(-1), packed.value_type, packed.nonzeros)
+    if packed.value_type == "codebook16":
+        return int(np.count_nonzero(packed.arrays["codebook"][levels - 1]))
+    return int(np.count_nonzero(levels))
 
 
 def to_csr(packed: Packed) -> scipy.sparse.csr_array:

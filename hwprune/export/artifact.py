@@ -8,7 +8,7 @@ functions, and the inlined form, whose pruned layers end in a node named
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +20,14 @@ import scipy.sparse
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from hwprune.encoding import VALUE_DTYPES, packed_positions, to_csr
+from hwprune.encoding import VALUE_DTYPES, check, stored_nonzeros, to_csr
 from hwprune.encoding.wire import field_bytes
 from hwprune.errors import ArtifactError, VerificationError
 from hwprune.export.body import DOMAIN
-from hwprune.export.operators import OPERATORS, Operator
+from hwprune.export.operators import OPERATORS, Operator, count_name
 from hwprune.ir import CodecName, Packed, ValueType
 
-_ROLE_OF_SUFFIX = {"v": "values", "i": "index", "s": "scale"}
+_ROLE_OF_SUFFIX = {"v": "values", "i": "index", "s": "scale", "c": "codebook"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +114,10 @@ def read_artifact(path: str) -> ArtifactFile:
         raise ArtifactError(f"{path} is damaged: names in it are not text")
     _refuse_external_data(path, model)
     tensors = {entry.name: entry for entry in model.graph.initializer}
+    counts = _counts(model.graph.node)
     layers, used, inlined = [], set[str](), False
     for node in model.graph.node:
-        found = _from_node(node, tensors, path)
+        found = _from_node(node, tensors, counts, path)
         if found is None:
             continue
         inlined |= node.domain != DOMAIN
@@ -213,8 +214,22 @@ def _refuse_external_data(path: str, model: onnx.ModelProto) -> None:
             )
 
 
+def _counts(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
+    """Return the whole numbers that constants hold, by their names: inlined layers count so."""
+    return {
+        node.output[0]: entry.i
+        for node in nodes
+        if node.op_type == "Constant" and node.output
+        for entry in node.attribute
+        if entry.name == "value_int"
+    }
+
+
 def _from_node(
-    node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto], path: str
+    node: onnx.NodeProto,
+    tensors: Mapping[str, onnx.TensorProto],
+    counts: Mapping[str, int],
+    path: str,
 ) -> tuple[ArtifactLayer, set[str]] | None:
     """Return the packed layer that a node reads and the names of its arrays, or None."""
     if node.domain == DOMAIN:
@@ -226,19 +241,22 @@ def _from_node(
             )
         roles = dict(zip(operator.input_roles, node.input, strict=False))
         shape = next((tuple(entry.ints) for entry in node.attribute if entry.name == "shape"), None)
-        return _layer(node.name, operator, shape, roles, tensors, path)
+        count = next((entry.i for entry in node.attribute if entry.name == "count"), None)
+        return _layer(node.name, operator, shape, count, roles, tensors, path)
     parts = node.name.rsplit("|", 3)
     if len(parts) != 4 or parts[1] not in OPERATORS:
         return None
     shape = tuple(int(size) for size in parts[2].split("x") if size.isdigit())
     roles = {role: parts[3] + suffix for suffix, role in _ROLE_OF_SUFFIX.items()}
-    return _layer(parts[0], OPERATORS[parts[1]], shape, roles, tensors, path)
+    count = counts.get(count_name(f"{parts[3]}_0_"))
+    return _layer(parts[0], OPERATORS[parts[1]], shape, count, roles, tensors, path)
 
 
 def _layer(
     name: str,
     operator: Operator,
     shape: tuple[int, ...] | None,
+    count: int | None,
     roles: Mapping[str, str],
     tensors: Mapping[str, onnx.TensorProto],
     path: str,
@@ -267,8 +285,8 @@ def _layer(
             f"{path}: layer {name!r} stores {arrays['values'].dtype}, "
             f"its operator says {operator.value_type}"
         )
-    packed = Packed(name, shape, operator.codec, operator.value_type, arrays)
-    packed_positions(packed)  # refuses malformed arrays
+    packed = Packed(name, shape, operator.codec, operator.value_type, arrays, count)
+    check(packed)
     size = sum(field_bytes(tensors[entry].ByteSize()) for entry in names)
     layer = ArtifactLayer(
         name=name,
@@ -276,7 +294,7 @@ def _layer(
         operator=operator.name,
         codec=operator.codec,
         value_type=operator.value_type,
-        nonzeros=int(np.count_nonzero(arrays["values"])),
+        nonzeros=stored_nonzeros(packed),
         weights=int(np.prod(shape, dtype=np.int64)),
         bytes=size,
         packed=packed,

@@ -22,8 +22,21 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, TensorProto
 
+from hwprune.encoding.values import NIBBLE_TYPES
 from hwprune.export.body import DOMAIN, make_function, make_node, refer
-from hwprune.export.decoders import CODEC_LABELS, DECODERS, decoder_body, decoder_name
+from hwprune.export.decoders import (
+    CODEC_LABELS,
+    COUNT,
+    DECODERS,
+    NIBBLES,
+    VALUE_LABELS,
+    decoder_body,
+    nibbles_body,
+    weight_attributes,
+    weight_functions,
+    weight_nodes,
+    weight_roles,
+)
 from hwprune.export.epilogue import (
     ACTIVATION_ATTRIBUTES,
     ACTIVATION_LABELS,
@@ -33,8 +46,6 @@ from hwprune.export.epilogue import (
     activation_nodes,
 )
 from hwprune.ir import CodecName, ValueType
-
-_VALUE_LABELS: dict[ValueType, str] = {"fp32": "F32", "fp16": "F16", "int8": "I8"}
 
 # The attributes that the node hands to the standard operator in its body, with their types.
 _INTS, _INT = AttributeProto.INTS, AttributeProto.INT
@@ -78,18 +89,14 @@ class Operator:
     def name(self) -> str:
         """Return the operator's name in domain ``hwprune``."""
         family = "Dense" if self.codec == "dense" else "Csr"
-        stored = CODEC_LABELS[self.codec] + _VALUE_LABELS[self.value_type]
+        stored = CODEC_LABELS[self.codec] + VALUE_LABELS[self.value_type]
         added = ("Bias" if self.bias else "") + ("Add" if self.residual else "")
         return f"{family}{self.kind}{stored}{added}{ACTIVATION_LABELS[self.activation]}"
 
     @property
     def input_roles(self) -> tuple[str, ...]:
         """Return the roles of its inputs, in order."""
-        roles = ["input", "values"]
-        if self.codec != "dense":
-            roles.append("index")
-        if self.value_type == "int8":
-            roles.append("scale")
+        roles = ["input", *weight_roles(self.codec, self.value_type)]
         if self.bias:
             roles.append("bias")
         if self.residual:
@@ -110,18 +117,20 @@ class Operator:
     @property
     def functions(self) -> tuple[str, ...]:
         """Return the names of all functions that a node of this operator needs."""
-        return (self.name,) if self.codec == "dense" else (self.name, decoder_name(self.codec))
+        return (self.name, *weight_functions(self.codec, self.value_type))
 
 
 def _operators() -> list[Operator]:
     both: tuple[bool, ...] = (False, True)
     found = []
-    for kind, codec, value_type in product(OPERATOR_ATTRIBUTES, CODEC_LABELS, _VALUE_LABELS):
+    for kind, codec, value_type in product(OPERATOR_ATTRIBUTES, CODEC_LABELS, VALUE_LABELS):
+        if codec == "dense" and value_type in NIBBLE_TYPES:
+            continue  # bitmap and rice store every element for next to nothing
         biases = (False,) if kind == "MatMul" else both
         residuals = both if kind in FUSIBLE else (False,)
         activations = tuple(ACTIVATION_LABELS) if kind in FUSIBLE else ("none",)
         found += [
-            Operator(kind, codec, value_type, bias, residual, activation)  # type: ignore[arg-type]
+            Operator(kind, codec, value_type, bias, residual, activation)
             for bias, residual, activation in product(biases, residuals, activations)
         ]
     return found
@@ -141,6 +150,8 @@ def function_for(name: str, opset: int) -> onnx.FunctionProto | None:
     """
     if name in DECODERS:
         return decoder_body(DECODERS[name], opset)
+    if name == NIBBLES:
+        return nibbles_body(opset)
     operator = OPERATORS.get(name)
     if operator is None or opset < ACTIVATION_SINCE.get(operator.activation, 0):
         return None
@@ -180,37 +191,22 @@ def serialised(message: Any) -> bytes:
 
 
 _ROLE_NAMES = {
-    "input": "x", "values": "v", "index": "i", "scale": "s", "bias": "b", "residual": "r",
+    "input": "x", "values": "v", "index": "i", "scale": "s", "codebook": "c", "bias": "b",
+    "residual": "r",
 }  # fmt: skip
 
 
 def _operator_body(operator: Operator, opset: int) -> onnx.FunctionProto:
     """Return decode, scale, the standard operator, then what follows it."""
-    nodes: list[onnx.NodeProto] = []
-    attributes = list(operator.attributes)
-    if operator.codec == "dense":
-        weight = "v"
-        if operator.value_type != "fp32":
-            nodes.append(make_node("Cast", ["v"], "d", to=TensorProto.FLOAT))
-            weight = "d"
-    else:
-        decode = make_node("Decode" + CODEC_LABELS[operator.codec], ["v", "i"], "d", domain=DOMAIN)
-        refer(decode, "shape", _INTS, "shape")
-        nodes.append(decode)
-        attributes.insert(0, "shape")
-        weight = "d"
-    if operator.value_type == "int8":
-        nodes += [
-            make_node("Cast", ["s"], "f", to=TensorProto.FLOAT),
-            make_node("Mul", ["d", "f"], "w"),
-        ]
-        weight = "w"
+    stored = operator.codec, operator.value_type
+    nodes, weight = weight_nodes(*stored)
+    attributes = [*weight_attributes(*stored), *operator.attributes]
     bias: list[str] = []
     if operator.bias:
         bias = ["b"]
         if operator.value_type != "fp32":
-            nodes.append(make_node("Cast", ["b"], "k", to=TensorProto.FLOAT))
-            bias = ["k"]
+            bias = ["k" if "codebook" in operator.input_roles else "c"]
+            nodes.append(make_node("Cast", ["b"], *bias, to=TensorProto.FLOAT))
     nodes += _sum(operator, weight, bias)
     nodes += activation_nodes(operator.activation, "a", "y")
     inputs = [_ROLE_NAMES[role] for role in operator.input_roles]
@@ -271,5 +267,16 @@ def expand(node: onnx.NodeProto, prefix: str, opset: int) -> list[onnx.NodeProto
                 entry = copy.attribute.add()
                 entry.CopyFrom(given[attribute.ref_attr_name])
                 entry.name = attribute.name
-        nodes += expand(copy, prefix + "_", opset) if copy.domain == DOMAIN else [copy]
+        # Both functions that decode a weight have names of their own.
+        inside = _nibbles_prefix(prefix) if copy.op_type == NIBBLES else prefix + "_"
+        nodes += expand(copy, inside, opset) if copy.domain == DOMAIN else [copy]
     return nodes
+
+
+def _nibbles_prefix(prefix: str) -> str:
+    return prefix + "n_"
+
+
+def count_name(prefix: str) -> str:
+    """Return what the constant is called that holds an expanded node's attribute ``count``."""
+    return _nibbles_prefix(prefix) + COUNT

@@ -16,13 +16,19 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from hwprune.encoding import CODECS, Encoding, FileCost, Form, TensorCost, compact_floats, pack
-from hwprune.encoding.values import channel_scales
+from hwprune.encoding.values import LEVELS, NIBBLE_TYPES, channel_scales, codebook_entries
 from hwprune.encoding.wire import field_bytes, tensor_field_bytes
 from hwprune.errors import ExportError, HwpruneError
 from hwprune.export.body import DOMAIN, DOMAIN_VERSION
 from hwprune.export.graph import Graph, attributes, rename
 from hwprune.export.layout import Layout, layout_of
-from hwprune.export.operators import OPERATOR_ATTRIBUTES, Operator, expand, function_for
+from hwprune.export.operators import (
+    OPERATOR_ATTRIBUTES,
+    Operator,
+    count_name,
+    expand,
+    function_for,
+)
 from hwprune.export.passes import short_names
 from hwprune.ir import CodecName, Masks, Packed, PrunableTensor, ValueType
 
@@ -81,27 +87,29 @@ class Template:
             forms: dict[tuple[CodecName, ValueType], Form] = {}
             weight = self.graph.tensors[tensor.name]
             for value_type in value_types:
-                scale = (
-                    channel_scales(weight, tensor.channel_axis) if value_type == "int8" else None
-                )
-                for codec in self._codecs_for(tensor):
+                table = _table_bytes(layout.keys[number], weight, tensor, value_type)
+                for codec in self._codecs_for(tensor, value_type):
                     operators, nodes, biases = self._nodes(
                         number, tensor, layout, codec, value_type
                     )
-                    fixed = sum(field_bytes(node.ByteSize()) for group in nodes for node in group)
+                    every = [node for group in nodes for node in group]
+                    counted = [node.ByteSize() for node in every if _carries_count(node)]
+                    fixed = sum(field_bytes(n.ByteSize()) for n in every if not _carries_count(n))
                     fixed += sum(_tensor_bytes(name, array) for name, array in biases.items())
-                    if scale is not None:
-                        fixed += _tensor_bytes(f"{layout.keys[number]}s", scale)
                     needed = () if self.inline else tuple(
                         dict.fromkeys(name for op in operators for name in op.functions)
                     )  # fmt: skip
                     for name in needed:
-                        function = function_for(name, self.graph.opset)
-                        assert function is not None
-                        functions[name] = field_bytes(function.ByteSize(), _FUNCTION_TAG_BYTES)
-                    forms[codec, value_type] = Form(fixed, needed)
+                        if name not in functions:
+                            function = function_for(name, self.graph.opset)
+                            assert function is not None
+                            size = field_bytes(function.ByteSize(), _FUNCTION_TAG_BYTES)
+                            functions[name] = size
+                    forms[codec, value_type] = Form(fixed + table, needed, tuple(counted))
             key = layout.keys[number]
-            tensors.append(TensorCost(tensor.name, tensor.shape, f"{key}v", f"{key}i", forms))
+            tensors.append(
+                TensorCost(tensor.name, tensor.shape, f"{key}v", f"{key}i", forms, f"{key}c")
+            )
         skeleton = self._model(self._other_nodes(layout), [], [])
         frame = skeleton.ByteSize() - field_bytes(skeleton.graph.ByteSize())
         dense = sum(_tensor_bytes(layout.names.get(n, n), a) for n, a in layout.others.items())
@@ -169,7 +177,12 @@ class Template:
         needed: dict[str, None] = {}
         for number, tensor in enumerate(self.prunable):
             operators, nodes, biases = self._nodes(
-                number, tensor, layout, encoding.codecs[tensor.name], value_type
+                number,
+                tensor,
+                layout,
+                encoding.codecs[tensor.name],
+                value_type,
+                packed[tensor.name].nonzeros,
             )
             uses = layout.uses[tensor.name]
             for use, group in zip(uses, nodes, strict=True):
@@ -218,8 +231,13 @@ class Template:
         }
         return replace(self, graph=replace(self.graph, tensors={**self.graph.tensors, **living}))
 
-    def _codecs_for(self, tensor: PrunableTensor) -> list[CodecName]:
-        return [codec for codec in self.codecs if CODECS[codec].accepts(tensor.shape)]
+    def _codecs_for(self, tensor: PrunableTensor, value_type: ValueType) -> list[CodecName]:
+        return [
+            codec
+            for codec in self.codecs
+            if CODECS[codec].accepts(tensor.shape)
+            and not (codec == "dense" and value_type in NIBBLE_TYPES)
+        ]
 
     def _other_nodes(self, layout: Layout) -> list[onnx.NodeProto]:
         gone = layout.replaced
@@ -232,8 +250,12 @@ class Template:
         layout: Layout,
         codec: CodecName,
         value_type: ValueType,
+        count: int = 0,
     ) -> tuple[list[Operator], list[list[onnx.NodeProto]], dict[str, NDArray[Any]]]:
-        """Return the operators, nodes (per use) and biases of one pruned tensor in one form."""
+        """Return the operators, nodes (per use) and biases of one pruned tensor in one form.
+
+        ``count`` is the number of its stored values, which only some value types write down.
+        """
         key = layout.keys[number]
         names = layout.names
         operators: list[Operator] = []
@@ -253,6 +275,7 @@ class Template:
                 "values": f"{key}v",
                 "index": f"{key}i",
                 "scale": f"{key}s",
+                "codebook": f"{key}c",
                 "bias": bias_name,
                 "residual": names.get(after.residual, after.residual),
             }
@@ -266,6 +289,8 @@ class Template:
                 kept["alpha"] = after.alpha
             if codec != "dense":
                 kept["shape"] = list(tensor.shape)
+            if value_type in NIBBLE_TYPES:
+                kept["count"] = count
             # onnxruntime wants node names unique: further readers of a shared tensor are numbered.
             label = tensor.name if place == 0 else f"{tensor.name}#{place}"
             node = helper.make_node(
@@ -309,3 +334,22 @@ class Template:
 
 def _tensor_bytes(name: str, array: NDArray[Any]) -> int:
     return tensor_field_bytes(name, array.shape, array.nbytes)
+
+
+def _table_bytes(
+    key: str, weight: NDArray[np.float32], tensor: PrunableTensor, value_type: ValueType
+) -> int:
+    """Return what scales or a codebook of fixed length take; one that grows is counted later."""
+    if value_type in LEVELS:
+        return _tensor_bytes(f"{key}s", channel_scales(weight, tensor.channel_axis, value_type))
+    if value_type != "codebook16":
+        return 0
+    entries = codebook_entries(value_type, 0)
+    return tensor_field_bytes(f"{key}c", (entries,), 2 * entries)
+
+
+def _carries_count(node: onnx.NodeProto) -> bool:
+    """Return whether a node, of our domain or expanded, says the number of stored values."""
+    if node.domain == DOMAIN:
+        return any(entry.name == "count" for entry in node.attribute)
+    return node.op_type == "Constant" and node.output[0].endswith(count_name("_"))

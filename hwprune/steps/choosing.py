@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.budget import fit, ranking_limit
-from hwprune.encoding.values import dequantise, quantise
+from hwprune.encoding.values import rounded
 from hwprune.ir import Data, Masks, Plan, Split, ValueType
 from hwprune.sparsity import rank_weights
 from hwprune.steps.planning import Prepared, cost_of, module_weights, reconstruction_error
@@ -86,7 +86,7 @@ def _screen(
     parameters = dict(module.named_parameters(remove_duplicate=False))
     for name, weight in module_weights(prepared).items():
         masked = np.where(masks[name], weight, np.float32(0))
-        decoded = dequantise(*quantise(masked, kind, axes[name]))
+        decoded = rounded(masked, kind, axes[name])
         with torch.no_grad():
             parameters[name].copy_(torch.from_numpy(decoded))
     if not prepared.model.batchnorm_frozen:

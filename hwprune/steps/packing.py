@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.budget import fit, ranking_limit
-from hwprune.encoding.values import INT8_LEVELS, quantise
+from hwprune.encoding.values import quantise, quantum
 from hwprune.errors import HwpruneError
 from hwprune.export.pipeline import weights_of
 from hwprune.export.template import Template, Written
@@ -75,7 +75,7 @@ def pack_model(
         if used <= budget and not spend:
             if alive.nonzeros < masks.nonzeros:
                 nothing = {name: np.zeros_like(alive[name]) for name in alive}
-                _write_back(prepared, alive, nothing, pretrained, template)
+                _write_back(prepared, alive, nothing, pretrained, value_type)
                 template = prepared.template_now()
             masks = alive
             break
@@ -86,7 +86,7 @@ def pack_model(
         grown = {name: masks[name] & ~alive[name] for name in masks}
         count = sum(int(np.count_nonzero(new)) for new in grown.values())
         respent += count
-        _write_back(prepared, masks, grown, pretrained, template)
+        _write_back(prepared, masks, grown, pretrained, value_type)
         template = prepared.template_now()
         if spend and not count:
             break
@@ -138,20 +138,19 @@ def _write_back(
     masks: Masks,
     grown: Mapping[str, NDArray[np.bool_]],
     pretrained: Mapping[str, NDArray[np.float32]],
-    template: Template,
+    value_type: ValueType,
 ) -> None:
     """Zero what is dead in the module and give grown connections one quantum of their channel."""
     import torch
 
     parameters = dict(prepared.model.module.named_parameters(remove_duplicate=False))
-    axes = {tensor.name: tensor.channel_axis for tensor in template.prunable}
+    axes = {tensor.name: tensor.channel_axis for tensor in prepared.template.prunable}
     for name in masks:
         parameter = parameters[name]
         weight = parameter.detach().cpu().numpy()
         masked = np.where(masks[name], weight, np.float32(0))
-        others = tuple(axis for axis in range(weight.ndim) if axis != axes[name])
-        quantum = np.max(np.abs(masked), axis=others, keepdims=True) / INT8_LEVELS
-        start = np.where(quantum > 0, np.sign(pretrained[name]) * quantum, pretrained[name])
+        least = quantum(masked, value_type, axes[name])
+        start = np.where(least > 0, np.sign(pretrained[name]) * least, pretrained[name])
         values = np.where(grown[name], start, masked).astype(np.float32)
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(values))

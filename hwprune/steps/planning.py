@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hwprune.budget import Prefixes, plan, ranking_limit
 from hwprune.encoding import FileCost
-from hwprune.encoding.values import dequantise, quantise
+from hwprune.encoding.values import rounded
 from hwprune.errors import InfeasibleError, UsageError
 from hwprune.export.pipeline import template_of
 from hwprune.export.template import Template
@@ -20,6 +20,8 @@ from hwprune.sparsity import rank_weights
 from hwprune.targets import Target
 from hwprune.units import format_bytes
 
+# Four bits and codebooks lose accuracy that depends on the network: they are used when asked for.
+AUTO_VALUE_TYPES: tuple[ValueType, ...] = ("fp32", "fp16", "int8")
 _NOTHING = np.zeros(0, dtype=np.int64)
 
 
@@ -125,13 +127,13 @@ def cost_of(prepared: Prepared, value_type: ValueType) -> FileCost:
 
 
 def value_types(target: Target, asked: str) -> tuple[ValueType, ...]:
-    """Return the value types to consider.
+    """Return the value types to consider; ``auto`` leaves out what only retraining makes up for.
 
     Raises:
         UsageError: the target cannot decode the one that was asked for.
     """
     if asked == "auto":
-        return target.value_types
+        return tuple(kind for kind in target.value_types if kind in AUTO_VALUE_TYPES)
     chosen = tuple(kind for kind in target.value_types if kind == asked)
     if not chosen:
         raise UsageError(
@@ -183,7 +185,7 @@ def reconstruction_error(
     error = norm = 0.0
     for name, weight in weights.items():
         masked = np.where(masks[name], weight, np.float32(0))
-        decoded = dequantise(*quantise(masked, value_type, axes[name]))
+        decoded = rounded(masked, value_type, axes[name])
         error += float(np.square(weight - decoded, dtype=np.float64).sum())
         norm += float(np.square(weight, dtype=np.float64).sum())
     return error / norm if norm else 0.0

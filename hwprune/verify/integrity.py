@@ -9,12 +9,14 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from hwprune.encoding.values import NIBBLE_TYPES
 from hwprune.export.artifact import ArtifactFile
 from hwprune.export.body import DOMAIN
 from hwprune.export.operators import (
     OPERATOR_ATTRIBUTES,
     OPERATORS,
     altered_functions,
+    count_name,
     expand,
     serialised,
 )
@@ -142,7 +144,13 @@ def _is_expansion(
     }
     if operator.codec != "dense":
         kept["shape"] = shape
-    stored = {"input": last.input[0], "values": f"{key}v", "index": f"{key}i", "scale": f"{key}s"}
+    if operator.value_type in NIBBLE_TYPES:
+        counter = makers.get(count_name(prefix))
+        kept["count"] = helper.get_node_attr_value(counter, "value_int") if counter else -1
+    stored = {
+        "input": last.input[0], "values": f"{key}v", "index": f"{key}i", "scale": f"{key}s",
+        "codebook": f"{key}c",
+    }  # fmt: skip
     if operator.bias:
         if len(last.input) < 3:
             return False

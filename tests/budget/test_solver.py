@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hwprune.budget import Prefixes, fit, floor_of, plan, ranking_limit
 from hwprune.encoding import CODECS, VALUE_DTYPES, FileCost, Form, TensorCost
+from hwprune.encoding.values import NIBBLE_TYPES
 from hwprune.errors import InfeasibleError
 from hwprune.ir import VALUE_TYPES, CodecName, Ranking, ValueType
 
@@ -31,10 +32,15 @@ def make_cost(
             f"{number}i",
             MappingProxyType(
                 {
-                    (codec, kind): Form(30 + 4 * shape[0], (f"Op{codec}", f"Decode{codec}"))
+                    (codec, kind): Form(
+                        30 + 4 * shape[0],
+                        (f"Op{codec}", f"Decode{codec}"),
+                        (40,) if kind in NIBBLE_TYPES else (),
+                    )
                     for codec in codecs
                     for kind in VALUE_TYPES
                     if CODECS[codec].accepts(shape)
+                    and not (codec == "dense" and kind in NIBBLE_TYPES)
                 }
             ),
         )
@@ -68,7 +74,9 @@ SHAPES = st.lists(
     value_type=st.sampled_from(VALUE_TYPES),
     seed=st.integers(0, 999),
     part=st.floats(0, 1.1),
-    codecs=st.sampled_from([tuple(CODECS), ("gap8",), ("cols16", "dense"), ("gap8", "cols16")]),
+    codecs=st.sampled_from(
+        [tuple(CODECS), ("gap8",), ("cols16", "dense", "gap4"), ("rice",), ("bitmap", "gap8")]
+    ),
 )
 @settings(max_examples=120, deadline=None)
 def test_a_fit_is_the_longest_prefix(
@@ -102,7 +110,9 @@ def test_a_fit_is_the_longest_prefix(
     value_type=st.sampled_from(VALUE_TYPES),
     seed=st.integers(0, 99),
     part=st.floats(0, 1.1),
-    codecs=st.sampled_from([tuple(CODECS), ("gap8", "dense"), ("cols16",)]),
+    codecs=st.sampled_from(
+        [tuple(CODECS), ("gap8", "dense"), ("cols16",), ("rice", "dense"), ("bitmap",)]
+    ),
 )
 @settings(max_examples=120, deadline=None)
 def test_a_limited_ranking_never_cuts_what_fits(
@@ -125,8 +135,12 @@ def test_a_limited_ranking_never_cuts_what_fits(
 
 def test_a_ranking_is_no_longer_than_the_budget_needs() -> None:
     cost = make_cost([(1000, 1000)])
-    assert ranking_limit(cost, 20_000, "int8") == 10_001
-    assert ranking_limit(cost, 20_000, "fp32") == 4_001
+    # A value, and a bit: Rice codes of neighbours take no more.
+    assert ranking_limit(cost, 20_000, "int8") == 160_000 // 9 + 1
+    assert ranking_limit(cost, 20_000, "fp32") == 160_000 // 33 + 1
+    assert ranking_limit(cost, 20_000, "int4") == 160_000 // 5 + 1
+    eight = make_cost([(1000, 1000)], codecs=("gap8", "cols16"))
+    assert ranking_limit(eight, 20_000, "int8") == 10_001
     assert ranking_limit(cost, 10**9, "int8") == 1_000_000
     assert ranking_limit(cost, 0, "int8") == 1
 

@@ -20,7 +20,9 @@ from hwprune.export.template import Template, Written
 from hwprune.export.trace import Traced, trace
 from hwprune.ir import CodecName, Masks, Model, SkippedTensor, TensorSpec
 
-ALL_CODECS: tuple[CodecName, ...] = ("cols8", "cols16", "gap8", "gap16", "dense")
+ALL_CODECS: tuple[CodecName, ...] = (
+    "cols8", "cols16", "gap4", "gap8", "gap16", "bitmap", "rice", "dense",
+)  # fmt: skip
 
 
 class Zoo(nn.Module):

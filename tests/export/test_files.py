@@ -11,6 +11,7 @@ from export_cases import ALL_CODECS, Case, case_of, random_masks, relative_error
 from torch import nn
 
 from hwprune.encoding import unpack
+from hwprune.encoding.values import NIBBLE_TYPES
 from hwprune.export.artifact import csr_arrays, read_artifact
 from hwprune.export.body import DOMAIN
 from hwprune.export.operators import altered_functions
@@ -24,6 +25,8 @@ from hwprune.ir import VALUE_TYPES, CodecName, Masks, TensorSpec, ValueType
 def test_predicted_bytes_are_written_and_the_file_is_right(
     case: Case, codec: CodecName, value_type: ValueType, inline: bool, tmp_path: Path
 ) -> None:
+    if codec == "dense" and value_type in NIBBLE_TYPES:
+        return  # not offered
     # 16-bit columns stand in where a tensor cannot be stored in 8-bit columns.
     codecs = (codec,) if codec != "cols8" else ("cols8", "cols16")
     template = case.template(15 if inline else 18, inline=inline, codecs=codecs)
@@ -55,7 +58,8 @@ def test_predicted_bytes_are_written_and_the_file_is_right(
         )
         dense = unpack(packed)
         assert np.array_equal(arrays[layer.name].toarray(), dense.reshape(dense.shape[0], -1))
-        assert layer.nonzeros == np.count_nonzero(packed.arrays["values"])
+        assert layer.packed.count == packed.count
+        assert layer.nonzeros == np.count_nonzero(dense)
     assert altered_functions(artifact.model) == []
 
 

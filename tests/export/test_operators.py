@@ -13,8 +13,8 @@ import pytest
 from export_cases import Case, random_masks
 from onnx import helper
 
+from hwprune.export import decoders
 from hwprune.export.body import DOMAIN
-from hwprune.export.decoders import decoder_name
 from hwprune.export.operators import (
     OPERATORS,
     altered_functions,
@@ -26,7 +26,7 @@ from hwprune.ir import CodecName
 
 GOLDEN = Path(__file__).with_name("golden_functions.json")
 OPSETS = (13, 15, 18)
-DECODERS = [decoder_name(codec) for codec in ("gap8", "gap16", "cols8", "cols16")]
+DECODERS = [*decoders.DECODERS, decoders.NIBBLES]
 
 
 def test_every_body_is_the_one_that_was_shipped() -> None:
@@ -49,7 +49,8 @@ def test_every_body_is_the_one_that_was_shipped() -> None:
 
 
 def test_a_name_that_is_not_ours_has_no_body() -> None:
-    assert function_for("CsrConvGap4I8", 18) is None
+    assert function_for("CsrConvGap2I8", 18) is None
+    assert function_for("DenseConvI4", 18) is None
     assert function_for("Conv", 18) is None
 
 
@@ -69,6 +70,13 @@ def test_names_say_what_an_operator_is() -> None:
     assert operator.functions == ("CsrConvGap8I8Bias", "DecodeGap8")
     assert OPERATORS["DenseGemmF16"].input_roles == ("input", "values")
     assert OPERATORS["DenseGemmF16"].functions == ("DenseGemmF16",)
+    assert OPERATORS["CsrConvRiceI4Bias"].functions == (
+        "CsrConvRiceI4Bias", "DecodeRice", "UnpackNibbles",
+    )  # fmt: skip
+    assert OPERATORS["CsrGemmBitmapC4Bias"].input_roles == (
+        "input", "values", "index", "codebook", "bias",
+    )  # fmt: skip
+    assert OPERATORS["DenseConvC8"].input_roles == ("input", "values", "codebook")
     fused = OPERATORS["CsrConvGap8I8BiasAddHardSwish"]
     assert (fused.bias, fused.residual, fused.activation) == (True, True, "hard_swish")
     assert fused.input_roles == ("input", "values", "index", "scale", "bias", "residual")

@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from hwprune.errors import InfeasibleError, UsageError
-from hwprune.ir import VALUE_TYPES, Data
+from hwprune.ir import Data
 from hwprune.steps.choosing import Part, choose_value_type
 from hwprune.steps.planning import (
+    AUTO_VALUE_TYPES,
     Prepared,
     check_budget,
     module_weights,
@@ -38,14 +39,15 @@ def test_a_budget_that_cannot_be_is_refused() -> None:
 
 def test_value_types_are_those_of_the_target_or_the_one_asked_for() -> None:
     target = load("raspberry-pi-5")
-    assert value_types(target, "auto") == target.value_types
+    assert value_types(target, "auto") == AUTO_VALUE_TYPES == ("fp32", "fp16", "int8")
+    assert value_types(target, "codebook16") == ("codebook16",)
     assert value_types(target, "int8") == ("int8",)
     with pytest.raises(UsageError, match="cannot decode int4"):
-        value_types(target, "int4")
+        value_types(load("rp2040"), "int4")
 
 
 def test_narrow_values_leave_room_for_more(prepared: At) -> None:
-    plans = plans_of(prepared(8_000), VALUE_TYPES)
+    plans = plans_of(prepared(8_000), AUTO_VALUE_TYPES)
     assert plans["int8"].max_nonzeros > plans["fp16"].max_nonzeros > plans["fp32"].max_nonzeros
     for plan in plans.values():
         assert plan.floor_bytes < plan.used_bytes <= 8_000
@@ -54,7 +56,7 @@ def test_narrow_values_leave_room_for_more(prepared: At) -> None:
 
 def test_no_value_type_fits(prepared: At) -> None:
     with pytest.raises(InfeasibleError, match="the file takes"):
-        plans_of(prepared(900), VALUE_TYPES)
+        plans_of(prepared(900), AUTO_VALUE_TYPES)
 
 
 def test_reconstruction_error() -> None:
@@ -74,7 +76,7 @@ def test_one_candidate_is_the_choice(prepared: At) -> None:
 def test_without_data_the_smallest_error_of_the_weights_wins(prepared: At) -> None:
     now = prepared(8_000)
     before = {name: weight.copy() for name, weight in module_weights(now).items()}
-    choice = choose_value_type(now, plans_of(now, VALUE_TYPES), None, 0)
+    choice = choose_value_type(now, plans_of(now, AUTO_VALUE_TYPES), None, 0)
     assert choice.value_type == "int8"  # it keeps twice the weights
     assert "squared error" in choice.note
     after = module_weights(now)
@@ -108,10 +110,10 @@ def _data(prepared: Prepared) -> Data:
 
 def test_with_data_the_validation_accuracy_is_looked_at_first(prepared: At) -> None:
     now = prepared(8_000)
-    choice = choose_value_type(now, plans_of(now, VALUE_TYPES), _data(now), 0)
-    assert choice.value_type in VALUE_TYPES
+    choice = choose_value_type(now, plans_of(now, AUTO_VALUE_TYPES), _data(now), 0)
+    assert choice.value_type in AUTO_VALUE_TYPES
     assert "screened" in choice.note
-    again = choose_value_type(now, plans_of(now, VALUE_TYPES), _data(now), 0)
+    again = choose_value_type(now, plans_of(now, AUTO_VALUE_TYPES), _data(now), 0)
     assert again == choice
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from hwprune.encoding import CODECS
 from hwprune.errors import TargetError
+from hwprune.ir import VALUE_TYPES
 from hwprune.targets import aliases, load, names, registry
 
 FOLDER = Path(registry.__file__).parent
@@ -62,7 +64,8 @@ def test_board_budget_is_the_last_level_cache(name: str, budget_bytes: int) -> N
     assert target.kind == "linux"
     assert target.budget_bytes == budget_bytes
     assert target.memory_bytes == target.ram_bytes
-    assert set(target.value_types) == {"fp32", "fp16", "int8"}
+    assert set(target.value_types) == set(VALUE_TYPES)
+    assert set(target.codecs) == set(CODECS)
 
 
 @pytest.mark.parametrize(("name", "expected"), MICROCONTROLLERS.items())

@@ -214,7 +214,7 @@ def test_name_from_the_file(tmp_path: Path) -> None:
         ('"256KiB"', "nan", "memory.ram_bytes.value = NaN: expected"),
         ("78_000_000", '"78 MHz"', 'cpu.clock_hz.value = "78 MHz": expected a whole number of her'),
         ('"single"', '"half"', 'cpu.fpu.value = "half": expected the floating-point unit: "none"'),
-        ('"int8"]', '"int4"]', 'value_types[2] = "int4": expected a list of "fp32", "fp16" and'),
+        ('"int8"]', '"int2"]', 'value_types[2] = "int2": expected a list of "fp32", "fp16", "int8'),
         ('"int8"]', '"fp32"]', "no entry twice; expected a list of"),
         ('["fp32", "fp16", "int8"]', "[]", "value_types = []: expected a list of"),
         ('["fp32", "fp16", "int8"]', '"int8"', 'value_types = "int8": expected a list of'),
