@@ -225,7 +225,8 @@ void check_conv(Random& random, const Problem& p) {
     fresh();
     kernel.run_with(*kernel.plan_with(p.in.data(), choice), x.data(), p.batch, y.data(), add, {});
     compare(p, "layout " + std::to_string(static_cast<int>(choice.layout)) + " rows " + std::to_string(choice.block_rows) + " columns " +
-                   std::to_string(choice.block_columns) + " split " + std::to_string(choice.split_channels) + " lanes " + std::to_string(choice.lanes),
+                   std::to_string(choice.block_columns) + " tile " + std::to_string(choice.tile.rows) + "x" + std::to_string(choice.tile.vectors) +
+                   " split " + std::to_string(choice.split_channels) + " lanes " + std::to_string(choice.lanes),
             y, expected, scale);
   }
 }

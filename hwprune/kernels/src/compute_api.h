@@ -18,13 +18,14 @@ struct TileJob {
   const uint32_t* segments;     // nonzeros of row r: [segments[r * segment_step], segments[r * segment_step + 1])
   size_t segment_step;
   size_t first_row, last_row;
-  const float* input;           // packed input at the tile's first position
+  const float* input;           // packed input at the tile's first position, for the first weight row
+  size_t input_step;            // floats from one weight row's input to the next one's: 0, or a plane (depthwise)
   size_t offset_scale;
   size_t input_row_stride;      // floats from one row of the tile to the next
   float* output;                // of weight row `first_row`, at the tile's first position
   size_t output_stride;         // floats from one weight row to the next
   size_t output_row_stride;     // floats from one row of the tile to the next
-  size_t columns;               // positions per row of the tile that exist, the rest of the vectors is dropped
+  size_t columns;               // floats per row that exist: only the last vector of a row may be cut short by them
   const float* residual;        // laid out as the output, or null
   const float* bias;            // indexed by weight row, or null
   bool accumulate;              // add to what the output holds (channels are processed in several splits)
@@ -53,9 +54,11 @@ struct PackJob {
   size_t target_stride;             // floats between channels of the copy
   size_t row_stride;                // floats between rows of the copy
   size_t channels;
+  // Rows are written in whole vectors, in ascending order: up to a vector less a float beyond the last
+  // channel's copy is overwritten.
 };
 
-// Batch in lanes: element q of `images` images ([image][count] with image_stride) to target[...][lanes].
+// Batch in lanes, a multiple of the vector's: element q of `images` images ([image][count] with image_stride) to target[...][lanes].
 // Element q = channel * positions + p goes to (channel * channel_stride + position_offset[p]) * lanes;
 // a negative position offset drops it. Lanes beyond `images` become zeros.
 struct LanePackJob {

@@ -98,11 +98,7 @@ std::shared_ptr<const Plan> SparseConv::plan(int64_t batch, const int64_t* spati
   const PlanChoice choice = candidates(shape_, in, weights_, batch, threads).front();
   CachedPlan entry{in, batch, threads, nullptr};
   for (const CachedPlan& other : plans_) {
-    const PlanChoice& has = other.plan->choice;
-    if (other.in == in && has.layout == choice.layout && has.block_rows == choice.block_rows && has.lanes == choice.lanes &&
-        has.block_columns == choice.block_columns && has.split_channels == choice.split_channels) {
-      entry.plan = other.plan;
-    }
+    if (other.in == in && other.plan->choice == choice) entry.plan = other.plan;
   }
   if (!entry.plan) entry.plan = make_plan(shape_, in, weights_, choice);
   if (plans_.size() == kMostPlans) plans_.erase(plans_.begin());
@@ -142,6 +138,11 @@ void SparseConv::set_epilogue(TileJob& job, int64_t split, int64_t splits, const
   job.high = last ? high_ : std::numeric_limits<float>::infinity();
 }
 
+bool SparseConv::has_curve() const {
+  return epilogue_.activation == Activation::hard_swish || epilogue_.activation == Activation::silu ||
+         epilogue_.activation == Activation::leaky_relu;
+}
+
 void SparseConv::finish_rows(float* data, size_t count) const {
   switch (epilogue_.activation) {
     case Activation::hard_swish:
@@ -167,7 +168,7 @@ void SparseConv::tiles(const Call& call, TileJob& job, const float* input, float
   const int64_t width = (linear ? rows * columns : columns) * lanes;  // floats of a row of tiles
   const int64_t height = linear ? 1 : rows;
   const bool direct = plan.choice.layout == Layout::direct;
-  const TileShape tile = direct ? TileShape{plan.choice.block_columns / isa.lanes, 1} : tile_shape(ceil_div(width, isa.lanes), height);
+  const TileShape tile = plan.choice.tile;
   job.input_row_stride = static_cast<size_t>(plan.row_stride * lanes);
   job.output_row_stride = static_cast<size_t>(output_row_stride);
   for (int64_t r = 0; r < height; r += tile.rows) {
@@ -202,7 +203,9 @@ void SparseConv::run_blocks(const Call& call) const {
   const int64_t blocks = call.batch * plan.out[0] * row_blocks * column_blocks;
   const int64_t group_parts = threads == 1 ? 1 : std::min(shape.group, 4 * threads);
   const int64_t items = blocks * group_parts;
-  const bool share_rows = threads > 1 && items < 4 * threads && items % threads != 0;
+  const bool share_rows = threads > 1 && shape.group == 1 && items < 4 * threads && items % threads != 0;
+  // One weight row per group and one channel: the rows of a tile step from plane to plane.
+  const bool depthwise = !share_rows && shape.group > 1 && shape.group_rows() == 1;
   const int64_t group_rows = shape.group_rows(), kernel_depth = shape.kernel[0];
   const int64_t in_plane = plan.in[1] * plan.in[2], out_plane = plan.out[1] * plan.out[2];
   const int64_t out_stride = plan.out[0] * out_plane;
@@ -220,18 +223,17 @@ void SparseConv::run_blocks(const Call& call) const {
     const int64_t rows = std::min(choice.block_rows, plan.out[1] - row);
     const bool rest_of_row = column / choice.block_columns + 1 == column_blocks;
     const int64_t columns = rest_of_row ? plan.out[2] - column : choice.block_columns;
+    const int64_t at = (image * shape.out_channels * plan.out[0] + depth) * out_plane + row * plan.out[2] + column;
     const Scratch scratch(plan.scratch_floats);
-    for (int64_t group = shape.group * group_part / group_parts; group < shape.group * (group_part + 1) / group_parts; ++group) {
-      const int64_t first_row = group * group_rows;
-      const int64_t at = (image * shape.out_channels * plan.out[0] + depth) * out_plane + row * plan.out[2] + column;
+    const int64_t last_group = shape.group * (group_part + 1) / group_parts;
+    for (int64_t group = shape.group * group_part / group_parts, groups; group < last_group; group += groups) {
+      groups = std::min(plan.groups_together, last_group - group);
+      const float* const images = call.x + (image * shape.in_channels + group * shape.group_channels()) * plan.in[0] * in_plane;
       for (int64_t split = 0; split < plan.splits; ++split) {
         const int64_t first = split * choice.split_channels;
-        const int64_t count = std::min(choice.split_channels, plan.channels - first);
-        const float* input = scratch.data();
-        const float* const images = call.x + (image * shape.in_channels + group * shape.group_channels()) * plan.in[0] * in_plane;
-        if (direct) {
-          input = images + column;
-        } else {
+        const int64_t count = std::min(choice.split_channels, plan.channels - first) * groups;
+        const float* const input = direct ? images + column : scratch.data();
+        if (!direct) {
           PackJob pack{nullptr, static_cast<size_t>(plan.in[0] * in_plane), plan.in[1], plan.in[2], shape.stride[1], shape.stride[2],
                        row, column, rows, columns, plan.planes.data(), plan.planes.size(), scratch.data(),
                        static_cast<size_t>(plan.channel_stride), static_cast<size_t>(plan.row_stride), 1};
@@ -246,7 +248,7 @@ void SparseConv::run_blocks(const Call& call) const {
             isa.pack(pack);
           }
         }
-        const auto some_rows = [&](int64_t begin, int64_t end) {
+        const auto some_rows = [&](int64_t begin, int64_t end, const float* from) {
           TileJob job{};
           job.values = weights_.values();
           job.offsets = plan.offsets;
@@ -254,22 +256,28 @@ void SparseConv::run_blocks(const Call& call) const {
           job.segment_step = static_cast<size_t>(plan.splits);
           job.first_row = static_cast<size_t>(begin);
           job.last_row = static_cast<size_t>(end);
+          job.input_step = static_cast<size_t>(depthwise ? plan.channels * plan.channel_stride : 0);
           job.offset_scale = plan.offset_scale;
           job.output_stride = static_cast<size_t>(out_stride);
           float* const output = call.y + at + begin * out_stride;
           const float* const residual = call.residual ? call.residual + at + begin * out_stride : nullptr;
           set_epilogue(job, split, plan.splits, bias, residual);
-          tiles(call, job, input, output, residual, rows, columns, plan.out[2], 1);
+          tiles(call, job, from, output, residual, rows, columns, plan.out[2], 1);
         };
+        const int64_t first_row = group * group_rows;
         if (share_rows) {
           const std::vector<int64_t> bounds = balanced_rows(weights_.row_start(), first_row, first_row + group_rows, threads);
-          for_each(call.parallel, bounds.size() - 1, [&](size_t i) { some_rows(bounds[i], bounds[i + 1]); });
+          for_each(call.parallel, bounds.size() - 1, [&](size_t i) { some_rows(bounds[i], bounds[i + 1], input); });
+        } else if (depthwise) {
+          some_rows(first_row, first_row + groups, input);
         } else {
-          some_rows(first_row, first_row + group_rows);
+          for (int64_t g = 0; g < groups; ++g) {
+            some_rows(first_row + g * group_rows, first_row + (g + 1) * group_rows, input + g * plan.channels * plan.channel_stride);
+          }
         }
       }
       const bool whole_rows = columns == plan.out[2];
-      for (int64_t o = first_row; low_ != 0 && epilogue_.activation != Activation::none && o < first_row + group_rows; ++o) {
+      for (int64_t o = group * group_rows; has_curve() && o < (group + groups) * group_rows; ++o) {
         for (int64_t r = 0; r < (whole_rows ? 1 : rows); ++r) {
           finish_rows(call.y + at + o * out_stride + r * plan.out[2], static_cast<size_t>(whole_rows ? rows * columns : columns));
         }
@@ -328,7 +336,7 @@ void SparseConv::run_lanes(const Call& call) const {
                          call.y + at, call.residual ? call.residual + at : nullptr, static_cast<size_t>(shape.out_channels * out_plane),
                          low_, high_};
     isa.unpack_lanes(unpack);
-    for (int64_t i = 0; low_ != 0 && epilogue_.activation != Activation::none && i < images; ++i) {
+    for (int64_t i = 0; has_curve() && i < images; ++i) {
       finish_rows(call.y + at + i * shape.out_channels * out_plane, static_cast<size_t>(group_rows * out_plane));
     }
   };

@@ -38,6 +38,7 @@ class SparseConv final : public ConvKernel {
   void run_vector(const Call& call) const;
   void tiles(const Call& call, TileJob& job, const float* input, float* output, const float* residual, int64_t rows, int64_t columns,
              int64_t output_row_stride, int64_t lanes) const;
+  bool has_curve() const;
   void finish_rows(float* data, size_t count) const;
   // The parts of the epilogue that belong to the first and to the last split of the channels.
   void set_epilogue(TileJob& job, int64_t split, int64_t splits, const float* bias, const float* residual) const;

@@ -140,6 +140,12 @@ size_t Plan::resident_bytes() const {
          own_segments.capacity() * sizeof(uint32_t) + lane_positions.capacity() * sizeof(int32_t);
 }
 
+bool PlanChoice::operator==(const PlanChoice& other) const {
+  return layout == other.layout && block_rows == other.block_rows && block_columns == other.block_columns &&
+         tile.vectors == other.tile.vectors && tile.rows == other.tile.rows && split_channels == other.split_channels &&
+         lanes == other.lanes;
+}
+
 void fold(ConvShape& shape, Extents& in, Extents& out) {
   // An axis is trivial when output position i reads input position i and nothing else.
   const auto trivial = [&](size_t axis) {
@@ -182,10 +188,14 @@ std::shared_ptr<const Plan> make_plan(const ConvShape& shape, const Extents& in,
   }
   if (choice.layout == Layout::lanes) place_lanes(*plan);
   if (choice.layout != Layout::direct) {
+    // Small groups share the cost of a copy, as long as it stays in the first-level cache.
+    const int64_t group_floats = std::min(choice.split_channels, plan->channels) * plan->channel_stride * choice.lanes;
+    if (plan->splits == 1 && plan->shape.kernel[0] == 1 && choice.layout != Layout::lanes) {
+      plan->groups_together = std::max<int64_t>(1, std::min(shape.group, kFirstLevelFloats / group_floats));
+    }
     // A tile's vectors run past the block's last position, by less than a tile.
     const int64_t slack = (compute().max_vectors + 1) * compute().lanes;
-    plan->scratch_floats = static_cast<size_t>(
-        (std::min(choice.split_channels, plan->channels) * plan->channel_stride * choice.lanes) + slack);
+    plan->scratch_floats = static_cast<size_t>(plan->groups_together * group_floats + slack);
   }
   return plan;
 }

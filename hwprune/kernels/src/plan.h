@@ -12,6 +12,8 @@
 
 namespace hwprune {
 
+constexpr int64_t kFirstLevelFloats = 6 * 1024;  // what a block may take of a first-level cache of 32 KiB
+
 // What the tiles read.
 enum class Layout {
   direct,    // the input itself: pointwise layers with few nonzeros per input
@@ -21,13 +23,20 @@ enum class Layout {
   naive,     // no layout fits 16-bit offsets (huge dilated kernels): plain loops
 };
 
+// Vectors per row and rows of the output positions that are computed together in registers.
+struct TileShape {
+  int64_t vectors = 1, rows = 1;
+};
+
 // The choices; everything else of a plan follows from them.
 struct PlanChoice {
   Layout layout = Layout::naive;
   int64_t block_rows = 1, block_columns = 1;  // output positions whose input is copied together
+  TileShape tile;
   int64_t split_channels = 1;                 // channels (times kernel depth) copied together
   int64_t lanes = 1;                          // images side by side, Layout::lanes only
-  double cost = 0;                            // estimated cycles for one image of one group of channels
+  double cost = 0;                            // estimated nanoseconds for one image
+  bool operator==(const PlanChoice& other) const;
 };
 
 struct Plan {
@@ -37,6 +46,7 @@ struct Plan {
   ConvShape shape;
   int64_t channels = 0;  // of one group, times kernel depth: what is copied
   int64_t splits = 1;
+  int64_t groups_together = 1;  // groups whose input is copied in one go
   std::vector<PackPlane> planes;
   int64_t row_stride = 0, channel_stride = 0;  // floats (times lanes)
   size_t scratch_floats = 0;                   // for one split of one block, slack included
@@ -59,10 +69,7 @@ std::vector<PlanChoice> candidates(const ConvShape& shape, const Extents& in, co
 
 std::shared_ptr<const Plan> make_plan(const ConvShape& shape, const Extents& in, const Weights& weights, const PlanChoice& choice);
 
-// Tile shape for an output row of `vectors` vectors and `rows` rows.
-struct TileShape {
-  int64_t vectors, rows;
-};
+// The largest tile for output rows of `vectors` vectors and `rows` rows, without a small one left over.
 TileShape tile_shape(int64_t vectors, int64_t rows);
 
 }  // namespace hwprune

@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX2__)
+#include <immintrin.h>  // masked loads have no spelling in the vector extensions
+#endif
+
 #ifndef HWPRUNE_ISA
 #error "compile the files of compute/ once per instruction set with -DHWPRUNE_ISA=<name>"
 #endif
@@ -70,7 +74,8 @@ HWPRUNE_INLINE Vector<N> clamp(Vector<N> value, Vector<N> low, Vector<N> high) {
   return high < value ? high : value;
 }
 
-// Fewer than N floats: the memory beyond them is neither read nor written.
+// Fewer than N floats: the memory beyond them is neither read nor written. Stores go in pieces, as masked
+// stores are slow on some processors that have them.
 template <int N>
 HWPRUNE_INLINE Vector<N> load_part(const float* from, size_t count) {
   float buffer[N] = {};
@@ -82,7 +87,52 @@ template <int N>
 HWPRUNE_INLINE void store_part(float* to, Vector<N> value, size_t count) {
   float buffer[N];
   store<N>(buffer, value);
-  for (size_t i = 0; i < count; ++i) to[i] = buffer[i];
+  const float* from = buffer;
+#pragma GCC unroll 4
+  for (int piece = N / 2; piece >= 1; piece /= 2) {
+    if ((count & static_cast<size_t>(piece)) == 0) continue;
+    std::memcpy(to, from, sizeof(float) * static_cast<size_t>(piece));
+    to += piece;
+    from += piece;
+  }
+}
+
+// Which lanes of a vector may be read. Where masked loads are missing, a bit per lane.
+#if defined(__AVX512F__)
+using LaneMask = __mmask16;
+#elif defined(__AVX2__)
+using LaneMask = __m256i;
+#else
+using LaneMask = unsigned;
+#endif
+
+// Lanes [first, last), clipped to the vector.
+HWPRUNE_INLINE LaneMask lane_mask(int64_t first, int64_t last) {
+#if defined(__AVX512F__) || !defined(__AVX2__)
+  unsigned bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= (i >= first && i < last ? 1u : 0u) << i;
+  return static_cast<LaneMask>(bits);
+#else
+  int32_t lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i >= first && i < last ? -1 : 0;
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes));
+#endif
+}
+
+// Zeros in the lanes outside the mask, whose memory is not read.
+HWPRUNE_INLINE Vector<kLanes> load_masked(const float* from, LaneMask mask) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(mask, from);
+#elif defined(__AVX2__)
+  return _mm256_maskload_ps(from, mask);
+#else
+  if (mask == (1u << kLanes) - 1) return load<kLanes>(from);
+  float buffer[kLanes] = {};
+  for (int i = 0; i < kLanes; ++i) {
+    if (mask >> i & 1u) buffer[i] = from[i];
+  }
+  return load<kLanes>(buffer);
+#endif
 }
 
 // N rows of N floats become N columns: log2(N) times the perfect shuffle of rows i and i + N / 2.

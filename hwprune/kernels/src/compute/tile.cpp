@@ -12,21 +12,27 @@ namespace {
 constexpr int accumulator_sets(int vectors) {
   if (vectors == 1) return 8;
   if (vectors == 2) return 4;
-  if (vectors <= kMaxVectors / 2 && vectors < 8) return 2;
+  if (vectors <= kMaxVectors / 2 && vectors < 7) return 2;
   return 1;
 }
 
-template <int N>
+// Adds what lies in memory, bounds and stores; Part: only `count` lanes of the vector exist.
+template <int N, bool Part>
 HWPRUNE_INLINE void finish(const TileJob& job, Vector<N> sum, float* output, const float* residual, size_t count) {
-  const Vector<N> low = splat<N>(job.low), high = splat<N>(job.high);
-  if (count >= static_cast<size_t>(N)) {
-    if (job.accumulate) sum += load<N>(output);
-    if (residual) sum += load<N>(residual);
-    store<N>(output, clamp<N>(sum, low, high));
-  } else if (count > 0) {
-    if (job.accumulate) sum += load_part<N>(output, count);
-    if (residual) sum += load_part<N>(residual, count);
-    store_part<N>(output, clamp<N>(sum, low, high), count);
+  if (job.accumulate) sum += Part ? load_part<N>(output, count) : load<N>(output);
+  if (residual) sum += Part ? load_part<N>(residual, count) : load<N>(residual);
+  sum = clamp<N>(sum, splat<N>(job.low), splat<N>(job.high));
+  if (Part) store_part<N>(output, sum, count);
+  else store<N>(output, sum);
+}
+
+template <int N, int Rows, int Vectors>
+HWPRUNE_INLINE void add(Vector<N> (&sum)[Rows * Vectors], Vector<N> weight, const float* from, size_t row_stride) {
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 32
+    for (int v = 0; v < Vectors; ++v) sum[r * Vectors + v] += weight * load<N>(from + v * N);
+    from += row_stride;
   }
 }
 
@@ -35,9 +41,14 @@ void tile(const TileJob& job) {
   constexpr int kTotal = Rows * Vectors;
   constexpr int kSets = accumulator_sets(kTotal);
   const size_t scale = job.offset_scale, row_stride = job.input_row_stride;
-  const float* const input = job.input;
+  const float* input = job.input;
   float* output = job.output;
   const float* residual = job.residual;
+  // Lanes of the last vector of a row that exist; all the other vectors are whole.
+  const size_t before = static_cast<size_t>(Vectors - 1) * N;
+  const size_t rest = job.columns - before < static_cast<size_t>(N) ? job.columns - before : N;
+  const bool plain = !job.accumulate && residual == nullptr && rest == static_cast<size_t>(N);
+  const Vector<N> low = splat<N>(job.low), high = splat<N>(job.high);
   for (size_t row = job.first_row; row < job.last_row; ++row) {
     size_t i = job.segments[row * job.segment_step];
     const size_t end = job.segments[row * job.segment_step + 1];
@@ -57,22 +68,14 @@ void tile(const TileJob& job) {
       for (int u = 0; u < kSets; ++u) {
         const Vector<N> weight = splat<N>(values[i + u]);
         const float* from = input + offsets[i + u] * scale;
-#pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 32
-          for (int v = 0; v < Vectors; ++v) sum[u][r * Vectors + v] += weight * load<N>(from + r * row_stride + v * N);
-        }
+        add<N, Rows, Vectors>(sum[u], weight, from, row_stride);
       }
     }
     if (kSets > 1) {
       for (; i < end; ++i) {
         const Vector<N> weight = splat<N>(values[i]);
         const float* from = input + offsets[i] * scale;
-#pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 32
-          for (int v = 0; v < Vectors; ++v) sum[0][r * Vectors + v] += weight * load<N>(from + r * row_stride + v * N);
-        }
+        add<N, Rows, Vectors>(sum[0], weight, from, row_stride);
       }
 #pragma GCC unroll 8
       for (int step = kSets / 2; step > 0; step /= 2) {
@@ -83,16 +86,30 @@ void tile(const TileJob& job) {
         }
       }
     }
+    if (plain) {
 #pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) {
+      for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 32
-      for (int v = 0; v < Vectors; ++v) {
-        const size_t begin = static_cast<size_t>(v) * N;
-        const size_t at = r * job.output_row_stride + begin;
-        finish<N>(job, sum[0][r * Vectors + v], output + at, residual ? residual + at : nullptr,
-                  job.columns > begin ? job.columns - begin : 0);
+        for (int v = 0; v < Vectors; ++v) {
+          store<N>(output + r * job.output_row_stride + v * N, clamp<N>(sum[0][r * Vectors + v], low, high));
+        }
+      }
+    } else {
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 32
+        for (int v = 0; v < Vectors; ++v) {
+          const size_t at = r * job.output_row_stride + static_cast<size_t>(v) * N;
+          const float* const add = residual ? residual + at : nullptr;
+          if (v + 1 < Vectors || rest == static_cast<size_t>(N)) {
+            finish<N, false>(job, sum[0][r * Vectors + v], output + at, add, N);
+          } else {
+            finish<N, true>(job, sum[0][r * Vectors + v], output + at, add, rest);
+          }
+        }
       }
     }
+    input += job.input_step;
     output += job.output_stride;
     if (residual) residual += job.output_stride;
   }
