@@ -109,9 +109,10 @@ def epochs_for(plans: Mapping[ValueType, Plan], asked: int) -> int:
 
 def measure(config: Config, network: Network) -> dict[str, Any]:
     """Compile one row; return what was found. A budget that cannot be met is a finding too."""
-    from hwprune.compiler import Options, compile_model, plan_model
+    from hwprune.compiler import Options, compile_model
     from hwprune.export.artifact import read_artifact
     from hwprune.frontend import load_data, load_model
+    from hwprune.steps.planning import plan_model
 
     target = load(config["target"])
     budget = config["budget_bytes"]

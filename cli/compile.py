@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hwprune.cli.main import print_json
-from hwprune.cli.modelling import load, model_options
+from hwprune.cli.modelling import collector_paused, load, model_options
 from hwprune.cli.options import VALUES, console, json_option, require_option
 from hwprune.errors import UsageError
 
@@ -84,10 +84,11 @@ def command(
     from hwprune.report import record as reports
     from hwprune.report import render
 
-    loaded, source = load(
-        model, arch=arch, inputs=inputs, fixed_batch=fixed_batch, unsafe_load=unsafe_load,
-        data=data, seed=seed,
-    )  # fmt: skip
+    with collector_paused():
+        loaded, source = load(
+            model, arch=arch, inputs=inputs, fixed_batch=fixed_batch, unsafe_load=unsafe_load,
+            data=data, seed=seed,
+        )  # fmt: skip
     from hwprune.compiler import DEFAULT_EPOCHS, DEFAULT_STRATEGY, Options, compile_model
 
     options = Options(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import difflib
+import gc
 import importlib
 import importlib.util
 import json
@@ -100,6 +102,9 @@ def group(*, debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; no error of a command gets past here."""
+    # Python looks for garbage once more as it ends: with torch, a second for what ends anyway.
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
     args = list(sys.argv[1:] if arguments is None else arguments)
     if "_HWPRUNE_COMPLETE" in os.environ:  # shell completion: click's own business
         group.main(args, prog_name="hwprune")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -64,6 +66,18 @@ def require_torch() -> None:
         )
 
 
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Do not look for garbage: importing torch and tracing make millions of objects that stay."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def load(
     path: str,
     *,
@@ -73,6 +87,7 @@ def load(
     unsafe_load: bool,
     data: str | None = None,
     seed: int = 0,
+    mapped: bool = False,
 ) -> tuple[Model, Data | None]:
     """Load the data (first: it is quick, and says the input's shape) and the model."""
     require_torch()
@@ -92,5 +107,6 @@ def load(
         unsafe_load=unsafe_load,
         fixed_batch=fixed_batch,
         sample_shapes=shapes,
+        mapped=mapped,
     )
     return model, source

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hwprune.cli.main import print_json
-from hwprune.cli.modelling import load, model_options
+from hwprune.cli.modelling import collector_paused, load, model_options
 from hwprune.cli.options import VALUES, console, json_option
 
 if TYPE_CHECKING:
@@ -46,12 +46,14 @@ def command(
     Counts are exact for the file that would be written, with the connections that LAMP scores of
     the trained weights choose. Exit code 4: not even the empty network fits.
     """
-    loaded, _ = load(
-        model, arch=arch, inputs=inputs, fixed_batch=fixed_batch, unsafe_load=unsafe_load
-    )
-    from hwprune.compiler import plan_model
+    with collector_paused():
+        loaded, _ = load(
+            model, arch=arch, inputs=inputs, fixed_batch=fixed_batch, unsafe_load=unsafe_load,
+            mapped=True,
+        )  # fmt: skip
+        from hwprune.steps.planning import plan_model
 
-    prepared, plans = plan_model(loaded, target, budget_bytes=budget, values=values)
+        prepared, plans = plan_model(loaded, target, budget_bytes=budget, values=values)
     if as_json:
         print_json(_document(prepared, plans))
     _print(prepared, plans, to_stderr=as_json)

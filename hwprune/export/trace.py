@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hwprune.errors import ExportError
 from hwprune.export.graph import Graph, rename, used_tensors
+from hwprune.export.registry import unparsed_functions
 from hwprune.ir import Model
 
 # torch's exporter writes this one and ignores a wish for a lower one; lowering is ours (lower.py).
@@ -89,15 +90,16 @@ def trace(model: Model) -> Traced:
         with _quiet():
             module = _exportable(model, args)
             program = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
-            exported = torch.onnx.export(
-                program,
-                args,
-                dynamo=True,
-                optimize=False,
-                opset_version=TRACE_OPSET,
-                input_names=[spec.name for spec in model.inputs],
-                verbose=False,
-            )
+            with unparsed_functions():
+                exported = torch.onnx.export(
+                    program,
+                    args,
+                    dynamo=True,
+                    optimize=False,
+                    opset_version=TRACE_OPSET,
+                    input_names=[spec.name for spec in model.inputs],
+                    verbose=False,
+                )
     except Exception as error:
         hint = "torch.export needs a forward method without data-dependent Python control flow"
         if model.kind == "torchscript":

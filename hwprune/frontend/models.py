@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ def load_model(
     unsafe_load: bool = False,
     fixed_batch: bool = False,
     sample_shapes: Sequence[tuple[int, ...]] | None = None,
+    mapped: bool = False,
 ) -> Model:
     """Load a trained network. Its kind is read from the file's bytes, never from its name.
 
@@ -42,6 +43,8 @@ def load_model(
         unsafe_load: read a pickled module, which runs code that the file holds.
         fixed_batch: fix the batch at 1 instead of keeping it dynamic.
         sample_shapes: the data set's shapes per input, without the batch.
+        mapped: leave the tensors of a state dict in the file until they are used. Saves time and
+            memory; the file must not change as long as the model is used.
 
     Returns:
         The model in eval mode on the CPU, float32, run once on inputs of the shapes it states.
@@ -58,7 +61,7 @@ def load_model(
     # A wrong name is found before a large file is read.
     chosen = None if arch is None else find_arch(arch)
     file = identify(path)
-    model, sources = _READERS[file.kind](file, chosen, unsafe_load, sources)
+    model, sources = _READERS[file.kind](file, chosen, Reading(unsafe_load, mapped), sources)
     if chosen is not None and model.arch is None:
         note = f"--arch {chosen.spec} was not needed: the file carries its own network"
         model = replace(model, notes=(*model.notes, note))
@@ -81,14 +84,22 @@ def _check_precision(model: Model) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a file may be read: see ``load_model``."""
+
+    unsafe: bool
+    mapped: bool
+
+
 Loaded = tuple[Model, InputSources]
 
 
 def _load_state_dict(
-    file: ModelFile, arch: Arch | None, unsafe: bool, sources: InputSources
+    file: ModelFile, arch: Arch | None, how: Reading, sources: InputSources
 ) -> Loaded:
     """Read what torch.save wrote: a state dict, or (unsafe) a whole module."""
-    payload, notes = pickled.read(file, unsafe=unsafe)
+    payload, notes = pickled.read(file, unsafe=how.unsafe, mapped=how.mapped)
     payload, unwrapped = state.unwrap(payload, file.path)
     notes += unwrapped
     if isinstance(payload, nn.Module):
@@ -98,7 +109,7 @@ def _load_state_dict(
 
 
 def _load_safetensors(
-    file: ModelFile, arch: Arch | None, unsafe: bool, sources: InputSources
+    file: ModelFile, arch: Arch | None, how: Reading, sources: InputSources
 ) -> Loaded:
     try:
         from safetensors.torch import load_file
@@ -118,7 +129,7 @@ def _load_safetensors(
 
 
 def _load_exported(
-    file: ModelFile, arch: Arch | None, unsafe: bool, sources: InputSources
+    file: ModelFile, arch: Arch | None, how: Reading, sources: InputSources
 ) -> Loaded:
     module, specs, notes = program.as_module(exported.load(file), file.path)
     model = _model(file, "exported-program", module, notes)
@@ -126,13 +137,13 @@ def _load_exported(
 
 
 def _load_torchscript(
-    file: ModelFile, arch: Arch | None, unsafe: bool, sources: InputSources
+    file: ModelFile, arch: Arch | None, how: Reading, sources: InputSources
 ) -> Loaded:
     model = _model(file, "torchscript", scripted.read(file), ())
     return replace(model, trainable=False, batchnorm_frozen=True), sources
 
 
-_READERS: dict[str, Callable[[ModelFile, Arch | None, bool, InputSources], Loaded]] = {
+_READERS: dict[str, Callable[[ModelFile, Arch | None, Reading, InputSources], Loaded]] = {
     "torch-zip": _load_state_dict,
     "torch-legacy": _load_state_dict,
     "safetensors": _load_safetensors,

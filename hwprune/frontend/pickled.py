@@ -41,12 +41,13 @@ _EXPECTED = (
 )  # fmt: skip
 
 
-def read(file: ModelFile, *, unsafe: bool) -> tuple[Any, tuple[str, ...]]:
+def read(file: ModelFile, *, unsafe: bool, mapped: bool = False) -> tuple[Any, tuple[str, ...]]:
     """Read what torch.save wrote: the safe way first, always.
 
     Args:
         file: of kind torch-zip or torch-legacy.
         unsafe: whether the user allowed the file to run code.
+        mapped: whether tensors may stay in the file until they are used; it must not change then.
 
     Returns:
         The object, and notes for the report.
@@ -57,7 +58,9 @@ def read(file: ModelFile, *, unsafe: bool) -> tuple[Any, tuple[str, ...]]:
     """
     try:
         with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(file.path, map_location="cpu", weights_only=True), ()
+            # The older format cannot be mapped.
+            mmap = mapped and file.kind == "torch-zip"
+            return torch.load(file.path, map_location="cpu", weights_only=True, mmap=mmap), ()
     except pickle.UnpicklingError as error:
         foreign = foreign_names(file)
         if not foreign:

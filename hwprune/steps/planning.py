@@ -143,6 +143,20 @@ def value_types(target: Target, asked: str) -> tuple[ValueType, ...]:
     return chosen
 
 
+def plan_model(
+    model: Model, target: Target, *, budget_bytes: int | None = None, values: str = "auto"
+) -> tuple[Prepared, dict[ValueType, Plan]]:
+    """Say what fits a target, before any training: one plan per value type.
+
+    Raises:
+        UsageError, ExportError, InfeasibleError.
+    """
+    kinds = value_types(target, values)
+    check_budget(target, budget_bytes)
+    prepared = prepare(model, target, budget_bytes)
+    return prepared, plans_of(prepared, kinds)
+
+
 def plans_of(prepared: Prepared, kinds: tuple[ValueType, ...]) -> dict[ValueType, Plan]:
     """Return a plan per value type, for the ranking that LAMP scores of the weights give.
 
@@ -151,9 +165,7 @@ def plans_of(prepared: Prepared, kinds: tuple[ValueType, ...]) -> dict[ValueType
     """
     weights = module_weights(prepared)
     costs = {kind: cost_of(prepared, kind) for kind in kinds}
-    # One ranking serves all: a longer one holds the shorter ones as its prefixes.
-    limit = max(ranking_limit(cost, prepared.budget_bytes, kind) for kind, cost in costs.items())
-    prefixes = Prefixes(rank_weights(weights, "lamp", limit))
+    prefixes = _prefixes(weights, costs, prepared.budget_bytes)
     found = {kind: _attempt(prepared, cost, prefixes, kind) for kind, cost in costs.items()}
     plans = {kind: result for kind, result in found.items() if isinstance(result, Plan)}
     if not plans:
@@ -164,6 +176,22 @@ def plans_of(prepared: Prepared, kinds: tuple[ValueType, ...]) -> dict[ValueType
         assert isinstance(failure, InfeasibleError)
         raise failure
     return plans
+
+
+def _prefixes(
+    weights: Mapping[str, NDArray[np.float32]],
+    costs: Mapping[ValueType, FileCost],
+    budget_bytes: int,
+) -> Prefixes:
+    """Return one ranking that serves all value types: a longer one begins with the shorter ones."""
+    limit = max(ranking_limit(cost, budget_bytes, kind) for kind, cost in costs.items())
+    if limit < sum(weight.size for weight in weights.values()):
+        # The limit is safe rather than close. Half of it mostly does, in half of the time.
+        prefixes = Prefixes(rank_weights(weights, "lamp", limit // 2))
+        every = prefixes.positions(prefixes.length)
+        if all(c.encoding(every, kind).file_bytes > budget_bytes for kind, c in costs.items()):
+            return prefixes
+    return Prefixes(rank_weights(weights, "lamp", limit))
 
 
 def _attempt(

@@ -1,0 +1,85 @@
+"""probe: what a network refuses is found, for a large one too, and nothing is left behind in it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hwprune.errors import ModelError
+from hwprune.frontend import probe as probing
+from hwprune.frontend.probe import probe
+from hwprune.ir import TensorSpec
+
+
+class Keeps(nn.Module):
+    """Counts its real runs, and keeps a table that it computed for the device it ran on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+        self.runs = [0]
+        self.table: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.table = torch.arange(4.0, device=x.device)
+        self.runs[0] += not x.is_meta
+        return self.fc(x + self.table)
+
+
+class Makes(nn.Module):
+    """Makes a tensor without asking where its input is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x + torch.ones(4))
+
+
+def spec(*shape: int, dtype: str = "float32") -> tuple[TensorSpec, ...]:
+    return (TensorSpec("x", (None, *shape), dtype),)
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "_LARGE", 1)
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_large_network_runs_on_shapes_and_stays_as_it_was() -> None:
+    module = Keeps()
+    probe(module, spec(4))
+    assert module.runs == [0]
+    assert module.table is None
+    assert not module.fc.weight.is_meta
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [
+        (Keeps(), spec(5)),
+        (nn.ConvTranspose2d(4, 2, 3), spec(3, 8, 8)),
+        (nn.Linear(4, 3), spec(4, dtype="float64")),
+        (nn.Conv2d(3, 4, 5), spec(3, 2, 2)),
+        (nn.Sequential(nn.Flatten(0), nn.Linear(8, 2), nn.Unflatten(0, (3, 1))), spec(4)),
+    ],
+)
+def test_a_large_network_refuses_what_a_small_one_refuses(
+    module: nn.Module, inputs: tuple[TensorSpec, ...]
+) -> None:
+    with pytest.raises(ModelError, match="does not take"):
+        probe(module, inputs)
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_network_that_shapes_alone_do_not_run_is_run() -> None:
+    probe(Makes(), spec(4))
+
+
+def test_a_small_network_is_run() -> None:
+    module = Keeps()
+    probe(module, spec(4))
+    assert module.runs == [1]
