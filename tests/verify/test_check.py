@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
-from hwprune.ir import LimitResult
+from hwprune.ir import VALUE_TYPES, LimitResult
 from hwprune.targets import load
 from hwprune.verify import check, parse_limit
 from hwprune.verify.outcome import CheckResult
@@ -28,8 +28,8 @@ def message(result: CheckResult, name: str) -> str:
 
 
 @pytest.mark.parametrize("form", ["functions", "inlined", "dense"])
-@pytest.mark.parametrize("codec", ["gap8", "gap16", "cols8", "cols16"])
-@pytest.mark.parametrize("value_type", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("codec", ["gap4", "gap8", "gap16", "cols8", "cols16", "bitmap", "rice"])
+@pytest.mark.parametrize("value_type", VALUE_TYPES)
 def test_a_sound_file_passes(
     write_artifact: WriteArtifact, form: str, codec: str, value_type: str
 ) -> None:
