@@ -39,19 +39,27 @@ def command(
 ) -> None:
     """Measure ARTIFACT on this host: latency, load time, resident memory.
 
-    The numbers are this host's and are labelled so; with --target, it is first made sure that the
-    artifact is one that the target could run.
+    An artifact that hwprune's native kernels can run is measured at both of its speeds, after their
+    outputs were compared. The numbers are this host's and are labelled so; with --target, it is
+    first made sure that the artifact is one that the target could run.
     """
     from hwprune.export.artifact import read_artifact
     from hwprune.verify import environment, measure, resident
+    from hwprune.verify.speeds import compare_speeds, describe, why_one_speed
 
     notes = ["stock onnxruntime decodes packed weights at load and runs them at dense speed"]
     found = read_artifact(artifact)
     if target is not None:
         notes.insert(0, _suits(found.opset, found.ir_version, target))
     files = {"artifact": artifact} | ({"against": against} if against is not None else {})
-    latency = measure(files, threads=threads, batch=batch, runs=runs)
-    memory = {label: resident(path) for label, path in files.items()}
+    alone = why_one_speed(found)
+    if alone is None:
+        notes.append(f"native kernels against stock: {describe(compare_speeds(artifact))}")
+        files["kernels"] = artifact
+    else:
+        notes.append(f"native kernels: not run, {alone}")
+    latency = measure(files, threads=threads, batch=batch, runs=runs, kernels={"kernels"})
+    memory = {label: resident(path, kernels=label == "kernels") for label, path in files.items()}
     host = latency["artifact"].host
     if as_json:
         results = {
@@ -63,7 +71,8 @@ def command(
                 "onnxruntime": latency["artifact"].onnxruntime,
                 "target": target.name if target else None,
                 "results": results,
-                "ratio_p50": _ratio(latency),
+                "ratio_p50": _ratio(latency, "artifact"),
+                "ratio_p50_kernels": _ratio(latency, "kernels"),
                 "environment": environment(),
                 "notes": notes,
             }
@@ -93,10 +102,10 @@ def _suits(opset: int, ir_version: int, target: Target) -> str:
     return f"measured on this host, not on {target.name}"
 
 
-def _ratio(latency: dict[str, LatencyResult]) -> float | None:
-    if "against" not in latency:
+def _ratio(latency: dict[str, LatencyResult], label: str) -> float | None:
+    if "against" not in latency or label not in latency:
         return None
-    return latency["artifact"].p50_ms / latency["against"].p50_ms
+    return latency[label].p50_ms / latency["against"].p50_ms
 
 
 def _document(path: str, latency: LatencyResult, memory: MemoryResult) -> dict[str, Any]:
@@ -135,24 +144,29 @@ def _print(
         f"{first.runs} runs, {threads}, batch {first.batch}"
         + (", files in turn" if len(files) > 1 else "")
     )
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("file", overflow="fold")
-    for column in ("size", "p50", "p90", "load", "resident", "added by load"):
-        table.add_column(column, justify="right")
     for label, path in files.items():
+        size = format_bytes(Path(path).stat().st_size)
+        what = "the artifact, with native kernels" if label == "kernels" else f"{path}, {size}"
+        out.print(Text(f"{label}: {what}"), soft_wrap=True)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("")
+    for column in ("p50", "p90", "load", "resident", "by load", "weights"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for label in files:
         result, used = latency[label], memory[label]
         table.add_row(
-            Text(path),
-            format_bytes(Path(path).stat().st_size),
+            label,
             f"{result.p50_ms:.3f} ms",
             f"{result.p90_ms:.3f} ms",
             f"{result.load_ms:.1f} ms",
             f"{used.resident_bytes / 2**20:.1f} MiB",
             f"{used.added_bytes / 2**20:.1f} MiB",
+            "-" if used.weight_bytes is None else f"{used.weight_bytes / 2**20:.2f} MiB",
         )
     out.print(table)
-    ratio = _ratio(latency)
-    if ratio is not None:
-        out.print(f"p50 is {ratio:.2f}x of {files['against']}", soft_wrap=True)
+    for label, how in (("artifact", ""), ("kernels", " with native kernels")):
+        ratio = _ratio(latency, label)
+        if ratio is not None:
+            out.print(f"p50{how} is {ratio:.2f}x of {files['against']}", soft_wrap=True)
     for note in notes:
         out.print(f"note: {note}", soft_wrap=True)

@@ -43,6 +43,7 @@ from hwprune.steps.verifying import measure_files, verify_file
 from hwprune.targets import Target
 from hwprune.units import format_bytes, format_percent
 from hwprune.verify import limits as limit_rules
+from hwprune.verify import speeds
 
 DEFAULT_EPOCHS = 12
 DEFAULT_STRATEGY = "bidirectional"
@@ -156,6 +157,7 @@ def compile_model(
                 folder=folder.staging,
                 threads=options.threads,
                 with_latency=_runs_here(target),
+                with_kernels=checked.one_speed is None,
             )
         outcome = Outcome(
             prepared, plan, written, masks, checked, trained, measured, data,
@@ -193,7 +195,12 @@ def _check_options(options: Options, model: Model) -> None:
 
 def _check_limits(limits: Sequence[limit_rules.Limit], target: Target, data: Data | None) -> None:
     labels = data is not None and data.test.labels is not None and len(data.test) > 0
-    context = limit_rules.Context(kind=target.kind, labels=labels, latency=_runs_here(target))
+    no_kernels = speeds.why_no_kernels()
+    if target.runtime.inline_functions:
+        no_kernels = f"the inlined form for {target.name} has one speed"
+    context = limit_rules.Context(
+        kind=target.kind, labels=labels, latency=_runs_here(target), no_kernels=no_kernels
+    )
     limit_rules.require_measurable(limits, context)
 
 

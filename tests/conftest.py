@@ -63,6 +63,7 @@ def build_artifact(
             node = helper.make_node(
                 operator.name, inputs, [output], name=name, domain=DOMAIN,
                 shape=list(shape), **given[kind],
+                **({} if packed.count is None else {"count": packed.count}),
             )  # fmt: skip
             if form == "inlined":
                 inner = expand(node, f"{key}_0_", 18)
@@ -173,11 +174,11 @@ def sample_record() -> dict[str, Any]:
         "latency": {
             "dense": {
                 "p50_ms": 2.1, "p90_ms": 2.4, "runs": 100, "threads": 1, "batch": 1,
-                "load_ms": 9.0, "resident_bytes": 61_000_000,
+                "load_ms": 9.0, "resident_bytes": 61_000_000, "added_bytes": 11_000_000,
             },
             "stock": {
                 "p50_ms": 2.2, "p90_ms": 2.5, "runs": 100, "threads": 1, "batch": 1,
-                "load_ms": 21.0, "resident_bytes": 60_000_000,
+                "load_ms": 21.0, "resident_bytes": 60_000_000, "added_bytes": 10_000_000,
             },
             "kernels": None,
             "host": "this host: Some CPU, 2 cores, x86_64",
@@ -188,7 +189,11 @@ def sample_record() -> dict[str, Any]:
         "command": "hwprune compile resnet20.pt --target raspberry-pi-zero-2w --budget 64KiB",
         "seed": 0,
         "seconds": 73.5,
-        "notes": ["latency.kernels: this version has no native kernels", "a <script> & a | pipe"],
+        "notes": [
+            "latency.kernels: this installation has no native kernels",
+            "latency.dense.weight_bytes: not counted", "latency.stock.weight_bytes: not counted",
+            "a <script> & a | pipe",
+        ],
     }  # fmt: skip
 
 

@@ -117,7 +117,11 @@ class AccuracyPart(Section):
 
 
 class LatencyRun(Section):
-    """One file in one runtime, on the host; ``load_ms``, ``resident_bytes``: of loading it."""
+    """One file in one runtime, on the host; times in ms.
+
+    ``load_ms`` and what follows are of loading it in a fresh process: what that process holds, what
+    loading added to it, and of that the weights, where native kernels count them.
+    """
 
     p50_ms: Positive
     p90_ms: Positive
@@ -126,6 +130,8 @@ class LatencyRun(Section):
     batch: Count
     load_ms: Positive | None = None
     resident_bytes: Count | None = None
+    added_bytes: Count | None = None
+    weight_bytes: Count | None = None
 
 
 class LatencyPart(Section):

@@ -106,14 +106,21 @@ def _runtime(version: str | None) -> str | None:
 
 
 def latency_cells(run: LatencyRun) -> tuple[str, ...]:
-    """Return p50, p90, load time, resident memory, and how it was measured."""
+    """Return the cells of ``LATENCY_COLUMNS`` after the first."""
     load = f"{run.load_ms:.1f} ms" if run.load_ms is not None else "-"
-    resident = f"{run.resident_bytes / 2**20:.1f} MiB" if run.resident_bytes is not None else "-"
+    resident, added, weights = map(
+        _mebibytes, (run.resident_bytes, run.added_bytes, run.weight_bytes)
+    )
     how = f"{run.runs} runs, {run.threads} thread{_s(run.threads)}, batch {run.batch}"
-    return f"{run.p50_ms:.3f} ms", f"{run.p90_ms:.3f} ms", load, resident, how
+    return f"{run.p50_ms:.3f} ms", f"{run.p90_ms:.3f} ms", load, resident, added, weights, how
 
 
-LATENCY_COLUMNS = ("file", "p50", "p90", "load", "resident", "measured")
+def _mebibytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**20:.1f} MiB"
+
+
+# "by load": what loading added to the process; "weights": of that, as native kernels count it.
+LATENCY_COLUMNS = ("file", "p50", "p90", "load", "resident", "by load", "weights", "measured")
 LAYER_COLUMNS = ("layer", "shape", "nonzeros", "sparsity", "codec", "values", "bytes")
 
 

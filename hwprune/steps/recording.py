@@ -21,6 +21,7 @@ from hwprune.steps.pruning import Trained
 from hwprune.steps.verifying import Checked, Measured
 from hwprune.verify.host import environment
 from hwprune.verify.latency import LatencyResult
+from hwprune.verify.speeds import describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,7 @@ def _latency(measured: Measured | None) -> dict[str, Any]:
     return {
         "dense": _run(measured, "dense" if "dense" in found else "stock"),
         "stock": _run(measured, "stock"),
-        "kernels": None,
+        "kernels": _run(measured, "kernels"),
         "host": None if one is None else one.host,
         "onnxruntime": None if one is None else one.onnxruntime,
     }
@@ -194,6 +195,7 @@ def _run(measured: Measured | None, label: str) -> dict[str, Any] | None:
     if measured is None or label not in measured.latency:
         return None
     result: LatencyResult = measured.latency[label]
+    used = measured.memory.get(label)
     return {
         "p50_ms": result.p50_ms,
         "p90_ms": result.p90_ms,
@@ -201,7 +203,9 @@ def _run(measured: Measured | None, label: str) -> dict[str, Any] | None:
         "threads": result.threads,
         "batch": result.batch,
         "load_ms": result.load_ms,
-        "resident_bytes": measured.resident_bytes.get(label),
+        "resident_bytes": None if used is None else used.resident_bytes,
+        "added_bytes": None if used is None else used.added_bytes,
+        "weight_bytes": None if used is None else used.weight_bytes,
     }
 
 
@@ -227,11 +231,18 @@ def _reasons(outcome: Outcome) -> list[str]:
         notes.append("latency: not measured, the file failed verification")
     elif not measured.latency:
         notes.append(f"latency: not measured, {target.name} runs firmware and not onnxruntime")
-    elif outcome.plan is None or target.runtime.inline_functions:
-        form = "a dense file" if outcome.plan is None else f"the inlined form for {target.name}"
-        notes.append(f"latency.kernels: {form} has one speed")
-    else:
-        notes.append("latency.kernels: this version has no native kernels; stock runs dense speed")
+    elif outcome.checked.one_speed is not None:
+        notes.append(f"latency.kernels: {outcome.checked.one_speed}")
+    if measured is not None and measured.latency:
+        notes += [
+            f"latency.{label}.weight_bytes: onnxruntime does not count them, and decodes them at "
+            "load; added_bytes is what loading added to a fresh process"
+            for label in ("dense", "stock")
+        ]
+    if outcome.checked.speeds is not None:
+        notes.append(
+            "native kernels against stock onnxruntime: " + describe(outcome.checked.speeds)
+        )
     if outcome.trained.extreme_accuracy is None:
         notes.append("accuracy.extreme: the strategy did not go below the budget")
     data = outcome.data

@@ -13,14 +13,15 @@ import onnx
 from numpy.typing import NDArray
 
 from hwprune.errors import HwpruneError
-from hwprune.export.artifact import csr_arrays
+from hwprune.export.artifact import csr_arrays, read_artifact
 from hwprune.export.operators import altered_functions
 from hwprune.export.pipeline import decoded_parameters
 from hwprune.export.template import Written
 from hwprune.ir import Data, Masks
 from hwprune.steps.output import write_file
 from hwprune.steps.planning import Prepared
-from hwprune.verify import accuracy, latency, memory, parity
+from hwprune.verify import accuracy, latency, memory, parity, speeds
+from hwprune.verify.parity import Parity
 
 # Against the torch network that holds the decoded weights; what quantising costs is reported apart.
 MAX_RELATIVE_ERROR = 1e-4
@@ -34,10 +35,14 @@ class Checked:
     Attributes:
         problems: what is wrong, in sentences; empty where the file is right.
         parity: file against torch, None where the file does not run.
+        speeds: native kernels against stock onnxruntime, None where there is one speed.
+        one_speed: why there is one, None where kernels ran.
     """
 
     problems: tuple[str, ...]
-    parity: parity.Parity | None
+    parity: Parity | None
+    speeds: Parity | None = None
+    one_speed: str | None = None
 
 
 def verify_file(
@@ -70,7 +75,10 @@ def verify_file(
             expected = sum(int(np.count_nonzero(masks[name])) for name in masks)
             if stored != expected:
                 problems.append(f"{stored} nonzeros are stored, the masks hold {expected}")
-        found = _parity(path, written, prepared, data)
+        feeds = _samples(prepared, data)
+        found = _parity(path, written, prepared, feeds)
+        one_speed = _why_one_speed(path, prepared)
+        both = speeds.compare_speeds(str(path), feeds) if one_speed is None else None
     except HwpruneError as error:
         return Checked((*problems, error.message), None)
     if not found.relative_error <= MAX_RELATIVE_ERROR:
@@ -78,13 +86,18 @@ def verify_file(
             f"outputs differ from the torch network with the decoded weights by "
             f"{found.relative_error:.1e} of their range, more than {MAX_RELATIVE_ERROR:.0e}"
         )
-    return Checked(tuple(problems), found)
+    return Checked(tuple(problems), found, both, one_speed)
 
 
-def _parity(path: Path, written: Written, prepared: Prepared, data: Data | None) -> parity.Parity:
+def _why_one_speed(path: Path, prepared: Prepared) -> str | None:
+    if prepared.target.runtime.kind != "onnxruntime":
+        return f"{prepared.target.name} runs firmware"
+    return speeds.why_one_speed(read_artifact(str(path)))
+
+
+def _parity(path: Path, written: Written, prepared: Prepared, feeds: list[NDArray[Any]]) -> Parity:
     import torch
 
-    feeds = _samples(prepared, data)
     module = copy.deepcopy(prepared.model.module)
     if written.encoding is not None:
         template = prepared.template_now()
@@ -137,15 +150,15 @@ class Measured:
         final_accuracy: of the file that is shipped, likewise.
         validation_accuracy: of the file that is shipped on the validation split: next to the
             accuracy that training ended with, it shows what quantising cost.
-        latency: by label: dense and stock.
-        resident_bytes: of a fresh process that has loaded the file, by label.
+        latency: by label: dense, stock and kernels.
+        memory: of a fresh process that has loaded the file, by label.
     """
 
     dense_accuracy: float | None
     final_accuracy: float | None
     validation_accuracy: float | None
     latency: dict[str, latency.LatencyResult]
-    resident_bytes: dict[str, int]
+    memory: dict[str, memory.MemoryResult]
 
 
 def measure_files(
@@ -156,6 +169,7 @@ def measure_files(
     folder: Path,
     threads: int,
     with_latency: bool,
+    with_kernels: bool,
 ) -> Measured:
     """Measure accuracy and latency of the shipped file, beside the dense one where there is one.
 
@@ -166,6 +180,7 @@ def measure_files(
         folder: where the dense file may be put for the time.
         threads: of onnxruntime while measuring latency.
         with_latency: whether this host's latency says anything about the target.
+        with_kernels: whether native kernels can run the file.
 
     Raises:
         VerificationError: a file does not run.
@@ -183,8 +198,12 @@ def measure_files(
         if data.validation.labels is not None and len(data.validation):
             validation_accuracy = accuracy.accuracy_of(files["stock"], data.validation)
     results: dict[str, latency.LatencyResult] = {}
-    resident: dict[str, int] = {}
+    resident: dict[str, memory.MemoryResult] = {}
     if with_latency:
-        results = latency.measure(files, threads=threads)
-        resident = {label: memory.resident(file).resident_bytes for label, file in files.items()}
+        files |= {"kernels": str(path)} if with_kernels else {}
+        results = latency.measure(files, threads=threads, kernels={"kernels"})
+        resident = {
+            label: memory.resident(file, kernels=label == "kernels")
+            for label, file in files.items()
+        }
     return Measured(dense_accuracy, final_accuracy, validation_accuracy, results, resident)

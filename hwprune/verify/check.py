@@ -54,7 +54,7 @@ def check(
     matching = report if report is not None and report.matches(artifact) else None
     log.step("one file", lambda: _one_file(artifact))
     sound = log.step("onnx checker", lambda: _onnx_checker(artifact))
-    log.step("function bodies", lambda: _bodies(artifact))
+    genuine = log.step("function bodies", lambda: _bodies(artifact))
     log.step("packed weights", lambda: _packed(artifact, matching))
     if report is not None:
         log.step("report beside", lambda: _report(artifact, report))
@@ -65,7 +65,9 @@ def check(
     else:
         ran = False
         log.skip("runs in onnxruntime", "the onnx checker refuses the file")
-    alone = speeds.why_one_speed(artifact) or (None if ran else "it does not run in onnxruntime")
+    alone = speeds.why_one_speed(artifact)
+    if alone is None and not (ran and genuine):
+        alone = "the file does not run, or its functions are not those that the kernels stand for"
     if alone is None:
         log.step("native kernels agree", lambda: speeds.describe(speeds.compare_speeds(path)))
     else:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from hwprune.cli.main import main
+from hwprune.kernels import library
 
 WriteArtifact = Callable[..., Path]
 PutReport = Callable[..., Path]
@@ -131,7 +132,8 @@ def test_bench_measures_two_files_in_turn(hwprune: Run, write_artifact: WriteArt
     )  # fmt: skip
     assert code == 0
     document = json.loads(out)
-    assert list(document["results"]) == ["artifact", "against"]
+    labels = ["artifact", "against"] + (["kernels"] if library.path() is not None else [])
+    assert list(document["results"]) == labels
     found = document["results"]["artifact"]
     assert (found["runs"], found["batch"], found["threads"]) == (3, 2, 1)
     assert 0 < found["p50_ms"] <= found["p90_ms"]
@@ -140,6 +142,14 @@ def test_bench_measures_two_files_in_turn(hwprune: Run, write_artifact: WriteArt
     assert document["host"].startswith("this host: ")
     assert "measured on this host, not on raspberry-pi-zero-2w" in document["notes"]
     assert "files in turn" in err
+    assert any("native kernels" in note for note in document["notes"])
+    if "kernels" in labels:
+        kernels = document["results"]["kernels"]
+        assert kernels["weight_bytes"] > 0
+        assert (
+            document["ratio_p50_kernels"]
+            == kernels["p50_ms"] / document["results"]["against"]["p50_ms"]
+        )
 
 
 def test_bench_refuses_what_it_cannot_stand_for(

@@ -157,6 +157,8 @@ def test_explains(sample_record: dict[str, Any], text: str, says: str) -> None:
         ("latency.p50<=1x", Context(dense=False), False),
         ("latency.p50<=1", Context(dense=False), True),
         ("latency.kernels.p50<=1", Context(), False),
+        ("latency.kernels.p50<=1", Context(no_kernels=None), True),
+        ("latency.kernels.p50<=1", Context(kind="microcontroller", no_kernels=None), False),
         ("ram<=1KiB", Context(kind="linux"), False),
         ("parity<=1", Context(parity=False), False),
         ("seconds<=1", Context(run=False), False),

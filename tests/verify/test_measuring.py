@@ -120,7 +120,8 @@ def test_files_are_measured_in_turn(
             order.append(self.name)
             return self.session.run(*arguments)
 
-    def spy(path: str, *, threads: int) -> Spy:
+    def spy(path: str, *, threads: int, kernels: bool) -> Spy:
+        assert not kernels
         return Spy(real(path, threads=threads), path)
 
     monkeypatch.setattr(runner, "open_session", spy)
