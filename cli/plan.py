@@ -66,7 +66,7 @@ def _document(prepared: Prepared, plans: dict[ValueType, Plan]) -> dict[str, obj
         "budget": {"bytes": prepared.budget_bytes, "reason": prepared.target.budget_reason},
         "dense": {
             "bytes": prepared.dense_bytes,
-            "fits": prepared.dense_bytes <= prepared.budget_bytes,
+            "fits": prepared.fits_dense,
         },
         "weights": prepared.weights,
         "plans": {
@@ -103,7 +103,7 @@ def _print(prepared: Prepared, plans: dict[ValueType, Plan], *, to_stderr: bool)
     out.print(
         f"  dense   {format_bytes(prepared.dense_bytes)} as fp32, {prepared.weights:,} weights"
     )
-    if prepared.dense_bytes <= prepared.budget_bytes:
+    if prepared.fits_dense:
         out.print(
             f"  The dense fp32 model fits. Pruning starts at a budget below "
             f"{format_bytes(prepared.dense_bytes)}."

@@ -119,7 +119,7 @@ def compile_model(
         notes = [*model.notes, *prepared.traced.notes, *(data.notes if data else ()), *matched]
         plan: Plan | None = None
         masks: Masks | None = None
-        if prepared.dense_bytes <= prepared.budget_bytes:
+        if prepared.fits_dense:
             notes.append(_fits_dense(prepared))
             written = dense
             trained = Trained("dense", all_alive(prepared), 0, None, None, (), ())

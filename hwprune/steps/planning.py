@@ -57,6 +57,11 @@ class Prepared:
         """Return the number of prunable weights."""
         return sum(tensor.weights for tensor in self.template.prunable)
 
+    @property
+    def fits_dense(self) -> bool:
+        """Return whether the dense fp32 file fits, on a target that reads fp32 weights."""
+        return self.dense_bytes <= self.budget_bytes and "fp32" in self.target.value_types
+
     def template_now(self) -> Template:
         """Return the template over the module's weights as they are now."""
         return _template(self.traced, self.model, self.target)[0]

@@ -180,9 +180,34 @@ def _suits(artifact: ArtifactFile, target: TargetFacts) -> str:
         problems += [
             f"{what} {one} is not one of {target.name}" for one in sorted(used - set(known))
         ]
+    dense = [] if "fp32" in target.value_types else _dense_weights(artifact)
+    if dense:
+        listed = ", ".join(dense[:3]) + (f" and {len(dense) - 3} more" if len(dense) > 3 else "")
+        problems.append(f"value type fp32 (the dense weights {listed}) is not one of {target.name}")
     if problems:
         raise VerificationError("; ".join(problems), hint=f"compile with --target {target.name}")
     return f"opset, IR version, codecs and value types are those of {target.name}"
+
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def _dense_weights(artifact: ArtifactFile) -> list[str]:
+    """Return the fp32 matrices and filters that layers read as they are; biases do not count."""
+    graph = artifact.model.graph
+    matrices = {
+        tensor.name
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1
+    }
+    turned = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Transpose"}
+    read = (
+        turned.get(name, name)
+        for node in graph.node
+        if node.op_type in _WEIGHTED
+        for name in node.input[:2]
+    )
+    return [name for name in dict.fromkeys(read) if name in matrices]
 
 
 def _budget(target: TargetFacts | None, matching: beside.Beside | None) -> tuple[int, str] | None:

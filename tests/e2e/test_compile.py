@@ -69,6 +69,25 @@ def test_the_command_of_the_readme(
 
 
 @pytest.mark.usefixtures("traced_once")
+def test_what_fits_a_target_without_fp32_is_quantised(
+    hwprune: Runner, digits_pt: Path, tmp_path: Path
+) -> None:
+    ran = hwprune("plan", digits_pt, "--target", "rp2040")
+    assert (ran.code, "dense fp32 model fits" in ran.out) == (0, False)
+    ran = hwprune("compile", digits_pt, "--target", "rp2040", "-o", tmp_path / "int8", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.document["budget"]["bytes"] > 1024**2  # the dense file has 300 kB
+    layers = ran.document["result"]["layers"]
+    assert {layer["value_type"] for layer in layers} == {"int8"}
+    assert ran.document["result"]["sparsity"] < 0.02  # what is zero as int8
+    assert hwprune("check", tmp_path / "int8/model.onnx", "--target", "rp2040").code == 0
+    assert hwprune("compile", digits_pt, "--target", "nrf52840", "-o", tmp_path / "fp32").code == 0
+    ran = hwprune("check", tmp_path / "fp32/model.onnx", "--target", "rp2040")
+    assert ran.code == 5
+    assert "value type fp32 (the dense weights" in ran.out
+
+
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(
     ("target", "budget", "scope"),
     [

@@ -220,7 +220,7 @@ def test_the_budget_of_the_report(
 
 
 def test_over_the_targets_budget(write_artifact: WriteArtifact) -> None:
-    path = str(write_artifact(form="dense", channels=1000, classes=50))
+    path = str(write_artifact(codec="dense", channels=1000, classes=50))
     result = check(path, target=load("nrf51822"))
     assert result.exit_code == 3
     assert "over budget by" in message(result, "budget")
@@ -241,6 +241,28 @@ def test_what_the_targets_runtime_cannot_read(
     assert "not inlined" in message(result, "target's runtime")
     target = load("raspberry-pi-5").model_copy(update={"codecs": ("cols8",)})
     assert "codec gap8" in message(check(path, target=target), "target's runtime")
+
+
+def test_a_target_without_fp32_reads_no_dense_weights(
+    write_artifact: WriteArtifact, make_artifact: Callable[..., Any]
+) -> None:
+    target = load("rp2040")
+    assert check(str(write_artifact()), target=target).exit_code == 0  # its biases are fp32
+    model = make_artifact(form="dense")
+    result = check(str(write_artifact(model=model)), target=target)
+    assert (failed(result), result.exit_code) == (["target's runtime"], 5)
+    assert "fp32 (the dense weights w0, w1)" in message(result, "target's runtime")
+    # A weight that is transposed on its way to a MatMul is one too.
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    turn = onnx.helper.make_node("Transpose", [gemm.input[1]], ["turned"], perm=[1, 0])
+    product = onnx.helper.make_node("MatMul", [gemm.input[0], "turned"], list(gemm.output))
+    nodes = [node for node in model.graph.node if node is not gemm]
+    at = list(model.graph.node).index(gemm)
+    rest = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes[at:]]
+    del model.graph.node[at:]
+    model.graph.node.extend([turn, product, *rest])
+    result = check(str(write_artifact(model=model)), target=target)
+    assert "w1" in message(result, "target's runtime")
 
 
 # -- limits -------------------------------------------------------------------------------------
