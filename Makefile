@@ -3,6 +3,9 @@
 #   make demo     install into .venv, train a small network, compile it for two devices
 #   make test     install into .venv, run the tests
 #   make check    install into .venv, lint, type-check, check who imports whom
+#   make kernels  build the library of sparse kernels into hwprune/kernels (CMake, a C++17 compiler)
+#   make sanitize build and test the kernels with address and undefined-behaviour sanitizers; fuzz
+#   make aarch64  build the kernels for 64-bit Arm, test them under qemu-user
 #   make clean    remove what these made, .venv included
 #
 # PYTHON chooses the interpreter (3.10 to 3.13): make demo PYTHON=python3.12
@@ -12,19 +15,21 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.hwprune-installed
+# Before commands that only root may run; nothing where that is us already.
+ROOT   := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check clean
+.PHONY: help install demo test check kernels sanitize aarch64 clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
-install: $(STAMP)
+install: $(STAMP) kernels
 
-demo: $(STAMP)
+demo: $(STAMP) kernels
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP)
+test: $(STAMP) kernels
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(STAMP)
@@ -48,6 +53,36 @@ $(STAMP): pyproject.toml constraints.txt
 	  --editable '.[compile,timm,dev]'
 	@touch $@
 
+# CMake knows what has changed. Without it, or without a compiler, everything works, at dense speed.
+kernels:
+	@if ! command -v cmake >/dev/null || ! command -v $(firstword $(CXX)) >/dev/null; then \
+	  echo "No kernels: CMake or a C++ compiler is absent (apt-get install cmake g++)."; \
+	else \
+	  mkdir -p build && \
+	  { cmake -B build/kernels -S . -DHWPRUNE_IN_PLACE=ON && cmake --build build/kernels --parallel; } \
+	    >build/kernels.log 2>&1 || { cat build/kernels.log; exit 1; }; \
+	fi
+
+sanitize:
+	cmake -B build/sanitize -S . -DCMAKE_BUILD_TYPE=Sanitize \
+	  -DHWPRUNE_SANITIZE=ON -DHWPRUNE_TESTS=ON -DHWPRUNE_FUZZ=ON
+	cmake --build build/sanitize --parallel
+	cd build/sanitize && ctest --output-on-failure
+
+aarch64:
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
+	  { $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq --no-install-recommends \
+	    g++-aarch64-linux-gnu qemu-user; } >/dev/null 2>&1 || true
+	@if ! command -v aarch64-linux-gnu-g++ >/dev/null || ! command -v qemu-aarch64 >/dev/null; then \
+	  echo "SKIPPED: the kernels were not built for aarch64: no g++-aarch64-linux-gnu and qemu-user here."; \
+	else \
+	  cmake -B build/aarch64 -S . -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	    -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DHWPRUNE_TESTS=ON -DHWPRUNE_FUZZ=ON \
+	    '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu' && \
+	  cmake --build build/aarch64 --parallel && cd build/aarch64 && ctest --output-on-failure; \
+	fi
+
 clean:
+	rm -f hwprune/kernels/libhwprune_kernels.so
 	rm -rf $(VENV) demo-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,8 +22,8 @@ from hwprune.errors import ArtifactError, KernelsError
 from hwprune.kernels import library
 
 CPU = "CPUExecutionProvider"
-# A node's op_type in protocol buffers: field 4, a length of one byte, the name. Layers that are stored
-# dense ("Dense...") are left to onnxruntime's own operators, which are faster there.
+# A node's op_type in protocol buffers: field 4, a length of one byte, the name. What is stored
+# dense ("Dense...") is left to onnxruntime's own operators, which are faster there.
 _OP_TYPE = re.compile(rb"\x22([\x04-\x7f])(Csr[A-Za-z0-9]+)")
 
 # A provider is a name, or a name with its options.
