@@ -45,6 +45,7 @@ def _document(found: ArtifactFile) -> dict[str, Any]:
         "outputs": [_value_info(entry) for entry in found.model.graph.output],
         "nonzeros": sum(layer.nonzeros for layer in found.layers),
         "weights": sum(layer.weights for layer in found.layers),
+        "bound_bytes": round(sum(layer.bound.total for layer in found.layers)),
         "layer_bytes": sum(layer.bytes for layer in found.layers),
         "function_bytes": found.function_bytes,
         "graph_bytes": found.graph_bytes,
@@ -58,6 +59,10 @@ def _document(found: ArtifactFile) -> dict[str, Any]:
                 "nonzeros": layer.nonzeros,
                 "weights": layer.weights,
                 "bytes": layer.bytes,
+                "index_bytes": layer.index_bytes,
+                "value_bytes": layer.value_bytes,
+                "index_bound_bytes": round(layer.bound.index),
+                "value_bound_bytes": round(layer.bound.values),
             }
             for layer in found.layers
         ],
@@ -116,6 +121,11 @@ def _print(found: ArtifactFile) -> None:
     if weights:
         sparsity = format_percent(1 - nonzeros / weights)
         lines.insert(1, ("nonzeros", f"{nonzeros:,} of {weights:,} weights ({sparsity} sparse)"))
+    bound = sum(layer.bound.total for layer in found.layers)
+    if bound:
+        share = format_percent(sum(layer.bytes for layer in found.layers) / bound, 1)
+        text = f"{round(bound):,} B for positions and values; the packed layers take {share} of it"
+        lines.insert(2, ("entropy bound", text))
     for label, text in lines:
         grid.add_row(Text(label, style="dim"), Text(text))
     out.print(grid)
@@ -136,7 +146,7 @@ def _print_layers(found: ArtifactFile) -> None:
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    right = ("nonzeros", "weights", "sparsity", "bytes")
+    right = ("nonzeros", "weights", "sparsity", "bytes", "of bound")
     for column in ("layer", "shape", "codec", "values", *right):
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for layer in found.layers:
@@ -149,6 +159,7 @@ def _print_layers(found: ArtifactFile) -> None:
             f"{layer.weights:,}",
             format_percent(1 - layer.nonzeros / layer.weights, 1),
             f"{layer.bytes:,}",
+            format_percent(layer.bytes / layer.bound.total, 1) if layer.bound.total else "",
         )
         table.add_row(*(Text(cell) for cell in cells))
     console().print("", table)

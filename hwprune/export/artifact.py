@@ -20,7 +20,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from hwprune.encoding import VALUE_DTYPES, check, stored_nonzeros, to_csr
+from hwprune.encoding import VALUE_DTYPES, Bound, bound_of, check, stored_nonzeros, to_csr
 from hwprune.encoding.wire import field_bytes
 from hwprune.errors import ArtifactError, VerificationError
 from hwprune.export.body import DOMAIN
@@ -55,6 +55,22 @@ class ArtifactLayer:
     weights: int
     bytes: int
     packed: Packed
+
+    @property
+    def index_bytes(self) -> int:
+        """Return the bytes of the index itself; 0 where there is none."""
+        index = self.packed.arrays.get("index")
+        return 0 if index is None else int(index.nbytes)
+
+    @property
+    def value_bytes(self) -> int:
+        """Return the bytes of the values themselves."""
+        return int(self.packed.arrays["values"].nbytes)
+
+    @property
+    def bound(self) -> Bound:
+        """Return what no encoding gets below."""
+        return bound_of(self.packed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ they state.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 
 import numpy as np
@@ -63,6 +64,8 @@ def decoder_body(codec: CodecName, opset: int) -> onnx.FunctionProto:
         make_node("Cast", ["i"], "j", to=TensorProto.INT32),
         *_BODIES[codec](codec),
     ]
+    if codec in ("gap4", "bitmap", "rice"):  # the others were shipped with the names they have
+        nodes = _shortened(nodes, ("v", "i", "w"))
     return make_function(decoder_name(codec), ["v", "i"], "w", nodes, opset, ["shape"])
 
 
@@ -136,6 +139,7 @@ def nibbles_body(opset: int) -> onnx.FunctionProto:
         make_node("Unsqueeze", [COUNT, "a"], "e"),
         make_node("Slice", ["d", "a", "e"], "w"),
     ]
+    nodes = _shortened(nodes, ("v", "w", COUNT))
     return make_function(NIBBLES, ["v"], "w", nodes, opset, ["count"])
 
 
@@ -257,82 +261,90 @@ def _bitmap(codec: CodecName) -> list[onnx.NodeProto]:
 def _rice(codec: CodecName) -> list[onnx.NodeProto]:
     """Return the nodes that decode Golomb-Rice gaps.
 
-    With quotients q and remainders l of (gap - 1) by 2**r, the position of nonzero e is
-    sum(q) * 2**r + sum(l) + e, sums up to and with e; and the bit that ends its quotient is number
-    sum(q) + e of the unary stream. So where the ones of that stream lie is all that is needed: each
-    bit scatters its number to the place that the running count of ones gives, zeros to place 0.
+    With quotients and remainders of (gap - 1) by 2**r, the position of nonzero e (from 0) is
+    sum(quotients) * 2**r + sum(remainders) + e, sums up to and with e. The sum of the quotients is
+    the number of zeros in the unary stream before the one that ends quotient e: so each bit
+    scatters the running count of zeros to the place that the running count of ones gives, zero
+    bits to a place 0 that is dropped.
 
-    The remainders come as a table of one row more than there are bit planes, the first of them
-    weighed by 0, and one column per nonzero: so nothing of unknown length is reshaped, and an empty
-    tensor needs no rule of its own.
+    The remainders come as a table of one row more than there are bit planes and one column per
+    nonzero. The last row reads the unary stream, which is never shorter than a plane, and weighs 0:
+    so no length that may be 0 is reshaped, and an empty tensor needs no rule of its own.
     """
     one = numpy_helper.from_array(np.array([1], np.int32))
-    zero = numpy_helper.from_array(np.array([0], np.int32))
     return [
-        make_node("Constant", [], "a0", value_ints=[0]),
-        make_node("Constant", [], "a1", value_ints=[1]),
-        int32_constant("t", 2),
-        int32_constant("b", 8),
-        # k nonzeros; e: their numbers from 0; g: the bytes of a plane
+        make_node("Constant", [], "first", value_ints=[0]),
+        make_node("Constant", [], "second", value_ints=[1]),
+        int32_constant("two", 2),
+        int32_constant("eight", 8),
+        *_digits("j", "bits", 2, 8),
+        # e: the numbers of the nonzeros
         make_node("Shape", ["v"], "k"),
-        make_node("ConstantOfShape", ["k"], "k1", value=one),
-        make_node("CumSum", ["k1", "a"], "e1"),
-        make_node("Sub", ["e1", "o"], "e"),
-        make_node("Div", ["e", "b"], "e8"),
-        make_node("Mod", ["e", "b"], "em"),
-        make_node("Cast", ["k"], "k2", to=TensorProto.INT32),
-        make_node("Add", ["k2", "b"], "g1"),
-        make_node("Sub", ["g1", "o"], "g2"),
-        make_node("Div", ["g2", "b"], "g"),
-        # x: the parameter; h: the rows of the table, from 0
-        make_node("Slice", ["j", "a0", "a1"], "x"),
-        make_node("Add", ["x", "o"], "x1"),
-        make_node("Cast", ["x1"], "x2", to=TensorProto.INT64),
-        make_node("ConstantOfShape", ["x2"], "h1", value=one),
-        make_node("CumSum", ["h1", "a"], "h2"),
-        make_node("Sub", ["h2", "o"], "h3"),
-        make_node("Unsqueeze", ["h3", "a1"], "h"),
-        # the byte of each bit is 1 + (h - 1) * g + e / 8; for row 0, some byte from the end
-        make_node("Sub", ["h", "o"], "p1"),
-        make_node("Mul", ["p1", "g"], "p2"),
-        make_node("Add", ["p2", "e8"], "p3"),
-        make_node("Add", ["p3", "o"], "p4"),
-        make_node("Gather", ["j", "p4"], "p5"),
-        make_node("Pow", ["t", "em"], "p6"),
-        make_node("Div", ["p5", "p6"], "p7"),
-        make_node("Mod", ["p7", "t"], "p8"),
-        make_node("Pow", ["t", "h"], "q1"),
-        make_node("Div", ["q1", "t"], "q2"),
-        make_node("Mul", ["p8", "q2"], "q3"),
-        make_node("ReduceSum", ["q3", "a0"], "l", keepdims=0),
-        # the unary stream: its ones, counted, number their places from 1
-        make_node("Mul", ["x", "g"], "u1"),
-        make_node("Add", ["u1", "o"], "u2"),
-        make_node("Shape", ["i"], "u3"),
-        make_node("Cast", ["u2"], "u4", to=TensorProto.INT64),
-        make_node("Slice", ["j", "u4", "u3"], "u5"),
-        *_digits("u5", "u", 2, 8),
+        make_node("ConstantOfShape", ["k"], "ones", value=one),
+        make_node("CumSum", ["ones", "a"], "counted"),
+        make_node("Sub", ["counted", "o"], "e"),
+        # the bits of a plane: k, rounded up to bytes
+        make_node("Cast", ["k"], "k32", to=TensorProto.INT32),
+        make_node("Sub", ["eight", "o"], "seven"),
+        make_node("Add", ["k32", "seven"], "g1"),
+        make_node("Div", ["g1", "eight"], "g2"),
+        make_node("Mul", ["g2", "eight"], "plane"),
+        # r, and the rows of the table, from 0
+        make_node("Gather", ["j", "first"], "r"),
+        make_node("Add", ["r", "o"], "h1"),
+        make_node("Cast", ["h1"], "h2", to=TensorProto.INT64),
+        make_node("ConstantOfShape", ["h2"], "h3", value=one),
+        make_node("CumSum", ["h3", "a"], "h4"),
+        make_node("Sub", ["h4", "o"], "h5"),
+        make_node("Unsqueeze", ["h5", "second"], "h"),
+        # the table of bits, weighed
+        make_node("Mul", ["h", "plane"], "p1"),
+        make_node("Add", ["e", "eight"], "p2"),
+        make_node("Add", ["p1", "p2"], "p3"),
+        make_node("Gather", ["bits", "p3"], "p4"),
+        make_node("Pow", ["two", "h"], "p5"),
+        make_node("Pow", ["two", "r"], "divisor"),
+        make_node("Mod", ["p5", "divisor"], "p6"),
+        make_node("Mul", ["p4", "p6"], "p7"),
+        make_node("ReduceSum", ["p7", "first"], "remainders", keepdims=0),
+        # the unary stream
+        make_node("Mul", ["r", "plane"], "u1"),
+        make_node("Add", ["u1", "eight"], "u2"),
+        make_node("Cast", ["u2"], "u3", to=TensorProto.INT64),
+        make_node("Shape", ["bits"], "u4"),
+        make_node("Slice", ["bits", "u3", "u4"], "u"),
         make_node("CumSum", ["u", "a"], "c1"),
-        make_node("Mul", ["u", "c1"], "c"),
-        make_node("Shape", ["u"], "m1"),
-        make_node("ConstantOfShape", ["m1"], "m2", value=one),
-        make_node("CumSum", ["m2", "a"], "m"),
-        make_node("Add", ["k", "a1"], "z1"),
-        make_node("ConstantOfShape", ["z1"], "z2", value=zero),
-        make_node("ScatterElements", ["z2", "c", "m"], "z3", axis=0),
-        make_node("Slice", ["z3", "a1", "z1"], "z"),
+        make_node("Mul", ["u", "c1"], "places"),
+        make_node("Sub", ["o", "u"], "c2"),
+        make_node("CumSum", ["c2", "a"], "zeros"),
+        # place 0, and one for each nonzero; what they hold at first is overwritten
+        make_node("Concat", ["o", "e"], "z1", axis=0),
+        make_node("ScatterElements", ["z1", "places", "zeros"], "z2", axis=0),
+        make_node("Shape", ["z2"], "z3"),
+        make_node("Slice", ["z2", "second", "z3"], "quotients"),
         # positions
-        make_node("Sub", ["z", "e1"], "r1"),
-        make_node("Pow", ["t", "x"], "r2"),
-        make_node("Mul", ["r1", "r2"], "r3"),
-        make_node("CumSum", ["l", "a"], "r4"),
-        make_node("Add", ["r3", "r4"], "r5"),
-        make_node("Add", ["r5", "e"], "r"),
+        make_node("Mul", ["quotients", "divisor"], "r1"),
+        make_node("CumSum", ["remainders", "a"], "r2"),
+        make_node("Add", ["r1", "r2"], "r3"),
+        make_node("Add", ["r3", "e"], "positions"),
         make_node("ConstantOfShape", ["n"], "y1"),
         make_node("Cast", ["v"], "f", to=TensorProto.FLOAT),
-        make_node("ScatterElements", ["y1", "r", "f"], "y", axis=0),
+        make_node("ScatterElements", ["y1", "positions", "f"], "y", axis=0),
         make_node("Reshape", ["y", "s"], "w"),
     ]
+
+
+def _shortened(nodes: list[onnx.NodeProto], kept: tuple[str, ...]) -> list[onnx.NodeProto]:
+    """Give inner values names of one letter while there are any: every use of a name costs."""
+    free = (letter for letter in string.ascii_letters if letter not in kept)
+    names = {name: name for name in kept}
+    for node in nodes:
+        for name in node.output:
+            if name not in names:
+                names[name] = next(free, f"_{len(names)}")
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names[name] for name in node.output]
+    return nodes
 
 
 _BODIES: dict[CodecName, Callable[[CodecName], list[onnx.NodeProto]]] = {

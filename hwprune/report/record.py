@@ -70,7 +70,11 @@ class BudgetPart(Section):
 
 
 class LayerPart(Section):
-    """One prunable tensor."""
+    """One prunable tensor.
+
+    ``bytes`` is all that it adds to the graph; of these ``index_bytes`` say where its nonzeros are
+    and ``value_bytes`` what they are. The bounds are the entropies of both.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -78,15 +82,25 @@ class LayerPart(Section):
     codec: str
     value_type: str
     bytes: Count
+    index_bytes: Count | None = None
+    value_bytes: Count | None = None
+    index_bound_bytes: Positive | None = None
+    value_bound_bytes: Positive | None = None
 
 
 class ResultPart(Section):
-    """What was written. ``weights`` counts the elements of prunable tensors, shared ones once."""
+    """What was written. ``weights`` counts the elements of prunable tensors, shared ones once.
+
+    ``function_bytes`` are those of the operators' bodies, ``bound_bytes`` the entropy of all
+    positions and values; both are 0 where nothing is packed.
+    """
 
     nonzeros: Count
     weights: Count
     sparsity: Fraction
     artifact_bytes: Count
+    function_bytes: Count = 0
+    bound_bytes: Positive = 0
     layers: tuple[LayerPart, ...]
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from hwprune.encoding import packed_positions
+from hwprune.encoding import bound_of, packed_positions
 from hwprune.export.template import Written
-from hwprune.ir import Data, LimitResult, Masks, Plan, Verdict
+from hwprune.ir import Data, LimitResult, Masks, Packed, Plan, Verdict
 from hwprune.report import record as reports
 from hwprune.report.html import html
 from hwprune.steps.planning import Prepared
@@ -86,6 +86,8 @@ def record_of(outcome: Outcome, *, seed: int, command: Sequence[str]) -> dict[st
             "weights": weights,
             "sparsity": 1 - nonzeros / weights,
             "artifact_bytes": size,
+            "function_bytes": 0 if written.encoding is None else written.encoding.function_bytes,
+            "bound_bytes": _bound_bytes(written),
             "layers": _layers(outcome),
         },
         "accuracy": _accuracy(outcome),
@@ -157,9 +159,28 @@ def _layers(outcome: Outcome) -> list[dict[str, Any]]:
                 "codec": codec,
                 "value_type": kind,
                 "bytes": size,
+                **_bounds(packed),
             }
         )
     return layers
+
+
+def _bound_bytes(written: Written) -> float:
+    return round(sum(bound_of(packed).total for packed in written.packed.values()), 1)
+
+
+def _bounds(packed: Packed | None) -> dict[str, Any]:
+    """Return what a tensor's positions and values take, and could take at least."""
+    if packed is None:
+        return {}
+    bound = bound_of(packed)
+    index = packed.arrays.get("index")
+    return {
+        "index_bytes": 0 if index is None else index.nbytes,
+        "value_bytes": packed.arrays["values"].nbytes,
+        "index_bound_bytes": round(bound.index, 1),
+        "value_bound_bytes": round(bound.values, 1),
+    }
 
 
 def _accuracy(outcome: Outcome) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def test_the_file_is_what_other_programs_expect(
     }  # fmt: skip
     assert set(document["result"]) == {
         "nonzeros", "weights", "sparsity", "artifact_bytes", "layers",
+        "function_bytes", "bound_bytes",
     }  # fmt: skip
     assert set(document["result"]["layers"][0]) == {
         "name", "shape", "nonzeros", "codec", "value_type", "bytes",
