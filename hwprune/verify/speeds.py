@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from hwprune.errors import VerificationError
 from hwprune.export.artifact import ArtifactFile
 from hwprune.kernels import library
+from hwprune.kernels.session import operator_names
 from hwprune.verify import parity, runner
 
 # Both compute in float32, each in its own order.
@@ -29,7 +30,7 @@ def why_one_speed(artifact: ArtifactFile) -> str | None:
     if artifact.form == "inlined":
         return "the inlined form has one speed"
     absent = why_no_kernels()
-    if absent is None and not any(library.knows(layer.operator) for layer in artifact.layers):
+    if absent is None and not any(map(library.knows, operator_names(artifact.path))):
         return "no layer of the file is one that a kernel is for"
     return absent
 

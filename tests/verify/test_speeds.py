@@ -94,7 +94,12 @@ def test_one_speed_has_its_reason(
 def test_a_layer_that_no_kernel_is_for_is_no_second_speed(write_artifact: WriteArtifact) -> None:
     path = str(write_artifact(codec="dense"))
     reason = speeds.why_one_speed(read_artifact(path))
-    assert (reason is None) is library.knows("DenseConvI8")
+    assert check(path).exit_code == 0
+    if reason is None:
+        assert runner.open_session(path, kernels=True).hwprune.registered
+    else:
+        with pytest.raises(VerificationError, match="does not run with kernels"):
+            runner.open_session(path, kernels=True)
 
 
 @needs_kernels
