@@ -1,0 +1,215 @@
+"""How fast is a sparse file, beside dense onnxruntime and other engines in the same run?
+
+    python benchmarks/latency.py [--rows 0,2-4] [--deepsparse PYTHON] [--openvino PYTHON]
+                                 [--data-dir DIR] [--table] [--plot] [--list]
+
+One row is a network, a sparsity, a batch and a number of threads. All engines of a row are alive at
+the same time, each in its own process, and are timed in turn, burst by burst, so that a busy moment
+of the machine meets all of them. ``dense`` is onnxruntime on the dense file, ``stock`` onnxruntime
+on hwprune's file without kernels, ``kernels`` with them. DeepSparse 1.8.0 and OpenVINO are timed
+where the Python of an environment that holds them is given (DeepSparse wants Python 3.11 or older,
+numpy 1.26 and onnx 1.14.1). Masks: see sparse_networks.py. Rows that were saved are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common import Experiment, Stopwatch, parse_rows, scratch
+from sparse_networks import NETWORKS, Files, write_files
+
+SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
+WORKER = Path(__file__).with_name("latency_worker.py")
+SEED = 0
+ROUNDS = 9
+# Long enough that the first, cold runs of a burst do not reach the median.
+BURST_SECONDS, MOST_RUNS, FEWEST_RUNS = 0.25, 120, 3
+NAMES = {
+    "dense": "dense onnxruntime",
+    "stock": "hwprune file, stock onnxruntime",
+    "kernels": "hwprune kernels",
+    "deepsparse": "DeepSparse",
+    "openvino": "OpenVINO",
+}
+
+
+def rows() -> list[dict[str, Any]]:
+    """Return every row, one thread first: a run may be cut short."""
+    order = ["vgg16-cifar", "resnet20", "mobilenet-v1", "resnet50", "mobilenet-v2", "vit-b-16"]
+    assert sorted(order) == sorted(NETWORKS)
+    cases = [(network, 1, 1) for network in order]
+    cases += [("vgg16-cifar", 64, 1), ("resnet20", 64, 1)]
+    cases += [(network, 1, 2) for network in order]
+    cases += [("vgg16-cifar", 64, 2), ("resnet20", 64, 2)]
+    return [
+        {"network": network, "sparsity": s, "batch": batch, "threads": threads, "mask": "uniform"}
+        for network, batch, threads in cases
+        for s in SPARSITIES
+    ]
+
+
+class Engine:
+    """One engine with one file loaded, in its own process."""
+
+    def __init__(self, label: str, python: str, engine: str, path: Path, config: Mapping[str, Any]):
+        """Start it; ``error`` says why it does not run, where it does not."""
+        shape = json.dumps(NETWORKS[config["network"]][1])
+        command = [python, str(WORKER), engine, str(path)]
+        command += [str(config["threads"]), str(config["batch"]), shape]
+        self.label, self.times, self.error, self.burst = label, [], "", 0
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.ready = self._read("ready")
+
+    def run(self) -> None:
+        """Time one burst."""
+        if self.error:
+            return
+        if not self.burst:
+            first = self._ask(FEWEST_RUNS)  # warm-up, and how long a run takes
+            if not first:
+                return
+            per_run = min(first) / 1000
+            self.burst = max(FEWEST_RUNS, min(MOST_RUNS, int(BURST_SECONDS / per_run)))
+        # The first fifth of a burst fills the caches that another engine has emptied.
+        times = self._ask(self.burst)
+        self.times += times[len(times) // 5 :]
+
+    def _ask(self, runs: int) -> list[float]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{runs}\n")
+        self.process.stdin.flush()
+        answer = self._read("times")
+        return answer if isinstance(answer, list) else []
+
+    def _read(self, word: str) -> Any:
+        """Return the worker's next answer; what engines print in between is not one."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(word + " "):
+                return json.loads(line[len(word) + 1 :])
+        assert self.process.stderr is not None
+        lines = self.process.stderr.read().strip().splitlines()
+        self.error = (lines or ["it ended without a word"])[-1][:300]
+        return {}
+
+    def close(self) -> dict[str, Any]:
+        """End it and return what was measured."""
+        self.process.kill()
+        self.process.communicate()
+        if self.error or not self.times:
+            return {"error": self.error}
+        times = sorted(self.times)
+        deciles = statistics.quantiles(times, n=10)
+        return {
+            "p50_ms": statistics.median(times),
+            "p90_ms": deciles[8],
+            "min_ms": times[0],
+            "runs": len(times),
+            "load_ms": self.ready["load_ms"],
+            "grown_bytes": self.ready["grown_bytes"],
+            "grown_bytes_after_run": self.ready["grown_bytes_after_run"],
+            "version": self.ready["version"],
+        }
+
+
+def measure(config: Mapping[str, Any], files: Files, pythons: Mapping[str, str]) -> dict[str, Any]:
+    """Return what each engine did with a row."""
+    sparse = files.sparse
+    wanted = [("dense", sys.executable, "onnxruntime", files.dense)]
+    if sparse is not None:
+        wanted.append(("kernels", sys.executable, "hwprune", sparse))
+        wanted.append(("stock", sys.executable, "onnxruntime", sparse))
+    wanted += [(name, python, name, files.dense) for name, python in pythons.items()]
+    engines = [Engine(*each, config) for each in wanted]
+    for _ in range(ROUNDS):
+        for engine in engines:
+            engine.run()
+            time.sleep(0.02)  # a pool that spins after its work is done gives up its core
+    classes = {engine.label: engine.ready.get("classes") for engine in engines if engine.ready}
+    found = {engine.label: engine.close() for engine in engines}
+    dense = found["dense"]["p50_ms"]
+    return {
+        "engines": found,
+        "speedup": {k: dense / v["p50_ms"] for k, v in found.items() if "p50_ms" in v},
+        "same_classes": all(each == classes["dense"] for each in classes.values()),
+        "weights": files.weights,
+        "nonzeros": files.nonzeros,
+        "dense_bytes": files.dense.stat().st_size,
+        "sparse_bytes": None if sparse is None else sparse.stat().st_size,
+    }
+
+
+def table(experiment: Experiment) -> str:
+    """Return the record as Markdown: milliseconds of dense onnxruntime, and ratios to it."""
+    lines = [
+        "| network | batch | threads | sparsity | dense ms | kernels ms | speed-up | stock |"
+        " DeepSparse | OpenVINO |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in experiment.rows():
+        config, extra = row.config, row.model_extra or {}
+        head = f"| {config['network']} | {config['batch']} | {config['threads']} | "
+        head += f"{100 * float(config['sparsity']):g} % |"  # type: ignore[arg-type]
+        if row.status != "run":
+            lines.append(f"{head} not run | | | | | |")
+            continue
+        engines, speedup = extra["engines"], extra["speedup"]
+        kernels = engines.get("kernels", {}).get("p50_ms")
+        cells = [f"{engines['dense']['p50_ms']:.3g}", "-" if kernels is None else f"{kernels:.3g}"]
+        others = ("kernels", "stock", "deepsparse", "openvino")
+        cells += [f"{speedup[name]:.2f}" if name in speedup else "-" for name in others]
+        lines.append(f"{head} {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the rows that were asked for, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", help="which rows, such as 0,2-4 (default all)")
+    parser.add_argument("--deepsparse", metavar="PYTHON", help="interpreter that has DeepSparse")
+    parser.add_argument("--openvino", metavar="PYTHON", help="interpreter that has OpenVINO")
+    parser.add_argument("--table", action="store_true", help="print the table and run nothing")
+    parser.add_argument("--list", action="store_true", help="print the rows and run nothing")
+    arguments = parser.parse_args()
+    experiment = Experiment("latency", ["python", "benchmarks/latency.py"])
+    wanted = rows()
+    if arguments.list:
+        print("\n".join(f"{number}: {config}" for number, config in enumerate(wanted)))
+        return 0
+    if arguments.table:
+        print(table(experiment))
+        return 0
+    given = {"deepsparse": arguments.deepsparse, "openvino": arguments.openvino}
+    pythons = {name: python for name, python in given.items() if python}
+    for number in parse_rows(arguments.rows, len(wanted)):
+        config = wanted[number]
+        if experiment.done(config, SEED):
+            continue
+        watch = Stopwatch()
+        with scratch() as folder:
+            files = write_files(config["network"], config["sparsity"], Path(folder), seed=SEED)
+            measured = measure(config, files, pythons)
+        ratios = ", ".join(f"{name} {value:.2f}" for name, value in measured["speedup"].items())
+        print(f"row {number}: {config}: {ratios}", flush=True)
+        experiment.add(config, SEED, watch.seconds, 0, **measured)
+    experiment.declare((config, SEED) for config in wanted)
+    print(table(experiment))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

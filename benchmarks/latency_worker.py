@@ -1,0 +1,118 @@
+"""One engine in a process of its own: loads one file, then times bursts of runs on request.
+
+    python latency_worker.py ENGINE FILE THREADS BATCH
+
+It reads one number of runs per line and answers with one line of JSON: the milliseconds of each
+run. Its first line says how long loading took and what the process grew by. It needs nothing but
+the engine itself, so each engine may live in an environment of its own: ``onnxruntime`` (stock),
+``hwprune`` (onnxruntime with hwprune's kernels), ``deepsparse``, ``openvino``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def resident_bytes() -> int:
+    """Return this process's resident memory (Linux)."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def open_onnxruntime(path: str, threads: int, *, kernels: bool) -> Any:
+    """Return an onnxruntime session on the CPU."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if kernels:
+        import hwprune
+
+        return hwprune.session(path, session_options=options)
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def runner(engine: str, path: str, threads: int, x: np.ndarray[Any, Any]) -> Callable[[], Any]:
+    """Load a file and return what runs it once."""
+    if engine in ("onnxruntime", "hwprune"):
+        session = open_onnxruntime(path, threads, kernels=engine == "hwprune")
+        feed = {session.get_inputs()[0].name: x}
+        return lambda: session.run(None, feed)
+    if engine == "deepsparse":
+        import deepsparse
+
+        compiled = deepsparse.compile_model(path, batch_size=len(x), num_cores=threads)
+        return lambda: compiled.run([x])
+    if engine == "openvino":
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(path)
+        model.reshape(list(x.shape))
+        settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
+        return lambda: request.infer([x])
+    raise SystemExit(f"no engine {engine!r}")
+
+
+def warm_imports(engine: str) -> str:
+    """Import what the engine needs, so that loading a file is all that is timed; its version."""
+    if engine in ("onnxruntime", "hwprune"):
+        import onnxruntime as ort
+
+        if engine == "hwprune":
+            import hwprune
+
+            _ = hwprune.session
+        return str(ort.__version__)
+    if engine == "deepsparse":
+        import deepsparse
+
+        return str(deepsparse.__version__)
+    import openvino
+
+    return str(openvino.__version__)
+
+
+def main() -> None:
+    """Load, report, then answer requests until the input ends."""
+    engine, path, threads, batch, shape = sys.argv[1:6]
+    version = warm_imports(engine)
+    size = (int(batch), *json.loads(shape))
+    x = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    before = resident_bytes()
+    start = time.perf_counter()
+    run = runner(engine, path, int(threads), x)
+    load_ms = 1000 * (time.perf_counter() - start)
+    loaded = resident_bytes()
+    first = run()
+    top = np.asarray(first[0] if isinstance(first, list) else next(iter(first.values())))
+    ready = {
+        "version": version,
+        "load_ms": load_ms,
+        "grown_bytes": loaded - before,
+        "grown_bytes_after_run": resident_bytes() - before,
+        "classes": np.argmax(top.reshape(len(x), -1), axis=1).tolist(),
+        "checksum": float(np.abs(top).sum()),
+    }
+    print("ready " + json.dumps(ready), flush=True)
+    for line in sys.stdin:
+        times = []
+        for _ in range(int(line)):
+            start = time.perf_counter()
+            run()
+            times.append(1000 * (time.perf_counter() - start))
+        print("times " + json.dumps(times), flush=True)
+
+
+if __name__ == "__main__":
+    main()
