@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hwprune.report import bench_record
 from hwprune.verify.host import environment
 
+Config = dict[str, Any]
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -47,6 +49,58 @@ def parse_rows(text: str | None, count: int) -> list[int]:
     if any(row >= count for row in rows):
         raise SystemExit(f"--rows {text}: rows are 0 to {count - 1}")
     return rows
+
+
+def command_line(
+    doc: str | None, *, data: bool = True, table: bool = True
+) -> argparse.ArgumentParser:
+    """Return a parser with the options that the benchmarks share: --data-dir, --rows, --table.
+
+    Args:
+        doc: the benchmark's docstring, whose first line describes it.
+        data: whether it reads the data folder.
+        table: whether it prints a table.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    if data:
+        parser.add_argument("--data-dir", help="the data folder (or HWPRUNE_DATA)")
+    parser.add_argument("--rows", help="which rows, such as 0,2-4 (default all)")
+    if table:
+        parser.add_argument("--table", action="store_true", help="print the table and run nothing")
+    return parser
+
+
+Wanted = Sequence[tuple[Config, int]]
+
+
+def measure_rows(
+    arguments: argparse.Namespace,
+    experiment: Experiment,
+    wanted: Wanted,
+    run: Callable[[Config, int], None],
+    table: Callable[[Experiment], str],
+) -> int:
+    """Run the rows that were asked for and are not in the record yet, then print the table.
+
+    Args:
+        arguments: of ``command_line``'s parser.
+        experiment: the record.
+        wanted: configuration and seed of every row that there is.
+        run: measures one row and adds it.
+        table: the record as text.
+
+    Returns:
+        the exit code.
+    """
+    if not arguments.table:
+        for number in parse_rows(arguments.rows, len(wanted)):
+            config, seed = wanted[number]
+            if not experiment.done(config, seed):
+                print(f"row {number}: {config}, seed {seed}", flush=True)
+                run(config, seed)
+        experiment.declare(wanted)
+    print(table(experiment))
+    return 0
 
 
 class Experiment:

@@ -13,7 +13,6 @@ run again. The record is benchmarks/results/devices.json, and docs/devices.md is
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import devices_page
-from common import Experiment, Stopwatch, data_folder, parse_rows, scratch
+from common import Experiment, Stopwatch, command_line, data_folder, parse_rows, scratch
 
 from hwprune.errors import ExportError, InfeasibleError
 from hwprune.report import bench_record
@@ -250,13 +249,11 @@ def prepared(asked: set[str], data_dir: str | None, folder: str) -> dict[str, Ne
 
 def main() -> int:
     """Measure the rows that were asked for, then write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data-dir", help="the data folder (or HWPRUNE_DATA), for the ResNet-20")
+    parser = command_line(__doc__, table=False)
     parser.add_argument(
         "--epochs", type=int,
         help="epochs where weights have to go (default 12 for the demo network, 2 for ResNet-20)",
     )  # fmt: skip
-    parser.add_argument("--rows", help="which rows, such as 0,20-39 (default all)")
     parser.add_argument("--page", action="store_true", help="write the page and run nothing")
     arguments = parser.parse_args()
     if arguments.epochs is not None and arguments.epochs < 0:

@@ -14,13 +14,12 @@ run again.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from common import Experiment, Stopwatch, data_folder, parse_rows, scratch
+from common import Experiment, Stopwatch, command_line, data_folder, measure_rows, scratch
 
 KIB = 1024
 ONE_WAY = {"strategy": "cubic", "options": {}}
@@ -117,33 +116,24 @@ def table(experiment: Experiment) -> str:
 
 def main() -> int:
     """Run the rows that were asked for, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", help="the data folder (or HWPRUNE_DATA)")
+    parser = command_line(__doc__)
     parser.add_argument("--epochs", type=int, default=12, help="epochs a run, at most 12")
-    parser.add_argument("--rows", help="which rows, such as 0,2-4 (default all)")
-    parser.add_argument("--table", action="store_true", help="print the table and run nothing")
     arguments = parser.parse_args()
     if not 1 <= arguments.epochs <= 12:
         parser.error("--epochs must be 1 to 12")
     experiment = Experiment(
         "resnet20_budgets", ["python", "benchmarks/resnet20_budgets.py", "--data-dir", "DIR"]
     )
-    if arguments.table:
-        print(table(experiment))
-        return 0
-    folder = data_folder(arguments.data_dir)
+    folder = Path() if arguments.table else data_folder(arguments.data_dir)
     if folder is None:
         return 0
-    wanted = rows(arguments.epochs)
-    for number in parse_rows(arguments.rows, len(wanted)):
-        config, seed = wanted[number]
-        if experiment.done(config, seed):
-            continue
-        print(f"row {number}: {config}, seed {seed}", flush=True)
-        run(config, seed, folder, experiment)
-    experiment.declare(wanted)
-    print(table(experiment))
-    return 0
+    return measure_rows(
+        arguments,
+        experiment,
+        rows(arguments.epochs),
+        lambda config, seed: run(config, seed, folder, experiment),
+        table,
+    )
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ written file decides; the choice does not look at the test set, though the recor
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Experiment, Stopwatch, data_folder, parse_rows, scratch
+from common import Experiment, Stopwatch, command_line, data_folder, measure_rows, scratch
 
 BUDGET_BYTES = 40 * 1024
 TRAIN_IMAGES, EPOCHS, SEED = 10_000, 2, 0
@@ -101,27 +100,20 @@ def table(experiment: Experiment) -> str:
 
 def main() -> int:
     """Run the rows that were asked for, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", help="the data folder (or HWPRUNE_DATA)")
-    parser.add_argument("--rows", help="which rows, such as 0,2-4 (default all)")
-    parser.add_argument("--table", action="store_true", help="print the table and run nothing")
-    arguments = parser.parse_args()
+    arguments = command_line(__doc__).parse_args()
     experiment = Experiment(
         "resnet20_defaults", ["python", "benchmarks/resnet20_defaults.py", "--data-dir", "DIR"]
     )
-    if arguments.table:
-        print(table(experiment))
-        return 0
-    folder = data_folder(arguments.data_dir)
+    folder = Path() if arguments.table else data_folder(arguments.data_dir)
     if folder is None:
         return 0
-    for number in parse_rows(arguments.rows, len(ROWS)):
-        if not experiment.done(ROWS[number], SEED):
-            print(f"row {number}: {ROWS[number]}", flush=True)
-            run(ROWS[number], folder, experiment)
-    experiment.declare((config, SEED) for config in ROWS)
-    print(table(experiment))
-    return 0
+    return measure_rows(
+        arguments,
+        experiment,
+        [(config, SEED) for config in ROWS],
+        lambda config, _: run(config, folder, experiment),
+        table,
+    )
 
 
 if __name__ == "__main__":

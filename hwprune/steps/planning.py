@@ -191,8 +191,8 @@ def _prefixes(
     """Return one ranking that serves all value types: a longer one begins with the shorter ones."""
     limit = max(ranking_limit(cost, budget_bytes, kind) for kind, cost in costs.items())
     if limit < sum(weight.size for weight in weights.values()):
-        # The limit is safe rather than close. Half of it mostly does, in half of the time.
-        prefixes = Prefixes(rank_weights(weights, "lamp", limit // 2))
+        # The limit is safe rather than close. Two thirds of it mostly do, in less time.
+        prefixes = Prefixes(rank_weights(weights, "lamp", limit * 2 // 3))
         every = prefixes.positions(prefixes.length)
         if all(c.encoding(every, kind).file_bytes > budget_bytes for kind, c in costs.items()):
             return prefixes

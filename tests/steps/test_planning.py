@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hwprune.budget import Prefixes, plan
 from hwprune.errors import InfeasibleError, UsageError
 from hwprune.ir import Data
+from hwprune.sparsity import rank_weights
 from hwprune.steps.choosing import Part, choose_value_type
 from hwprune.steps.planning import (
     AUTO_VALUE_TYPES,
     Prepared,
     check_budget,
+    cost_of,
     module_weights,
     plans_of,
     reconstruction_error,
@@ -49,9 +52,20 @@ def test_value_types_are_those_of_the_target_or_the_one_asked_for() -> None:
 def test_narrow_values_leave_room_for_more(prepared: At) -> None:
     plans = plans_of(prepared(8_000), AUTO_VALUE_TYPES)
     assert plans["int8"].max_nonzeros > plans["fp16"].max_nonzeros > plans["fp32"].max_nonzeros
-    for plan in plans.values():
-        assert plan.floor_bytes < plan.used_bytes <= 8_000
-        assert plan.limited_by == "budget"
+    for found in plans.values():
+        assert found.floor_bytes < found.used_bytes <= 8_000
+        assert found.limited_by == "budget"
+
+
+@pytest.mark.parametrize("budget", [3_000, 8_000, 40_000])
+def test_a_ranking_that_is_cut_short_plans_what_the_whole_one_does(
+    prepared: At, budget: int
+) -> None:
+    now = prepared(budget)
+    whole = Prefixes(rank_weights(module_weights(now), "lamp"))
+    for kind, found in plans_of(now, AUTO_VALUE_TYPES).items():
+        cost = cost_of(now, kind)
+        assert found == plan(cost, whole, budget, kind, dense_bytes=now.dense_bytes)
 
 
 def test_no_value_type_fits(prepared: At) -> None:
