@@ -6,14 +6,15 @@
 //   g++ -std=c++17 -O3 -march=native -ffp-contract=fast -DHWPRUNE_ISA=avx2 benchmarks/kernels_micro.cpp ... (see usage)
 //
 // Usage: kernels_micro NETWORK DENSITY [batch] [threads] [--all]
-//   networks: vgg16 resnet20 mobilenetv1 mobilenetv2 resnet50; --all also times every layout that was not chosen,
-//   which is what the constants of hwprune/kernels/src/choice.cpp are fitted to.
+//   networks: vgg16 resnet20 mobilenetv1 mobilenetv2 resnet50; --all also times every layout that was not chosen, --sum
+//   prints the total only, --fit what benchmarks/fit_kernels.py fits the constants of choice.cpp to.
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
+#include <functional>
 #include <random>
 #include <string>
 #include <thread>
@@ -119,14 +120,21 @@ SparseMatrix weights_of(const Layer& layer, double density, std::mt19937& random
   return matrix;
 }
 
+// Milliseconds so far: of this thread's work with one thread, so that a busy machine disturbs less.
+double now(bool wall) {
+  timespec time;
+  clock_gettime(wall ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID, &time);
+  return 1e3 * static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_nsec);
+}
+
 // Best of many runs, in ms.
 template <class Body>
-double best_of(const Body& body) {
+double best_of(bool wall, const Body& body, double limit = 60) {
   double best = 1e9, spent = 0;
-  for (int i = 0; i < 200 && (i < 5 || spent < 60); ++i) {
-    const auto begin = std::chrono::steady_clock::now();
+  for (int i = 0; i < 200 && (i < 5 || spent < limit); ++i) {
+    const double begin = now(wall);
     body();
-    const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+    const double ms = now(wall) - begin;
     best = std::min(best, ms);
     spent += ms;
   }
@@ -134,7 +142,7 @@ double best_of(const Body& body) {
 }
 
 const char* layout_name(Layout layout) {
-  static const char* const names[] = {"direct", "padded", "expanded", "lanes", "naive"};
+  static const char* const names[] = {"direct", "padded", "expanded", "lanes", "depthwise", "naive"};
   return names[static_cast<int>(layout)];
 }
 
@@ -208,7 +216,7 @@ int main(int count, char** arguments) {
     std::vector<float> x(static_cast<size_t>(batch * layer.in * layer.size * layer.size), 0.5f);
     std::vector<float> y(static_cast<size_t>(batch * layer.out * out[0] * out[1]));
     const double gigaflops = 2e-9 * static_cast<double>(matrix.value.size()) * static_cast<double>(batch * out[0] * out[1]);
-    const double ms = best_of([&] { kernel.run(x.data(), batch, spatial, y.data(), nullptr, parallel); });
+    const double ms = best_of(threads > 1, [&] { kernel.run(x.data(), batch, spatial, y.data(), nullptr, parallel); });
     total += ms;
     if (layer.group == 1) pruned += ms;
     const auto print = [&](const PlanChoice& choice, double time, char mark) {
@@ -221,11 +229,20 @@ int main(int count, char** arguments) {
                   choice.cost * static_cast<double>(batch) * 1e-6, choice.cost * static_cast<double>(batch) / time * 1e-6);
     };
     const std::vector<PlanChoice> choices = kernel.choices(batch, spatial);
-    if (!quiet) print(choices.front(), ms, '*');
+    const bool fit = count > 5 && std::strcmp(arguments[5], "--fit") == 0;
+    for (size_t i = 0, step = choices.size() / 40 + 1; fit && i < choices.size(); i += i < 10 ? 1 : step) {
+      if (choices[i].cost > 6 * choices.front().cost) break;
+      const auto plan = kernel.plan_with(spatial, choices[i]);
+      const double time = best_of(threads > 1, [&] { kernel.run_with(*plan, x.data(), batch, y.data(), nullptr, parallel); }, 6);
+      std::printf("fit %.4f", time * 1e6 / static_cast<double>(batch));
+      for (const double amount : choices[i].work) std::printf(" %.6g", amount);
+      std::printf("\n");
+    }
+    if (!quiet && !fit) print(choices.front(), ms, '*');
     for (size_t i = 1; all && i < choices.size(); ++i) {
       if (choices[i].cost > 3 * choices.front().cost) break;
       const auto plan = kernel.plan_with(spatial, choices[i]);
-      print(choices[i], best_of([&] { kernel.run_with(*plan, x.data(), batch, y.data(), nullptr, parallel); }), ' ');
+      print(choices[i], best_of(threads > 1, [&] { kernel.run_with(*plan, x.data(), batch, y.data(), nullptr, parallel); }), ' ');
     }
   }
   std::printf("%s %s density %.3f batch %lld threads %d: %.3f ms, of it %.3f ms in pruned layers\n", simd_name(), name.c_str(), density,

@@ -6,26 +6,18 @@
 namespace hwprune {
 namespace {
 
-// Nanoseconds of the inner loops, fitted to benchmarks/kernels_micro.cpp --all on a Zen 3 core with AVX2.
-// Only their ratios matter: they choose between layouts, and a wrong choice costs time, never correctness.
-constexpr double kNonzero = 0.35;         // per nonzero and tile: broadcast and address
-constexpr double kShortest = 0.55;        // a nonzero never takes less than this
-constexpr double kVector = 0.20;          // per vector of a tile and nonzero, aligned, in the first-level cache
-constexpr double kUnaligned = 0.05;       // more when most loads straddle cache lines
-constexpr double kSecondLevel = 0.15;     // more when the input of a tile exceeds the first-level cache
-constexpr double kStream = 0.15;          // per nonzero and tile when the weights exceed the second-level cache
-constexpr double kRow = 4;                // per weight row, tile and split: loop set-up, segment bounds
-constexpr double kResult = 0.5;           // per result vector: bias, bounds, store
-constexpr double kPart = 3;               // per row of results whose last vector is cut short
-constexpr double kAccumulate = 0.6;       // per result vector and further split: load, add, store
-constexpr double kCopyRow = 1.5;          // per row copied
-constexpr double kCopyVector = 0.5;       // per vector copied
-constexpr double kCopyPhases = 2.0;       // factor when the stride takes columns apart
-constexpr double kTile = 20;              // per tile and split: the call
-constexpr double kBlock = 100;            // per block, group and split: preparing the copy
-constexpr double kTranspose = 1.2;        // per vector transposed, batch in lanes
-constexpr int64_t kBlockFloats = 48 * 1024;      // of a packed block: well inside a second-level cache
-constexpr double kStreamBytes = 300e3;           // weights beyond it come from farther away at every tile
+// Nanoseconds per unit of Work, fitted with benchmarks/fit_kernels.py to what benchmarks/kernels_micro.cpp
+// measures on a Zen 3 core with AVX2. Only their ratios matter: they choose between layouts, and a wrong
+// choice costs time, never correctness.
+constexpr double kNanoseconds[kWorkKinds] = {
+    /* kNonzeros */ 0.20, /* kVectors */ 0.24, /* kShortTiles */ 0.05, /* kUnaligned */ 0.06, /* kSecondLevel */ 0.085,
+    /* kStreamed */ 0.20, /* kRows */ 3.7,     /* kResults */ 0.65,    /* kParts */ 2.5,      /* kSums */ 1.4,
+    /* kFarSums */ 2.0,   /* kCopyRows */ 0.4, /* kCopyVectors */ 1.0, /* kCopyPhases */ 1.7, /* kTransposes */ 2.0,
+    /* kCalls */ 10,      /* kBlocks */ 50};
+
+constexpr int64_t kBlockFloats = 48 * 1024;    // of a packed block: well inside a second-level cache
+constexpr double kResultFloats = 48 * 1024;    // of partial sums that are still found there
+constexpr double kStreamBytes = 300e3;         // weights beyond it come from farther away at every tile
 constexpr double kWeightBytes = 6;
 
 struct Problem {
@@ -44,18 +36,25 @@ struct Tiling {
   bool unaligned;
   double touched;        // floats of input a tile reads, all channels of a split
   double splits;
+  double results;        // floats of output all tiles of a block write
 };
 
 // All tiles of a block, for every weight row of a group.
-double tile_time(const Problem& problem, const Tiling& tiling) {
+void add_tiles(const Problem& problem, const Tiling& tiling, double times, Work& work) {
   const double vectors = tiling.vectors * tiling.rows, rows = static_cast<double>(problem.rows);
-  double per_vector = kVector;
-  if (tiling.unaligned) per_vector += kUnaligned;
-  if (tiling.touched > static_cast<double>(kFirstLevelFloats)) per_vector += kSecondLevel;
-  double nonzero = std::max(kShortest, kNonzero + per_vector * vectors);
-  if (problem.nonzeros * kWeightBytes > kStreamBytes) nonzero += kStream;
-  const double result = vectors * (kResult + (tiling.splits - 1) * kAccumulate) + (tiling.part ? tiling.rows * tiling.splits * kPart : 0);
-  return tiling.tiles * (problem.nonzeros * nonzero + rows * (tiling.splits * kRow + result) + tiling.splits * kTile);
+  const double tiles = tiling.tiles * times, nonzeros = tiles * problem.nonzeros;
+  work[kNonzeros] += nonzeros;
+  work[kVectors] += nonzeros * vectors;
+  if (vectors < 3) work[kShortTiles] += nonzeros * (3 - vectors);
+  if (tiling.unaligned) work[kUnaligned] += nonzeros * vectors;
+  if (tiling.touched > static_cast<double>(kFirstLevelFloats)) work[kSecondLevel] += nonzeros * vectors;
+  if (problem.nonzeros * kWeightBytes > kStreamBytes) work[kStreamed] += nonzeros;
+  work[kRows] += tiles * rows * tiling.splits;
+  work[kResults] += tiles * rows * vectors;
+  if (tiling.part) work[kParts] += tiles * rows * tiling.rows * tiling.splits;
+  const bool far = tiling.results > kResultFloats;
+  work[far ? kFarSums : kSums] += tiles * rows * vectors * (tiling.splits - 1);
+  work[kCalls] += tiles * tiling.splits;
 }
 
 struct Window {
@@ -112,15 +111,20 @@ bool price(const Problem& problem, const Window& win, PlanChoice& choice) {
     tiling.unaligned = win.extra_columns > 0;
   }
   tiling.touched *= static_cast<double>(win.planes * split);
-  const double copied_rows = static_cast<double>(win.planes * (choice.block_rows + win.extra_rows));
-  const double phase = problem.shape.stride[2] > 1 ? kCopyPhases : 1.0;
-  const double copy = static_cast<double>(problem.channels) * copied_rows *
-                      (kCopyRow + kCopyVector * phase * static_cast<double>(ceil_div(row_stride, vector)));
+  tiling.results = static_cast<double>(problem.rows * choice.block_rows * choice.block_columns);
   // Small groups are copied together, see Plan::groups_together.
-  const double together = std::max(1.0, static_cast<double>(kFirstLevelFloats / std::max<int64_t>(1, split * per_channel)));
-  const double block = kBlock * tiling.splits / (grouped ? std::min(together, static_cast<double>(problem.shape.group)) : 1);
-  if (grouped && problem.rows == 1 && together > 1) tiling.tiles = std::max(tiling.tiles - 0.5, 0.5);  // one call for several planes
-  choice.cost = blocks * (copy + block + tile_time(problem, tiling)) * static_cast<double>(problem.shape.group);
+  const double groups = static_cast<double>(problem.shape.group);
+  const double room = static_cast<double>(kFirstLevelFloats / std::max<int64_t>(1, split * per_channel));
+  const double together = grouped ? std::max(1.0, std::min(room, groups)) : 1.0;
+  Work work{};
+  const double copied_rows = static_cast<double>(problem.channels * win.planes * (choice.block_rows + win.extra_rows));
+  work[kCopyRows] = blocks * groups * copied_rows;
+  work[problem.shape.stride[2] > 1 ? kCopyPhases : kCopyVectors] =
+      blocks * groups * copied_rows * static_cast<double>(ceil_div(row_stride, vector));
+  work[kBlocks] = blocks * groups * tiling.splits / together;
+  add_tiles(problem, tiling, blocks * groups, work);
+  if (problem.rows == 1) work[kCalls] /= together;
+  choice.set_work(work);
   return true;
 }
 
@@ -191,7 +195,12 @@ void add_direct(const Problem& problem, const Weights& weights, std::vector<Plan
     tiling.unaligned = problem.out[2] % vector != 0;
     // Planes of an input lie far apart: their lines fall into few sets of the first-level cache.
     tiling.touched = 2.0 * static_cast<double>(problem.channels * choice.block_columns);
-    choice.cost = (tiling.tiles * kBlock + tile_time(problem, tiling)) * static_cast<double>(shape.group);
+    tiling.results = 0;
+    Work work{};
+    const double groups = static_cast<double>(shape.group);
+    work[kBlocks] = tiling.tiles * groups;
+    add_tiles(problem, tiling, groups, work);
+    choice.set_work(work);
     found.push_back(choice);
   }
 }
@@ -227,12 +236,16 @@ void add_lanes(const Problem& problem, int64_t batch, int threads, std::vector<P
           tiling.touched = static_cast<double>(win.planes * split * (high + win.extra_rows)) *
                            static_cast<double>((largest.vectors * vector + win.extra_columns * lanes));
           tiling.splits = static_cast<double>(ceil_div(problem.channels, split));
-          const double moved = static_cast<double>(step) * static_cast<double>(problem.channels * problem.in[1] * problem.in[2] +
-                                                                               problem.rows * out_rows * out_columns);
-          const double one = tile_time(problem, tiling) + kTranspose * moved + kBlock * tiling.splits;
+          tiling.results = static_cast<double>(problem.rows * out_rows * out_columns * lanes);
           const int64_t groups = ceil_div(batch, lanes);
-          const int64_t turns = threads > 1 ? round_up(groups, threads) : groups;
-          choice.cost = one * static_cast<double>(turns * problem.shape.group) / static_cast<double>(batch);
+          const int64_t turns = (threads > 1 ? round_up(groups, threads) : groups) * problem.shape.group;
+          const double times = static_cast<double>(turns) / static_cast<double>(batch);
+          Work work{};
+          work[kTransposes] = times * static_cast<double>(step * (problem.channels * problem.in[1] * problem.in[2] +
+                                                                  problem.rows * out_rows * out_columns));
+          work[kBlocks] = times * tiling.splits;
+          add_tiles(problem, tiling, times, work);
+          choice.set_work(work);
           found.push_back(choice);
         }
         if (split == 1) break;
@@ -242,6 +255,18 @@ void add_lanes(const Problem& problem, int64_t batch, int threads, std::vector<P
 }
 
 }  // namespace
+
+bool is_depthwise(const ConvShape& shape, const Extents& in, const Weights& weights) {
+  const bool flat = shape.kernel == Extents{1, 3, 3} && in[0] == 1 && shape.pad_begin[0] == 0 && shape.pad_end[0] == 0;
+  const bool plain = shape.dilation[1] == 1 && shape.dilation[2] == 1 && shape.stride[1] == shape.stride[2] && shape.stride[1] <= 2;
+  return flat && plain && shape.group_channels() == 1 && weights.nonzeros() == static_cast<size_t>(9 * weights.rows());
+}
+
+void PlanChoice::set_work(const Work& done) {
+  work = done;
+  cost = 0;
+  for (size_t i = 0; i < kWorkKinds; ++i) cost += kNanoseconds[i] * work[i];
+}
 
 std::vector<PlanChoice> candidates(const ConvShape& full, const Extents& in, const Weights& weights, int64_t batch, int threads) {
   Problem problem{full, in, output_extents(full, in), 0, 0, full.group_rows(), compute().lanes};
@@ -254,6 +279,11 @@ std::vector<PlanChoice> candidates(const ConvShape& full, const Extents& in, con
   add_direct(problem, weights, found);
   add_lanes(problem, batch, threads, found);
   if (found.empty()) found.push_back({});
+  if (is_depthwise(full, in, weights)) {
+    PlanChoice choice;
+    choice.layout = Layout::depthwise;  // nothing the estimates know comes near it: cost 0
+    found.push_back(choice);
+  }
   std::stable_sort(found.begin(), found.end(), [](const PlanChoice& a, const PlanChoice& b) { return a.cost < b.cost; });
   return found;
 }

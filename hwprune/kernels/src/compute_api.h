@@ -83,6 +83,19 @@ struct LaneUnpackJob {
 // Most rows of a tile.
 constexpr int kMaxTileRows = 8;
 
+// One plane of a 3x3 depthwise convolution with all its weights.
+struct DepthwiseJob {
+  const float* input;
+  int64_t height, width;
+  int64_t pad_top, pad_left, stride;  // stride 1 or 2, the same along both axes
+  const float* weights;               // nine, row by row
+  float bias;
+  float* output;
+  int64_t out_height, out_width;
+  const float* residual;              // laid out as the output, or null
+  float low, high;
+};
+
 enum class Curve { hard_swish, silu, leaky_relu };
 
 struct Compute {
@@ -91,12 +104,13 @@ struct Compute {
   int max_vectors;    // most vectors (rows x vectors per row) of a tile
   // `width`: floats of the vectors used, `lanes` or, for a single small vector, 4 or 8.
   void (*tile)(int width, int rows, int vectors, const TileJob& job);
+  // Sparse dot products with one vector: y[r] = sum of value * x[column], as `tile` with a single position.
+  void (*dot)(const TileJob& job);
+  void (*depthwise)(const DepthwiseJob& job);
   void (*pack)(const PackJob& job);
   void (*pack_lanes)(const LanePackJob& job);
   void (*unpack_lanes)(const LaneUnpackJob& job);
   void (*curve)(Curve kind, float alpha, float* data, size_t count);
-  // Sparse dot products with one vector: y[r] = sum of value * x[column], as `tile` with a single position.
-  void (*dot)(const TileJob& job);
 };
 
 // The table of the running machine, see dispatch.cpp.

@@ -122,6 +122,8 @@ void SparseConv::run_with(const Plan& plan, const float* x, int64_t batch, float
     run_naive(call);
   } else if (plan.choice.layout == Layout::lanes) {
     run_lanes(call);
+  } else if (plan.choice.layout == Layout::depthwise) {
+    run_depthwise(call);
   } else if (one_position && shape_.group == 1 && weights_.narrow_columns() != nullptr) {
     run_vector(call);
   } else {
@@ -364,6 +366,37 @@ void SparseConv::run_vector(const Call& call) const {
       set_epilogue(job, 0, 1, epilogue_.bias.empty() ? nullptr : epilogue_.bias.data(), call.residual ? call.residual + at : nullptr);
       compute().dot(job);
       finish_rows(job.output, static_cast<size_t>(end - begin));
+    }
+  });
+}
+
+void SparseConv::run_depthwise(const Call& call) const {
+  const Plan& plan = call.plan;
+  const ConvShape& shape = plan.shape;
+  const int64_t in_plane = product(plan.in), out_plane = product(plan.out), group_rows = shape.group_rows();
+  const int64_t planes = call.batch * shape.out_channels;
+  const int64_t parts = std::min<int64_t>(planes, thread_count(call.parallel) == 1 ? 1 : 4 * thread_count(call.parallel));
+  for_each(call.parallel, static_cast<size_t>(parts), [&](size_t part) {
+    const int64_t first = planes * static_cast<int64_t>(part) / parts, last = planes * (static_cast<int64_t>(part) + 1) / parts;
+    for (int64_t index = first; index < last; ++index) {
+      const int64_t image = index / shape.out_channels, row = index % shape.out_channels;
+      DepthwiseJob job;
+      job.input = call.x + (image * shape.in_channels + row / group_rows) * in_plane;
+      job.height = plan.in[1];
+      job.width = plan.in[2];
+      job.pad_top = shape.pad_begin[1];
+      job.pad_left = shape.pad_begin[2];
+      job.stride = shape.stride[1];
+      job.weights = weights_.values() + 9 * row;
+      job.bias = epilogue_.bias.empty() ? 0.0f : epilogue_.bias[static_cast<size_t>(row)];
+      job.output = call.y + index * out_plane;
+      job.out_height = plan.out[1];
+      job.out_width = plan.out[2];
+      job.residual = call.residual ? call.residual + index * out_plane : nullptr;
+      job.low = low_;
+      job.high = high_;
+      compute().depthwise(job);
+      if (has_curve()) finish_rows(job.output, static_cast<size_t>(out_plane));
     }
   });
 }

@@ -36,6 +36,7 @@ class SparseConv final : public ConvKernel {
   void run_lanes(const Call& call) const;
   void run_naive(const Call& call) const;
   void run_vector(const Call& call) const;
+  void run_depthwise(const Call& call) const;
   void tiles(const Call& call, TileJob& job, const float* input, float* output, const float* residual, int64_t rows, int64_t columns,
              int64_t output_row_stride, int64_t lanes) const;
   bool has_curve() const;

@@ -177,7 +177,7 @@ std::shared_ptr<const Plan> make_plan(const ConvShape& shape, const Extents& in,
   fold(plan->shape, plan->in, plan->out);
   plan->channels = shape.group_channels() * shape.kernel[0];
   plan->splits = std::max<int64_t>(1, ceil_div(plan->channels, choice.split_channels));
-  if (choice.layout == Layout::naive) return plan;
+  if (choice.layout == Layout::naive || choice.layout == Layout::depthwise) return plan;
   const std::vector<int64_t> taps = lay_out(*plan);
   if (!place_nonzeros(*plan, weights, taps)) {
     auto naive = std::make_shared<Plan>();

@@ -2,6 +2,7 @@
 // tiles the output is walked, and where in the copy every nonzero finds its input.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -20,6 +21,7 @@ enum class Layout {
   padded,    // one copy with zero borders: taps are shifts inside a row, loads are mostly unaligned
   expanded,  // one copy per kernel column, rows as long as output rows: tiles run on over rows
   lanes,     // batch in the innermost axis: every shift is aligned, the input is transposed
+  depthwise, // 3x3 depthwise layers with all their weights: the input itself
   naive,     // no layout fits 16-bit offsets (huge dilated kernels): plain loops
 };
 
@@ -27,6 +29,29 @@ enum class Layout {
 struct TileShape {
   int64_t vectors = 1, rows = 1;
 };
+
+// What a choice makes the processor do for one image, in units that take about the same time each.
+enum WorkKind : size_t {
+  kNonzeros,     // nonzeros times tiles: broadcast and address
+  kVectors,      // nonzeros times vectors: multiply-add with an aligned load from the first-level cache
+  kShortTiles,   // nonzeros times what is missing to three vectors: latency shows
+  kUnaligned,    // of the vectors, those of layouts whose loads mostly straddle cache lines
+  kSecondLevel,  // of the vectors, those of tiles whose input exceeds the first-level cache
+  kStreamed,     // of the nonzeros, those of layers whose weights exceed the second-level cache
+  kRows,         // weight rows times tiles and splits: loop set-up, segment bounds
+  kResults,      // vectors of results: bias, bounds, store
+  kParts,        // rows of results whose last vector is cut short
+  kSums,         // vectors of partial sums between splits: load, add, store
+  kFarSums,      // the same when they have left the second-level cache
+  kCopyRows,     // rows of input copied
+  kCopyVectors,  // vectors of input copied
+  kCopyPhases,   // the same where a stride takes columns apart
+  kTransposes,   // vectors of input and output transposed for Layout::lanes
+  kCalls,        // tiles times splits
+  kBlocks,       // blocks times splits: preparing a copy
+  kWorkKinds,
+};
+using Work = std::array<double, kWorkKinds>;
 
 // The choices; everything else of a plan follows from them.
 struct PlanChoice {
@@ -36,6 +61,8 @@ struct PlanChoice {
   int64_t split_channels = 1;                 // channels (times kernel depth) copied together
   int64_t lanes = 1;                          // images side by side, Layout::lanes only
   double cost = 0;                            // estimated nanoseconds for one image
+  Work work{};                                // what the cost was estimated from
+  void set_work(const Work& done);
   bool operator==(const PlanChoice& other) const;
 };
 

@@ -108,14 +108,13 @@ using LaneMask = unsigned;
 
 // Lanes [first, last), clipped to the vector.
 HWPRUNE_INLINE LaneMask lane_mask(int64_t first, int64_t last) {
+  const int low = first < 0 ? 0 : first > kLanes ? kLanes : static_cast<int>(first);
+  const int high = last < 0 ? 0 : last > kLanes ? kLanes : static_cast<int>(last);
 #if defined(__AVX512F__) || !defined(__AVX2__)
-  unsigned bits = 0;
-  for (int i = 0; i < kLanes; ++i) bits |= (i >= first && i < last ? 1u : 0u) << i;
-  return static_cast<LaneMask>(bits);
+  return static_cast<LaneMask>(((1u << high) - 1u) & ~((1u << low) - 1u));
 #else
-  int32_t lanes[kLanes];
-  for (int i = 0; i < kLanes; ++i) lanes[i] = i >= first && i < last ? -1 : 0;
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes));
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_and_si256(_mm256_cmpgt_epi32(lanes, _mm256_set1_epi32(low - 1)), _mm256_cmpgt_epi32(_mm256_set1_epi32(high), lanes));
 #endif
 }
 
@@ -143,6 +142,7 @@ struct Shuffle<4> {
   static HWPRUNE_INLINE Vector<4> low(Vector<4> a, Vector<4> b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
   static HWPRUNE_INLINE Vector<4> high(Vector<4> a, Vector<4> b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
   static HWPRUNE_INLINE Vector<4> even(Vector<4> a, Vector<4> b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
+  static HWPRUNE_INLINE Vector<4> odd(Vector<4> a, Vector<4> b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7); }
 };
 #if defined(__AVX2__)
 template <>
@@ -155,6 +155,9 @@ struct Shuffle<8> {
   }
   static HWPRUNE_INLINE Vector<8> even(Vector<8> a, Vector<8> b) {
     return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+  }
+  static HWPRUNE_INLINE Vector<8> odd(Vector<8> a, Vector<8> b) {
+    return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
   }
 };
 #endif
@@ -170,11 +173,15 @@ struct Shuffle<16> {
   static HWPRUNE_INLINE Vector<16> even(Vector<16> a, Vector<16> b) {
     return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   }
+  static HWPRUNE_INLINE Vector<16> odd(Vector<16> a, Vector<16> b) {
+    return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  }
 };
 #endif
 
 template <int N>
 HWPRUNE_INLINE void transpose(Vector<N> (&rows)[N]) {
+#pragma GCC unroll 4
   for (int step = 1; step < N; step *= 2) {
     Vector<N> next[N];
 #pragma GCC unroll 16

@@ -8,7 +8,7 @@ namespace hwprune {
 namespace HWPRUNE_ISA {
 
 extern const Compute kCompute;
-const Compute kCompute = {HWPRUNE_TEXT(HWPRUNE_ISA), kLanes, kMaxVectors, run_tile, pack, pack_lanes, unpack_lanes, curve, run_dot};
+const Compute kCompute = {HWPRUNE_TEXT(HWPRUNE_ISA), kLanes, kMaxVectors, run_tile, run_dot, depthwise, pack, pack_lanes, unpack_lanes, curve};
 
 }  // namespace HWPRUNE_ISA
 }  // namespace hwprune

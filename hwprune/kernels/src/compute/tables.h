@@ -8,6 +8,7 @@ namespace HWPRUNE_ISA {
 
 void run_tile(int width, int rows, int vectors, const TileJob& job);
 void run_dot(const TileJob& job);
+void depthwise(const DepthwiseJob& job);
 void pack(const PackJob& job);
 void pack_lanes(const LanePackJob& job);
 void unpack_lanes(const LaneUnpackJob& job);
