@@ -226,7 +226,7 @@ void names() {
   }
   CHECK(all.size() > 3000);
   for (const char* name : {"", "Csr", "CsrConv", "CsrConvGap8", "CsrConvGap8I8Bia", "CsrConvGap8I8Relu7", "DenseConvI4",
-                           "CsrConvTransposeGap8I8", "CsrConvI8", "DenseConvGap8I8", "CsrMatMulGap8I8Relu",
+                           "CsrConvTransposeGap8I8", "CsrConvI8", "DenseConvGap8I8", "CsrMatMulGap8I8Relu", "CsrMatMulGap8I8Bias",
                            "CsrConvGap8I8AddBias", "CsrConvGap8I8 ", "XCsrConvGap8I8"}) {
     CHECK(!parse_operator(name).has_value());
   }

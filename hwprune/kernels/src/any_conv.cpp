@@ -21,8 +21,7 @@ class AnyConv : public ConvKernel {
   void run(const float* x, int64_t batch, const int64_t* spatial, float* y, const float* residual,
            const Parallel&) const override {
     const size_t axes = spec_.kernel.size();
-    std::vector<int64_t> out(axes);
-    output_shape(spec_, spatial, out.data());
+    const std::vector<int64_t> out = output_extents(spec_, spatial);
     const int64_t out_count = product(out, 0, axes);
     const int64_t in_count = product(std::vector<int64_t>(spatial, spatial + axes), 0, axes);
     const int64_t in_group = spec_.in_channels / spec_.group, out_group = spec_.out_channels / spec_.group;
@@ -65,6 +64,16 @@ class AnyConv : public ConvKernel {
 };
 
 }  // namespace
+
+std::vector<int64_t> output_extents(const ConvSpec& spec, const int64_t* spatial) {
+  std::vector<int64_t> out;
+  for (size_t i = 0, axes = spec.kernel.size(); i < axes; ++i) {
+    const int64_t reach = (spec.kernel[i] - 1) * spec.dilations[i];
+    const int64_t last = spatial[i] + spec.pads[i] + spec.pads[i + axes] - 1 - reach;
+    out.push_back(last < 0 ? 0 : last / spec.strides[i] + 1);
+  }
+  return out;
+}
 
 float activate(float value, const Epilogue& epilogue) {
   switch (epilogue.activation) {

@@ -64,9 +64,8 @@ class ConvNode : public Node {
       refuse("input of shape " + text(x.dims) + ", expected " + std::to_string(spec_.in_channels) +
              " channels and " + std::to_string(axes) + " spatial axes");
     }
-    std::vector<int64_t> dims(x.dims);
-    dims[1] = spec_.out_channels;
-    output_shape(spec_, x.dims.data() + 2, dims.data() + 2);
+    std::vector<int64_t> dims{x.dims[0], spec_.out_channels};
+    for (const int64_t extent : output_extents(spec_, x.dims.data() + 2)) dims.push_back(extent);
     const float* residual = nullptr;
     std::vector<float> expanded;
     if (op_.residual) {

@@ -33,6 +33,8 @@ void add_broadcast(float* target, const std::vector<int64_t>& target_dims, const
                    const std::vector<int64_t>& dims, const char* what);
 
 // A convolution over any number of axes by its definition: for those that make_conv does not know.
+// output_shape goes with make_conv; this one is for any number of axes too.
+std::vector<int64_t> output_extents(const ConvSpec& spec, const int64_t* spatial);
 std::unique_ptr<ConvKernel> make_any_conv(const ConvSpec& spec, SparseMatrix weights, Epilogue epilogue);
 float activate(float value, const Epilogue& epilogue);
 

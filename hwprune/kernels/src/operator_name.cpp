@@ -35,7 +35,7 @@ const char* label(const Label<T> (&table)[size], T value) {
 bool exists(const Operator& op) {
   const bool half_bytes = op.value_type == ValueType::i4 || op.value_type == ValueType::c4;
   if (op.codec == Codec::dense && half_bytes) return false;
-  return op.kind != Kind::matmul || (!op.residual && op.activation == Activation::none);
+  return op.kind != Kind::matmul || (!op.bias && !op.residual && op.activation == Activation::none);
 }
 
 // Removes `prefix` from the begin of `rest`, where it is there.

@@ -54,7 +54,6 @@ struct Slot<Result(Arguments...)> {
 };
 
 inline constexpr Slot<Status*(int, const char*)> CreateStatus{0};
-inline constexpr Slot<const char*(const Status*)> GetErrorMessage{2};
 inline constexpr Slot<Status*(const char*, CustomOpDomain**)> CreateCustomOpDomain{26};
 inline constexpr Slot<Status*(CustomOpDomain*, const struct CustomOp*)> CustomOpDomain_Add{27};
 inline constexpr Slot<Status*(SessionOptions*, CustomOpDomain*)> AddCustomOpDomain{28};
@@ -65,11 +64,13 @@ inline constexpr Slot<Status*(const TensorInfo*, int64_t*, size_t)> GetDimension
 inline constexpr Slot<Status*(const Value*, TensorInfo**)> GetTensorTypeAndShape{65};
 inline constexpr Slot<Status*(const KernelInfo*, const char*, float*)> KernelInfoGetAttribute_float{85};
 inline constexpr Slot<Status*(const KernelInfo*, const char*, int64_t*)> KernelInfoGetAttribute_int64{86};
+inline constexpr Slot<Status*(const KernelInfo*, const char*, char*, size_t*)> KernelInfoGetAttribute_string{87};
 inline constexpr Slot<Status*(const KernelContext*, size_t, const Value**)> KernelContext_GetInput{90};
 inline constexpr Slot<Status*(KernelContext*, size_t, const int64_t*, size_t, Value**)> KernelContext_GetOutput{91};
 inline constexpr Slot<void(Status*)> ReleaseStatus{93};
 inline constexpr Slot<void(TensorInfo*)> ReleaseTensorTypeAndShapeInfo{99};
 inline constexpr Slot<void(CustomOpDomain*)> ReleaseCustomOpDomain{101};
+inline constexpr Slot<Status*(const KernelInfo*, const char*, float*, size_t*)> KernelInfoGetAttributeArray_float{162};
 inline constexpr Slot<Status*(const KernelInfo*, const char*, int64_t*, size_t*)> KernelInfoGetAttributeArray_int64{163};
 inline constexpr Slot<Status*(const KernelInfo*, char*, size_t*)> KernelInfo_GetNodeName{244};
 inline constexpr Slot<Status*(const KernelInfo*, size_t, int*, const Value**)> KernelInfoGetConstantInput_tensor{249};

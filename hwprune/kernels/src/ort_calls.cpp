@@ -37,20 +37,34 @@ std::string NodeInfo::node_name() const {
   return "";
 }
 
-// The interface does not tell a missing attribute from one of another type but by the message.
+// The interface does not tell a missing attribute from one of another type; so the others are tried.
 bool NodeInfo::absent(Status* status, const char* name) const {
   if (status == nullptr) return false;
-  const std::string message = GetErrorMessage(api_, status);
   ReleaseStatus(api_, status);
-  if (message.find("No attribute with") != std::string::npos) return true;
-  throw std::runtime_error("attribute " + std::string(name) + ": " + message);
+  size_t size = 0;
+  float real = 0;
+  int64_t integer = 0;
+  const auto there = [this](Status* answer) {
+    if (answer != nullptr) ReleaseStatus(api_, answer);
+    return answer == nullptr;
+  };
+  if (there(KernelInfoGetAttributeArray_int64(api_, info_, name, nullptr, &size)) ||
+      there(KernelInfoGetAttributeArray_float(api_, info_, name, nullptr, &size)) ||
+      there(KernelInfoGetAttribute_int64(api_, info_, name, &integer)) ||
+      there(KernelInfoGetAttribute_float(api_, info_, name, &real)) ||
+      there(KernelInfoGetAttribute_string(api_, info_, name, nullptr, &size))) {
+    throw std::runtime_error("attribute " + std::string(name) + " is of another type");
+  }
+  return true;
 }
 
 std::vector<int64_t> NodeInfo::integers(const char* name, std::vector<int64_t> otherwise) const {
   size_t size = 0;
   if (absent(KernelInfoGetAttributeArray_int64(api_, info_, name, nullptr, &size), name)) return otherwise;
+  // A list of another type reads as an empty one.
+  if (size == 0) throw std::runtime_error("attribute " + std::string(name) + " is empty or of another type");
   std::vector<int64_t> values(size);
-  if (size != 0) check(KernelInfoGetAttributeArray_int64(api_, info_, name, values.data(), &size));
+  check(KernelInfoGetAttributeArray_int64(api_, info_, name, values.data(), &size));
   return values;
 }
 
