@@ -67,7 +67,7 @@ sanitize:
 	cmake -B build/sanitize -S . -DCMAKE_BUILD_TYPE=Sanitize \
 	  -DHWPRUNE_SANITIZE=ON -DHWPRUNE_TESTS=ON -DHWPRUNE_FUZZ=ON
 	cmake --build build/sanitize --parallel
-	cd build/sanitize && ctest --output-on-failure
+	cd build/sanitize && ctest --output-on-failure --parallel 2
 
 aarch64:
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
@@ -79,7 +79,7 @@ aarch64:
 	  cmake -B build/aarch64 -S . -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
 	    -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DHWPRUNE_TESTS=ON -DHWPRUNE_FUZZ=ON \
 	    '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu' && \
-	  cmake --build build/aarch64 --parallel && cd build/aarch64 && ctest --output-on-failure; \
+	  cmake --build build/aarch64 --parallel && cd build/aarch64 && ctest --output-on-failure --parallel 2; \
 	fi
 
 clean:

@@ -86,6 +86,8 @@ def test_the_wheel_holds_every_file_once(archives: tuple[Path, Path]) -> None:
 def test_the_wheel_holds_what_is_not_python(archives: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(archives[1]) as wheel:
         names = set(wheel.namelist())
+    # One that lies in the checkout must not get into a wheel for every machine.
+    assert not any(name.endswith(".so") for name in names)
     assert "hwprune/targets/jetson-nano.toml" in names
     assert "hwprune/py.typed" in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
@@ -109,6 +111,30 @@ def test_only_one_name_lands_in_site_packages(installed: Path) -> None:
         if not path.name.endswith(".dist-info")
     }
     assert found - {"__pycache__"} == {"hwprune"}
+
+
+def test_a_pure_installation_says_that_it_has_no_kernels(installed: Path) -> None:
+    borrowed = os.pathsep.join(path for path in sys.path if "site-packages" in path)
+    environment = {**os.environ, "PYTHONPATH": f"{site_packages(installed)}{os.pathsep}{borrowed}"}
+    code = "from hwprune import kernels; print(kernels.status())"
+    python = installed / "bin" / "python"
+    said = run(python, "-c", code, env=environment, cwd=installed.parent).stdout
+    assert said.startswith("no kernels: this installation of hwprune has no libhwprune_kernels.so")
+
+
+@pytest.mark.skipif(
+    shutil.which("cmake") is None or shutil.which("c++") is None, reason="no CMake or compiler"
+)
+def test_the_wheel_holds_the_kernels_where_they_can_be_built(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path)]
+    run(*build, str(ROOT))
+    (archive,) = tmp_path.glob("*.whl")
+    assert archive.name.startswith("hwprune-")
+    assert "-py3-none-linux_" in archive.name
+    with zipfile.ZipFile(archive) as wheel:
+        names = wheel.namelist()
+    assert names.count("hwprune/kernels/libhwprune_kernels.so") == 1
+    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"hwprune"}
 
 
 def test_the_installed_command_runs(installed: Path) -> None:
