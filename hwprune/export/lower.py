@@ -19,11 +19,17 @@ from hwprune.errors import ExportError
 from hwprune.export.graph import Graph, attributes, clone, used_tensors
 
 Tensors = dict[str, NDArray[Any]]
-Rule = Callable[[onnx.NodeProto, Tensors], onnx.NodeProto | None]
+# A node in place of the newer one, or several, the last of which has its output; None refuses.
+Lowered = onnx.NodeProto | list[onnx.NodeProto] | None
+Rule = Callable[[onnx.NodeProto, Tensors], Lowered]
 
 LOWEST_OPSET = (
     13  # below it, Squeeze, Split and friends take other inputs, and function bodies change
 )
+
+
+# Slice stops at the end of an axis when it is asked to go further.
+_END = np.iinfo(np.int64).max
 
 
 def lower(graph: Graph, opset: int) -> Graph:
@@ -40,9 +46,9 @@ def lower(graph: Graph, opset: int) -> Graph:
             hint="use a newer onnxruntime on the device, or another target",
         )
     tensors = dict(graph.tensors)
-    nodes = []
+    nodes: list[onnx.NodeProto] = []
     for node in graph.nodes:
-        lowered: onnx.NodeProto | None = node
+        lowered: Lowered = node
         if node.domain == "" and _changed(node.op_type, graph.opset, opset):
             rule = RULES.get(node.op_type)
             lowered = rule(node, tensors) if rule else None
@@ -51,7 +57,7 @@ def lower(graph: Graph, opset: int) -> Graph:
                 f"{node.op_type} (layer {node.output[0]!r}) cannot be expressed at opset {opset}",
                 hint=f"choose a target with opset {graph.opset}, or replace the layer",
             )
-        nodes.append(lowered)
+        nodes += lowered if isinstance(lowered, list) else [lowered]
     kept = used_tensors(nodes, graph.output_names(), tensors)
     return replace(graph, nodes=tuple(nodes), tensors=kept, opset=opset)
 
@@ -85,11 +91,74 @@ def _axes_to_attribute(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto
     return copy
 
 
-def _pad(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
+def _pad(node: onnx.NodeProto, tensors: Tensors) -> Lowered:
     """Pad: the axes input came at opset 18; only the form without it can be lowered."""
     if len(node.input) > 3 and node.input[3]:
         return None
-    return node if attributes(node).get("mode", b"constant") != b"wrap" else None
+    return _wrap(node, tensors) if attributes(node).get("mode") == b"wrap" else node
+
+
+def _wrap(node: onnx.NodeProto, tensors: Tensors) -> Lowered:
+    """Pad that wraps around came at opset 19: join the tensor's ends to it, axis by axis."""
+    pads = tensors.get(node.input[1])
+    if pads is None or bool(np.any(pads < 0)):
+        return None
+    rank = pads.size // 2
+    padded = [axis for axis in range(rank) if pads[axis] or pads[axis + rank]]
+    output, source = node.output[0], node.input[0]
+    nodes = []
+    for axis in padded:
+        before, after = int(pads[axis]), int(pads[axis + rank])
+        ends = {"before": (-before, _END), "after": (0, after)}
+        names: dict[str, list[str]] = {"before": [], "after": []}
+        for side, (start, end) in ends.items():
+            if not (before if side == "before" else after):
+                continue
+            piece = f"{output}//{axis}{side}"
+            limits = {f"{piece}/start": start, f"{piece}/end": end, f"{piece}/axis": axis}
+            tensors |= {name: np.array([value], np.int64) for name, value in limits.items()}
+            nodes.append(helper.make_node("Slice", [source, *limits], [piece]))
+            names[side].append(piece)
+        pieces = [*names["before"], source, *names["after"]]
+        source = output if axis == padded[-1] else f"{output}//{axis}"
+        nodes.append(helper.make_node("Concat", pieces, [source], axis=axis))
+    return nodes or [helper.make_node("Identity", [source], [output])]
+
+
+def _layer_normalization(node: onnx.NodeProto, tensors: Tensors) -> Lowered:
+    """LayerNormalization came at opset 17: mean, difference, variance, scale, shift."""
+    given = attributes(node)
+    axis, scale = given.get("axis", -1), tensors.get(node.input[1])
+    if axis >= 0 and scale is not None:  # what is normalised has the scale's axes
+        axis = -scale.ndim
+    if axis >= 0 or any(node.output[1:]):
+        return None
+    source, output = node.input[0], node.output[0]
+    axes = list(range(axis, 0))
+    names = {
+        what: f"{output}//{what}"
+        for what in ("mean", "difference", "square", "variance", "shifted", "deviation", "normal")
+    }
+    epsilon = f"{output}//epsilon"
+    tensors[epsilon] = np.array(given.get("epsilon", 1e-5), np.float32)
+    bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+    scaled = f"{output}//scaled" if bias else output
+    steps = [
+        ("ReduceMean", [source], names["mean"]),
+        ("Sub", [source, names["mean"]], names["difference"]),
+        ("Mul", [names["difference"], names["difference"]], names["square"]),
+        ("ReduceMean", [names["square"]], names["variance"]),
+        ("Add", [names["variance"], epsilon], names["shifted"]),
+        ("Sqrt", [names["shifted"]], names["deviation"]),
+        ("Div", [names["difference"], names["deviation"]], names["normal"]),
+        ("Mul", [names["normal"], node.input[1]], scaled),
+        *([("Add", [scaled, bias], output)] if bias else []),
+    ]
+    nodes = [helper.make_node(operator, inputs, [made]) for operator, inputs, made in steps]
+    for node in nodes:
+        if node.op_type == "ReduceMean":
+            node.attribute.append(helper.make_attribute("axes", axes))
+    return nodes
 
 
 def _split(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
@@ -178,6 +247,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("ScatterElements", "ScatterND"), _scatter),
     "BatchNormalization": _batchnorm,
     "Shape": _shape,
+    "LayerNormalization": _layer_normalization,
     "Pad": _pad,
     "Split": _split,
     "AveragePool": _pool,
