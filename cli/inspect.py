@@ -146,7 +146,7 @@ def _print_layers(found: ArtifactFile) -> None:
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    right = ("nonzeros", "weights", "sparsity", "bytes", "of bound")
+    right = ("nonzeros", "weights", "sparsity", "bytes", "of\nbound")
     for column in ("layer", "shape", "codec", "values", *right):
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for layer in found.layers:
@@ -159,7 +159,7 @@ def _print_layers(found: ArtifactFile) -> None:
             f"{layer.weights:,}",
             format_percent(1 - layer.nonzeros / layer.weights, 1),
             f"{layer.bytes:,}",
-            format_percent(layer.bytes / layer.bound.total, 1) if layer.bound.total else "",
+            format_percent(layer.bytes / layer.bound.total, 0) if layer.bound.total else "",
         )
         table.add_row(*(Text(cell) for cell in cells))
     console().print("", table)
