@@ -17,6 +17,7 @@ from e2e_tools import Runner, files_in, masks_of, save_npz, state_of
 import hwprune as package
 from hwprune.frontend import load_data
 from hwprune.frontend.zoo import ARCHITECTURES
+from hwprune.ir import VALUE_TYPES
 
 WRITTEN = {
     ".hwprune", "model.onnx", "report.json", "report.html",
@@ -257,13 +258,13 @@ class TestStrategies:
         assert "train" not in actions
         assert record["accuracy"]["final"] > 0.5  # 93 % of the weights are gone; chance is 0.1
 
-    @pytest.mark.parametrize("kind", ["fp32", "fp16", "int8"])
+    @pytest.mark.parametrize("kind", VALUE_TYPES)
     def test_each_value_type(
         self, hwprune: Runner, digits_pt: Path, tmp_path: Path, kind: str
     ) -> None:
         record = self.compile(
             hwprune, digits_pt, tmp_path / "o", "--epochs", 0, "--values", kind,
-            "--strategy", "one-shot",
+            "--strategy", "one-shot", "--target", "raspberry-pi-5",
         )  # fmt: skip
         assert {layer["value_type"] for layer in record["result"]["layers"]} == {kind}
         assert record["parity"]["relative_error"] <= 1e-4
