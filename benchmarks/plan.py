@@ -97,7 +97,10 @@ def run(config: dict[str, Any], runs: int, experiment: Experiment) -> None:
     watch = Stopwatch()
     with scratch() as folder:
         checkpoint = Path(folder) / "model.pt"
-        save(config["arch"], checkpoint)
+        # In a process of its own: what a child's peak memory is counted from is its parent's size.
+        subprocess.run(
+            [sys.executable, __file__, "--save", config["arch"], str(checkpoint)], check=True
+        )
         words = ["plan", str(checkpoint), "--arch", config["arch"], "--target", config["target"]]
         command = [sys.executable, "-m", "hwprune.cli", *words, "--values", config["values"]]
         repeated = [whole(command) for _ in range(runs)]
@@ -141,6 +144,9 @@ def main() -> int:
     """Run the rows that were asked for, then print the table."""
     if sys.argv[1:2] == ["--stages"]:
         print(json.dumps(stages(sys.argv[2], json.loads(sys.argv[3]))))
+        return 0
+    if sys.argv[1:2] == ["--save"]:
+        save(sys.argv[2], Path(sys.argv[3]))
         return 0
     parser = command_line(__doc__, data=False)
     parser.add_argument("--runs", type=int, default=3, help="whole processes a row (default 3)")

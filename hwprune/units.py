@@ -105,6 +105,11 @@ def format_percent(fraction: float, digits: int = 2) -> str:
     return f"{100 * fraction:.{digits}f} %"
 
 
+def format_count(count: int, noun: str) -> str:
+    """Format a number of things: ``1 tensor``, ``2,000 tensors``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_seconds(seconds: float) -> str:
     """Format a duration for people: ``0.34 s``, ``12 s``, ``3 min 05 s``."""
     if seconds < 10:

@@ -88,3 +88,9 @@ def test_formats() -> None:
         "3 min 05 s",
         "60 min 00 s",
     ]
+
+
+def test_one_thing_is_not_several() -> None:
+    assert [units.format_count(n, "tensor") for n in (0, 1, 2, 1000)] == [
+        "0 tensors", "1 tensor", "2 tensors", "1,000 tensors",
+    ]  # fmt: skip

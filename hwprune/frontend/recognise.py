@@ -11,6 +11,7 @@ from torch import Tensor
 from hwprune.errors import ModelError
 from hwprune.frontend.arch import Arch, find_arch
 from hwprune.frontend.zoo import ARCHITECTURES, Architecture
+from hwprune.units import format_count
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -131,7 +132,8 @@ def recognise(state: Mapping[str, Tensor], path: str) -> Arch:
         if mismatch.likeness > _ALIKE
     ]
     raise ModelError(
-        f"{path} is a state dict of {len(state)} tensors that fits no built-in architecture"
+        f"{path} is a state dict of {format_count(len(state), 'tensor')} "
+        "that fits no built-in architecture"
         + (f"; nearest: {', '.join(near)}" if near else ""),
         hint="say what it was saved from: --arch NAME, torchvision:NAME, timm:NAME "
         "or path/to/file.py:callable",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hwprune.errors import ModelError
 from hwprune.frontend.archive import SAVE_AGAIN
+from hwprune.units import format_count
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")
@@ -106,7 +107,9 @@ def _merge_masks(state: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor
             merged[key] = value
         elif key.endswith("_orig"):
             merged[name] = value * state[f"{name}_mask"]
-    notes.append(f"the masks of torch.nn.utils.prune were applied to {len(masked)} tensors")
+    notes.append(
+        f"the masks of torch.nn.utils.prune were applied to {format_count(len(masked), 'tensor')}"
+    )
     return merged
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hwprune.report.record import LatencyRun, Record
-from hwprune.units import format_bytes, format_percent, format_seconds
+from hwprune.units import format_bytes, format_count, format_percent, format_seconds
 
 NOT_MEASURED = "not measured"
 _KIND_OF_EXIT = {
@@ -51,7 +51,10 @@ def facts(record: Record) -> Iterator[tuple[str, str]]:
         yield "floor", f"{format_bytes(budget.floor_bytes)} that no pruning removes"
     share = f"{result.nonzeros:,} of {result.weights:,} weights"
     yield "nonzeros", f"{share} ({format_percent(result.sparsity)} sparse)"
-    yield "strategy", f"{record.strategy}, {record.epochs} epochs, seed {record.seed}"
+    yield (
+        "strategy",
+        f"{record.strategy}, {format_count(record.epochs, 'epoch')}, seed {record.seed}",
+    )
     if record.parity.relative_error is not None:
         agreement = record.parity.top1_agreement
         more = f", top-1 agreement {format_percent(agreement)}" if agreement is not None else ""
@@ -66,7 +69,7 @@ def accuracy_rows(record: Record) -> list[tuple[str, str]]:
         (state, NOT_MEASURED if value is None else format_percent(value))
         for state, value in (
             ("dense", accuracy.dense),
-            ("extreme", accuracy.extreme),
+            ("extreme (validation split)", accuracy.extreme),
             ("final", accuracy.final),
         )
     ]
@@ -82,7 +85,9 @@ def accuracy_title(record: Record) -> str:
     metric = (accuracy.metric or "accuracy").capitalize()
     if accuracy.split is None:
         return metric
-    samples = f", {accuracy.samples:,} samples" if accuracy.samples is not None else ""
+    samples = (
+        f", {format_count(accuracy.samples, 'sample')}" if accuracy.samples is not None else ""
+    )
     return f"{metric} ({accuracy.split}{samples})"
 
 

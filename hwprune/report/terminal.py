@@ -10,6 +10,7 @@ from rich.text import Text
 
 from hwprune.report import summary
 from hwprune.report.record import Record
+from hwprune.units import format_count
 
 _MOST_LAYERS = 60
 _RIGHT = frozenset({"nonzeros", "sparsity", "bytes", "p50", "p90", "load", "resident", "value"})
@@ -31,7 +32,9 @@ def terminal(record: Record, console: Console) -> None:
     rows = summary.layer_rows(record)
     _table(console, "Bytes per layer", summary.LAYER_COLUMNS, rows[:_MOST_LAYERS])
     if len(rows) > _MOST_LAYERS:
-        console.print(f"and {len(rows) - _MOST_LAYERS} layers more; -o FILE.html shows all")
+        console.print(
+            f"and {format_count(len(rows) - _MOST_LAYERS, 'layer')} more; -o FILE.html shows all"
+        )
     _table(
         console, summary.accuracy_title(record), ("state", "value"), summary.accuracy_rows(record)
     )

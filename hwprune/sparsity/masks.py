@@ -32,13 +32,6 @@ def full(shapes: Mapping[str, tuple[int, ...]]) -> Masks:
     return Masks({name: np.ones(shape, dtype=np.bool_) for name, shape in shapes.items()})
 
 
-def apply(
-    weights: Mapping[str, NDArray[np.float32]], masks: Masks
-) -> dict[str, NDArray[np.float32]]:
-    """Return the weights with zero (never -0.0) wherever no connection lives."""
-    return {name: np.where(masks[name], weight, np.float32(0)) for name, weight in weights.items()}
-
-
 def counts(masks: Masks) -> dict[str, int]:
     """Return the living connections per tensor."""
     return {name: int(np.count_nonzero(masks[name])) for name in masks}

@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hwprune.budget import fit
 from hwprune.errors import InfeasibleError, UsageError
 from hwprune.ir import Data, Masks, Plan, Ranking
 from hwprune.sparsity import Strategy, make, rank_weights
+from hwprune.sparsity.masks import full
 from hwprune.steps.planning import Prepared, cost_of, module_weights
 from hwprune.units import format_bytes, format_percent
 
@@ -218,4 +217,4 @@ def _train(
 
 def all_alive(prepared: Prepared) -> Masks:
     """Return masks in which every connection lives."""
-    return Masks({t.name: np.ones(t.shape, dtype=np.bool_) for t in prepared.template.prunable})
+    return full({tensor.name: tensor.shape for tensor in prepared.template.prunable})

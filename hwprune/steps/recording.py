@@ -19,6 +19,7 @@ from hwprune.report.html import html
 from hwprune.steps.planning import Prepared
 from hwprune.steps.pruning import Trained
 from hwprune.steps.verifying import Checked, Measured
+from hwprune.units import format_count
 from hwprune.verify.host import environment
 from hwprune.verify.latency import LatencyResult
 from hwprune.verify.speeds import describe
@@ -236,7 +237,7 @@ def _skipped_notes(prepared: Prepared) -> list[str]:
     for tensor in prepared.skipped:
         groups.setdefault(tensor.reason, []).append(tensor.bytes)
     return [
-        f"not pruned: {len(sizes)} tensors, {sum(sizes):,} B as fp32: {reason}"
+        f"not pruned: {format_count(len(sizes), 'tensor')}, {sum(sizes):,} B as fp32: {reason}"
         for reason, sizes in groups.items()
     ]
 
@@ -266,6 +267,11 @@ def _reasons(outcome: Outcome) -> list[str]:
         )
     if outcome.trained.extreme_accuracy is None:
         notes.append("accuracy.extreme: the strategy did not go below the budget")
+    else:
+        notes.append(
+            "accuracy.extreme: of the validation split while training, the other two of the test "
+            "split: the difference between them is not what regrowth gained"
+        )
     data = outcome.data
     if data is not None and measured is not None and measured.final_accuracy is None:
         notes.append("accuracy: the test split has no labels")

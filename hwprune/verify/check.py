@@ -13,7 +13,7 @@ import onnx
 from hwprune.errors import HwpruneError, LimitError, UsageError, VerificationError
 from hwprune.export.artifact import ArtifactFile, read_artifact
 from hwprune.ir import LimitResult
-from hwprune.units import format_bytes
+from hwprune.units import format_bytes, format_count
 from hwprune.verify import beside, integrity, latency, runner, speeds
 from hwprune.verify.fields import FIELDS
 from hwprune.verify.limits import Context, Limit, evaluate, explain, why_not
@@ -88,7 +88,7 @@ def _one_file(artifact: ArtifactFile) -> str:
     names = integrity.external_tensors(artifact.model)
     if names:
         raise VerificationError(
-            f"{len(names)} tensors lie in another file, the first is {names[0]!r}",
+            f"{format_count(len(names), 'tensor')} in another file, the first is {names[0]!r}",
             hint="save the model with its data inside",
         )
     return "no external data"
@@ -129,7 +129,8 @@ def _packed(artifact: ArtifactFile, matching: beside.Beside | None) -> str:
     weights = sum(layer.weights for layer in artifact.layers)
     if not weights:
         return "no packed layers, and no sign that there were any"
-    return f"{len(artifact.layers)} layers, {nonzeros:,} nonzeros of {weights:,} weights"
+    layers = format_count(len(artifact.layers), "layer")
+    return f"{layers}, {nonzeros:,} nonzeros of {weights:,} weights"
 
 
 def _report(artifact: ArtifactFile, report: beside.Beside) -> str:
