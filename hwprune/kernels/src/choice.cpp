@@ -10,10 +10,10 @@ namespace {
 // measures on a Zen 3 core with AVX2. Only their ratios matter: they choose between layouts, and a wrong
 // choice costs time, never correctness.
 constexpr double kNanoseconds[kWorkKinds] = {
-    /* kNonzeros */ 0.20, /* kVectors */ 0.24, /* kShortTiles */ 0.05, /* kUnaligned */ 0.06, /* kSecondLevel */ 0.085,
-    /* kStreamed */ 0.20, /* kRows */ 3.7,     /* kResults */ 0.65,    /* kParts */ 2.5,      /* kSums */ 1.4,
-    /* kFarSums */ 2.0,   /* kCopyRows */ 0.4, /* kCopyVectors */ 1.0, /* kCopyPhases */ 1.7, /* kTransposes */ 2.0,
-    /* kCalls */ 10,      /* kBlocks */ 50};
+    /* kNonzeros */ 0.19, /* kVectors */ 0.21, /* kShortTiles */ 0.03, /* kUnaligned */ 0.065, /* kSecondLevel */ 0.06,
+    /* kStreamed */ 0.12, /* kRows */ 3.6,     /* kResults */ 0.9,     /* kParts */ 5,         /* kSums */ 1.1,
+    /* kFarSums */ 1.5,   /* kCopyRows */ 1.2, /* kCopyVectors */ 0.4, /* kCopyPhases */ 0.8,  /* kTransposes */ 3,
+    /* kCalls */ 5,       /* kBlocks */ 50};
 
 constexpr int64_t kBlockFloats = 48 * 1024;    // of a packed block: well inside a second-level cache
 constexpr double kResultFloats = 48 * 1024;    // of partial sums that are still found there
