@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from hwprune.cli.main import main
+from hwprune.frontend import load_data
+
+WRITTEN = {
+    ".hwprune", "model.onnx", "report.json", "report.html",
+    "checkpoint/weights.safetensors", "checkpoint/masks.safetensors",
+}  # fmt: skip
+KIB12 = 12 * 1024
 
 
 @dataclass(frozen=True)
@@ -92,3 +100,13 @@ def save_npz(path: Path, **arrays: NDArray[Any]) -> str:
     """Write an .npz and return what --data calls it."""
     np.savez(path, **arrays)
     return f"npz:{path}"
+
+
+def accuracy_of(path: Path) -> float:
+    """An evaluation that shares no code with hwprune's own."""
+    data = load_data("digits")
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    assert data.test.labels is not None
+    (images,) = data.test.batch(np.arange(len(data.test)))
+    (scores,) = session.run(None, {session.get_inputs()[0].name: images})
+    return float(np.mean(scores.argmax(1) == data.test.labels))
