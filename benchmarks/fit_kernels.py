@@ -5,9 +5,9 @@
     done > times.txt
     python benchmarks/fit_kernels.py times.txt
 
-Non-negative least squares of the relative errors: a layer of a microsecond counts as much as one of a
-millisecond. Prints nanoseconds per unit of work in the order of WorkKind (plan.h), and how far the
-estimates are off.
+Non-negative least squares of the relative errors: a layer of a microsecond counts as much as one
+of a millisecond. Prints nanoseconds per unit of work in the order of WorkKind (plan.h), and how far
+the estimates are off.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 
 
 def main() -> None:
-    """Read the lines `fit TIME WORK...` of the files named on the command line and print the fit."""
+    """Fit the lines `fit TIME WORK...` of the files named on the command line."""
     rows = []
     for name in sys.argv[1:]:
         with open(name) as lines:

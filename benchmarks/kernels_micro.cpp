@@ -1,9 +1,8 @@
 // Times the convolution kernels layer by layer, without a model and without onnxruntime.
 //
-// Build (from the root of the repository, with the objects of the library or its sources):
-//   cmake -S . -B build && cmake --build build --target kernels_micro
-// or, with one instruction set:
-//   g++ -std=c++17 -O3 -march=native -ffp-contract=fast -DHWPRUNE_ISA=avx2 benchmarks/kernels_micro.cpp ... (see usage)
+// Build, from the root of the repository, on the objects of the library:
+//   cmake -B build -S . && cmake --build build &&
+//   g++ -std=c++17 -O2 benchmarks/kernels_micro.cpp $(find build -path '*hwprune_*.dir*' -name '*.o') -o build/kernels_micro -lpthread
 //
 // Usage: kernels_micro NETWORK DENSITY [batch] [threads] [--all]
 //   networks: vgg16 resnet20 mobilenetv1 mobilenetv2 resnet50; --all also times every layout that was not chosen, --sum
