@@ -242,6 +242,7 @@ def measure_accuracy(config: Mapping[str, Any], data: Path) -> dict[str, Any]:
 def print_tables(experiment: Experiment) -> None:
     """Print the record as Markdown."""
     rows = [row for row in experiment.rows() if row.status == "run"]
+    rows.sort(key=lambda row: ROWS.index(dict(row.config)))
     found = {kind: [r for r in rows if r.config["kind"] == kind] for kind in
              ("layer", "network", "accuracy")}  # fmt: skip
     codecs = ("gap4", "gap8", "gap16", "cols16", "bitmap", "rice")
