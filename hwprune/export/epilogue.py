@@ -26,7 +26,7 @@ ACTIVATION_ATTRIBUTES: dict[Activation, dict[str, int]] = {
 # The opset from which on an activation is a standard operator.
 ACTIVATION_SINCE: dict[Activation, int] = {"hard_swish": 14}
 # The operators that may have a residual and an activation.
-FUSIBLE = ("Conv", "Gemm", "Linear")
+FUSIBLE = ("Conv", "Depthwise", "Gemm", "Linear")
 
 
 def activation_nodes(activation: Activation, source: str, output: str) -> list[onnx.NodeProto]:

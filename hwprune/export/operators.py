@@ -51,6 +51,8 @@ from hwprune.ir import CodecName, ValueType
 _INTS, _INT = AttributeProto.INTS, AttributeProto.INT
 OPERATOR_ATTRIBUTES: dict[str, dict[str, int]] = {
     "Conv": {"strides": _INTS, "pads": _INTS, "dilations": _INTS, "group": _INT},
+    # a Conv whose groups have one input channel each: it has a kernel when stored dense, too
+    "Depthwise": {"strides": _INTS, "pads": _INTS, "dilations": _INTS, "group": _INT},
     "ConvTranspose": {
         "strides": _INTS,
         "pads": _INTS,
@@ -70,7 +72,8 @@ class Operator:
     """What an operator's name says.
 
     Attributes:
-        kind: the standard operator it stands for, a key of ``OPERATOR_ATTRIBUTES``.
+        kind: what it computes, a key of ``OPERATOR_ATTRIBUTES``; but for Linear and Depthwise it
+            is the standard operator.
         codec: how positions are stored.
         value_type: how values are stored.
         bias: whether it adds a bias, one number per output channel.
@@ -225,7 +228,8 @@ def _sum(operator: Operator, weight: str, bias: list[str]) -> list[onnx.NodeProt
         if bias:
             nodes.append(make_node("Add", ["m", *bias], inner))
     else:
-        nodes = [make_node(operator.kind, ["x", weight, *bias], inner)]
+        standard = "Conv" if operator.kind == "Depthwise" else operator.kind
+        nodes = [make_node(standard, ["x", weight, *bias], inner)]
         for name, kind in OPERATOR_ATTRIBUTES[operator.kind].items():
             refer(nodes[0], name, kind, name)
     if operator.residual:

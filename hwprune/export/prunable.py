@@ -20,7 +20,7 @@ class WeightUse:
     Attributes:
         node: Conv, ConvTranspose, Gemm or MatMul.
         kind: the operator kind of ``operators.py`` (``Linear`` where the weight is transposed
-            first).
+            first, ``Depthwise`` where the groups of a Conv have one input channel each).
         channel_axis: the axis of the stored weight that counts output channels.
         transpose: the Transpose between weight and MatMul, where there is one.
     """
@@ -72,7 +72,8 @@ def _uses(
         and slot == 1
         and not given.get("auto_pad", b"NOTSET").startswith(b"SAME")
     ):
-        return [WeightUse(node, "Conv", 0)]
+        one_each = given.get("group", 1) > 1 and graph.tensors[node.input[1]].shape[1] == 1
+        return [WeightUse(node, "Depthwise" if one_each else "Conv", 0)]
     if node.op_type == "ConvTranspose" and slot == 1:
         return [WeightUse(node, "ConvTranspose", 1)]
     if node.op_type == "Gemm" and slot == 1:

@@ -23,8 +23,9 @@ from hwprune.kernels import library
 
 CPU = "CPUExecutionProvider"
 # A node's op_type in protocol buffers: field 4, a length of one byte, the name. What is stored
-# dense ("Dense...") is left to onnxruntime's own operators, which are faster there.
-_OP_TYPE = re.compile(rb"\x22([\x04-\x7f])(Csr[A-Za-z0-9]+)")
+# dense ("Dense...") is left to onnxruntime's own operators, which are faster there, but for
+# depthwise convolutions.
+_OP_TYPE = re.compile(rb"\x22([\x04-\x7f])((?:Csr|DenseDepthwise)[A-Za-z0-9]+)")
 
 # A provider is a name, or a name with its options.
 Provider = str | tuple[str, dict[str, Any]]
@@ -134,7 +135,9 @@ def session(
 
 
 def operator_names(path_or_bytes: str | Path | bytes) -> tuple[str, ...]:
-    """Return what a file may name of our sparse operators, sorted, without reading it as ONNX.
+    """Return what a file may name of our operators, sorted, without reading it as ONNX.
+
+    Dense layers are among them only where there are kernels for them.
 
     Raises:
         ArtifactError: the file cannot be read.

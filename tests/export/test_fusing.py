@@ -27,6 +27,7 @@ TENSORS = {
     name: _GENERATOR.standard_normal(shape).astype(np.float32)
     for name, shape in {
         "a": (4, 4, 3, 3), "ab": (4,), "b": (4, 4, 1, 1), "bb": (4,), "c": (1, 4, 1, 1),
+        "dw": (8, 1, 3, 3), "pw": (4, 8, 1, 1), "gw": (4, 2, 3, 3),
         "w": (8, 8), "wb": (8,), "one": (1,),
     }.items()
 }  # fmt: skip
@@ -108,6 +109,17 @@ def test_an_activation_is_part_of_its_layer(label: str, codec: CodecName) -> Non
         f"k = Gemm <transB = 1> (x, w, wb) s = Add(k, x) {act}", shape="N,8", codecs=(codec,)
     )
     assert fused(gemm) == [f"{family}Gemm-BiasAdd{label}"]
+
+
+@pytest.mark.parametrize("codec", ["gap8", "dense"])
+def test_depthwise_convolutions_have_names_of_their_own(codec: CodecName) -> None:
+    family = "Dense" if codec == "dense" else "Csr"
+    template = template_of(
+        f"s = Conv {PAD[:-1]}, group = 4> (x, dw) t = Relu(s) u = Conv(t, pw) "
+        f"y = Conv {PAD[:-1]}, group = 2> (u, gw)",
+        codecs=(codec,),
+    )
+    assert fused(template) == [f"{family}Depthwise-Relu", f"{family}Conv-", f"{family}Conv-"]
 
 
 def test_the_default_slope_is_not_written() -> None:

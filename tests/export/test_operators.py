@@ -56,9 +56,9 @@ def test_a_name_that_is_not_ours_has_no_body() -> None:
 
 def test_names_say_what_an_operator_is() -> None:
     stored = len({(operator.codec, operator.value_type) for operator in OPERATORS.values()})
-    # Conv, Gemm and Linear with or without bias and residual, six activations; ConvTranspose with
-    # or without bias; MatMul.
-    assert len(OPERATORS) == stored * (3 * 2 * 2 * 6 + 2 + 1)
+    # Conv, Depthwise, Gemm and Linear with or without bias and residual, six activations;
+    # ConvTranspose with or without bias; MatMul.
+    assert len(OPERATORS) == stored * (4 * 2 * 2 * 6 + 2 + 1)
     operator = OPERATORS["CsrConvGap8I8Bias"]
     assert (operator.kind, operator.codec, operator.value_type, operator.bias) == (
         "Conv",
@@ -77,6 +77,7 @@ def test_names_say_what_an_operator_is() -> None:
         "input", "values", "index", "codebook", "bias",
     )  # fmt: skip
     assert OPERATORS["DenseConvC8"].input_roles == ("input", "values", "codebook")
+    assert OPERATORS["DenseDepthwiseF32BiasRelu6"].input_roles == ("input", "values", "bias")
     fused = OPERATORS["CsrConvGap8I8BiasAddHardSwish"]
     assert (fused.bias, fused.residual, fused.activation) == (True, True, "hard_swish")
     assert fused.input_roles == ("input", "values", "index", "scale", "bias", "residual")

@@ -157,7 +157,7 @@ def convolve(
 
 def linear(layer: Layer, x: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[Any]:
     kind = layer.operator.kind
-    if kind == "Conv":
+    if kind in ("Conv", "Depthwise"):
         return convolve(x, weight, layer.attributes)
     if kind == "Linear" or (kind == "Gemm" and layer.attributes.get("transB")):
         weight = weight.T
@@ -174,7 +174,7 @@ def expected(
     for added in (layer.bias, residual):
         if added is not None:
             term = added.astype(np.float64)
-            if added is layer.bias and layer.operator.kind == "Conv":
+            if added is layer.bias and layer.operator.kind in ("Conv", "Depthwise"):
                 term = term.reshape(-1, *[1] * (y.ndim - 2))
             y, size = y + term, size + np.abs(term)
     y = activated(y, layer)

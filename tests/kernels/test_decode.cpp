@@ -232,6 +232,8 @@ void names() {
   }
   const auto full = parse_operator("CsrConvRiceC4BiasAddHardSwish");
   CHECK(full && full->bias && full->residual && full->activation == Activation::hard_swish && full->inputs() == 6);
+  const auto depthwise = parse_operator("DenseDepthwiseF32BiasRelu6");
+  CHECK(depthwise && depthwise->kind == Kind::depthwise && depthwise->codec == Codec::dense && depthwise->inputs() == 3);
   CHECK(parse_operator("CsrLinearCols16F32Relu6")->activation == Activation::relu6);
 }
 

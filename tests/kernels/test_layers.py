@@ -76,7 +76,7 @@ def test_convolutions(data: st.DataObject) -> None:
     depthwise = data.draw(st.booleans()) and group > 1
     kernel = several([1, 2, 3, 5], axes) if axes < 3 else several([1, 2, 3], axes)
     layer = make_layer(
-        data.draw(operators("Conv")),
+        data.draw(operators("Depthwise" if depthwise else "Conv")),
         (outputs * group, 1 if depthwise else inputs, *kernel),
         density=data.draw(st.sampled_from(DENSITIES)),
         seed=data.draw(st.integers(0, 99)),
@@ -180,7 +180,7 @@ def test_every_layout(codec: Any, value_type: Any) -> None:
         compare(layer, [(2, 4, 6, 5)], 4, 4)
 
 
-@pytest.mark.parametrize("kind", ["Conv", "Gemm", "Linear"])
+@pytest.mark.parametrize("kind", ["Conv", "Depthwise", "Gemm", "Linear"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("residual", [False, True])
 def test_every_epilogue(kind: str, activation: Any, residual: bool) -> None:
@@ -188,6 +188,9 @@ def test_every_epilogue(kind: str, activation: Any, residual: bool) -> None:
     if kind == "Conv":
         layer = make_layer(operator, (6, 4, 1, 1), density=0.5, seed=6)
         compare(layer, [(3, 4, 9, 7)], 4, 4)
+    elif kind == "Depthwise":
+        layer = make_layer(operator, (6, 1, 3, 3), density=0.9, seed=6, group=3)
+        compare(layer, [(3, 3, 9, 7)], 4, 4)
     else:
         options = {"transB": 1} if kind == "Gemm" else {}
         layer = make_layer(operator, (6, 40), density=0.5, seed=6, **options)
@@ -216,7 +219,23 @@ def test_attributes_have_the_defaults_of_onnx() -> None:
     compare(layer, [(2, 4)], 2, 2)
 
 
-def test_layers_stored_dense_are_left_to_onnxruntime() -> None:
+@pytest.mark.parametrize("value_type", ["fp32", "fp16", "int8", "codebook256"])
+@pytest.mark.parametrize(
+    "shape", [(6, 1, 3, 3), (3, 1, 5, 5), (3, 1, 3, 5), (6, 1, 7), (3, 1, 1, 3, 3)]
+)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_layers_stored_dense(value_type: Any, shape: Any, stride: int) -> None:
+    operator = Operator("Depthwise", "dense", value_type, True, True, "relu6")
+    axes = len(shape) - 2
+    pads = [size // 2 for size in shape[2:]]
+    layer = make_layer(
+        operator, shape, density=1, seed=6, group=3, strides=[stride] * axes, pads=2 * pads
+    )
+    for size in [(9, 12, 8), (20, 33, 7)]:
+        compare(layer, [(batch, 3, *size[:axes]) for batch in BATCHES], axes + 2, axes + 2)
+
+
+def test_other_layers_stored_dense_are_left_to_onnxruntime() -> None:
     layer = make_layer(Operator("Conv", "dense", "int8", True), (6, 4, 3, 3), density=1, seed=7)
     session = hwprune.session(model_bytes(layer, 4, 4))
     assert session.hwprune.registered == ()

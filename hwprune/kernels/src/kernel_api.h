@@ -61,7 +61,7 @@ class Kernel {
 class ConvKernel : public Kernel {
  public:
   // x [batch, in_channels, spatial...], y [batch, out_channels, out_spatial...]; `residual` has the
-  // shape of y or is null, and may be y itself. Any output extent may be zero. Thread-safe: several
+  // shape of y or is null, and must not overlap y: edges of y are computed twice. Any output extent may be zero. Thread-safe: several
   // runs of one kernel at once are allowed.
   virtual void run(const float* x, int64_t batch, const int64_t* spatial, float* y,
                    const float* residual, const Parallel& parallel) const = 0;

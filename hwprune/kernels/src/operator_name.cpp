@@ -12,7 +12,8 @@ struct Label {
 };
 
 constexpr Label<Kind> kKinds[] = {
-    {Kind::conv, "Conv"}, {Kind::gemm, "Gemm"}, {Kind::matmul, "MatMul"}, {Kind::linear, "Linear"}};
+    {Kind::conv, "Conv"},     {Kind::depthwise, "Depthwise"}, {Kind::gemm, "Gemm"},
+    {Kind::matmul, "MatMul"}, {Kind::linear, "Linear"}};
 constexpr Label<Codec> kCodecs[] = {
     {Codec::gap4, "Gap4"},     {Codec::gap8, "Gap8"},     {Codec::gap16, "Gap16"}, {Codec::cols8, "Cols8"},
     {Codec::cols16, "Cols16"}, {Codec::bitmap, "Bitmap"}, {Codec::rice, "Rice"},   {Codec::dense, ""}};

@@ -10,7 +10,7 @@
 
 namespace hwprune {
 
-enum class Kind { conv, gemm, matmul, linear };
+enum class Kind { conv, depthwise, gemm, matmul, linear };
 
 // {Csr|Dense}{kind}{codec}{value type}{"Bias"}{"Add"}{activation}
 // y = activation(op(x, w) + bias + residual); inputs x, values, [index], [scale | codebook], [bias], [residual].

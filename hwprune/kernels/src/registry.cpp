@@ -63,7 +63,8 @@ ort::Status* create(const ort::CustomOp* self, ort::Api api, const ort::KernelIn
       [&] {
         const ort::NodeInfo info(api, raw);
         kernel->node_name = info.node_name();
-        kernel->node = (op.op.kind == Kind::conv ? make_conv_node : make_product_node)(op.op, info);
+        const bool convolution = op.op.kind == Kind::conv || op.op.kind == Kind::depthwise;
+        kernel->node = (convolution ? make_conv_node : make_product_node)(op.op, info);
         const std::lock_guard<std::mutex> lock(living_mutex);
         living().insert(kernel.get());
         *out = kernel.release();
@@ -128,9 +129,10 @@ ort::CustomOp callbacks() {
 std::vector<Operator> selection() {
   std::vector<Operator> operators;
   if (select_all) {
-    // Layers that are stored dense are hardly pruned: the runtime's own operators are faster there.
+    // Layers that are stored dense are hardly pruned: the runtime's own operators are faster there, but
+    // for depthwise ones, where nothing is gained by the layout that the runtime brings its inputs to.
     for (const Operator& op : all_operators()) {
-      if (op.codec != Codec::dense) operators.push_back(op);
+      if (op.codec != Codec::dense || op.kind == Kind::depthwise) operators.push_back(op);
     }
     return operators;
   }
@@ -206,7 +208,7 @@ HWPRUNE_EXPORT ort::Status* RegisterCustomOps(ort::SessionOptions* options, cons
 }
 
 // The next RegisterCustomOps on this thread registers only these names; for null (the default) all but
-// those of dense layers. Names that are not known are passed over: their nodes run the file's functions.
+// those of dense layers that are not depthwise. Names that are not known are passed over: their nodes run the file's functions.
 HWPRUNE_EXPORT void hwprune_select(const char* names) {
   select_all = names == nullptr;
   selected = names == nullptr ? "" : names;
