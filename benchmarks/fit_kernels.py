@@ -34,8 +34,10 @@ def main() -> None:
     error = work @ constants / time
     print(", ".join(f"{value:.3g}" for value in constants))
     quantiles = np.quantile(error, [0.05, 0.25, 0.5, 0.75, 0.95])
-    print(f"{len(time)} measurements, {keep.sum()} used; estimate / time at 5 25 50 75 95 %:",
-          " ".join(f"{value:.2f}" for value in quantiles))
+    print(
+        f"{len(time)} measurements, {keep.sum()} used; estimate / time at 5 25 50 75 95 %:",
+        " ".join(f"{value:.2f}" for value in quantiles),
+    )
 
 
 if __name__ == "__main__":

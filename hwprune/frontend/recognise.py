@@ -133,8 +133,7 @@ def recognise(state: Mapping[str, Tensor], path: str) -> Arch:
     ]
     raise ModelError(
         f"{path} is a state dict of {format_count(len(state), 'tensor')} "
-        "that fits no built-in architecture"
-        + (f"; nearest: {', '.join(near)}" if near else ""),
+        "that fits no built-in architecture" + (f"; nearest: {', '.join(near)}" if near else ""),
         hint="say what it was saved from: --arch NAME, torchvision:NAME, timm:NAME "
         "or path/to/file.py:callable",
     )

@@ -74,7 +74,8 @@ def test_the_page_says_everything(sample_record: dict[str, Any]) -> None:
     for expected in (
         "Fits and verified: 65,100 B (63.6 KiB) of 65,536 B (64.0 KiB)", "91.73 %", "-1.48 points",
         "layer8.<b>conv</b>.weight", "1,840 B", "2.200 ms", "this host: Some CPU", "epoch",
-        "nonzeros, log scale", "latency.kernels: this installation has no native kernels", "ab" * 32,
+        "nonzeros, log scale", "latency.kernels: this installation has no native kernels",
+        "ab" * 32,
     ):  # fmt: skip
         assert expected in page.text
     assert page.tags.count("polyline") == 2
