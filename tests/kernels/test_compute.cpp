@@ -189,6 +189,14 @@ Problem random_problem(Random& random) {
   if (kind == 0) {  // depthwise
     p.spec.in_channels = p.spec.group = pick(random, 1, 20);
     p.spec.out_channels = p.spec.group * pick(random, 1, 2);
+    if (axes == 2 && same == 3 && pick(random, 0, 1)) {  // the layout of their own, wide enough for whole strips
+      p.spec.strides.assign(2, pick(random, 1, 2));
+      p.spec.dilations.assign(2, 1);
+      for (int64_t& extent : p.in) extent = pick(random, 1, 80);
+      if (pick(random, 0, 3) == 0) p.spec.pads[static_cast<size_t>(pick(random, 0, 3))] = pick(random, 4, 24);
+      finish_problem(random, p, 1);
+      return p;
+    }
   } else {
     p.spec.group = kind == 1 ? pick(random, 2, 4) : 1;
     p.spec.in_channels = p.spec.group * one_of<int64_t>(random, {1, 2, 3, 7, 16});

@@ -1,7 +1,7 @@
 // Dense 3x3 depthwise convolution, straight from the input to the output.
 //
-// Nine weights are too few to walk them as nonzeros. A strip of one vector's width goes down the plane:
-// every input row is loaded once and added to the three output rows it belongs to.
+// Nine weights are too few to walk them as nonzeros: they stay in registers. Several output rows are
+// computed together, from left to right: every input row is loaded once for all of them.
 #include "simd.h"
 #include "tables.h"
 
@@ -11,98 +11,116 @@ namespace {
 
 using Lane = Vector<kLanes>;
 
-// The input columns of one strip: first column, and which lanes of its loads lie in the plane.
+// Output rows computed together: with nine weights and an input they fill sixteen registers.
+constexpr int kRows = 4;
+
+// A vector's width of output columns, and which lanes of its loads lie in the plane.
 struct Strip {
-  int64_t begin;
+  int64_t column, count;  // output columns
+  int64_t begin;          // first input column
   LaneMask masks[4];
 };
 
-// The three inputs left to right that every output of the strip meets in a row.
+Strip strip_at(const DepthwiseJob& job, int64_t next) {
+  Strip strip;
+  // The last strip reaches back over the one before it rather than being narrower.
+  strip.column = job.out_width >= kLanes && next + kLanes > job.out_width ? job.out_width - kLanes : next;
+  strip.count = job.out_width - strip.column < kLanes ? job.out_width - strip.column : kLanes;
+  strip.begin = strip.column * job.stride - job.pad_left;
+  for (int k = 0; k < 4; ++k) {
+    const int64_t at = strip.begin + (job.stride == 1 ? k : k % 2 * kLanes + k / 2 * 2);
+    strip.masks[k] = lane_mask(-at, job.width - at);
+  }
+  return strip;
+}
+
+// The three inputs left to right that every output of the strip meets in a row; with a stride in the
+// order of Shuffle::odd_in_blocks.
 template <int Stride, bool Inner>
-HWPRUNE_INLINE void load_taps(const float* row, const Strip& strip, Lane (&taps)[3]) {
-  const float* const from = row + strip.begin;
+HWPRUNE_INLINE void load_taps(const float* from, const LaneMask* masks, Lane (&taps)[3]) {
   if constexpr (Stride == 1) {
 #pragma GCC unroll 3
-    for (int k = 0; k < 3; ++k) taps[k] = Inner ? load<kLanes>(from + k) : load_masked(from + k, strip.masks[k]);
+    for (int k = 0; k < 3; ++k) taps[k] = Inner ? load<kLanes>(from + k) : load_masked(from + k, masks[k]);
   } else {
     Lane part[4];
     constexpr int kAt[4] = {0, kLanes, 2, kLanes + 2};
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) part[k] = Inner ? load<kLanes>(from + kAt[k]) : load_masked(from + kAt[k], strip.masks[k]);
-    taps[0] = Shuffle<kLanes>::even(part[0], part[1]);
-    taps[1] = Shuffle<kLanes>::odd(part[0], part[1]);
-    taps[2] = Shuffle<kLanes>::even(part[2], part[3]);
+    for (int k = 0; k < 4; ++k) part[k] = Inner ? load<kLanes>(from + kAt[k]) : load_masked(from + kAt[k], masks[k]);
+    taps[0] = Shuffle<kLanes>::even_in_blocks(part[0], part[1]);
+    taps[1] = Shuffle<kLanes>::odd_in_blocks(part[0], part[1]);
+    taps[2] = Shuffle<kLanes>::even_in_blocks(part[2], part[3]);
   }
 }
 
-HWPRUNE_INLINE Lane add_taps(Lane sum, const Lane (&taps)[3], const Lane* weights) {
-  return sum + taps[0] * weights[0] + taps[1] * weights[1] + taps[2] * weights[2];
+// `Rows` output rows of one strip. Inner: all input columns, or rows, lie in the plane.
+template <int Stride, int Rows, bool InnerColumns, bool InnerRows>
+HWPRUNE_INLINE void run_tile(const DepthwiseJob& job, const Lane (&weights)[9], int64_t row, int64_t column, int64_t count,
+                             int64_t begin, const LaneMask* masks) {
+  Lane sums[Rows];
+#pragma GCC unroll 4
+  for (int r = 0; r < Rows; ++r) sums[r] = splat<kLanes>(job.bias);
+  const int64_t top = row * Stride - job.pad_top;
+  const float* const input = job.input + top * job.width + begin;
+#pragma GCC unroll 9
+  for (int k = 0; k < (Rows - 1) * Stride + 3; ++k) {
+    if (!InnerRows && (top + k < 0 || top + k >= job.height)) continue;
+    Lane taps[3];
+    load_taps<Stride, InnerColumns>(input + k * job.width, masks, taps);
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) {
+      const int tap = 3 * (k - r * Stride);
+      if (tap < 0 || tap > 6) continue;
+      sums[r] = sums[r] + taps[0] * weights[tap] + taps[1] * weights[tap + 1] + taps[2] * weights[tap + 2];
+    }
+  }
+  const Lane low = splat<kLanes>(job.low), high = splat<kLanes>(job.high);
+#pragma GCC unroll 4
+  for (int r = 0; r < Rows; ++r) {
+    const int64_t at = (row + r) * job.out_width + column;
+    Lane sum = Stride == 1 ? sums[r] : Shuffle<kLanes>::from_blocks(sums[r]);
+    // What a narrow row has too much is overwritten by the rows below it.
+    if (InnerColumns || count == kLanes || at + kLanes <= job.out_height * job.out_width) {
+      if (job.residual) sum += load<kLanes>(job.residual + at);
+      store<kLanes>(job.output + at, clamp<kLanes>(sum, low, high));
+    } else {
+      if (job.residual) sum += load_part<kLanes>(job.residual + at, static_cast<size_t>(count));
+      store_part<kLanes>(job.output + at, clamp<kLanes>(sum, low, high), static_cast<size_t>(count));
+    }
+  }
 }
 
-template <int Stride, bool Inner>
-void run_strip(const DepthwiseJob& job, const Strip& strip, int64_t column, size_t count) {
+template <int Stride, int Rows, bool InnerRows>
+void run_rows(const DepthwiseJob& job, int64_t row, const Strip& first, const Strip& last) {
   Lane weights[9];
 #pragma GCC unroll 9
   for (int k = 0; k < 9; ++k) weights[k] = splat<kLanes>(job.weights[k]);
-  const Lane bias = splat<kLanes>(job.bias), low = splat<kLanes>(job.low), high = splat<kLanes>(job.high);
-  const auto row_taps = [&](int64_t row, Lane(&taps)[3]) __attribute__((always_inline)) {
-    const int64_t y = row - job.pad_top;
-    if (y >= 0 && y < job.height) load_taps<Stride, Inner>(job.input + y * job.width, strip, taps);
-    else taps[0] = taps[1] = taps[2] = Lane{};
-  };
-  const auto finish = [&](int64_t row, Lane sum) __attribute__((always_inline)) {
-    float* const to = job.output + row * job.out_width + column;
-    const float* const add = job.residual == nullptr ? nullptr : job.residual + row * job.out_width + column;
-    if (count == static_cast<size_t>(kLanes)) {
-      if (add) sum += load<kLanes>(add);
-      store<kLanes>(to, clamp<kLanes>(sum, low, high));
-    } else {
-      if (add) sum += load_part<kLanes>(add, count);
-      store_part<kLanes>(to, clamp<kLanes>(sum, low, high), count);
+  for (int64_t next = 0; next < job.out_width; next += kLanes) {
+    for (int64_t begin; next + kLanes <= job.out_width; next += kLanes) {
+      begin = next * Stride - job.pad_left;
+      if (begin < 0 || begin + Stride * kLanes + 2 > job.width) break;
+      run_tile<Stride, Rows, true, InnerRows>(job, weights, row, next, kLanes, begin, nullptr);
     }
-  };
-  Lane taps[3];
-  row_taps(0, taps);
-  Lane upper = add_taps(bias, taps, weights);  // of the output row that has met its first input row
-  row_taps(1, taps);
-  upper = add_taps(upper, taps, weights + 3);
-  if constexpr (Stride == 1) {
-    Lane lower = add_taps(bias, taps, weights);
-    for (int64_t row = 0; row < job.out_height; ++row) {
-      row_taps(row + 2, taps);
-      finish(row, add_taps(upper, taps, weights + 6));
-      upper = add_taps(lower, taps, weights + 3);
-      lower = add_taps(bias, taps, weights);
-    }
-  } else {
-    for (int64_t row = 0; row < job.out_height; ++row) {
-      row_taps(2 * row + 2, taps);
-      finish(row, add_taps(upper, taps, weights + 6));
-      upper = add_taps(bias, taps, weights);
-      row_taps(2 * row + 3, taps);
-      upper = add_taps(upper, taps, weights + 3);
-    }
+    if (next >= job.out_width) break;
+    const bool at_end = next + kLanes >= job.out_width;
+    Strip between;  // only paddings wider than a strip need it
+    const Strip* strip = next == 0 ? &first : &last;
+    if (next > 0 && !at_end) strip = &(between = strip_at(job, next));
+    run_tile<Stride, Rows, false, InnerRows>(job, weights, row, strip->column, strip->count, strip->begin, strip->masks);
   }
 }
 
 template <int Stride>
 void run_plane(const DepthwiseJob& job) {
-  for (int64_t next = 0; next < job.out_width; next += kLanes) {
-    // The last strip reaches back over the one before it rather than being narrower.
-    const int64_t column = job.out_width >= kLanes && next + kLanes > job.out_width ? job.out_width - kLanes : next;
-    const int64_t count = job.out_width - column < kLanes ? job.out_width - column : kLanes;
-    Strip strip;
-    strip.begin = column * Stride - job.pad_left;
-    const int64_t reach = Stride == 1 ? kLanes + 2 : 2 * kLanes + 2;
-    if (strip.begin >= 0 && strip.begin + reach <= job.width) {
-      run_strip<Stride, true>(job, strip, column, static_cast<size_t>(count));
-      continue;
-    }
-    for (int k = 0; k < 4; ++k) {
-      const int64_t at = strip.begin + (Stride == 1 ? k : k % 2 * kLanes + k / 2 * 2);
-      strip.masks[k] = lane_mask(-at, job.width - at);
-    }
-    run_strip<Stride, false>(job, strip, column, static_cast<size_t>(count));
+  const Strip first = strip_at(job, 0), last = strip_at(job, (job.out_width - 1) / kLanes * kLanes);
+  if (job.out_height < kRows) {
+    for (int64_t row = 0; row < job.out_height; ++row) run_rows<Stride, 1, false>(job, row, first, last);
+    return;
+  }
+  for (int64_t next = 0; next < job.out_height; next += kRows) {
+    // The last rows reach back, too.
+    const int64_t row = next + kRows > job.out_height ? job.out_height - kRows : next, top = row * Stride - job.pad_top;
+    const bool inner = top >= 0 && top + (kRows - 1) * Stride + 3 <= job.height;
+    (inner ? run_rows<Stride, kRows, true> : run_rows<Stride, kRows, false>)(job, row, first, last);
   }
 }
 

@@ -97,21 +97,24 @@ HWPRUNE_INLINE void store_part(float* to, Vector<N> value, size_t count) {
   }
 }
 
-// Which lanes of a vector may be read. Where masked loads are missing, a bit per lane.
+// Which lanes of a vector may be read. But for AVX-512 all bits of these lanes.
 #if defined(__AVX512F__)
 using LaneMask = __mmask16;
 #elif defined(__AVX2__)
 using LaneMask = __m256i;
 #else
-using LaneMask = unsigned;
+using LaneMask = VectorOf<kLanes>::Mask;
 #endif
 
 // Lanes [first, last), clipped to the vector.
 HWPRUNE_INLINE LaneMask lane_mask(int64_t first, int64_t last) {
   const int low = first < 0 ? 0 : first > kLanes ? kLanes : static_cast<int>(first);
   const int high = last < 0 ? 0 : last > kLanes ? kLanes : static_cast<int>(last);
-#if defined(__AVX512F__) || !defined(__AVX2__)
+#if defined(__AVX512F__)
   return static_cast<LaneMask>(((1u << high) - 1u) & ~((1u << low) - 1u));
+#elif !defined(__AVX2__)
+  const LaneMask lanes = {0, 1, 2, 3};
+  return (lanes >= low) & (lanes < high);
 #else
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_and_si256(_mm256_cmpgt_epi32(lanes, _mm256_set1_epi32(low - 1)), _mm256_cmpgt_epi32(_mm256_set1_epi32(high), lanes));
@@ -125,10 +128,9 @@ HWPRUNE_INLINE Vector<kLanes> load_masked(const float* from, LaneMask mask) {
 #elif defined(__AVX2__)
   return _mm256_maskload_ps(from, mask);
 #else
-  if (mask == (1u << kLanes) - 1) return load<kLanes>(from);
   float buffer[kLanes] = {};
   for (int i = 0; i < kLanes; ++i) {
-    if (mask >> i & 1u) buffer[i] = from[i];
+    if (mask[i]) buffer[i] = from[i];
   }
   return load<kLanes>(buffer);
 #endif
@@ -143,6 +145,10 @@ struct Shuffle<4> {
   static HWPRUNE_INLINE Vector<4> high(Vector<4> a, Vector<4> b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
   static HWPRUNE_INLINE Vector<4> even(Vector<4> a, Vector<4> b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
   static HWPRUNE_INLINE Vector<4> odd(Vector<4> a, Vector<4> b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7); }
+  // Even and odd in another order, the same for both: cheaper, and from_blocks undoes it for a sum of many.
+  static HWPRUNE_INLINE Vector<4> even_in_blocks(Vector<4> a, Vector<4> b) { return even(a, b); }
+  static HWPRUNE_INLINE Vector<4> odd_in_blocks(Vector<4> a, Vector<4> b) { return odd(a, b); }
+  static HWPRUNE_INLINE Vector<4> from_blocks(Vector<4> a) { return a; }
 };
 #if defined(__AVX2__)
 template <>
@@ -158,6 +164,15 @@ struct Shuffle<8> {
   }
   static HWPRUNE_INLINE Vector<8> odd(Vector<8> a, Vector<8> b) {
     return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+  }
+  static HWPRUNE_INLINE Vector<8> even_in_blocks(Vector<8> a, Vector<8> b) {
+    return __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14);
+  }
+  static HWPRUNE_INLINE Vector<8> odd_in_blocks(Vector<8> a, Vector<8> b) {
+    return __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+  }
+  static HWPRUNE_INLINE Vector<8> from_blocks(Vector<8> a) {
+    return __builtin_shufflevector(a, a, 0, 1, 4, 5, 2, 3, 6, 7);
   }
 };
 #endif
@@ -175,6 +190,15 @@ struct Shuffle<16> {
   }
   static HWPRUNE_INLINE Vector<16> odd(Vector<16> a, Vector<16> b) {
     return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  }
+  static HWPRUNE_INLINE Vector<16> even_in_blocks(Vector<16> a, Vector<16> b) {
+    return __builtin_shufflevector(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30);
+  }
+  static HWPRUNE_INLINE Vector<16> odd_in_blocks(Vector<16> a, Vector<16> b) {
+    return __builtin_shufflevector(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
+  }
+  static HWPRUNE_INLINE Vector<16> from_blocks(Vector<16> a) {
+    return __builtin_shufflevector(a, a, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
   }
 };
 #endif
