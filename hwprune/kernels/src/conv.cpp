@@ -154,6 +154,38 @@ void SparseConv::tiles(const Call& call, TileJob& job, const float* input, float
   }
 }
 
+// Copies smaller than this are made faster than they are shared out.
+constexpr int64_t kSharedCopyFloats = 8 * 1024;
+
+// Packs on all threads. Packing writes up to a vector less a float beyond its
+// last channel; so the first channel of every part but the first is packed when the others are done.
+static void share_pack(const Parallel& parallel, const PackJob& whole) {
+  const Compute& isa = compute();
+  const int64_t channels = static_cast<int64_t>(whole.channels), stride = static_cast<int64_t>(whole.target_stride);
+  if (whole.source == nullptr || stride < isa.lanes || channels * stride < kSharedCopyFloats) return isa.pack(whole);
+  const int64_t parts = std::min<int64_t>(thread_count(parallel), channels);
+  const auto some = [&](int64_t begin, int64_t end) {
+    PackJob job = whole;
+    job.source += static_cast<size_t>(begin) * whole.source_stride;
+    job.target += static_cast<size_t>(begin) * whole.target_stride;
+    job.channels = static_cast<size_t>(end - begin);
+    if (begin < end) isa.pack(job);
+  };
+  for_each(parallel, static_cast<size_t>(parts), [&](size_t part) {
+    const int64_t i = static_cast<int64_t>(part);
+    some(channels * i / parts + (i > 0), channels * (i + 1) / parts);
+  });
+  for (int64_t i = 1; i < parts; ++i) {
+    const int64_t first = channels * i / parts;
+    float* const next = whole.target + static_cast<size_t>(first + 1) * whole.target_stride;
+    float kept[16];
+    const bool last = first + 1 == channels;
+    if (!last) std::copy_n(next, isa.lanes, kept);
+    some(first, first + 1);
+    if (!last) std::copy_n(kept, isa.lanes, next);
+  }
+}
+
 void SparseConv::run_blocks(const Call& call) const {
   const Plan& plan = call.plan;
   const PlanChoice& choice = plan.choice;
@@ -210,7 +242,8 @@ void SparseConv::run_blocks(const Call& call) const {
             pack.source = inside ? images + (c / kernel_depth * plan.in[0] + slice) * in_plane : nullptr;
             pack.channels = static_cast<size_t>(step);
             pack.target = scratch.data() + (c - first) * plan.channel_stride;
-            isa.pack(pack);
+            if (share_rows) share_pack(call.parallel, pack);
+            else isa.pack(pack);
           }
         }
         const auto some_rows = [&](int64_t begin, int64_t end, const float* from) {
