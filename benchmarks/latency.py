@@ -1,7 +1,7 @@
 """How fast is a sparse file, beside dense onnxruntime and other engines in the same run?
 
     python benchmarks/latency.py [--rows 0,2-4] [--deepsparse PYTHON] [--openvino PYTHON]
-                                 [--data-dir DIR] [--table] [--plot] [--list]
+                                 [--table] [--list]
 
 One row is a network, a sparsity, a batch and a number of threads. All engines of a row are alive at
 the same time, each in its own process, and are timed in turn, burst by burst, so that a busy moment
@@ -154,25 +154,54 @@ def measure(config: Mapping[str, Any], files: Files, pythons: Mapping[str, str])
 
 
 def table(experiment: Experiment) -> str:
-    """Return the record as Markdown: milliseconds of dense onnxruntime, and ratios to it."""
+    """Return the record as Markdown: milliseconds of dense onnxruntime, and ratios to it.
+
+    The ratios are of medians, but for the one of the best runs, which other work on the machine
+    does not reach.
+    """
     lines = [
-        "| network | batch | threads | sparsity | dense ms | kernels ms | speed-up | stock |"
-        " DeepSparse | OpenVINO |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| network | batch | threads | sparsity | dense ms | kernels ms | kernels |"
+        " kernels, best runs | stock | DeepSparse | OpenVINO |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in experiment.rows():
+    order = rows()
+    for row in sorted(experiment.rows(), key=lambda row: order.index(row.config)):
         config, extra = row.config, row.model_extra or {}
         head = f"| {config['network']} | {config['batch']} | {config['threads']} | "
         head += f"{100 * float(config['sparsity']):g} % |"  # type: ignore[arg-type]
         if row.status != "run":
-            lines.append(f"{head} not run | | | | | |")
+            lines.append(f"{head} not run | | | | | | |")
             continue
         engines, speedup = extra["engines"], extra["speedup"]
         kernels = engines.get("kernels", {}).get("p50_ms")
         cells = [f"{engines['dense']['p50_ms']:.3g}", "-" if kernels is None else f"{kernels:.3g}"]
-        others = ("kernels", "stock", "deepsparse", "openvino")
+        cells.append(f"{speedup['kernels']:.2f}" if kernels else "-")
+        best = engines["dense"]["min_ms"] / engines["kernels"]["min_ms"] if kernels else None
+        cells.append("-" if best is None else f"{best:.2f}")
+        others = ("stock", "deepsparse", "openvino")
         cells += [f"{speedup[name]:.2f}" if name in speedup else "-" for name in others]
         lines.append(f"{head} {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def loading_table(experiment: Experiment) -> str:
+    """Return what loading takes and adds to a fresh process, of the rows with batch 1."""
+    lines = [
+        "| network | sparsity | load ms: dense | stock | kernels |"
+        " MiB added: dense | stock | kernels | file bytes: dense | sparse |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    order = rows()
+    for row in sorted(experiment.rows(), key=lambda row: order.index(row.config)):
+        config, extra = row.config, row.model_extra or {}
+        if row.status != "run" or config["batch"] != 1 or "kernels" not in extra["engines"]:
+            continue
+        each = [extra["engines"][name] for name in ("dense", "stock", "kernels")]
+        cells = [f"{engine['load_ms']:.0f}" for engine in each]
+        cells += [f"{engine['grown_bytes'] / 2**20:.1f}" for engine in each]
+        cells += [f"{extra['dense_bytes']:,}", f"{extra['sparse_bytes']:,}"]
+        share = f"{100 * float(config['sparsity']):g} %"
+        lines.append(f"| {config['network']} | {share} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -191,7 +220,7 @@ def main() -> int:
         print("\n".join(f"{number}: {config}" for number, config in enumerate(wanted)))
         return 0
     if arguments.table:
-        print(table(experiment))
+        print(table(experiment), loading_table(experiment), sep="\n\n")
         return 0
     given = {"deepsparse": arguments.deepsparse, "openvino": arguments.openvino}
     pythons = {name: python for name, python in given.items() if python}

@@ -20,6 +20,8 @@ STYLES = {
     "openvino": ("OpenVINO", "#7f7f7f", "^"),
 }
 
+TICKS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 10, 15, 20, 30, 40)
+
 
 def series(rows: list[bench_record.Row]) -> dict[tuple[str, int, int], dict[str, Any]]:
     """Return (network, batch, threads) -> engine -> [(sparsity in per cent, speed-up)]."""
@@ -29,6 +31,8 @@ def series(rows: list[bench_record.Row]) -> dict[tuple[str, int, int], dict[str,
             continue
         config: dict[str, Any] = dict(row.config)
         key = (config["network"], config["batch"], config["threads"])
+        if config["sparsity"] == 0:  # nothing of ours runs there
+            continue
         for engine, speedup in (row.model_extra or {})["speedup"].items():
             if engine in STYLES:
                 point = (100 * config["sparsity"], speedup)
@@ -62,7 +66,10 @@ def main() -> int:
             axis.plot([f"{each:g}" for each in x], y, marker=marker, color=colour, label=label)
         axis.axhline(1, color="#bbbbbb", linewidth=1)
         axis.set_yscale("log")
+        low, high = axis.get_ylim()
+        axis.set_yticks([tick for tick in TICKS if low <= tick <= high])
         axis.yaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
         axis.set_title(f"{network}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}")
         axis.set_xlabel("sparsity, %")
         axis.set_ylabel("times dense onnxruntime")

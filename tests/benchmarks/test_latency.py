@@ -1,0 +1,68 @@
+"""benchmarks/latency.py: its rows, its masks, engines that fail; that the page is the record."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+with pytest.MonkeyPatch.context() as patch:
+    # Their folder is on the path while they are imported, as when one of them is run.
+    patch.syspath_prepend(ROOT / "benchmarks")
+    latency = importlib.import_module("latency")
+    latency_plot = importlib.import_module("latency_plot")
+    sparse_networks = importlib.import_module("sparse_networks")
+    common = importlib.import_module("common")
+
+DOCS = ROOT / "docs"
+CONFIG = {"network": "resnet20", "sparsity": 0.9, "batch": 1, "threads": 1, "mask": "uniform"}
+
+
+def test_rows_are_distinct_and_begin_with_one_thread() -> None:
+    rows = latency.rows()
+    assert len({tuple(row.items()) for row in rows}) == len(rows)
+    assert {row["network"] for row in rows} == set(sparse_networks.NETWORKS)
+    assert rows[0]["threads"] == 1
+    assert [row["threads"] for row in rows] == sorted(row["threads"] for row in rows)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.995])
+def test_masks_are_uniform_but_for_first_and_depthwise_layers(sparsity: float) -> None:
+    shapes = {"first": (8, 3, 3, 3), "wise": (16, 1, 3, 3), "point": (64, 32, 1, 1), "fc": (10, 64)}
+    masks = sparse_networks.uniform_masks(shapes, sparsity, seed=1)
+    assert {name: mask.shape for name, mask in masks.items()} == shapes
+    assert masks["first"].all()
+    assert masks["wise"].all()
+    for name in ("point", "fc"):
+        alive, size = int(masks[name].sum()), masks[name].size
+        assert alive == round(size * (1 - sparsity))
+    again = sparse_networks.uniform_masks(shapes, sparsity, seed=1)
+    assert all(np.array_equal(masks[name], again[name]) for name in masks)
+
+
+def test_an_engine_that_fails_says_why_and_stops_nothing(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.onnx"
+    engine = latency.Engine("dense", sys.executable, "onnxruntime", missing, CONFIG)
+    engine.run()
+    found = engine.close()
+    assert list(found) == ["error"]
+    assert "missing.onnx" in found["error"]
+
+
+def test_the_page_holds_the_table_of_the_record() -> None:
+    experiment = common.Experiment("latency", [])
+    assert latency.table(experiment) in (DOCS / "latency.md").read_text()
+    assert any(row.status == "run" for row in experiment.rows())
+
+
+def test_the_plot_takes_measured_rows_only() -> None:
+    experiment = common.Experiment("latency", [])
+    found = latency_plot.series(experiment.rows())
+    measured = [row for row in experiment.rows() if row.status == "run"]
+    assert sum(
+        len(engines["kernels"]) for engines in found.values() if "kernels" in engines
+    ) == sum("kernels" in (row.model_extra or {})["speedup"] for row in measured)
