@@ -21,7 +21,10 @@ from typing import Any
 
 from common import Experiment, Stopwatch, command_line, data_folder, measure_rows, scratch
 
+from hwprune.targets import load
+
 KIB = 1024
+TARGET = "raspberry-pi-zero-2w"
 ONE_WAY = {"strategy": "cubic", "options": {}}
 BIDIRECTIONAL = {"strategy": "bidirectional", "options": {}}
 # (budget in KiB, seed), the most telling first: a run may be cut short.
@@ -31,9 +34,13 @@ CELLS = [
 
 
 def rows(epochs: int) -> list[tuple[dict[str, Any], int]]:
-    """Return every (config, seed), the two strategies of a cell next to each other."""
+    """Return every (config, seed), the two strategies of a cell next to each other.
+
+    What fits a budget depends on the codecs: with other ones a row is another row.
+    """
+    common = {"values": "int8", "epochs": epochs, "codecs": list(load(TARGET).codecs)}
     return [
-        ({"budget_bytes": budget * KIB, "values": "int8", "epochs": epochs, **arm}, seed)
+        ({"budget_bytes": budget * KIB, **common, **arm}, seed)
         for budget, seed in CELLS
         for arm in (ONE_WAY, BIDIRECTIONAL)
     ]
@@ -43,7 +50,6 @@ def run(config: dict[str, Any], seed: int, folder: Path, experiment: Experiment)
     """Compile one row and save it."""
     from hwprune.compiler import Options, compile_model
     from hwprune.frontend import load_data, load_model
-    from hwprune.targets import load
 
     watch = Stopwatch()
     model = load_model(str(folder / "weights" / "cifar10_resnet20.pth"))
@@ -62,7 +68,7 @@ def run(config: dict[str, Any], seed: int, folder: Path, experiment: Experiment)
             print(f"  {watch.seconds:6.0f} s  {status.message}", flush=True)
 
     with scratch() as output:
-        target = load("raspberry-pi-zero-2w")
+        target = load(TARGET)
         artifact = compile_model(model, target, data, Path(output) / "out", options, say)
     report = artifact.report
     experiment.add(
@@ -85,10 +91,13 @@ def run(config: dict[str, Any], seed: int, folder: Path, experiment: Experiment)
 
 
 def table(experiment: Experiment) -> str:
-    """Return the record as a Markdown table: means over seeds, with their number."""
+    """Return the rows of today's codecs as a Markdown table: means over seeds, their number."""
     groups: dict[tuple[int, int], dict[str, list[Any]]] = {}
+    codecs = list(load(TARGET).codecs)
     for row in experiment.rows():
         config = row.config
+        if config.get("codecs") != codecs:
+            continue
         key = (int(config["epochs"]), int(config["budget_bytes"]))  # type: ignore[arg-type]
         groups.setdefault(key, {}).setdefault(str(config["strategy"]), []).append(row)
     lines = [

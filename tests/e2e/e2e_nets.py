@@ -137,6 +137,19 @@ class Attention(nn.Module):
         return self.head(self.norm(x + self.attend(x, x, x, need_weights=False)[0]).mean(1))
 
 
+class Warp(nn.Module):
+    """Reads its input at places that are computed: GridSample is new in opset 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        places = self.conv(x)[:, :2].tanh().movedim(1, -1)
+        warped = nn.functional.grid_sample(x, places, align_corners=False)
+        return self.head(self.conv(warped).mean((2, 3)))
+
+
 class LooseNorm(nn.Module):
     """BN that cannot be folded: before any layer, after ReLU, and where the layer is read twice."""
 

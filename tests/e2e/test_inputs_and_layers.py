@@ -120,18 +120,17 @@ def test_two_inputs_are_trained_on_data(hwprune: Runner, nets: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "target", "complaint"),
+    ("name", "given", "target", "complaint"),
     [
-        ("Attention", "jetson-nano", "LayerNormalization"),
-        ("Two", "raspberry-pi-5", "one --input for each"),
+        ("Warp", IMAGE[0], "jetson-nano", "GridSample"),
+        ("Two", CASES["Two"][0][0], "raspberry-pi-5", "one --input for each"),
     ],
 )
 def test_what_cannot_be_expressed_is_refused_with_its_name(
-    hwprune: Runner, nets: Path, tmp_path: Path, name: str, target: str, complaint: str
+    hwprune: Runner, nets: Path, tmp_path: Path, name: str, given: str, target: str, complaint: str
 ) -> None:
     torch.save(build(name).state_dict(), tmp_path / "net.pt")
     words = (tmp_path / "net.pt", "--arch", f"{nets}:{name}", "--target", target)
-    given = CASES[name][0][0]
     ran = hwprune.refused(
         "compile", *words, "--input", given, "-o", tmp_path / "o", says=[complaint]
     )
