@@ -153,6 +153,12 @@ def measure(config: Mapping[str, Any], files: Files, pythons: Mapping[str, str])
     }
 
 
+def in_order(experiment: Experiment) -> list[Any]:
+    """Return the record's rows in the order of ``rows``, whenever they were measured."""
+    order = rows()
+    return sorted(experiment.rows(), key=lambda row: order.index(row.config))
+
+
 def table(experiment: Experiment) -> str:
     """Return the record as Markdown: milliseconds of dense onnxruntime, and ratios to it.
 
@@ -164,8 +170,7 @@ def table(experiment: Experiment) -> str:
         " kernels, best runs | stock | DeepSparse | OpenVINO |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    order = rows()
-    for row in sorted(experiment.rows(), key=lambda row: order.index(row.config)):
+    for row in in_order(experiment):
         config, extra = row.config, row.model_extra or {}
         head = f"| {config['network']} | {config['batch']} | {config['threads']} | "
         head += f"{100 * float(config['sparsity']):g} % |"  # type: ignore[arg-type]
@@ -191,8 +196,7 @@ def loading_table(experiment: Experiment) -> str:
         " MiB added: dense | stock | kernels | file bytes: dense | sparse |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    order = rows()
-    for row in sorted(experiment.rows(), key=lambda row: order.index(row.config)):
+    for row in in_order(experiment):
         config, extra = row.config, row.model_extra or {}
         if row.status != "run" or config["batch"] != 1 or "kernels" not in extra["engines"]:
             continue

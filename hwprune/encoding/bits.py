@@ -38,11 +38,10 @@ def _bytes(bits: int) -> int:
     return -(-bits // 8)
 
 
-@dataclass(frozen=True, slots=True)
-class BitmapCodec:
-    """One bit for each weight."""
+class _BitCodec:
+    """What codecs that write single bits share."""
 
-    name: CodecName = "bitmap"
+    __slots__ = ()
 
     @property
     def index_dtype(self) -> np.dtype[Any]:
@@ -51,12 +50,19 @@ class BitmapCodec:
 
     @property
     def least_bits(self) -> int:
-        """Return 1: where every weight lives."""
+        """Return 1: a bitmap of a full tensor, the end of a quotient."""
         return 1
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Return True where positions fit 31 bits."""
         return math.prod(shape) <= MAX_WEIGHTS
+
+
+@dataclass(frozen=True, slots=True)
+class BitmapCodec(_BitCodec):
+    """One bit for each weight."""
+
+    name: CodecName = "bitmap"
 
     def index_entries(self, spaced: Spacing, shape: tuple[int, ...]) -> int:
         """Return an eighth of the number of weights."""
@@ -79,24 +85,10 @@ class BitmapCodec:
 
 
 @dataclass(frozen=True, slots=True)
-class RiceCodec:
+class RiceCodec(_BitCodec):
     """Golomb-Rice gaps: bit planes of the remainders, then the quotients in unary."""
 
     name: CodecName = "rice"
-
-    @property
-    def index_dtype(self) -> np.dtype[Any]:
-        """Return the type of eight bits."""
-        return _BYTE
-
-    @property
-    def least_bits(self) -> int:
-        """Return 1: the bit that ends a quotient."""
-        return 1
-
-    def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Return True where positions fit 31 bits."""
-        return math.prod(shape) <= MAX_WEIGHTS
 
     def index_entries(self, spaced: Spacing, shape: tuple[int, ...]) -> int:
         """Return the bytes with the best parameter.
