@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,6 +17,8 @@ from hwprune.report import bench_record
 from hwprune.verify.host import environment
 
 Config = dict[str, Any]
+_toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -138,7 +142,33 @@ class Experiment:
 
     def _update(self, row: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(exist_ok=True)
-        bench_record.update(self.path, row, environment=environment(), command=self.command)
+        host = {**environment(), "hwprune": build()}
+        bench_record.update(self.path, row, environment=host, command=self.command)
+
+
+def build() -> str:
+    """Return what measures: hwprune's version and the checkout's commit, where git knows it.
+
+    Such as ``0.1.0 (checkout 343f0ee, changed)``.
+    """
+    root = RESULTS.parents[1]
+    version = _toml.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    top = _git(root, "rev-parse", "--show-toplevel")
+    commit = _git(root, "rev-parse", "--short", "HEAD")
+    if top is None or commit is None or Path(top) != root:
+        return f"{version}"
+    changed = ", changed" if _git(root, "status", "--porcelain", "--untracked-files=no") else ""
+    return f"{version} (checkout {commit}{changed})"
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        ran = subprocess.run(
+            ["git", "-C", str(folder), *words], check=True, capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return ran.stdout.strip()
 
 
 class Stopwatch:

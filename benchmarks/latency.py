@@ -1,7 +1,7 @@
 """How fast is a sparse file, beside dense onnxruntime and other engines in the same run?
 
     python benchmarks/latency.py [--rows 0,2-4] [--deepsparse PYTHON] [--openvino PYTHON]
-                                 [--table] [--list]
+                                 [--table]
 
 One row is a network, a sparsity, a batch and a number of threads. All engines of a row are alive at
 the same time, each in its own process, and are timed in turn, burst by burst, so that a busy moment
@@ -13,7 +13,6 @@ numpy 1.26 and onnx 1.14.1). Masks: see sparse_networks.py. Rows that were saved
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common import Experiment, Stopwatch, parse_rows, scratch
+from common import Experiment, Stopwatch, command_line, measure_rows, scratch
 from sparse_networks import NETWORKS, Files, write_files
 
 SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
@@ -209,39 +208,34 @@ def loading_table(experiment: Experiment) -> str:
     return "\n".join(lines)
 
 
+def run(
+    config: Mapping[str, Any], seed: int, experiment: Experiment, pythons: Mapping[str, str]
+) -> None:
+    """Measure one row and save it."""
+    watch = Stopwatch()
+    with scratch() as folder:
+        files = write_files(config["network"], config["sparsity"], Path(folder), seed=seed)
+        measured = measure(config, files, pythons)
+    print("  " + ", ".join(f"{name} {value:.2f}" for name, value in measured["speedup"].items()))
+    experiment.add(config, seed, watch.seconds, 0, **measured)
+
+
 def main() -> int:
-    """Run the rows that were asked for, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", help="which rows, such as 0,2-4 (default all)")
+    """Run the rows that were asked for, then print the tables."""
+    parser = command_line(__doc__, data=False)
     parser.add_argument("--deepsparse", metavar="PYTHON", help="interpreter that has DeepSparse")
     parser.add_argument("--openvino", metavar="PYTHON", help="interpreter that has OpenVINO")
-    parser.add_argument("--table", action="store_true", help="print the table and run nothing")
-    parser.add_argument("--list", action="store_true", help="print the rows and run nothing")
     arguments = parser.parse_args()
     experiment = Experiment("latency", ["python", "benchmarks/latency.py"])
-    wanted = rows()
-    if arguments.list:
-        print("\n".join(f"{number}: {config}" for number, config in enumerate(wanted)))
-        return 0
-    if arguments.table:
-        print(table(experiment), loading_table(experiment), sep="\n\n")
-        return 0
     given = {"deepsparse": arguments.deepsparse, "openvino": arguments.openvino}
     pythons = {name: python for name, python in given.items() if python}
-    for number in parse_rows(arguments.rows, len(wanted)):
-        config = wanted[number]
-        if experiment.done(config, SEED):
-            continue
-        watch = Stopwatch()
-        with scratch() as folder:
-            files = write_files(config["network"], config["sparsity"], Path(folder), seed=SEED)
-            measured = measure(config, files, pythons)
-        ratios = ", ".join(f"{name} {value:.2f}" for name, value in measured["speedup"].items())
-        print(f"row {number}: {config}: {ratios}", flush=True)
-        experiment.add(config, SEED, watch.seconds, 0, **measured)
-    experiment.declare((config, SEED) for config in wanted)
-    print(table(experiment))
-    return 0
+    return measure_rows(
+        arguments,
+        experiment,
+        [(config, SEED) for config in rows()],
+        lambda config, seed: run(config, seed, experiment, pythons),
+        lambda record: f"{table(record)}\n\n{loading_table(record)}",
+    )
 
 
 if __name__ == "__main__":

@@ -6,12 +6,8 @@ anew takes the place of the old one.
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from hwprune.errors import InputError
 from hwprune.report.record import describe, write_text
-
-_toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
 class Cost(BaseModel):
@@ -97,38 +91,6 @@ def read(path: str | os.PathLike[str]) -> BenchRecord | None:
     return record
 
 
-def build() -> str | None:
-    """Return what measured: hwprune's version, in a checkout with the commit.
-
-    Such as ``0.1.0 (checkout 343f0ee, changed)``; None where neither is known.
-    """
-    root = Path(__file__).resolve().parents[2]
-    try:
-        with open(root / "pyproject.toml", "rb") as file:
-            version = _toml.load(file)["project"]["version"]
-    except (OSError, KeyError, _toml.TOMLDecodeError):
-        try:
-            return importlib.metadata.version("hwprune")
-        except importlib.metadata.PackageNotFoundError:
-            return None
-    top = _git(root, "rev-parse", "--show-toplevel")
-    commit = _git(root, "rev-parse", "--short", "HEAD")
-    if top is None or commit is None or Path(top) != root:
-        return f"{version}"
-    changed = ", changed" if _git(root, "status", "--porcelain", "--untracked-files=no") else ""
-    return f"{version} (checkout {commit}{changed})"
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    try:
-        ran = subprocess.run(
-            ["git", "-C", str(folder), *words], check=True, capture_output=True, text=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return ran.stdout.strip()
-
-
 def update(
     path: str | os.PathLike[str],
     row: Row | Mapping[str, Any],
@@ -138,8 +100,7 @@ def update(
 ) -> BenchRecord:
     """Put a row into a record (a new one where there is none) and write it, whole or not at all.
 
-    Where the environment does not say which hwprune it was, ``build`` does. A measured row is
-    never replaced by one that was not run.
+    A measured row is never replaced by one that was not run.
 
     Raises:
         InputError: what is there is not a benchmark record, or the row is not one.
@@ -150,8 +111,6 @@ def update(
         new = row if isinstance(row, Row) else Row.model_validate(dict(row))
     except ValidationError as error:
         raise InputError(describe(error, str(file), "given a valid row")) from None
-    if not environment.get("hwprune"):
-        environment = {**environment, "hwprune": build()}
     old = read(file)
     rows = {each.key: each for each in (old.rows if old is not None else ())}
     if new.status == "run" or new.key not in rows or rows[new.key].status == "not-run":

@@ -90,13 +90,3 @@ def test_the_stem_is_the_experiment(tmp_path: Path) -> None:
     (tmp_path / "a.json").rename(tmp_path / "b.json")
     with pytest.raises(InputError, match="expected 'b'"):
         bench_record.read(tmp_path / "b.json")
-
-
-def test_a_record_says_which_hwprune_measured(tmp_path: Path) -> None:
-    built = bench_record.build()
-    assert built is not None
-    for given, expected in ((None, built), ("7.0", "7.0")):
-        record = bench_record.update(
-            tmp_path / "b.json", row(64, 0), environment={"hwprune": given}, command="c"
-        )
-        assert record.environment["hwprune"] == expected
