@@ -90,11 +90,23 @@ def channel_scales(
         float16 or float32, shaped to broadcast over ``weight``. A channel without nonzeros gets
         scale 1.
     """
-    levels = LEVELS[value_type]
     axes = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
     # Not max(abs()): that would copy a tensor that may be the larger part of a network.
     highest, lowest = (pick(weight, axis=axes, keepdims=True) for pick in (np.max, np.min))
-    largest = np.maximum(highest, -lowest)
+    return scales_of(np.maximum(highest, -lowest), value_type)
+
+
+def scales_of(largest: NDArray[np.float32], value_type: ValueType) -> NDArray[Any]:
+    """Return the scales, as stored, of channels whose largest magnitudes are these.
+
+    Args:
+        largest: one number per channel of a tensor, in any shape; 0 where nothing lives.
+        value_type: a key of ``LEVELS``.
+
+    Returns:
+        float16 or float32, in the shape of ``largest``.
+    """
+    levels = LEVELS[value_type]
     scales: NDArray[Any] = np.where(largest > 0, largest / levels, 1.0).astype(np.float32)
     # A tiny channel may make its scale zero in float32 too; the smallest number there is stands in.
     scales = np.maximum(scales, np.finfo(np.float32).smallest_subnormal)

@@ -28,6 +28,7 @@ class Fold:
         factor: (channels,) what the weight was multiplied by.
         channel_axis: the axis of the weight that ``factor`` lies along.
         shift: (channels,) what the bias is beside the BN's own shift.
+        epsilon: what the BN adds to the variance.
     """
 
     weight: str
@@ -36,6 +37,7 @@ class Fold:
     factor: NDArray[np.float64]
     channel_axis: int
     shift: NDArray[np.float64]
+    epsilon: float = 1e-5
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,8 @@ def fold_batchnorm(graph: Graph) -> Graph:
         if any(len(readers[name]) != 1 for name in layer.input[1:]):
             continue
         gamma, beta, mean, variance = (tensors[name].astype(np.float64) for name in norm.input[1:5])
-        factor = gamma / np.sqrt(variance + attributes(norm).get("epsilon", 1e-5))
+        epsilon = attributes(norm).get("epsilon", 1e-5)
+        factor = gamma / np.sqrt(variance + epsilon)
         weight = tensors[layer.input[1]]
         along = [1] * weight.ndim
         along[_CHANNEL_AXIS[layer.op_type]] = -1
@@ -87,7 +88,7 @@ def fold_batchnorm(graph: Graph) -> Graph:
         folded[id(layer)] = copy
         folds.append(
             Fold(layer.input[1], bias_name, tuple(norm.input[1:5]), factor.astype(np.float64),
-                 _CHANNEL_AXIS[layer.op_type], (bias - mean) * factor)
+                 _CHANNEL_AXIS[layer.op_type], (bias - mean) * factor, epsilon)
         )  # fmt: skip
         removed.add(id(norm))
     nodes = tuple(folded.get(id(node), node) for node in graph.nodes if id(node) not in removed)
