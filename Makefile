@@ -6,6 +6,7 @@
 #   make kernels  build the library of sparse kernels into hwprune/kernels (CMake, a C++17 compiler)
 #   make sanitize build and test the kernels with address and undefined-behaviour sanitizers; fuzz
 #   make aarch64  build the kernels for 64-bit Arm, test them under qemu-user
+#   make runtimes install onnxruntime 1.15.1 and 1.17.3 apart, for the tests that run files in them
 #   make clean    remove what these made, .venv included
 #
 # PYTHON chooses the interpreter (3.10 to 3.13): make demo PYTHON=python3.12
@@ -19,7 +20,7 @@ STAMP  := $(VENV)/.hwprune-installed
 ROOT   := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check kernels sanitize aarch64 clean
+.PHONY: help install demo test check kernels sanitize aarch64 runtimes clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -81,6 +82,17 @@ aarch64:
 	    '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu' && \
 	  cmake --build build/aarch64 --parallel && cd build/aarch64 && ctest --output-on-failure --parallel 2; \
 	fi
+
+# The last versions before and after functions were folded and the kernels' ABI began. Their wheels
+# need NumPy 1; Python 3.12 and newer have none of the first.
+runtimes:
+	@for version in 1.15.1 1.17.3; do \
+	  folder=build/runtimes/$$version; test -e $$folder/installed || \
+	  { rm -rf $$folder && $(PYTHON) -m venv $$folder && \
+	    $$folder/bin/python -m pip install --quiet --disable-pip-version-check \
+	      onnxruntime==$$version 'numpy<2' && touch $$folder/installed; } || \
+	  { rm -rf $$folder; echo "SKIPPED: onnxruntime $$version cannot be installed here."; }; \
+	done
 
 clean:
 	rm -f hwprune/kernels/libhwprune_kernels.so
