@@ -17,6 +17,9 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training data; 0 applies the masks and recalibrates BN only.
+        per_round: ``epochs`` is the length of each of the strategy's learning-rate schedules, not
+            of all of them together: LR rewinding with the full schedule, as arXiv 2003.02389 does
+            it, costs (restarts + 1) times ``epochs``.
         batch_size: samples a step; a last incomplete batch is left out (another sample each epoch).
         learning_rate: the peak of the schedule. Retraining from near the original peak beats
             fine-tuning at a small rate (LR rewinding, arXiv 2003.02389).
@@ -30,6 +33,21 @@ class Recipe:
         temperature: softens both distributions (arXiv 1503.02531); the term is scaled by its
             square.
         label_smoothing: on the labels' part of the loss.
+        cutout: the side, in pixels, of a square that is set to zero (the mean of normalised data)
+            at a random place of every image (arXiv 1708.04552); 0 for none.
+        sharpness: the radius of sharpness-aware steps (arXiv 2010.01412), 0 for ordinary ones. Such
+            a step takes a second forward and backward pass, so an epoch costs as much as two.
+        ema_decay: what is kept and measured is the moving average of the weights, with this decay
+            a step; 0 keeps the weights themselves. It begins anew when the masks change.
+        interpolate: how many successive solutions (the ends of rounds and, after the last change
+            of the masks, of epochs; the latest count) may be averaged into the last one while
+            validation does not fall (Lottery Pools, arXiv 2208.10842); 0 for none. Each costs one
+            look at the validation split and ``calibration_samples`` forward passes.
+        quantise_from: the progress from which the forward pass sees weights as they will be stored
+            (where the value type rounds), though not before the last change of the masks; 1 never.
+            Gradients pass through the rounding (straight through, arXiv 1308.3432).
+        race: the part of the epochs that ``--values auto`` may spend, beside them, on short
+            trainings that decide between value types; 0 decides before training.
         precision: ``bf16`` runs the forward pass under autocast; ``auto`` takes it on CUDA, and on
             a CPU where a short measured probe shows that it is faster there (without AVX512-BF16 or
             AMX it is some fifteen times slower).
@@ -44,6 +62,7 @@ class Recipe:
     """
 
     epochs: int = 12
+    per_round: bool = False
     batch_size: int = 128
     learning_rate: float = 0.05
     momentum: float = 0.9
@@ -54,6 +73,12 @@ class Recipe:
     distillation_weight: float = 0.5
     temperature: float = 3.0
     label_smoothing: float = 0.0
+    cutout: int = 0
+    sharpness: float = 0.0
+    ema_decay: float = 0.0
+    interpolate: int = 0
+    quantise_from: float = 0.75
+    race: float = 0.15
     precision: Precision = "auto"
     channels_last: bool = True
     grad_clip: float | None = None
@@ -76,6 +101,14 @@ class Recipe:
                 ("distillation_weight", 0 <= self.distillation_weight <= 1, "[0, 1]"),
                 ("temperature", self.temperature > 0, "above 0"),
                 ("label_smoothing", 0 <= self.label_smoothing < 1, "[0, 1)"),
+                ("cutout", self.cutout >= 0, "0 or more"),
+                ("sharpness", 0 <= self.sharpness < math.inf, "0 or more"),
+                ("ema_decay", 0 <= self.ema_decay < 1, "[0, 1)"),
+                ("interpolate", self.interpolate >= 0, "0 or more"),
+                ("quantise_from", 0 <= self.quantise_from <= 1, "[0, 1]"),
+                ("race", 0 <= self.race <= 1, "[0, 1]"),
+                ("calibration_samples", self.calibration_samples >= 1, "1 or more"),
+                ("resident_bytes", self.resident_bytes >= 0, "0 or more"),
                 ("grad_clip", self.grad_clip is None or self.grad_clip > 0, "above 0 or None"),
                 ("gradient_batches", self.gradient_batches >= 1, "1 or more"),
                 ("precision", self.precision in ("auto", "fp32", "bf16"), "auto, fp32 or bf16"),
@@ -91,7 +124,8 @@ class Recipe:
 
         Args:
             progress: the fraction of all steps that lies behind, in [0, 1].
-            restarts: progress values at which the whole schedule begins anew.
+            restarts: progress values at which the whole schedule begins anew, warm-up and peak
+                included (LR rewinding); momentum is kept.
         """
         edges = [0.0, *(edge for edge in restarts if 0 < edge < 1), 1.0]
         at = max(number for number, edge in enumerate(edges[:-1]) if edge <= max(progress, 0.0))
