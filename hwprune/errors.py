@@ -10,6 +10,7 @@
     |   +-- ArtifactError           2  an artifact that cannot be read
     |   +-- ExportError             2  the network cannot be expressed for this target
     |   +-- OutputError             2  the output folder
+    |   +-- CheckpointError         2  the checkpoint of a run that --resume would continue
     |   +-- KernelsError            2  the library of sparse kernels is absent or refused
     +-- LimitError                  3  a --require or the budget in `check` is not met
     +-- InfeasibleError             4  the floor is above the budget
@@ -75,6 +76,10 @@ class ExportError(InputError):
 
 class OutputError(InputError):
     """The output folder cannot be written, or holds somebody else's files."""
+
+
+class CheckpointError(InputError):
+    """The checkpoint of an interrupted run is damaged, or is one of another run."""
 
 
 class KernelsError(InputError):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from hwprune.training.checkpoints import Checkpoint
+from hwprune.training.distributed import ALONE, World, joined
 from hwprune.training.evaluate import accuracy
 from hwprune.training.finetune import finetune
 from hwprune.training.modes import recalibrate_batchnorm
 from hwprune.training.recipe import Recipe
 from hwprune.training.result import Event, TrainResult
 
-__all__ = ["Event", "Recipe", "TrainResult", "accuracy", "finetune", "recalibrate_batchnorm"]
+__all__ = [
+    "ALONE", "Checkpoint", "Event", "Recipe", "TrainResult", "World", "accuracy", "finetune",
+    "joined", "recalibrate_batchnorm",
+]  # fmt: skip

@@ -20,6 +20,7 @@ Augment = Literal["none", "shift", "crop-flip"]
 _CHUNK = 2048
 # Samples in one forward pass where nothing is learnt.
 _EVALUATED = 500
+_ALL = slice(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,13 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield all samples in order, in batches that suit evaluation."""
-        yield from self.take(torch.split(torch.arange(self.size), _EVALUATED))
+        yield from self.in_order(_ALL)
+
+    def in_order(self, rows: slice) -> Iterator[Batch]:
+        """Yield the samples of ``rows`` in order, in batches that suit evaluation."""
+        chosen = torch.arange(self.size)[rows]
+        if len(chosen):
+            yield from self.take(torch.split(chosen, _EVALUATED))
 
     def take(self, indices: Iterator[torch.Tensor] | tuple[torch.Tensor, ...]) -> Iterator[Batch]:
         """Yield one batch per index tensor; what must be read is read one batch ahead."""
@@ -134,8 +141,16 @@ class Batches:
         return Batch(tuple(inputs), None if self._labels is None else self._labels[index])
 
 
-def augment(batch: Batch, kind: Augment, generator: torch.Generator) -> Batch:
-    """Return the batch with every 4-D input moved (and mirrored), one draw per sample.
+def augment(
+    batch: Batch,
+    kind: Augment,
+    generator: torch.Generator,
+    *,
+    cutout: int = 0,
+    rows: slice = _ALL,
+    of: int | None = None,
+) -> Batch:
+    """Return the batch with every 4-D input moved (and mirrored, and cut), one draw per sample.
 
     ``crop-flip`` pads by 4 with zeros (the mean of normalised data), crops and mirrors every other
     one; ``shift`` moves by at most one pixel and repeats the border, so that a background that is
@@ -145,12 +160,23 @@ def augment(batch: Batch, kind: Augment, generator: torch.Generator) -> Batch:
         batch: what to change.
         kind: what the data allow.
         generator: a CPU generator: the draws are the same whatever the device.
+        cutout: the side of the square that is set to zero, in pixels; 0 draws nothing. Its centre
+            lies anywhere in the image, so a part of it may fall outside (arXiv 1708.04552).
+        rows: which samples of a larger batch these are: one process's share of it.
+        of: how many that batch has; draws are made for all of them, in every process alike.
     """
+    batch = _moved(batch, kind, generator, rows, of)
+    return _cut(batch, cutout, generator, rows, of) if cutout else batch
+
+
+def _moved(
+    batch: Batch, kind: Augment, generator: torch.Generator, rows: slice, of: int | None
+) -> Batch:
     if kind == "none" or all(part.ndim != 4 for part in batch.inputs):
         return batch
-    count, reach = batch.inputs[0].shape[0], 4 if kind == "crop-flip" else 1
-    offsets = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator)
-    flips = torch.randint(0, 2, (count, 1), generator=generator).bool()
+    count, reach = of or batch.inputs[0].shape[0], 4 if kind == "crop-flip" else 1
+    offsets = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator)[:, rows]
+    flips = torch.randint(0, 2, (count, 1), generator=generator)[rows].bool()
     moved = tuple(
         _move(part, offsets, flips if kind == "crop-flip" else None) if part.ndim == 4 else part
         for part in batch.inputs
@@ -177,6 +203,34 @@ def _move(images: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor | Non
         samples, rows.to(images.device)[:, :, None], columns.to(images.device)[:, None, :]
     ].permute(0, 3, 1, 2)
     return moved if images.is_contiguous(memory_format=torch.channels_last) else moved.contiguous()
+
+
+def _cut(batch: Batch, side: int, generator: torch.Generator, rows: slice, of: int | None) -> Batch:
+    """Zero one square of every 4-D input; the inputs of a sample share the place."""
+    images = [part for part in batch.inputs if part.ndim == 4]
+    if not images:
+        return batch
+    # Fractions: inputs of a sample may differ in size.
+    count = of or images[0].shape[0]
+    centres = torch.rand(2, count, 1, generator=generator)[:, rows]
+
+    def cut(part: torch.Tensor) -> torch.Tensor:
+        down, across = (
+            _near(size, centre, side) for size, centre in zip(part.shape[2:], centres, strict=True)
+        )
+        hole = down.to(part.device)[:, None, :, None] & across.to(part.device)[:, None, None, :]
+        return part.masked_fill(hole, 0.0)
+
+    return Batch(
+        tuple(cut(part) if part.ndim == 4 else part for part in batch.inputs), batch.labels
+    )
+
+
+def _near(size: int, centre: torch.Tensor, side: int) -> torch.Tensor:
+    """Return (samples, size): which of the places lie in the square along one axis."""
+    first = (centre * size).floor() - side // 2
+    places = torch.arange(size)
+    return (places >= first) & (places < first + side)
 
 
 def epoch_order(size: int, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:

@@ -11,11 +11,12 @@ from hwprune.training.batches import Batches
 from hwprune.training.modes import logits_of, set_mode
 
 
-def predictions(module: nn.Module, batches: Batches) -> torch.Tensor:
-    """Return the (n,) top class of every sample, with the module in eval mode."""
+def predictions(module: nn.Module, batches: Batches, rows: slice = slice(None)) -> torch.Tensor:
+    """Return the (n,) top class of every sample in ``rows``, with the module in eval mode."""
     set_mode(module, training=False)
     with torch.inference_mode():
-        return torch.cat([logits_of(module, batch.inputs).argmax(dim=1) for batch in batches])
+        found = [logits_of(module, b.inputs).argmax(dim=1) for b in batches.in_order(rows)]
+        return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
 
 def share_of(module: nn.Module, batches: Batches, targets: torch.Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,7 +16,12 @@ from hwprune.ir import Data
 from hwprune.sparsity import Event as MaskEvent
 from hwprune.sparsity import Fill, Strategy
 from hwprune.training import events, precision
-from hwprune.training.batches import augment, epoch_order, steps_per_epoch
+from hwprune.training.averaging import Pool
+from hwprune.training.batches import epoch_order, steps_per_epoch
+from hwprune.training.checkpoints import Checkpoint, Keeper
+from hwprune.training.distributed import ALONE, World
+from hwprune.training.feature import Feature
+from hwprune.training.identity import identity_of, surroundings_of
 from hwprune.training.journal import Journal
 from hwprune.training.losses import check_labels
 from hwprune.training.meter import Meter
@@ -28,8 +34,10 @@ from hwprune.training.modes import (
     set_mode,
     share_parameters,
 )
+from hwprune.training.quantised import Quantised, Store
 from hwprune.training.recipe import Recipe
 from hwprune.training.result import Event, TrainResult
+from hwprune.training.resuming import capture, restore
 from hwprune.training.setting import Setting
 from hwprune.training.sparse import SparseParameters
 from hwprune.training.stepper import Stepper
@@ -51,6 +59,9 @@ def finetune(
     device: str = "cpu",
     progress: Callable[[Event], None] | None = None,
     train_batchnorm: bool = True,
+    store: Store | None = None,
+    checkpoint: Checkpoint | None = None,
+    world: World = ALONE,
 ) -> TrainResult:
     """Prune (and regrow) a network along a strategy while it is trained. Works in place.
 
@@ -66,11 +77,16 @@ def finetune(
         recipe: how to train.
         teacher: the dense model that is imitated, or None; may be ``module`` itself (copied).
         seed: of the order of samples, augmentation and dropout.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         progress: called now and then with a sign of life.
         train_batchnorm: False keeps BN in eval mode with its statistics as they are.
+        store: what weights become by being stored, or None: then they are trained as they are.
+        checkpoint: where to keep the state of the run, and whether to continue from there. The
+            file stays when the run has ended: ``checkpoint.discard()`` removes it.
+        world: the processes that train together, all of which call this with the same arguments.
 
     Raises:
+        CheckpointError: the checkpoint is damaged, or is one of another run.
         DataError: neither labels nor a teacher, an empty split, or a label out of range.
         ModelError: the network does not return one row of class scores per sample.
         UsageError: the loss is not a number any more, or nothing can be pruned.
@@ -84,11 +100,12 @@ def finetune(
     home = next(module.parameters()).device
     if teacher is not None and share_parameters(teacher, module):
         teacher = copy.deepcopy(teacher)
-    with seeded(seed, device), borrowed(module):
+    # Dropout draws from the global generator: each process has samples of its own to draw for.
+    with seeded(seed + 7919 * world.rank, device), borrowed(module):
         try:
             setting = Setting(
                 module, data, names, strategy, fill, recipe, teacher, seed, device, progress,
-                train_batchnorm,
+                train_batchnorm, store, checkpoint, world,
             )  # fmt: skip
             return Run(setting).go()
         finally:
@@ -100,8 +117,8 @@ def finetune(
 class Run:
     """A run in progress: all that changes while it lasts.
 
-    That is: the module's and the optimiser's state, the masks, the step, the journal and the two
-    generators. A checkpoint holds no more than this.
+    That is: the module's and the optimiser's state, the masks, the step, the journal, the
+    generators, and the features that keep a state of their own: what ``resuming`` captures.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -121,17 +138,36 @@ class Run:
         self.sparse = SparseParameters(module, setting.names)
         self.batches = setting.batches(setting.data.train)
         self.epochs = strategy.epochs(recipe.epochs)
+        if recipe.per_round:
+            self.epochs *= len(strategy.restarts) + 1
         self.per_epoch = steps_per_epoch(self.batches.size, recipe.batch_size)
         self.steps = self.epochs * self.per_epoch
-        self.step = 0
+        self.step, self.epoch = 0, 0
         self.journal = Journal(setting.progress, self.epochs, self.steps)
-        precision = self._choose_precision()
-        self.stepper = Stepper(setting, self.sparse, precision)
-        self.pending = [(self._due(event), event) for event in strategy.events]
+        self.pending = [(self._due(event.progress), event) for event in strategy.events]
         self.last_change = max((step for step, _ in self.pending), default=0)
+        # A schedule begins anew at the very step at which its round does.
+        self.restarts = tuple(self._due(at) / max(1, self.steps) for at in strategy.restarts)
+        store = setting.store if recipe.quantise_from < 1 else None
+        quantise_at = max(self.last_change, self._due(recipe.quantise_from))
+        # Only epochs that were trained as the last one is are compared with it.
+        self.settled_from = self.last_change if store is None else quantise_at
+        values = Quantised(self.sparse, store, quantise_at)
+        self.stepper = Stepper(setting, self.sparse, self._choose_precision(), values)
+        self.pool = Pool(module, recipe.interpolate)
+        self.features: dict[str, Feature] = {
+            "average": self.stepper.average, "pool": self.pool, "values": values,
+        }  # fmt: skip
+        self.keeper = Keeper(
+            setting.checkpoint,
+            partial(identity_of, setting),
+            partial(surroundings_of, setting),
+            setting.world,
+        )
         self.changed_at = -1
         self.extreme: tuple[int, float] | None = None
         self.best: tuple[float, int, dict[str, torch.Tensor]] | None = None
+        self.best_epoch = self.epochs or None
 
     def go(self) -> TrainResult:
         """Run from start to end."""
@@ -144,43 +180,68 @@ class Run:
         if self.meter.metric == "agreement":
             note = "no labels: accuracy stands for agreement with the dense model"
             self.journal.notes.append(note)
-        self.dense_accuracy = accuracy = self.meter.measure()
-        for epoch in range(self.epochs):
-            accuracy = self._epoch(epoch)
+        self._begin()
+        while self.epoch < self.epochs:
+            self.accuracy = self._epoch(self.epoch)
+            self.epoch += 1
+            if problem := self.keeper.keep(partial(capture, self)):
+                self.journal.notes.append(problem)
+                self.journal.say(self.epoch, self.step, message=problem)
+        accuracy = self.accuracy
         self._apply_due(self.epochs, at_end=True)
         if self.step == 0 and self.setting.strategy.events:
             self._recalibrate()
-            accuracy = self.meter.measure()
+            accuracy = self._measure()
         elif self.journal.trajectory and self.journal.trajectory[-1]["action"] != "train":
-            accuracy = self.meter.measure()
-        return self._result(accuracy)
+            accuracy = self._measure()
+        return self._result(self._settle(accuracy))
+
+    def _begin(self) -> None:
+        """Continue from the checkpoint, or measure the dense network."""
+        saved, said = self.keeper.read()
+        if saved is None:
+            self.dense_accuracy = self.accuracy = self._measure()
+        else:
+            restore(self, saved)
+            done = f"continued after epoch {self.epoch} of {self.epochs}, from a checkpoint"
+            said = (done, *said)
+            self.journal.notes += said
+        for each in said:
+            self.journal.say(self.epoch, self.step, message=each)
 
     def _epoch(self, epoch: int) -> float:
         """Train one epoch, check the zeros, measure, and return the validation metric."""
         setting, recipe, journal = self.setting, self.setting.recipe, self.journal
         total = torch.zeros((), device=setting.device)
-        clean = self.step >= self.last_change
+        clean = self.step >= self.settled_from
         order = epoch_order(self.batches.size, recipe.batch_size, self.generator)
+        order = tuple(index[setting.rows] for index in order)
         set_mode(setting.module, training=True, train_batchnorm=setting.train_batchnorm)
         done = 0
         for batch in self.batches.take(order):
+            if self.step / self.steps in self.restarts:
+                self._collect()
             self._apply_due(epoch)
-            rate = recipe.rate(self.step / self.steps, setting.strategy.restarts)
-            total += self.stepper.step(augment(batch, setting.data.augment, self.generator), rate)
+            rate = recipe.rate(self.step / self.steps, self.restarts)
+            self.stepper.values.at(self.step)
+            total += self.stepper.step(setting.augmented(batch, self.generator), rate)
             done, self.step = done + 1, self.step + 1
             if setting.device == "cpu" or done % _LOOK == 0 or done == self.per_epoch:
                 self._check_loss(total, epoch)
             if journal.pulse_due:
                 journal.say(epoch + 1, self.step, loss=float(total) / done)
         self.sparse.check()
-        accuracy = self.meter.measure()
+        accuracy = self._measure()
         loss = float(total) / done
         self._record(epoch + 1, "train", accuracy=accuracy, loss=loss)
         told = f"epoch {epoch + 1} of {self.epochs}"
         journal.say(epoch + 1, self.step, loss=loss, accuracy=accuracy, message=told)
         if clean and recipe.checkpoint == "best" and accuracy > (self.best or (-1.0,))[0]:
-            state = {k: v.detach().clone() for k, v in setting.module.state_dict().items()}
+            with self.stepper.average.exchanged():
+                state = {k: v.detach().clone() for k, v in setting.module.state_dict().items()}
             self.best = (accuracy, epoch + 1, state)
+        if clean and epoch + 1 < self.epochs:
+            self._collect()
         return accuracy
 
     def _apply_due(self, epoch: int, *, at_end: bool = False) -> None:
@@ -196,6 +257,7 @@ class Run:
             masks = events.masks_after(
                 event, self.sparse, gradients, setting.fill, density=setting.strategy.density
             )
+            masks = setting.world.lead(masks)
             self.sparse.set_masks(masks, self.stepper.optimizer, initial=event.initial)
             self.changed_at = self.step
             self._record(epoch, event.action)
@@ -211,9 +273,48 @@ class Run:
             return
         if self.epochs == 0:
             self._recalibrate()
-        self.extreme = (living, self.meter.measure())
+        self.extreme = (living, self._measure())
         self._record(epoch, "extreme", accuracy=self.extreme[1])
         set_mode(setting.module, training=self.epochs > 0, train_batchnorm=setting.train_batchnorm)
+
+    def _measure(self) -> float:
+        """Return the validation metric of what would be shipped now."""
+        with self.stepper.shipped():
+            return self.meter.measure()
+
+    def _collect(self) -> None:
+        """Hold the present solution for the average at the end."""
+        with self.stepper.average.exchanged():
+            self.pool.add()
+
+    def _settle(self, accuracy: float) -> float:
+        """Put what is to be shipped into the module, for good, and return its metric."""
+        average, values = self.stepper.average, self.stepper.values
+        values.at(self.step - 1)  # that of the last step, also where a resumed run takes none
+        average.settle()
+        if self.best is not None and self.best[0] > accuracy:
+            accuracy, self.best_epoch, state = self.best
+            self.setting.module.load_state_dict(state)
+        before = self.sparse.masks
+
+        def finish() -> None:
+            if self.sparse.masks.nonzeros > before.nonzeros:
+                event = MaskEvent(1.0, "prune", budget_fraction=1.0)
+                fill, density = self.setting.fill, self.setting.strategy.density
+                masks = events.masks_after(event, self.sparse, None, fill, density=density)
+                self.sparse.set_masks(masks, None)
+            with values.exchanged():
+                self._recalibrate()
+
+        with torch.no_grad():
+            joined = self.pool.merge(self.sparse, finish, self._measure)
+        if joined:
+            accuracy = self._measure()
+            self._record(self.epochs, "average", accuracy=accuracy)
+            self.journal.notes.append(f"averaged with {joined} of its earlier solutions")
+        if values.settle():
+            accuracy = self.meter.measure()
+        return accuracy
 
     def _recalibrate(self) -> None:
         if self.setting.train_batchnorm:
@@ -241,7 +342,6 @@ class Run:
         self, epoch: int, action: str, *, accuracy: float | None = None, loss: float | None = None
     ) -> None:
         living = self.sparse.masks.nonzeros
-        restarts = self.setting.strategy.restarts
         at = self.step / self.steps if self.steps else 0.0
         self.journal.record(
             # A change of the masks falls inside an epoch: fractions keep the order of a plot.
@@ -252,14 +352,10 @@ class Run:
             density=living / self.sparse.weights,
             accuracy=accuracy,
             loss=loss,
-            lr=self.setting.recipe.rate(at, restarts) if self.steps else None,
+            lr=self.setting.recipe.rate(at, self.restarts) if self.steps else None,
         )
 
     def _result(self, accuracy: float) -> TrainResult:
-        best_epoch = self.epochs or None
-        if self.best is not None and self.best[0] > accuracy:
-            accuracy, best_epoch, state = self.best
-            self.setting.module.load_state_dict(state)
         self.sparse.check()
         if alone := events.collapsed(self.sparse.masks):
             self.journal.notes.append(f"one connection is all that is left of {', '.join(alone)}")
@@ -267,6 +363,7 @@ class Run:
             masks=self.sparse.masks,
             trajectory=tuple(self.journal.trajectory),
             epochs=self.epochs,
+            cost_epochs=self.epochs * (2.0 if self.setting.recipe.sharpness else 1.0),
             steps=self.step,
             seconds=self.journal.seconds,
             metric=self.meter.metric,
@@ -274,13 +371,13 @@ class Run:
             extreme_accuracy=None if self.extreme is None else self.extreme[1],
             extreme_nonzeros=None if self.extreme is None else self.extreme[0],
             final_accuracy=accuracy,
-            best_epoch=best_epoch,
+            best_epoch=self.best_epoch,
             precision=self.stepper.precision,
             notes=tuple(self.journal.notes),
         )
 
-    def _due(self, event: MaskEvent) -> int:
-        return min(self.steps, round(event.progress * self.steps))
+    def _due(self, progress: float) -> int:
+        return min(self.steps, round(progress * self.steps))
 
     def _choose_precision(self) -> Literal["fp32", "bf16"]:
         setting = self.setting
@@ -290,4 +387,4 @@ class Run:
         chosen, note = precision.choose(wanted, setting.module, batch.inputs, setting.device)
         if note is not None:
             self.journal.notes.append(note)
-        return chosen
+        return setting.world.lead(chosen)

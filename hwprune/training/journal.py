@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hwprune.training.result import Event
@@ -37,6 +37,15 @@ class Journal:
     def pulse_due(self) -> bool:
         """Return whether a sign of life is due."""
         return self._progress is not None and time.perf_counter() - self._pulse > _PULSE
+
+    def state(self) -> dict[str, Any]:
+        """Return what was recorded, and how long the run has taken."""
+        return {"trajectory": self.trajectory, "notes": self.notes, "seconds": self.seconds}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state`` returned: the clock goes on from there."""
+        self.trajectory, self.notes = state["trajectory"], state["notes"]
+        self._started = time.perf_counter() - state["seconds"]
 
     def record(self, **point: Any) -> None:
         """Add a point to the trajectory; the time is added here."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hwprune.training.evaluate import predictions, share_of
-from hwprune.training.modes import set_mode
+import torch
+from torch import nn
+
+from hwprune.training.evaluate import predictions
+from hwprune.training.modes import batchnorms, set_mode
 from hwprune.training.setting import Setting
 
 
@@ -22,16 +25,33 @@ class Meter:
         """Hold the validation split and what its samples should be."""
         self._setting = setting
         self._validation = setting.batches(setting.data.validation)
+        world, size = setting.world, self._validation.size
+        # Each process measures its share.
+        self._rows = slice(size * world.rank // world.size, size * (world.rank + 1) // world.size)
         self.metric: Literal["accuracy", "agreement"] = "accuracy"
-        targets = self._validation.labels
-        if targets is None:
+        if self._validation.labels is not None:
+            self._targets = self._validation.labels[self._rows]
+        else:
             self.metric = "agreement"
-            targets = predictions(setting.teacher or setting.module, self._validation)
-        self._targets = targets
+            self._targets = self._answers(setting.teacher or setting.module)
 
     def measure(self) -> float:
-        """Return the metric of the module; leaves it in training mode."""
+        """Return the metric of the module; leaves it in training mode.
+
+        Where several processes train, their BN statistics are averaged first.
+        """
         setting = self._setting
-        share = share_of(setting.module, self._validation, self._targets)
+        if setting.train_batchnorm:
+            setting.world.mean(statistics(setting.module))
+        correct = int((self._answers(setting.module) == self._targets).sum())
         set_mode(setting.module, training=True, train_batchnorm=setting.train_batchnorm)
-        return share
+        return setting.world.total(correct) / self._validation.size
+
+    def _answers(self, module: nn.Module) -> torch.Tensor:
+        return predictions(module, self._validation, self._rows)
+
+
+def statistics(module: nn.Module) -> list[torch.Tensor]:
+    """Return the running statistics of a module's BN layers."""
+    kept = [(layer.running_mean, layer.running_var) for layer in batchnorms(module)]
+    return [tensor for pair in kept for tensor in pair if tensor is not None]

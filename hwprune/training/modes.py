@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -85,6 +85,25 @@ def seeded(seed: int, device: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
         yield
+
+
+def global_generators(device: str) -> dict[str, torch.Tensor]:
+    """Return the states of torch's global generators that a run on this device draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.device(device).type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_global_generators(states: Mapping[str, torch.Tensor], device: str) -> None:
+    """Put torch's global generators into a state; one that was saved elsewhere is left out."""
+    torch.set_rng_state(states["cpu"])
+    if torch.device(device).type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
 
 
 def logits_of(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:

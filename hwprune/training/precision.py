@@ -28,13 +28,13 @@ def choose(
         wish: what the recipe asks for.
         module: the network, on the device.
         inputs: one batch.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or ``mps`` (where ``auto`` stays with fp32).
     """
     if wish != "auto":
         return wish, None
     if torch.device(device).type == "cuda":
         return ("bf16" if torch.cuda.is_bf16_supported() else "fp32"), None
-    if not _cpu_has_bf16():
+    if torch.device(device).type != "cpu" or not _cpu_has_bf16():
         return "fp32", None
     probe = tuple(part[:_PROBE_SAMPLES] for part in inputs)
     set_mode(module, training=False)

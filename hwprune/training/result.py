@@ -36,9 +36,10 @@ class TrainResult:
     Attributes:
         masks: the final masks; every weight outside them is exactly zero.
         trajectory: one dict per change of the masks and per epoch: epoch, step, action (``prune``,
-            ``regrow`` or ``train``), nonzeros, density, accuracy, loss, lr, seconds (since the
+            ``regrow``, ``train``, or ``average`` of several solutions), nonzeros, density, accuracy, loss, lr, seconds (since the
             start). What was not measured at that point is None.
         epochs: epochs spent.
+        cost_epochs: what they cost, in epochs of one forward and backward pass a sample.
         steps: optimiser steps taken.
         seconds: wall time, evaluation included.
         metric: ``accuracy`` against labels, or ``agreement`` with the dense model without them.
@@ -55,6 +56,7 @@ class TrainResult:
     masks: Masks
     trajectory: tuple[dict[str, Any], ...]
     epochs: int
+    cost_epochs: float
     steps: int
     seconds: float
     metric: Literal["accuracy", "agreement"]

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from hwprune.ir import Data, Split
 from hwprune.sparsity import Fill, Strategy
-from hwprune.training.batches import Batches
+from hwprune.training.batches import Batch, Batches, augment
+from hwprune.training.checkpoints import Checkpoint
+from hwprune.training.distributed import ALONE, World
+from hwprune.training.quantised import Store
 from hwprune.training.recipe import Recipe
 from hwprune.training.result import Event
 
@@ -29,6 +33,30 @@ class Setting:
     device: str
     progress: Callable[[Event], None] | None
     train_batchnorm: bool
+    store: Store | None = None
+    checkpoint: Checkpoint | None = None
+    world: World = ALONE
+
+    def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Return this process's share of a training batch as data and recipe want it changed."""
+        return augment(
+            batch,
+            self.data.augment,
+            generator,
+            cutout=self.recipe.cutout,
+            rows=self.rows,
+            of=self.batch_size,
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Return how many samples a step has, over all processes."""
+        return min(len(self.data.train), self.recipe.batch_size)
+
+    @property
+    def rows(self) -> slice:
+        """Return which samples of a step's batch are this process's."""
+        return self.world.rows(self.batch_size)
 
     def batches(self, split: Split) -> Batches:
         """Return a split as batches on the device."""

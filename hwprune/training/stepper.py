@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hwprune.training.batches import Batch, Batches, augment
+from hwprune.training.averaging import Average
+from hwprune.training.batches import Batch, Batches
 from hwprune.training.losses import loss_of
 from hwprune.training.modes import frozen_statistics, logits_of, set_mode
 from hwprune.training.optimizer import sgd
+from hwprune.training.quantised import Quantised
 from hwprune.training.setting import Setting
+from hwprune.training.sharpness import Sharpness
 from hwprune.training.sparse import SparseParameters
 
 
@@ -24,13 +29,29 @@ class Stepper:
         setting: of the run; its module is on its device.
         sparse: its prunable parameters.
         precision: of the forward pass.
+        values: the weights as they are stored.
+
+    Attributes:
+        values: the same.
+        average: the moving average of the weights.
     """
 
     def __init__(
-        self, setting: Setting, sparse: SparseParameters, precision: Literal["fp32", "bf16"]
+        self,
+        setting: Setting,
+        sparse: SparseParameters,
+        precision: Literal["fp32", "bf16"],
+        values: Quantised,
     ) -> None:
         """Make the optimiser."""
-        self._setting, self._sparse, self.precision = setting, sparse, precision
+        recipe = setting.recipe
+        self.values = values
+        self.average = Average(setting.module, sparse, recipe.ema_decay)
+        self._sharpness = None
+        if recipe.sharpness:
+            self._sharpness = Sharpness(setting.module, recipe.sharpness)
+        self._setting, self._sparse = setting, sparse
+        self.precision: Literal["fp32", "bf16"] = precision
         self.optimizer = sgd(setting.module, setting.recipe)
 
     def step(self, batch: Batch, rate: float) -> torch.Tensor:
@@ -39,26 +60,39 @@ class Stepper:
             group["lr"] = rate
         loss = self.backward(batch)
         self._sparse.mask_gradients()
+        if self._sharpness is not None:
+            self._sharpness.ascend(lambda: self.backward(batch))
+            self._sparse.mask_gradients()
         if self._setting.recipe.grad_clip is not None:
             parameters = self._setting.module.parameters()
             nn.utils.clip_grad_norm_(parameters, self._setting.recipe.grad_clip)
         self.optimizer.step()
+        self.average.update()
         return loss
+
+    @contextmanager
+    def shipped(self) -> Iterator[None]:
+        """Let the module hold inside what it would be shipped with: averaged, as stored."""
+        with self.average.exchanged(), self.values.exchanged():
+            yield
 
     def backward(self, batch: Batch) -> torch.Tensor:
         """Put the gradients of one batch into the parameters and return the loss."""
         setting, teacher = self._setting, self._setting.teacher
         self.optimizer.zero_grad(set_to_none=True)
         kind = torch.device(setting.device).type
-        with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            teacher_logits = None
-            if teacher is not None and self._wants_teacher(batch):
-                with torch.no_grad():
-                    teacher_logits = logits_of(teacher, batch.inputs)
-            logits = logits_of(setting.module, batch.inputs)
-        loss = loss_of(logits, batch.labels, teacher_logits, setting.recipe)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        with self.values.exchanged():
+            with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+                teacher_logits = None
+                if teacher is not None and self._wants_teacher(batch):
+                    with torch.no_grad():
+                        teacher_logits = logits_of(teacher, batch.inputs)
+                logits = logits_of(setting.module, batch.inputs)
+            loss = loss_of(logits, batch.labels, teacher_logits, setting.recipe)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return setting.world.mean_gradients(
+            setting.module, loss.detach(), logits.shape[0], setting.batch_size
+        )
 
     def gradients(
         self, batches: Batches, generator: torch.Generator
@@ -75,13 +109,22 @@ class Stepper:
         with frozen_statistics(setting.module):
             for _ in range(setting.recipe.gradient_batches):
                 index = torch.randperm(batches.size, generator=generator)
-                index = index[: setting.recipe.batch_size]
+                index = index[: setting.batch_size][setting.rows]
                 for batch in batches.take((index,)):
-                    self.backward(augment(batch, setting.data.augment, generator))
+                    self.backward(setting.augmented(batch, generator))
                 for name, gradient in self._sparse.gradients().items():
                     sums[name] = sums[name] + gradient if name in sums else gradient
         self.optimizer.zero_grad(set_to_none=True)
         return sums
+
+    def state(self) -> dict[str, Any]:
+        """Return the optimiser's state and the precision, which may have been measured."""
+        return {"optimizer": self.optimizer.state_dict(), "precision": self.precision}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state`` returned."""
+        self.optimizer.load_state_dict(dict(state["optimizer"]))
+        self.precision = state["precision"]
 
     def _wants_teacher(self, batch: Batch) -> bool:
         return batch.labels is None or self._setting.recipe.distillation_weight > 0

@@ -1,0 +1,106 @@
+"""What a run is: of two runs of one identity, either can continue what the other began."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import hwprune
+from hwprune.ir import Split
+from hwprune.training.checkpoints import Identity
+from hwprune.training.setting import Setting
+
+# The rooms whose code decides what a training step does.
+_ROOMS = ("training", "sparsity", "budget", "encoding")
+# Samples of a split that are looked at: the whole of a large data set would take minutes.
+_LOOKED_AT = 256
+
+
+def identity_of(setting: Setting) -> Identity:
+    """Return what decides the steps of a run, by names that a person understands.
+
+    The network's weights enter as a digest of all of them, a split as a digest of its labels and of
+    256 samples that are spread over it.
+    """
+    return {
+        "hwprune": f"{_version()}, code {code_digest()}",
+        "the network": _module_digest(setting.module),
+        "the data": f"{setting.data.name}, normalised by {setting.data.normalize}",
+        "the training data": _split_digest(setting.data.train),
+        "the validation data": _split_digest(setting.data.validation),
+        "augmentation": setting.data.augment,
+        "strategy": _short(repr(setting.strategy), setting.strategy.name),
+        "teacher": None if setting.teacher is None else _module_digest(setting.teacher),
+        "seed": setting.seed,
+        "BN is trained": setting.train_batchnorm,
+        **{
+            f"recipe.{field.name}": _plain(getattr(setting.recipe, field.name))
+            for field in dataclasses.fields(setting.recipe)
+        },
+    }
+
+
+def surroundings_of(setting: Setting) -> Identity:
+    """Return what changes the last bits of a run, not what it does: where it is run."""
+    return {
+        "device": setting.device,
+        "processes": setting.world.size,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+@cache
+def code_digest() -> str:
+    """Return a short digest of the code that training depends on, as it was when first asked."""
+    digest = hashlib.sha256()
+    root = Path(hwprune.__file__).parent
+    for room in _ROOMS:
+        for path in sorted((root / room).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("hwprune")
+    except importlib.metadata.PackageNotFoundError:
+        return "(a checkout that is not installed)"
+
+
+def _module_digest(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {type(value).__name__}".encode())
+        if isinstance(value, torch.Tensor):
+            array = value.detach().cpu().contiguous()
+            digest.update(f"{array.dtype} {tuple(array.shape)}".encode())
+            digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    return _short(digest.hexdigest(), type(module).__name__, digested=True)
+
+
+def _split_digest(split: Split) -> str:
+    digest = hashlib.sha256()
+    if split.labels is not None:
+        digest.update(np.ascontiguousarray(split.labels).data)
+    count = len(split)
+    chosen = np.unique(np.linspace(0, max(0, count - 1), _LOOKED_AT).astype(np.int64))
+    for array in split.batch(chosen):
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return _short(digest.hexdigest(), f"{count:,} samples", digested=True)
+
+
+def _short(text: str, name: str, *, digested: bool = False) -> str:
+    """Return a name for people, and what tells two of that name apart."""
+    return f"{name} {(text if digested else hashlib.sha256(text.encode()).hexdigest())[:12]}"
+
+
+def _plain(value: object) -> str | int | float | bool | None:
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
