@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from hwprune.budget import fit
@@ -13,10 +14,11 @@ from hwprune.ir import Data, Masks, Plan, Ranking
 from hwprune.sparsity import Strategy, make, rank_weights
 from hwprune.sparsity.masks import full
 from hwprune.steps.planning import Prepared, cost_of, module_weights
+from hwprune.steps.storing import store_of
 from hwprune.units import format_bytes, format_percent
 
 if TYPE_CHECKING:
-    from hwprune.training import Recipe
+    from hwprune.training import Checkpoint, Recipe, World
 
 Say = Callable[["Status"], None]
 Fill = Callable[[Ranking, float], Masks]
@@ -57,6 +59,8 @@ class Trained:
         validation_accuracy: on validation at the end, in torch, before packing.
         trajectory: one dict per change of the masks and per epoch.
         notes: sentences for the report.
+        recipe: how it was trained; empty where nothing was.
+        cost_epochs: what that cost, in epochs of one forward and backward pass a sample.
     """
 
     strategy: str
@@ -66,6 +70,8 @@ class Trained:
     validation_accuracy: float | None
     trajectory: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    cost_epochs: float = 0.0
 
 
 def strategy_for(name: str, plan: Plan, given: Mapping[str, Any]) -> Strategy:
@@ -100,13 +106,17 @@ class Training:
         epochs: passes over the training data.
         seed: of everything that is random.
         recipe: fields of ``hwprune.training.Recipe`` that differ from their defaults.
-        device: ``cpu``, ``cuda`` or ``auto``.
+        device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        checkpoint: where the state of the training is kept, None for nowhere.
+        world: the processes that train together; None for this one alone.
     """
 
     epochs: int
     seed: int
     recipe: Mapping[str, Any]
     device: str
+    checkpoint: Checkpoint | None = None
+    world: World | None = None
 
 
 def prune_and_regrow(
@@ -124,13 +134,7 @@ def prune_and_regrow(
     if not strategy.events:
         note = "every weight is alive: quantising alone meets the budget"
         return Trained("dense", all_alive(prepared), 0, None, None, (), (note,))
-    cost = cost_of(prepared, plan.value_type)
-
-    def fill(ranking: Ranking, fraction: float) -> Masks:
-        # Next to the floor, a fraction of the budget would not even hold the empty network.
-        budget = max(plan.floor_bytes, int(prepared.budget_bytes * fraction))
-        return fit(cost, ranking, budget, plan.value_type).masks
-
+    fill = filler(prepared, plan)
     if data is None:
         from hwprune.training.sparse import SparseParameters
 
@@ -142,7 +146,19 @@ def prune_and_regrow(
             "trained, regrown by gradient or recalibrated, and no accuracy was measured"
         )
         return Trained("one-shot", masks, 0, None, None, (), (note,))
-    return _train(prepared, strategy, fill, data, training, say)
+    return _train(prepared, plan, strategy, fill, data, training, say)
+
+
+def filler(prepared: Prepared, plan: Plan) -> Fill:
+    """Return what turns a ranking and a fraction of the budget into masks."""
+    cost = cost_of(prepared, plan.value_type)
+
+    def fill(ranking: Ranking, fraction: float) -> Masks:
+        # Next to the floor, a fraction of the budget would not even hold the empty network.
+        budget = max(plan.floor_bytes, int(prepared.budget_bytes * fraction))
+        return fit(cost, ranking, budget, plan.value_type).masks
+
+    return fill
 
 
 def recipe_of(training: Training) -> Recipe:
@@ -153,30 +169,29 @@ def recipe_of(training: Training) -> Recipe:
     """
     from hwprune.training import Recipe
 
-    known = {field.name for field in fields(Recipe)} - {"epochs"}
+    known = {each.name for each in fields(Recipe)} - {"epochs"}
     for name in training.recipe:
         if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             raise UsageError(
-                f"recipe: {name!r} is not one of its fields", hint=f"use {', '.join(sorted(known))}"
+                f"recipe: {name!r} is not one of its fields",
+                hint=f"did you mean {close[0]!r}?" if close else f"use {', '.join(sorted(known))}",
             )
     return replace(Recipe(), epochs=training.epochs, **training.recipe)
 
 
 def _train(
     prepared: Prepared,
+    plan: Plan,
     strategy: Strategy,
     fill: Fill,
     data: Data,
     training: Training,
     say: Say,
 ) -> Trained:
-    import torch
+    from hwprune.training import ALONE, finetune
 
-    from hwprune.training import finetune
-
-    device = training.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    world = training.world or ALONE
     recipe = recipe_of(training)
 
     def progress(event: Any) -> None:
@@ -195,11 +210,17 @@ def _train(
         recipe=recipe,
         teacher=copy.deepcopy(prepared.model.module),
         seed=training.seed,
-        device=device,
+        device=training.device,
         progress=progress,
         train_batchnorm=not prepared.model.batchnorm_frozen,
+        checkpoint=training.checkpoint,
+        world=world,
+        store=store_of(prepared, prepared.model.module, plan.value_type),
     )
-    notes = [*result.notes, f"trained in {result.precision} on {device}"]
+    where = f"on {training.device}"
+    if world.size > 1:
+        where += f", by {world.size} processes"
+    notes = [*result.notes, f"trained in {result.precision} {where}"]
     if strategy.name == "bidirectional":
         notes.append(ONE_WAY_NOTE)
     if prepared.model.batchnorm_frozen:
@@ -212,6 +233,8 @@ def _train(
         result.final_accuracy if result.metric == "accuracy" else None,
         result.trajectory,
         tuple(notes),
+        asdict(recipe),
+        result.cost_epochs,
     )
 
 
