@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from hwprune.cli.main import print_json
-from hwprune.cli.modelling import collector_paused, load, model_options
+from hwprune.cli.modelling import collector_paused, load, model_options, require_torch
 from hwprune.cli.options import VALUES, console, json_option, require_option
 from hwprune.errors import UsageError
 
@@ -38,12 +40,32 @@ if TYPE_CHECKING:
     "which auto never takes.",
 )  # fmt: skip
 @click.option(
+    "--recipe", metavar="NAME|FILE.toml",
+    help="How to train, and the strategy with its options, in a file; or one of the built-in "
+    "recipes rewind, four-bit and flat. --epochs and --strategy come before what it says.",
+)  # fmt: skip
+@click.option(
     "--epochs", type=click.IntRange(0), metavar="N",
-    help="Passes over the training data (default 12); 0 uses data for scores and calibration only.",
+    help="Passes over the training data (default: the recipe's, else 12); 0 uses data for scores "
+    "and calibration only.",
 )  # fmt: skip
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
     help="Of everything that is random.",
+)  # fmt: skip
+@click.option(
+    "--device", default="auto", show_default=True, metavar="NAME",
+    help="Where to train: cpu, cuda, cuda:N or mps; auto takes CUDA, else MPS, else the CPU.",
+)  # fmt: skip
+@click.option(
+    "--resume", is_flag=True,
+    help="Continue the run that was interrupted in the output folder, bit for bit as it would have "
+    "gone on; where there is none, start. The rest of the command must be the same.",
+)  # fmt: skip
+@click.option(
+    "--checkpoint-every", "checkpoint_seconds", type=click.FloatRange(0), default=30.0,
+    show_default=True, metavar="SECONDS",
+    help="The least time between two checkpoints; they are written after an epoch.",
 )  # fmt: skip
 @require_option
 @click.option(
@@ -65,8 +87,12 @@ def command(
     budget: int | None,
     strategy: str | None,
     values: str,
+    recipe: str | None,
     epochs: int | None,
     seed: int,
+    device: str,
+    resume: bool,
+    checkpoint_seconds: float,
     limits: tuple[Limit, ...],
     output: str | None,
     as_json: bool,
@@ -75,7 +101,10 @@ def command(
 
     MODEL is a state dict (.pt .pth .safetensors), a torch.export program (.pt2), or with
     --unsafe-load a pickled module. The output folder gets model.onnx, report.json, report.html and
-    checkpoint/; a file that is not verified or misses a --require is kept as rejected.onnx.
+    checkpoint/; a file that is not verified or misses a --require is kept as rejected.onnx. An
+    interrupted run leaves a checkpoint there: repeat the command with --resume.
+
+    Several GPUs or processes: torchrun --nproc-per-node N -m hwprune.cli compile MODEL ...
 
     Exit codes: 0 fits and verified; 2 bad usage or input; 3 a limit is not met; 4 no pruning
     reaches the budget; 5 verification failed.
@@ -84,27 +113,34 @@ def command(
     from hwprune.report import record as reports
     from hwprune.report import render
 
-    with collector_paused():
-        loaded, source = load(
-            model, arch=arch, inputs=inputs, fixed_batch=fixed_batch, unsafe_load=unsafe_load,
-            data=data, seed=seed,
-        )  # fmt: skip
-    from hwprune.compiler import DEFAULT_EPOCHS, DEFAULT_STRATEGY, Options, compile_model
-
-    options = Options(
-        budget_bytes=budget,
-        strategy=strategy or DEFAULT_STRATEGY,
-        values=values,
-        epochs=DEFAULT_EPOCHS if epochs is None else epochs,
-        seed=seed,
-        limits=[limit.text for limit in limits],
-        command=("hwprune", *sys.argv[1:]),
-    )
     if output == "":
         raise UsageError("-o is empty", hint="give a folder, or leave -o out")
-    folder = Path(output) if output else Path(f"{loaded.name}-{target.name}")
-    with watching() as say:
-        artifact = compile_model(loaded, target, source, folder, options, say)
+    with ExitStack() as stack:
+        with collector_paused():
+            require_torch()
+            from hwprune.compiler import Options, compile_model
+            from hwprune.steps.together import together
+
+            options = Options(
+                budget_bytes=budget,
+                values=values,
+                seed=seed,
+                limits=[limit.text for limit in limits],
+                resume=resume,
+                checkpoint_seconds=checkpoint_seconds,
+                command=("hwprune", *sys.argv[1:]),
+            ).following(recipe, strategy=strategy, epochs=epochs)
+            chosen, world = stack.enter_context(together(device))
+            options = replace(options, device=chosen, world=world)
+            loaded, source = load(
+                model, arch=arch, inputs=inputs, fixed_batch=fixed_batch, unsafe_load=unsafe_load,
+                data=data, seed=seed,
+            )  # fmt: skip
+        folder = Path(output) if output else Path(f"{loaded.name}-{target.name}")
+        with watching() as say:
+            artifact = compile_model(loaded, target, source, folder, options, say)
+    if not world.leads:
+        ctx.exit(artifact.verdict.exit_code)
     found = reports.read(folder)
     if as_json:
         document = found.model_dump(mode="json")

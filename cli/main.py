@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         group.main(args, prog_name="hwprune")
     options = args[: args.index("--")] if "--" in args else args
     try:
-        with _sigterm_raises():
+        with _sigterm_raises(), _followers_quiet("--debug" in options):
             code = _run(args, as_json="--json" in options, debug="--debug" in options)
             sys.stdout.flush()
             return code
@@ -208,6 +208,24 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _followers_quiet(debug: bool) -> Iterator[None]:
+    """Print nothing where ``torchrun`` started this process as a second or later one.
+
+    The first says everything, the errors of the others included.
+    """
+    rank = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
+    if debug or not rank.isdecimal() or int(rank) == 0:
+        yield
+        return
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwprune.compiler import DEFAULT_EPOCHS, DEFAULT_STRATEGY, Options, check_seed, compile_model
+from hwprune.compiler import Options, check_seed, compile_model
 from hwprune.errors import UsageError
 from hwprune.ir import Artifact, Data, Model, TensorSpec
 from hwprune.targets import Target
@@ -30,13 +30,15 @@ def compile(
     arch: str | None = None,
     unsafe_load: bool = False,
     budget: int | str | None = None,
-    strategy: str = DEFAULT_STRATEGY,
+    strategy: str | None = None,
     values: str = "auto",
-    epochs: int = DEFAULT_EPOCHS,
+    epochs: int | None = None,
     seed: int = 0,
     require: Sequence[str] = (),
     output: str | os.PathLike[str] | None = None,
-    recipe: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    resume: bool = False,
 ) -> Artifact:
     """Compile a network into a sparse ONNX file that fits a device's byte budget.
 
@@ -49,13 +51,17 @@ def compile(
         arch: what a state dict was saved from, where it is not recognised.
         unsafe_load: read a pickled module, which runs code that the file holds.
         budget: bytes, or a size such as ``"64KiB"``; the target's default without.
-        strategy: how to prune.
+        strategy: how to prune; the recipe's, else ``bidirectional``.
         values: the type of the stored values, or ``auto``.
-        epochs: passes over the training data.
+        epochs: passes over the training data; the recipe's, else 12.
         seed: of everything that is random.
         require: limits such as ``"accuracy>=0.91"``.
         output: the folder to write; a new temporary one without.
-        recipe: fields of ``hwprune.training.Recipe`` that differ from their defaults.
+        recipe: fields of ``hwprune.training.Recipe`` that differ from their defaults, or a recipe
+            file, or the name of a built-in one.
+        device: where to train: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        resume: continue the run that was interrupted in ``output``, bit for bit as it would have
+            gone on; start where there is none.
 
     Returns:
         the artifact; ``artifact.verdict.exit_code`` is 0 where it fits and is verified.
@@ -64,20 +70,25 @@ def compile(
         HwpruneError: the run could not reach a file; its class says why.
     """
     check_seed(seed)
+    if resume and output is None:
+        raise UsageError(
+            "resume without an output folder: a new temporary one holds nothing to continue",
+            hint="give output= the folder of the interrupted run",
+        )
     profile = target if isinstance(target, Target) else load_target(target)
     source = _data(data, seed)
     loaded = _model(model, example_input, source, arch=arch, unsafe_load=unsafe_load)
     folder = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="hwprune-"))
     options = Options(
         budget_bytes=parse_bytes(budget) if isinstance(budget, str) else budget,
-        strategy=strategy,
         values=values,
-        epochs=epochs,
         seed=seed,
         limits=(require,) if isinstance(require, str) else tuple(require),
-        recipe=recipe,
+        recipe=recipe if isinstance(recipe, Mapping) else None,
+        device=device,
+        resume=resume,
         command=("hwprune.compile",),
-    )
+    ).following(None if isinstance(recipe, Mapping) else recipe, strategy=strategy, epochs=epochs)
     try:
         return compile_model(loaded, profile, source, folder, options)
     except BaseException:

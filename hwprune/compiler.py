@@ -6,9 +6,11 @@ load -> prepare (trace, fixed cost) -> plan -> choose values -> prune and regrow
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from hwprune.errors import LimitError, ModelError, UsageError, VerificationError
 from hwprune.ir import Artifact, Data, Masks, Model, Plan, ValueType, Verdict
 from hwprune.sparsity import STRATEGIES
 from hwprune.steps.checkpoint import save_checkpoint
-from hwprune.steps.choosing import choose_value_type
+from hwprune.steps.choosing import RACING_VALUE_TYPES, choose_value_type, may_race
 from hwprune.steps.matching import check_batch, match
 from hwprune.steps.output import OutputFolder, opened, write_file
 from hwprune.steps.packing import PackedModel, pack_model
@@ -39,8 +41,12 @@ from hwprune.steps.pruning import (
     strategy_for,
 )
 from hwprune.steps.recording import Outcome, record_of, with_verdict, write_reports
+from hwprune.steps.resuming import checkpoint_of, discard_checkpoint
 from hwprune.steps.verifying import measure_files, verify_file
 from hwprune.targets import Target
+from hwprune.training import ALONE, World
+from hwprune.training.devices import resolve
+from hwprune.training.recipe_file import load as load_recipe
 from hwprune.units import format_bytes, format_percent
 from hwprune.verify import limits as limit_rules
 from hwprune.verify import speeds
@@ -64,7 +70,14 @@ class Options:
         seed: of everything that is random.
         limits: limits, as ``--require`` spells them.
         recipe: fields of ``hwprune.training.Recipe`` that differ from their defaults.
-        device: where to train.
+        device: where to train: ``auto`` (CUDA, else MPS, else the CPU), ``cpu``, ``cuda``,
+            ``cuda:N`` or ``mps``.
+        resume: continue the run that was interrupted in this folder; where there is none, start. A
+            finished run leaves nothing to continue.
+        checkpoint_seconds: the least time between two checkpoints of the training, which are
+            written after an epoch.
+        world: the processes that compile together, each of which makes the same call; see
+            ``hwprune.training.joined``.
         threads: of onnxruntime while measuring latency.
         command: the command line, for the record.
     """
@@ -78,8 +91,42 @@ class Options:
     limits: Sequence[str] = ()
     recipe: Mapping[str, Any] | None = None
     device: str = "auto"
+    resume: bool = False
+    checkpoint_seconds: float = 30.0
+    world: World = ALONE
     threads: int = 1
     command: Sequence[str] = ()
+
+    def following(
+        self,
+        recipe: str | os.PathLike[str] | None,
+        *,
+        strategy: str | None = None,
+        epochs: int | None = None,
+    ) -> Options:
+        """Return these options along a recipe file; what was asked for itself comes first.
+
+        Args:
+            recipe: a file, or the name of a built-in recipe; None for neither.
+            strategy: asked for, or None. Another one than the file's takes no options from there.
+            epochs: asked for, or None.
+
+        Raises:
+            UsageError: the file is not a recipe; see ``hwprune.training.recipe_file``.
+        """
+        found = self
+        if recipe is not None:
+            course = load_recipe(recipe)
+            found = replace(
+                self,
+                strategy=course.strategy or self.strategy,
+                strategy_options=course.options if course.strategy else self.strategy_options,
+                epochs=self.epochs if course.epochs is None else course.epochs,
+                recipe=course.recipe,
+            )
+        if strategy is not None and strategy != found.strategy:
+            found = replace(found, strategy=strategy, strategy_options=None)
+        return found if epochs is None else replace(found, epochs=epochs)
 
 
 def compile_model(
@@ -95,21 +142,30 @@ def compile_model(
     The folder gets model.onnx, report.json and report.html; where the result is not verified or
     a limit is not met, the file is kept as rejected.onnx and an older model.onnx stays as it was.
 
+    While it trains, the folder holds a checkpoint that ``Options.resume`` continues from. Of
+    several processes the leader alone packs, writes and verifies; all return the same.
+
     Returns:
         the artifact; its verdict holds the exit code (0, 3 or 5).
 
     Raises:
-        HwpruneError: the run could not reach a file at all; nothing in the folder changed.
+        HwpruneError: the run could not reach a file at all; no artifact in the folder changed.
     """
     started = time.perf_counter()
     limits = [limit_rules.parse_limit(text) for text in options.limits]
     _check_options(options, model)
     check_budget(target, options.budget_bytes)
     _check_limits(limits, target, data)
-    kinds = value_types(target, options.values)
-    training = Training(options.epochs, options.seed, options.recipe or {}, options.device)
-    recipe_of(training)  # a wrong field is found before any work is done
-    with opened(output) as folder:
+    world = options.world
+    if not world.leads:
+        say = _quiet
+    training = Training(
+        options.epochs, options.seed, options.recipe or {}, resolve(options.device), world=world
+    )
+    recipe = recipe_of(training)  # a wrong field is found before any work is done
+    racing = RACING_VALUE_TYPES if may_race(data, recipe) else ()
+    kinds = value_types(target, options.values, also=racing)
+    with opened(output) if world.leads else nullcontext() as folder:
         matched = match(model, data) if data is not None else ()
         for note in matched:
             say(Status("data", note))
@@ -132,16 +188,28 @@ def compile_model(
             if options.strategy == "dense":  # nothing may be pruned: only what holds every weight
                 whole = {k: plan for k, plan in plans.items() if plan.limited_by == "weights"}
                 plans = whole or plans
-            choice = choose_value_type(prepared, plans, data, options.seed)
+            choice = world.lead(
+                choose_value_type(prepared, plans, data, options.seed, training=training, say=say)
+            )
             notes.append(choice.note)
             plan = plans[choice.value_type]
             strategy = strategy_for(options.strategy, plan, options.strategy_options or {})
             say(Status("plan", _plan_line(plan)))
+            checkpoint = checkpoint_of(
+                output, prepared, plan,
+                resume=options.resume, every_seconds=options.checkpoint_seconds,
+            )  # fmt: skip
+            training = replace(training, checkpoint=checkpoint)
             trained = prune_and_regrow(prepared, plan, strategy, data, training, say)
+            trained = replace(trained, cost_epochs=trained.cost_epochs + choice.cost_epochs)
+            if folder is None:
+                return world.follow(Artifact)
             say(Status("pack", "encoding"))
             packed = pack_model(prepared, trained.masks, choice.value_type, pretrained)
             written, masks = packed.written, packed.masks
             notes += _packing_notes(packed, choice.value_type)
+        if folder is None:
+            return world.follow(Artifact)
         save_checkpoint(prepared.model.module, masks, folder.staging / "checkpoint")
         path = folder.staging / "model.onnx"
         write_file(path, written.data)
@@ -166,13 +234,17 @@ def compile_model(
         record = record_of(outcome, seed=options.seed, command=options.command)
         record, verdict = _judge(record, outcome, limits)
         record["seconds"] = time.perf_counter() - started
-        return _publish(folder, record, verdict, say)
+        return world.lead(_publish(folder, record, verdict, say))
 
 
 def check_seed(seed: int) -> None:
     """Raise UsageError for a seed that not every random generator takes."""
     if not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise UsageError(f"seed is {seed!r}", hint=f"expected a whole number from 0 to {MAX_SEED}")
+
+
+def _quiet(status: Status) -> None:
+    """Say nothing: another process does."""
 
 
 # -- the stages that are not one call -------------------------------------------------------------
@@ -229,6 +301,7 @@ def _publish(folder: OutputFolder, record: dict[str, Any], verdict: Verdict, say
     folder.publish(name, "checkpoint", "report.json", "report.html")
     if name == "model.onnx":
         folder.discard("rejected.onnx")
+    discard_checkpoint(folder.path)
     say(Status("done", str(folder.path / name)))
     return Artifact(
         path=str(folder.path / name),
@@ -247,12 +320,18 @@ def _fits_dense(prepared: Prepared) -> str:
 
 
 def _packing_notes(packed: PackedModel, value_type: ValueType) -> list[str]:
-    if not packed.dropped:
-        return []
-    return [
-        f"{packed.dropped:,} survivors were zero as {value_type} and were dropped; bytes that were "
-        f"left took {packed.respent:,} connections back"
-    ]
+    notes = []
+    if packed.dropped:
+        notes.append(f"{packed.dropped:,} survivors were zero as {value_type} and were dropped")
+    if packed.useless:
+        notes.append(f"{packed.useless:,} survivors led nowhere and were dropped")
+    if packed.removed:
+        notes.append(
+            f"{packed.removed:,} channels were dead and were removed: {packed.removed_bytes:,} B"
+        )
+    if notes:
+        notes.append(f"bytes that were left took {packed.respent:,} connections back")
+    return notes
 
 
 def _plan_line(plan: Plan) -> str:

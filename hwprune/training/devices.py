@@ -7,37 +7,47 @@ import torch
 from hwprune.errors import UsageError
 
 
-def resolve(wish: str = "auto", *, local_rank: int = 0) -> str:
+def resolve(wish: str = "auto", *, local_rank: int = 0, local_size: int = 1) -> str:
     """Return the device of a run: ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
 
     Args:
-        wish: one of these, or ``auto``.
-        local_rank: the number of this process on its machine: several processes that ask for
-            ``auto`` or ``cuda`` get a GPU each.
+        wish: one of these, or ``auto``. Several processes that ask for ``auto`` or ``cuda`` get a
+            GPU each.
+        local_rank: the number of this process on its machine.
+        local_size: how many processes train together on this machine.
 
     Raises:
-        UsageError: not a device, or one that is not here.
+        UsageError: not a device, one that is not here, or not one for every process. It is the same
+            in all of them.
     """
     there = available()
-    kind, _, number = wish.partition(":")
-    if kind == "auto" and not number:
+    kind, colon, number = wish.partition(":")
+    if kind == "auto" and not colon:
         kind = there[0]
     known = kind in ("cpu", "cuda", "mps")
-    if not known or (number and (kind != "cuda" or not number.isdecimal())):
+    if not known or (colon and (kind != "cuda" or not number.isdecimal())):
         raise UsageError(f"there is no device {wish!r}", hint="use auto, cpu, cuda, cuda:N or mps")
     if kind not in there:
         raise UsageError(f"device {wish}: {_why_not(kind)}", hint=f"here is {', '.join(there)}")
+    if local_size > 1 and (colon or kind == "mps"):
+        raise UsageError(
+            f"{local_size} processes cannot share the device {wish}",
+            hint="use --device cuda (a GPU for each) or cpu, or start one process",
+        )
     if kind != "cuda":
         return kind
     count = torch.cuda.device_count()
-    chosen = int(number) if number else local_rank
-    if chosen >= count:
-        what = f"device {wish}" if number else f"process {local_rank} of this machine"
+    if colon and int(number) >= count:
         raise UsageError(
-            f"{what} needs GPU number {chosen}, and there are {count}, counted from 0",
-            hint="name another one, or start as many processes as there are GPUs",
+            f"device {wish} is not here: {count} GPUs are, counted from 0",
+            hint=f"use cuda:0 to cuda:{count - 1}" if count > 1 else "use cuda",
         )
-    return f"cuda:{chosen}" if number or local_rank else "cuda"
+    if local_size > count:
+        raise UsageError(
+            f"{local_size} processes need a GPU each, and there are {count}",
+            hint=f"start {count} with --nproc-per-node, or use --device cpu",
+        )
+    return wish if colon else "cuda" if local_size == 1 else f"cuda:{local_rank}"
 
 
 def available() -> tuple[str, ...]:

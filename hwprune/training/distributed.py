@@ -130,6 +130,12 @@ class World:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def follow(self, kind: type[T]) -> T:
+        """Wait for the value that the leader hands to ``lead``, and return it."""
+        value = self.lead(None)
+        assert isinstance(value, kind)
+        return value
+
     def report(self, error: BaseException) -> None:
         """Leave the first failure of any process where the others find it."""
         if self._store is None:
@@ -178,11 +184,6 @@ ALONE = World()
 def launched() -> bool:
     """Return whether ``torchrun`` (or the like) started this process as one of several."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def local_rank() -> int:
-    """Return the number of this process on its machine; 0 for a process on its own."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if launched() else 0
 
 
 @contextmanager
