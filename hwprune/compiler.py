@@ -18,7 +18,7 @@ from hwprune.errors import LimitError, ModelError, UsageError, VerificationError
 from hwprune.ir import Artifact, Data, Masks, Model, Plan, ValueType, Verdict
 from hwprune.sparsity import STRATEGIES
 from hwprune.steps.checkpoint import save_checkpoint
-from hwprune.steps.choosing import RACING_VALUE_TYPES, choose_value_type, may_race
+from hwprune.steps.choosing import RACING_VALUE_TYPES, Choice, choose_value_type, may_race
 from hwprune.steps.matching import check_batch, match
 from hwprune.steps.output import OutputFolder, opened, write_file
 from hwprune.steps.packing import PackedModel, pack_model
@@ -201,7 +201,7 @@ def compile_model(
             )  # fmt: skip
             training = replace(training, checkpoint=checkpoint)
             trained = prune_and_regrow(prepared, plan, strategy, data, training, say)
-            trained = replace(trained, cost_epochs=trained.cost_epochs + choice.cost_epochs)
+            trained = _with_costs(trained, choice, options)
             if folder is None:
                 return world.follow(Artifact)
             say(Status("pack", "encoding"))
@@ -309,6 +309,16 @@ def _publish(folder: OutputFolder, record: dict[str, Any], verdict: Verdict, say
         sha256=record["artifact"]["sha256"],
         verdict=verdict,
         report=record,
+    )
+
+
+def _with_costs(trained: Trained, choice: Choice, options: Options) -> Trained:
+    """Add what choosing cost, and what the strategy was told, to what the record says."""
+    told = {f"strategy.{key}": value for key, value in (options.strategy_options or {}).items()}
+    return replace(
+        trained,
+        cost_epochs=trained.cost_epochs + choice.cost_epochs,
+        recipe={**trained.recipe, **told} if trained.recipe else {},
     )
 
 

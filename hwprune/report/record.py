@@ -18,7 +18,9 @@ from hwprune.errors import ArtifactError, HwpruneError, OutputError
 
 REPORT_NAME = "report.json"
 # What is null in these explains itself.
-_SELF_EXPLAINING = ("environment", "accuracy.trajectory", "result.layers", "verdict.limits")
+_SELF_EXPLAINING = (
+    "environment", "recipe", "accuracy.trajectory", "result.layers", "verdict.limits",
+)  # fmt: skip
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -73,7 +75,8 @@ class LayerPart(Section):
     """One prunable tensor.
 
     ``bytes`` is all that it adds to the graph; of these ``index_bytes`` say where its nonzeros are
-    and ``value_bytes`` what they are. The bounds are the entropies of both.
+    and ``value_bytes`` what they are. The bounds are the entropies of both. ``stored_shape`` is
+    given where channels were removed and the file holds less than ``shape``.
     """
 
     name: str
@@ -86,6 +89,7 @@ class LayerPart(Section):
     value_bytes: Count | None = None
     index_bound_bytes: Positive | None = None
     value_bound_bytes: Positive | None = None
+    stored_shape: tuple[int, ...] | None = None
 
 
 class ResultPart(Section):
@@ -166,7 +170,12 @@ class ParityPart(Section):
 
 
 class Record(Section):
-    """The whole report."""
+    """The whole report.
+
+    ``recipe`` is how it was trained: the fields of the recipe and the options of the strategy.
+    ``cost_epochs`` is what that cost, in epochs of one forward and backward pass a sample: steps
+    that take two, and short trainings that chose between value types, count as what they take.
+    """
 
     schema_version: Literal[1] = 1
     verdict: VerdictPart
@@ -174,6 +183,8 @@ class Record(Section):
     target: str
     strategy: str
     epochs: Count
+    recipe: Mapping[str, str | int | float | bool | None] = {}
+    cost_epochs: Positive = 0
     artifact: ArtifactPart
     budget: BudgetPart
     result: ResultPart

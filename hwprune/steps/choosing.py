@@ -1,18 +1,23 @@
-"""``--values auto``: which value type to store, decided before training by what survives it.
+"""``--values auto``: which value type to store, decided by validation accuracy at the same bytes.
 
-Candidates are compared at the same bytes: fewer wide values against more narrow ones. With data the
-dense model's weights are masked and quantised, BN is recalibrated and the validation accuracy is
-measured; candidates that it cannot tell apart (within one standard error, as when all are near
-chance) are compared by the error of the stored weights, as they are without data.
+Fewer wide values stand against more narrow ones. First, without training: the dense model's weights
+are masked and quantised, BN is recalibrated and the validation accuracy is measured. Those that
+this cannot tell apart (within one standard error, as when all are near chance), and the four-bit
+types, which only training makes up for, then race: each is trained for a short while at its own
+number of connections, with its values in the loop. The best validation accuracy wins; within one
+standard error of it the smaller error of the stored weights does, as it does without data.
+
+What the race may cost is a part of the run's epochs (``Recipe.race``), shared by all who take part.
+Where that is too little to learn anything, it is not held.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,24 +25,69 @@ from numpy.typing import NDArray
 from hwprune.budget import fit, ranking_limit
 from hwprune.encoding.values import rounded
 from hwprune.ir import Data, Masks, Plan, Split, ValueType
-from hwprune.sparsity import rank_weights
-from hwprune.steps.planning import Prepared, cost_of, module_weights, reconstruction_error
+from hwprune.sparsity import make, rank_weights
+from hwprune.steps.planning import (
+    AUTO_VALUE_TYPES,
+    Prepared,
+    cost_of,
+    module_weights,
+    reconstruction_error,
+)
+from hwprune.steps.pruning import Say, Status, Training, filler, recipe_of
+from hwprune.steps.storing import store_of
 
+if TYPE_CHECKING:
+    from hwprune.training import Recipe
+
+# Those that join where there is a race: a codebook of 256 is as wide as int8, and its table larger.
+RACING_VALUE_TYPES: tuple[ValueType, ...] = ("int4", "codebook16")
 _SAMPLES = 1000
+# Of the types that are compared before training, the most that race.
+_WIDE = 2
+# A training of fewer steps says nothing.
+_LEAST_STEPS = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A value type and how it was chosen."""
+    """A value type and how it was chosen.
+
+    Attributes:
+        value_type: what to compile with.
+        note: a sentence for the report.
+        cost_epochs: what choosing cost, in epochs of the run's training data.
+    """
 
     value_type: ValueType
     note: str
+    cost_epochs: float = 0.0
+
+
+def may_race(data: Data | None, recipe: Recipe) -> bool:
+    """Return whether value types may be compared by training: then the four-bit ones join."""
+    labels = data is not None and data.validation.labels is not None
+    return labels and recipe.epochs > 0 and recipe.race > 0 and recipe.quantise_from < 1
 
 
 def choose_value_type(
-    prepared: Prepared, plans: Mapping[ValueType, Plan], data: Data | None, seed: int
+    prepared: Prepared,
+    plans: Mapping[ValueType, Plan],
+    data: Data | None,
+    seed: int,
+    *,
+    training: Training | None = None,
+    say: Say = lambda status: None,
 ) -> Choice:
-    """Return the value type to compile with."""
+    """Return the value type to compile with.
+
+    Args:
+        prepared: the traced model; it is not changed.
+        plans: the candidates; four-bit ones are left out where there is no race.
+        data: what is measured on, None to go by the weights alone.
+        seed: of everything that is random.
+        training: of the run; None for no race.
+        say: told about each candidate.
+    """
     if len(plans) == 1:
         (only,) = plans
         return Choice(only, f"values: {only}, the only choice")
@@ -47,22 +97,103 @@ def choose_value_type(
     errors = {
         kind: reconstruction_error(weights, masks[kind].by_name, axes, kind) for kind in plans
     }
-    by_error = min(errors, key=errors.__getitem__)
-    listed = ", ".join(f"{kind} {100 * error:.2f} %" for kind, error in errors.items())
+    plain = [kind for kind in plans if kind in AUTO_VALUE_TYPES] or list(plans)
+    by_error = min(plain, key=errors.__getitem__)
+    listed = ", ".join(f"{kind} {100 * errors[kind]:.2f} %" for kind in plain)
     if data is None or data.validation.labels is None:
         note = f"values: {by_error}, by the squared error of the stored weights ({listed})"
         return Choice(by_error, note)
     samples = min(_SAMPLES, len(data.validation))
-    accuracies = {kind: _screen(prepared, masks[kind], kind, data, samples, seed) for kind in plans}
-    best = max(accuracies.values())
-    margin = math.sqrt(max(best * (1 - best), 1 / samples) / samples)
-    close = [kind for kind in plans if accuracies[kind] >= best - margin]
+    accuracies = {kind: _screen(prepared, masks[kind], kind, data, samples, seed) for kind in plain}
+    close = _level(accuracies, samples)
     chosen = min(close, key=errors.__getitem__)
     measured = ", ".join(f"{kind} {100 * value:.1f} %" for kind, value in accuracies.items())
+    if training is not None and may_race(data, recipe_of(training)):
+        entrants = sorted(close, key=errors.__getitem__)[:_WIDE]
+        entrants += [kind for kind in plans if kind not in plain]
+        raced = _race(prepared, plans, entrants, errors, data, training, say)
+        if raced is not None:
+            return raced
     how = "validation accuracy before training" if len(close) == 1 else (
         f"error of the stored weights ({listed}), validation before training being level"
     )  # fmt: skip
     return Choice(chosen, f"values: {chosen}, by {how} (screened: {measured})")
+
+
+def _level(accuracies: Mapping[ValueType, float], samples: int) -> list[ValueType]:
+    """Return the candidates within one standard error of the best."""
+    best = max(accuracies.values())
+    margin = math.sqrt(max(best * (1 - best), 1 / samples) / samples)
+    return [kind for kind, accuracy in accuracies.items() if accuracy >= best - margin]
+
+
+def _race(
+    prepared: Prepared,
+    plans: Mapping[ValueType, Plan],
+    entrants: Sequence[ValueType],
+    errors: Mapping[ValueType, float],
+    data: Data,
+    training: Training,
+    say: Say,
+) -> Choice | None:
+    """Train the entrants for a short while and return the winner; None where that is too short."""
+    recipe = recipe_of(training)
+    share = recipe.race * recipe.epochs / max(1, len(entrants))
+    size = len(data.train)
+    samples = size if share >= 1 else round(share * size)
+    epochs = max(1, round(share))
+    if len(entrants) < 2 or epochs * samples < _LEAST_STEPS * recipe.batch_size:
+        return None
+    picked = np.random.default_rng(training.seed).permutation(size)[:samples]
+    part = replace(data, train=Part(data.train, np.sort(picked)))
+    short = replace(
+        recipe,
+        epochs=epochs,
+        per_round=False,
+        quantise_from=min(0.5, recipe.quantise_from),
+        checkpoint="final",
+        sharpness=0.0,
+        ema_decay=0.0,
+        interpolate=0,
+    )
+    accuracies: dict[ValueType, float] = {}
+    for number, kind in enumerate(entrants):
+        say(Status("values", f"trying {kind}", number, len(entrants)))
+        accuracies[kind] = _try(prepared, plans[kind], part, short, training)
+    close = _level(accuracies, len(data.validation))
+    chosen = min(close, key=errors.__getitem__)
+    spent = len(entrants) * epochs * samples / size
+    measured = ", ".join(f"{kind} {100 * value:.1f} %" for kind, value in accuracies.items())
+    how = "validation accuracy" if len(close) == 1 else "error of the weights, validation level,"
+    note = (
+        f"values: {chosen}, by {how} after a short training of each ({measured}; {spent:.2g} "
+        "epochs in all, beside those of the run)"
+    )
+    return Choice(chosen, note, spent)
+
+
+def _try(prepared: Prepared, plan: Plan, data: Data, recipe: Recipe, training: Training) -> float:
+    """Return the validation accuracy of one candidate after a short training."""
+    from hwprune.training import ALONE, finetune
+    from hwprune.training.devices import resolve
+
+    module = copy.deepcopy(prepared.model.module)
+    strategy = make("one-shot", density=max(1, plan.max_nonzeros) / plan.weights)
+    result = finetune(
+        module,
+        data=data,
+        names=prepared.names,
+        strategy=strategy,
+        fill=filler(prepared, plan),
+        recipe=recipe,
+        teacher=copy.deepcopy(prepared.model.module),
+        seed=training.seed,
+        device=resolve(training.device),
+        train_batchnorm=not prepared.model.batchnorm_frozen,
+        store=store_of(prepared, module, plan.value_type),
+        world=training.world or ALONE,
+    )
+    return result.final_accuracy
 
 
 def _plan_masks(prepared: Prepared, kind: ValueType) -> Masks:

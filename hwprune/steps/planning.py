@@ -131,14 +131,22 @@ def cost_of(prepared: Prepared, value_type: ValueType) -> FileCost:
     return prepared.template.cost((value_type,))
 
 
-def value_types(target: Target, asked: str) -> tuple[ValueType, ...]:
+def value_types(
+    target: Target, asked: str, *, also: tuple[ValueType, ...] = ()
+) -> tuple[ValueType, ...]:
     """Return the value types to consider; ``auto`` leaves out what only retraining makes up for.
+
+    Args:
+        target: what can be decoded.
+        asked: a value type, or ``auto``.
+        also: what ``auto`` takes beside, because there will be training.
 
     Raises:
         UsageError: the target cannot decode the one that was asked for.
     """
     if asked == "auto":
-        return tuple(kind for kind in target.value_types if kind in AUTO_VALUE_TYPES)
+        wanted = (*AUTO_VALUE_TYPES, *also)
+        return tuple(kind for kind in target.value_types if kind in wanted)
     chosen = tuple(kind for kind in target.value_types if kind == asked)
     if not chosen:
         raise UsageError(

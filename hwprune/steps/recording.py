@@ -70,6 +70,8 @@ def record_of(outcome: Outcome, *, seed: int, command: Sequence[str]) -> dict[st
         "target": prepared.target.name,
         "strategy": outcome.trained.strategy,
         "epochs": outcome.trained.epochs,
+        "recipe": dict(outcome.trained.recipe),
+        "cost_epochs": outcome.trained.cost_epochs,
         "artifact": {
             "path": "model.onnx",
             "bytes": size,
@@ -161,6 +163,7 @@ def _layers(outcome: Outcome) -> list[dict[str, Any]]:
                 "value_type": kind,
                 "bytes": size,
                 **_bounds(packed),
+                **_stored_shape(packed, tensor.shape),
             }
         )
     return layers
@@ -182,6 +185,11 @@ def _bounds(packed: Packed | None) -> dict[str, Any]:
         "index_bound_bytes": round(bound.index, 1),
         "value_bound_bytes": round(bound.values, 1),
     }
+
+
+def _stored_shape(packed: Packed | None, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return the shape in the file where channels were removed."""
+    return {} if packed is None or packed.shape == shape else {"stored_shape": packed.shape}
 
 
 def _accuracy(outcome: Outcome) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class Stored:
         stored = {}
         most = LEVELS[self._kind]
         for (name, weight), scale, few in zip(
-            weights.items(), wide.split([len(part) for part in scales]), scales, strict=True
+            weights.items(), torch.split(wide, [len(part) for part in scales]), scales, strict=True
         ):
             step = scale.reshape(largest[name].shape) / factors[name].abs()
             magnitude = weight.abs()
