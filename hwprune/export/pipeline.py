@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.encoding import unpack
+from hwprune.export.deadness import Dead, find_dead
 from hwprune.export.lower import lower
 from hwprune.export.passes import slim
 from hwprune.export.prunable import find_prunable
+from hwprune.export.shrink import spread
 from hwprune.export.template import Template, Written
 from hwprune.export.trace import Traced
-from hwprune.ir import CodecName, SkippedTensor
+from hwprune.ir import CodecName, Masks, SkippedTensor
 
 
 def template_of(
@@ -53,16 +56,24 @@ def decoded_parameters(
     """Return the parameters that make the torch module compute what the file computes.
 
     Packed weights and biases are decoded and the folding of BN is undone, so that torch runs the
-    original network, BN and all, on the very values that the file holds.
+    original network, BN and all, on the very values that the file holds. Channels that the file is
+    without have no weights, and the module's own biases.
+
+    Args:
+        traced: the network's structure.
+        template: of the whole network, over the module's present weights.
+        written: the file.
+        module: its weights.
 
     Returns:
         new values by state-dict key, for the parameters that differ.
     """
     graph = template.graph
     raw = traced.with_values(module).tensors
-    values: dict[str, NDArray[np.float32]] = {
-        name: unpack(packed) for name, packed in written.packed.items()
-    }
+    values: dict[str, NDArray[np.float32]] = {}
+    for name, packed in written.packed.items():
+        nothing = np.zeros(graph.tensors[name].shape, np.float32)
+        values[name] = spread(name, unpack(packed), written.kept, nothing)
     folded_biases = {fold.bias: fold for fold in graph.folds}
     for fold in graph.folds:
         if fold.weight in values:
@@ -74,14 +85,37 @@ def decoded_parameters(
                 np.float32
             )
     for name, stored in written.biases.items():
+        whole = spread(name, stored, written.kept, graph.tensors[name])
         folded = folded_biases.get(name)
         if folded is None:
-            values[name] = stored
+            values[name] = whole
         else:
-            values[folded.norm[1]] = (stored.astype(np.float64) - folded.shift).astype(np.float32)
+            values[folded.norm[1]] = (whole.astype(np.float64) - folded.shift).astype(np.float32)
     return {name: value for name, value in values.items() if name in raw}
 
 
 def weights_of(template: Template) -> Mapping[str, NDArray[np.float32]]:
     """Return the prunable weights as the file will hold them (BN folded)."""
     return {tensor.name: template.graph.tensors[tensor.name] for tensor in template.prunable}
+
+
+def dead_structure(traced: Traced, template: Template, masks: Masks) -> Dead:
+    """Return what the network can do without, given which connections live.
+
+    What it says must be added goes by the names of the module's parameters and buffers.
+
+    Args:
+        traced: the network's structure.
+        template: of the whole network, over the module's present weights.
+        masks: what lives.
+    """
+    graph = template.graph
+    own = {name: name for name in traced.parameters if name in graph.tensors}
+    shifts = [fold.norm[1] for fold in graph.folds]
+    for fold in graph.folds:
+        own.pop(fold.bias, None)  # it is folded: the BN's shift is what can be set
+        shift = fold.norm[1]
+        if shift in traced.parameters and shift not in graph.tensors and shifts.count(shift) == 1:
+            own[fold.bias] = shift
+    found = find_dead(graph, masks, own.keys())
+    return replace(found, added={own[name]: array for name, array in found.added.items()})

@@ -7,7 +7,7 @@ last rewrite of the graph: an optimiser that ran after it would fold the encoded
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from hwprune.export.operators import (
     function_for,
 )
 from hwprune.export.passes import short_names
+from hwprune.export.shrink import Kept, Removal, without
 from hwprune.ir import CodecName, Masks, Packed, PrunableTensor, ValueType
 
 PRODUCER = "hwprune"
@@ -47,12 +48,14 @@ class Written:
         encoding: how each tensor is stored (None for a dense file).
         packed: the packed tensors by name.
         biases: the biases of the pruned layers as stored, by their name in the graph.
+        kept: what is left of the tensors that lost channels.
     """
 
     data: bytes
     encoding: Encoding | None
     packed: Mapping[str, Packed]
     biases: Mapping[str, NDArray[np.float32]]
+    kept: Kept = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ class Template:
         codecs: what the target can decode.
         fuse: make a layer and what follows it one node. Worthwhile only where native kernels may
             run it, so never in the inlined form.
+        kept: what is left of tensors, where channels were removed; ``graph`` and ``prunable`` are
+            without them.
     """
 
     graph: Graph
@@ -75,6 +80,17 @@ class Template:
     inline: bool
     codecs: tuple[CodecName, ...]
     fuse: bool = True
+    kept: Kept = field(default_factory=dict)
+
+    def without(self, removal: Removal) -> Template:
+        """Return the artifact without some channels."""
+        if not removal:
+            return self
+        graph = without(self.graph, removal)
+        smaller = tuple(
+            replace(tensor, shape=graph.tensors[tensor.name].shape) for tensor in self.prunable
+        )
+        return replace(self, graph=graph, prunable=smaller, kept=removal.kept)
 
     # -- sizes ------------------------------------------------------------------------------------
 
@@ -154,6 +170,10 @@ class Template:
     def write_sparse(self, masks: Masks, value_type: ValueType) -> Written:
         """Return the sparse file for these masks over the template's weights.
 
+        Args:
+            masks: what lives, in the shapes of the template's tensors.
+            value_type: of the stored values.
+
         Ensures: the file's length is the one that ``cost`` predicts for the same masked weights.
         """
         layout = self._layout()
@@ -215,7 +235,7 @@ class Template:
                 f"the file has {len(data)} bytes where {encoding.file_bytes} were predicted",
                 hint="this is a defect of hwprune: please report it with the command",
             )
-        return Written(data, encoding, packed, stored_biases)
+        return Written(data, encoding, packed, stored_biases, self.kept)
 
     # -- pieces -----------------------------------------------------------------------------------
 

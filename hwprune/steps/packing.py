@@ -1,8 +1,12 @@
 """From trained weights and masks to the final file: no stored zeros, nothing over budget.
 
-Quantisation turns some survivors into zeros. They are dropped and their bytes are spent again, on
-dead connections with the largest pretrained weights, which get the smallest value that their
-channel can store: a connection that was never trained may hardly disturb the others.
+Quantisation turns some survivors into zeros, and some lead nowhere: to a channel that nobody reads,
+or from one that says nothing. They are dropped, channels that are dead then are removed from the
+file, and the bytes are spent again, on dead connections with the largest pretrained weights, which
+get the smallest value that their channel can store: a connection that was never trained may hardly
+disturb the others.
+
+The module and the masks keep the shapes of the whole network.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ from numpy.typing import NDArray
 from hwprune.budget import fit, ranking_limit
 from hwprune.encoding.values import quantise, quantum
 from hwprune.errors import HwpruneError
-from hwprune.export.pipeline import weights_of
+from hwprune.export.deadness import Dead
+from hwprune.export.pipeline import dead_structure, weights_of
+from hwprune.export.shrink import Kept, cut, spread
 from hwprune.export.template import Template, Written
 from hwprune.ir import Masks, Ranking, ValueType
 from hwprune.sparsity import followed_by, rank, rank_weights
@@ -33,10 +39,13 @@ class PackedModel:
 
     Attributes:
         written: the file's content.
-        template: the artifact it was made of.
-        masks: what is stored and not zero.
+        template: the artifact it was made of, without the dead channels.
+        masks: what is stored and not zero, in the shapes of the whole network.
         dropped: survivors that quantisation turned into zeros.
-        respent: connections that took their bytes.
+        respent: connections that took the bytes of what was dropped and removed.
+        useless: survivors that led nowhere.
+        removed: output channels of layers that are not in the file.
+        removed_bytes: what the file would weigh more with them.
     """
 
     written: Written
@@ -44,6 +53,9 @@ class PackedModel:
     masks: Masks
     dropped: int
     respent: int
+    useless: int = 0
+    removed: int = 0
+    removed_bytes: int = 0
 
 
 def pack_model(
@@ -63,26 +75,32 @@ def pack_model(
 
     Ensures: file bytes <= budget, and no stored value is zero unless its tensor is stored dense.
     """
-    dropped = respent = 0
+    dropped = respent = useless = 0
     template = prepared.template_now()
     for attempt in range(_ROUNDS):
-        alive = _without_zeros(template, masks, value_type)
-        dropped += masks.nonzeros - alive.nonzeros
-        cost = template.cost((value_type,))
-        used = cost.encoding(alive.positions(), value_type).file_bytes
+        survivors = _without_zeros(template, masks, value_type)
+        dead = dead_structure(prepared.traced, template, survivors)
+        alive = dead.masks
+        dropped += masks.nonzeros - survivors.nonzeros
+        useless += survivors.nonzeros - alive.nonzeros
+        if alive.nonzeros < masks.nonzeros:
+            nothing = {name: np.zeros_like(alive[name]) for name in alive}
+            _write_back(prepared, alive, nothing, pretrained, value_type)
+            _add(prepared, dead.added)
+            template = prepared.template_now()
+        kept = dead.removal.kept
+        small = template.without(dead.removal)
+        cost = small.cost((value_type,))
+        used = cost.encoding(_cut(alive, kept).positions(), value_type).file_bytes
         budget = prepared.budget_bytes
         spend = used < FULL_FRACTION * budget and attempt < _ROUNDS - 1
         if used <= budget and not spend:
-            if alive.nonzeros < masks.nonzeros:
-                nothing = {name: np.zeros_like(alive[name]) for name in alive}
-                _write_back(prepared, alive, nothing, pretrained, value_type)
-                template = prepared.template_now()
             masks = alive
             break
         limit = ranking_limit(cost, budget, value_type)
-        weights = module_weights(prepared)
-        ranking = _alive_first(weights, alive, pretrained if spend else None, limit)
-        masks = _stored(template, fit(cost, ranking, budget, value_type).masks, alive)
+        ranking = _alive_first(prepared, dead, pretrained if spend else None, limit)
+        chosen = _stored(fit(cost, ranking, budget, value_type).masks, _cut(alive, kept))
+        masks = _spread(chosen, kept, alive)
         grown = {name: masks[name] & ~alive[name] for name in masks}
         count = sum(int(np.count_nonzero(new)) for new in grown.values())
         respent += count
@@ -90,13 +108,48 @@ def pack_model(
         template = prepared.template_now()
         if spend and not count:
             break
-    written = template.write_sparse(masks, value_type)
+    small, freed = _smaller(template, dead, masks, value_type)
+    written = small.write_sparse(_cut(masks, small.kept), value_type)
     if len(written.data) > prepared.budget_bytes:
         raise HwpruneError(
             f"the file has {len(written.data)} bytes, the budget is {prepared.budget_bytes}",
             hint="this is a defect of hwprune: please report it with the command",
         )
-    return PackedModel(written, template, masks, dropped, respent)
+    removed = _channels(template) - _channels(small)
+    return PackedModel(written, small, masks, dropped, respent, useless, removed, freed)
+
+
+def _smaller(
+    template: Template, dead: Dead, masks: Masks, value_type: ValueType
+) -> tuple[Template, int]:
+    """Return the artifact without its dead channels, and the bytes that this saves.
+
+    Where it saves none (an operator changed its kind, and the file needs another body), they stay.
+    """
+    small = template.without(dead.removal)
+    if small is template:
+        return template, 0
+    parts = ((template, masks), (small, _cut(masks, small.kept)))
+    sizes = [
+        part.cost((value_type,)).encoding(living.positions(), value_type).file_bytes
+        for part, living in parts
+    ]
+    saved = sizes[0] - sizes[1]
+    return (small, saved) if saved > 0 else (template, 0)
+
+
+def _channels(template: Template) -> int:
+    return sum(tensor.shape[tensor.channel_axis] for tensor in template.prunable)
+
+
+def _cut(masks: Masks, kept: Kept) -> Masks:
+    return Masks({name: cut(name, masks[name], kept) for name in masks})
+
+
+def _spread(masks: Masks, kept: Kept, whole: Masks) -> Masks:
+    return Masks(
+        {name: spread(name, masks[name], kept, np.zeros_like(whole[name])) for name in masks}
+    )
 
 
 def _without_zeros(template: Template, masks: Masks, value_type: ValueType) -> Masks:
@@ -108,29 +161,33 @@ def _without_zeros(template: Template, masks: Masks, value_type: ValueType) -> M
     return Masks(alive)
 
 
-def _stored(template: Template, masks: Masks, alive: Masks) -> Masks:
+def _stored(masks: Masks, alive: Masks) -> Masks:
     """Return masks in which a tensor that is stored dense lives only where it is not zero."""
     full = {name for name in masks if masks[name].all() and not alive[name].all()}
     return Masks({name: alive[name] if name in full else masks[name] for name in masks})
 
 
 def _alive_first(
-    weights: Mapping[str, NDArray[np.float32]],
-    alive: Masks,
+    prepared: Prepared,
+    dead: Dead,
     pretrained: Mapping[str, NDArray[np.float32]] | None,
     limit: int,
 ) -> Ranking:
-    living = {name: np.where(alive[name], weights[name], np.float32(0)) for name in weights}
+    """Return what lives, the best first, then what may come back; of the channels that are left."""
+    kept, alive = dead.removal.kept, dead.masks
+    weights = module_weights(prepared)
+    living = {
+        name: cut(name, np.where(alive[name], weights[name], np.float32(0)), kept)
+        for name in weights
+    }
     first = rank_weights(living, "lamp", min(limit, alive.nonzeros))
     if pretrained is None:
         return first
-    dead = {
-        name: np.where(
-            alive[name] | (pretrained[name] == 0), np.float32(-np.inf), np.abs(pretrained[name])
-        )
-        for name in weights
-    }
-    return followed_by(first, rank(dead, limit=max(0, limit - len(first))))
+    scores = {}
+    for name, before in pretrained.items():
+        out = alive[name] | (before == 0) | ~dead.matter.get(name, np.True_)
+        scores[name] = cut(name, np.where(out, np.float32(-np.inf), np.abs(before)), kept)
+    return followed_by(first, rank(scores, limit=max(0, limit - len(first))))
 
 
 def _write_back(
@@ -154,3 +211,15 @@ def _write_back(
         values = np.where(grown[name], start, masked).astype(np.float32)
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(values))
+
+
+def _add(prepared: Prepared, added: Mapping[str, NDArray[np.float32]]) -> None:
+    """Add to the module's biases and BN means what channels gave that are gone."""
+    import torch
+
+    module = prepared.model.module
+    named = dict(module.named_parameters(remove_duplicate=False))
+    named |= dict(module.named_buffers(remove_duplicate=False))
+    with torch.no_grad():
+        for name, array in added.items():
+            named[name].add_(torch.from_numpy(array).to(named[name]))

@@ -11,6 +11,7 @@ import torch
 from hwprune.budget import fit, ranking_limit
 from hwprune.encoding import stored_nonzeros, unpack
 from hwprune.errors import HwpruneError
+from hwprune.export.shrink import spread
 from hwprune.ir import VALUE_TYPES, Masks, ValueType
 from hwprune.sparsity import rank_weights
 from hwprune.steps.packing import FULL_FRACTION, PackedModel, pack_model
@@ -43,7 +44,9 @@ def _check(prepared: Prepared, packed: PackedModel) -> None:
     weights = module_weights(prepared)
     for name, tensor in packed.written.packed.items():
         assert tensor.codec == "dense" or stored_nonzeros(tensor) == tensor.nonzeros
-        assert np.array_equal(unpack(tensor) != 0, packed.masks[name])
+        nothing = np.zeros(weights[name].shape, np.float32)
+        stored = spread(name, unpack(tensor), packed.written.kept, nothing)
+        assert np.array_equal(stored != 0, packed.masks[name])
         assert np.all(weights[name][~packed.masks[name]] == 0)
 
 
