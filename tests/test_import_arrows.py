@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sparsity": set(),
     "encoding": set(),
     "report": set(),
-    "kernels": set(),
+    "kernels": {"export"},  # for layers that are faster dense; onnx is imported for these alone
     "firmware": {"encoding"},
     "budget": {"encoding", "targets"},
     "export": {"encoding"},

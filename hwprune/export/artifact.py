@@ -255,10 +255,7 @@ def _from_node(
                 f"{path}: {node.op_type} is not an operator that this version of hwprune knows",
                 hint="it may come from a newer hwprune: upgrade",
             )
-        roles = dict(zip(operator.input_roles, node.input, strict=False))
-        shape = next((tuple(entry.ints) for entry in node.attribute if entry.name == "shape"), None)
-        count = next((entry.i for entry in node.attribute if entry.name == "count"), None)
-        return _layer(node.name, operator, shape, count, roles, tensors, path)
+        return _layer(node.name, operator, *_stored(node), _roles(node, operator), tensors, path)
     parts = node.name.rsplit("|", 3)
     if len(parts) != 4 or parts[1] not in OPERATORS:
         return None
@@ -277,6 +274,60 @@ def _layer(
     tensors: Mapping[str, onnx.TensorProto],
     path: str,
 ) -> tuple[ArtifactLayer, set[str]]:
+    packed, names = _packed(name, operator, shape, count, roles, tensors, path)
+    check(packed)
+    size = sum(field_bytes(tensors[entry].ByteSize()) for entry in names)
+    layer = ArtifactLayer(
+        name=name,
+        shape=packed.shape,
+        operator=operator.name,
+        codec=operator.codec,
+        value_type=operator.value_type,
+        nonzeros=stored_nonzeros(packed),
+        weights=int(np.prod(packed.shape, dtype=np.int64)),
+        bytes=size,
+        packed=packed,
+    )
+    return layer, names
+
+
+def packed_of(
+    node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto], path: str = "the model"
+) -> Packed:
+    """Return the packed arrays that a node of domain ``hwprune`` reads, not checked.
+
+    Args:
+        node: its operator is one of ``OPERATORS``.
+        tensors: the initializers of its graph by name.
+        path: named in errors.
+
+    Raises:
+        VerificationError: an array is missing, or of a type that the operator does not read.
+    """
+    operator = OPERATORS[node.op_type]
+    return _packed(node.name, operator, *_stored(node), _roles(node, operator), tensors, path)[0]
+
+
+def _roles(node: onnx.NodeProto, operator: Operator) -> dict[str, str]:
+    return dict(zip(operator.input_roles, node.input, strict=False))
+
+
+def _stored(node: onnx.NodeProto) -> tuple[tuple[int, ...] | None, int | None]:
+    """Return the attributes shape and count, where the node has them."""
+    shape = next((tuple(entry.ints) for entry in node.attribute if entry.name == "shape"), None)
+    count = next((entry.i for entry in node.attribute if entry.name == "count"), None)
+    return shape, count
+
+
+def _packed(
+    name: str,
+    operator: Operator,
+    shape: tuple[int, ...] | None,
+    count: int | None,
+    roles: Mapping[str, str],
+    tensors: Mapping[str, onnx.TensorProto],
+    path: str,
+) -> tuple[Packed, set[str]]:
     arrays: dict[str, NDArray[Any]] = {}
     names: set[str] = set()
     for role in operator.input_roles:
@@ -302,17 +353,4 @@ def _layer(
             f"its operator says {operator.value_type}"
         )
     packed = Packed(name, shape, operator.codec, operator.value_type, arrays, count)
-    check(packed)
-    size = sum(field_bytes(tensors[entry].ByteSize()) for entry in names)
-    layer = ArtifactLayer(
-        name=name,
-        shape=shape,
-        operator=operator.name,
-        codec=operator.codec,
-        value_type=operator.value_type,
-        nonzeros=stored_nonzeros(packed),
-        weights=int(np.prod(shape, dtype=np.int64)),
-        bytes=size,
-        packed=packed,
-    )
-    return layer, names
+    return packed, names

@@ -7,9 +7,14 @@ profile or in the environment, and not from the working folder.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hwprune.errors import KernelsError
 
@@ -20,6 +25,23 @@ BUILD_HINT = (
     "With CMake and a C++17 compiler installed: in a checkout `make kernels`, else install hwprune "
     "from its source again. Without the library every file runs as it is, at dense speed."
 )
+# kMaxWeights of src/decode.h.
+MAX_WEIGHTS = 2**31 - 2
+_I64 = ctypes.c_int64
+_INTS = ctypes.POINTER(_I64)
+# ONNX's numbers of the element types that packed arrays have.
+_ELEMENTS = {"float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "float16": 10}
+
+
+class _Array(ctypes.Structure):
+    """hwprune_array of src/unpack.cpp."""
+
+    _fields_ = [
+        ("element", ctypes.c_int),
+        ("rank", ctypes.c_size_t),
+        ("dims", _INTS),
+        ("data", ctypes.c_void_p),
+    ]
 
 
 def path() -> Path | None:
@@ -51,6 +73,13 @@ def _loaded(file: Path) -> ctypes.CDLL:
         library.hwprune_resident_bytes.restype = ctypes.c_size_t
         library.hwprune_simd.argtypes = []
         library.hwprune_simd.restype = ctypes.c_char_p
+        library.hwprune_estimate.argtypes = [_INTS, _I64, _I64, ctypes.c_int]
+        library.hwprune_estimate.restype = ctypes.c_double
+        library.hwprune_unpack.argtypes = [
+            ctypes.c_char_p, _INTS, ctypes.c_size_t, _I64, ctypes.POINTER(_Array), ctypes.c_size_t,
+            ctypes.c_void_p,
+        ]  # fmt: skip
+        library.hwprune_unpack.restype = ctypes.c_int
         version = int(library.hwprune_abi_version())
     except (OSError, AttributeError) as error:
         raise KernelsError(f"{file} cannot be loaded: {error}", hint=BUILD_HINT) from None
@@ -93,3 +122,49 @@ def choose(names: Iterable[str] | None, threads: int) -> None:
 def resident_bytes() -> int:
     """Return what all kernels of this process hold for their weights, in bytes; 0 without any."""
     return int(loaded().hwprune_resident_bytes()) if path() is not None else 0
+
+
+def estimate(spec: Sequence[int], nonzeros: int, batch: int, threads: int) -> float:
+    """Return the nanoseconds that the kernels' own choice of a layout counts with.
+
+    Args:
+        spec: see ``hwprune_estimate`` in src/estimate.cpp.
+        nonzeros: of the layer.
+        batch: images.
+        threads: of the session; 0 where that is not known.
+
+    Returns:
+        a negative number for what is no convolution over one to three axes.
+    """
+    return float(loaded().hwprune_estimate(_ints(spec), nonzeros, batch, max(threads, 1)))
+
+
+def unpack(
+    operator: str, shape: Sequence[int], count: int | None, arrays: Sequence[NDArray[Any]]
+) -> NDArray[np.float32] | None:
+    """Return the dense weight that packed arrays stand for; None where they are malformed.
+
+    Args:
+        operator: the name of one that reads them.
+        shape: of the weight.
+        count: stored values, where two share a byte.
+        arrays: values, index and table, as far as the operator has them.
+    """
+    if any(size < 1 for size in shape) or math.prod(shape) > MAX_WEIGHTS:
+        return None
+    if any(a.dtype.name not in _ELEMENTS for a in arrays):
+        return None
+    kept = [np.ascontiguousarray(array) for array in arrays]
+    given = (_Array * len(kept))(
+        *(_Array(_ELEMENTS[a.dtype.name], a.ndim, _ints(a.shape), a.ctypes.data) for a in kept)
+    )
+    dense = np.empty(tuple(shape), np.float32)
+    failed = loaded().hwprune_unpack(
+        operator.encode(), _ints(shape), len(shape), -1 if count is None else count, given,
+        len(kept), dense.ctypes.data,
+    )  # fmt: skip
+    return None if failed else dense
+
+
+def _ints(numbers: Sequence[int]) -> Any:
+    return (_I64 * len(numbers))(*numbers)

@@ -13,13 +13,15 @@ from __future__ import annotations
 import mmap
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from hwprune.errors import ArtifactError, KernelsError
 from hwprune.kernels import library
+from hwprune.kernels.dense_path import FEWEST_STORED, Dense, dense_layers
+from hwprune.kernels.model_file import densities
 
 CPU = "CPUExecutionProvider"
 # A node's op_type in protocol buffers: field 4, a length of one byte, the name. What is stored
@@ -27,6 +29,7 @@ CPU = "CPUExecutionProvider"
 # depthwise convolutions.
 _OP_TYPE = re.compile(rb"\x22([\x04-\x7f])((?:Csr|DenseDepthwise)[A-Za-z0-9]+)")
 
+T = TypeVar("T")
 # A provider is a name, or a name with its options.
 Provider = str | tuple[str, dict[str, Any]]
 
@@ -38,10 +41,15 @@ class Speed:
     Attributes:
         registered: the operators that run kernels.
         reason: why none does, or None.
+        dense: names of the nodes that were left to onnxruntime's own operators, which are
+            estimated to be faster at their density.
+        dense_bytes: what their weights take there, beside what the kernels count.
     """
 
     registered: tuple[str, ...]
     reason: str | None
+    dense: tuple[str, ...] = ()
+    dense_bytes: int = 0
 
 
 # What was registered with which options: the same names twice are an error in onnxruntime.
@@ -100,7 +108,8 @@ def session(
     providers: Sequence[Provider] | None = None,
     session_options: Any = None,
     threads: int | None = None,
-    kernels: bool = True,
+    kernels: bool | Literal["all"] = True,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Any:
     """Return an ``onnxruntime.InferenceSession`` that runs packed layers with kernels.
 
@@ -113,7 +122,11 @@ def session(
         providers: as onnxruntime takes them; the CPU by default.
         session_options: an ``onnxruntime.SessionOptions``; changed.
         threads: onnxruntime's ``intra_op_num_threads``; None leaves the options as they are.
-        kernels: False for stock speed.
+        kernels: False for stock speed. True leaves layers that are too dense to gain from a kernel
+            to onnxruntime's own dense operators, by an estimate; "all" does not.
+        input_shapes: what inputs will mostly be like, for that estimate. What the file does not
+            fix counts as 1 where it is a first axis; where it is another one, layers behind it
+            stay with the kernels.
 
     Raises:
         ArtifactError: the file cannot be read.
@@ -125,13 +138,40 @@ def session(
     options = onnxruntime.SessionOptions() if session_options is None else session_options
     if threads is not None:
         options.intra_op_num_threads = threads
-    speed = _speed(path_or_bytes, chosen, kernels)
+    speed = _speed(path_or_bytes, chosen, kernels is not False)
+    dense = None
+    # Options that have kernels registered have them for every layer.
+    if speed.registered and kernels is True and options not in _registered:
+        dense = _dense(path_or_bytes, int(options.intra_op_num_threads), input_shapes or {})
+    if dense is not None:
+        names = tuple(name for name in speed.registered if name not in dense.operators)
+        reason = None if names else "onnxruntime's dense operators are faster for every layer"
+        speed = Speed(names, reason, dense.layers, dense.weight_bytes)
     if speed.registered:
         _register(options, speed.registered)
     source = str(path_or_bytes) if isinstance(path_or_bytes, Path) else path_or_bytes
-    made = onnxruntime.InferenceSession(source, options, providers=chosen)
+    if dense is None:
+        made = onnxruntime.InferenceSession(source, options, providers=chosen)
+    else:
+        made = onnxruntime.InferenceSession(dense.model, options, providers=chosen)
+        # It keeps the bytes it was made of, for a session with other providers: those of the file
+        # serve as well, and hold no dense weights.
+        if hasattr(made, "_model_bytes") and hasattr(made, "_model_path"):
+            is_file = not isinstance(source, bytes)
+            made._model_path, made._model_bytes = (source, None) if is_file else (None, source)
     made.hwprune = speed
     return made
+
+
+def _dense(
+    source: str | Path | bytes, threads: int, inputs: Mapping[str, Sequence[int]]
+) -> Dense | None:
+    """Return what is better left to onnxruntime, if any layer may be dense enough for that."""
+    shares = [share for _, share in _mapped(source, densities)]
+    if max(shares, default=0) < FEWEST_STORED:
+        return None
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    return dense_layers(data, threads, inputs)
 
 
 def operator_names(path_or_bytes: str | Path | bytes) -> tuple[str, ...]:
@@ -142,17 +182,22 @@ def operator_names(path_or_bytes: str | Path | bytes) -> tuple[str, ...]:
     Raises:
         ArtifactError: the file cannot be read.
     """
-    if isinstance(path_or_bytes, bytes):
-        return _scan(path_or_bytes)
+    return _mapped(path_or_bytes, _scan)
+
+
+def _mapped(source: str | Path | bytes, read: Callable[[Any], T]) -> T:
+    """Return what ``read`` finds in a file, of which it sees no more than it looks at."""
+    if isinstance(source, bytes):
+        return read(source)
     try:
-        with Path(path_or_bytes).open("rb") as file:
+        with Path(source).open("rb") as file:
             # An empty file cannot be mapped.
             if not file.seek(0, 2):
-                return ()
+                return read(b"")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _scan(data)
+                return read(data)
     except OSError as error:
-        raise ArtifactError(f"{path_or_bytes} cannot be read: {error.strerror}") from None
+        raise ArtifactError(f"{source} cannot be read: {error.strerror}") from None
 
 
 def _scan(data: bytes | mmap.mmap) -> tuple[str, ...]:

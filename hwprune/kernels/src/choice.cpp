@@ -173,12 +173,15 @@ void add_blocks(const Problem& problem, Layout layout, std::vector<PlanChoice>& 
   }
 }
 
-void add_direct(const Problem& problem, const Weights& weights, std::vector<PlanChoice>& found) {
+// Whether columns of the weight matrix are kept as 16-bit numbers, see Weights.
+bool narrow(const ConvShape& shape) { return shape.group_channels() * shape.taps() <= UINT16_MAX + 1; }
+
+void add_direct(const Problem& problem, std::vector<PlanChoice>& found) {
   const ConvShape& shape = problem.shape;
   const int64_t vector = problem.vector;
   const bool unpadded = shape.pad_begin == Extents{0, 0, 0} && shape.pad_end == Extents{0, 0, 0};
   const bool one_row = problem.in[0] == 1 && problem.out[0] == 1 && problem.in[1] == 1;
-  if (shape.taps() != 1 || !unpadded || !one_row || shape.stride[2] != 1 || problem.out[2] < vector || weights.narrow_columns() == nullptr) return;
+  if (shape.taps() != 1 || !unpadded || !one_row || shape.stride[2] != 1 || problem.out[2] < vector || !narrow(problem.shape)) return;
   const int64_t vectors = ceil_div(problem.out[2], vector);
   const int64_t most = std::min(tile_shape(vectors, 1).vectors, problem.out[2] / vector);
   for (int64_t pieces = 1; pieces <= most && pieces <= 8; pieces *= 2) {
@@ -256,10 +259,10 @@ void add_lanes(const Problem& problem, int64_t batch, int threads, std::vector<P
 
 }  // namespace
 
-bool is_depthwise(const ConvShape& shape, const Extents& in, const Weights& weights) {
+bool is_depthwise(const ConvShape& shape, const Extents& in, int64_t nonzeros) {
   const bool flat = shape.kernel == Extents{1, 3, 3} && in[0] == 1 && shape.pad_begin[0] == 0 && shape.pad_end[0] == 0;
   const bool plain = shape.dilation[1] == 1 && shape.dilation[2] == 1 && shape.stride[1] == shape.stride[2] && shape.stride[1] <= 2;
-  return flat && plain && shape.group_channels() == 1 && weights.nonzeros() == static_cast<size_t>(9 * weights.rows());
+  return flat && plain && shape.group_channels() == 1 && nonzeros == 9 * shape.out_channels;
 }
 
 void PlanChoice::set_work(const Work& done) {
@@ -268,18 +271,18 @@ void PlanChoice::set_work(const Work& done) {
   for (size_t i = 0; i < kWorkKinds; ++i) cost += kNanoseconds[i] * work[i];
 }
 
-std::vector<PlanChoice> candidates(const ConvShape& full, const Extents& in, const Weights& weights, int64_t batch, int threads) {
+std::vector<PlanChoice> candidates(const ConvShape& full, const Extents& in, int64_t nonzeros, int64_t batch, int threads) {
   Problem problem{full, in, output_extents(full, in), 0, 0, full.group_rows(), compute().lanes};
   fold(problem.shape, problem.in, problem.out);
   problem.channels = full.group_channels() * full.kernel[0];
-  problem.nonzeros = static_cast<double>(weights.nonzeros()) / static_cast<double>(full.group);
+  problem.nonzeros = static_cast<double>(nonzeros) / static_cast<double>(full.group);
   std::vector<PlanChoice> found;
   add_blocks(problem, Layout::padded, found);
   add_blocks(problem, Layout::expanded, found);
-  add_direct(problem, weights, found);
+  add_direct(problem, found);
   add_lanes(problem, batch, threads, found);
   if (found.empty()) found.push_back({});
-  if (is_depthwise(full, in, weights)) {
+  if (is_depthwise(full, in, nonzeros)) {
     PlanChoice choice;
     choice.layout = Layout::depthwise;  // nothing the estimates know comes near it: cost 0
     found.push_back(choice);

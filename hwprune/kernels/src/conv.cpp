@@ -43,7 +43,7 @@ size_t SparseConv::resident_bytes() const {
 }
 
 std::vector<PlanChoice> SparseConv::choices(int64_t batch, const int64_t* spatial) const {
-  return candidates(shape_, to_extents(spatial, axes_), weights_, batch, 1);
+  return candidates(shape_, to_extents(spatial, axes_), static_cast<int64_t>(weights_.nonzeros()), batch, 1);
 }
 
 std::shared_ptr<const Plan> SparseConv::plan_with(const int64_t* spatial, const PlanChoice& choice) const {
@@ -58,7 +58,7 @@ std::shared_ptr<const Plan> SparseConv::plan(int64_t batch, const int64_t* spati
     std::rotate(plans_.begin() + static_cast<std::ptrdiff_t>(i), plans_.begin() + static_cast<std::ptrdiff_t>(i) + 1, plans_.end());
     return plans_.back().plan;
   }
-  const PlanChoice choice = candidates(shape_, in, weights_, batch, threads).front();
+  const PlanChoice choice = candidates(shape_, in, static_cast<int64_t>(weights_.nonzeros()), batch, threads).front();
   CachedPlan entry{in, batch, threads, nullptr};
   for (const CachedPlan& other : plans_) {
     if (other.in == in && other.plan->choice == choice) entry.plan = other.plan;

@@ -92,7 +92,7 @@ struct Plan {
 void fold(ConvShape& shape, Extents& in, Extents& out);
 
 // Every sensible way, cheapest first; never empty. `threads` bounds how large a block may be.
-std::vector<PlanChoice> candidates(const ConvShape& shape, const Extents& in, const Weights& weights, int64_t batch, int threads);
+std::vector<PlanChoice> candidates(const ConvShape& shape, const Extents& in, int64_t nonzeros, int64_t batch, int threads);
 
 std::shared_ptr<const Plan> make_plan(const ConvShape& shape, const Extents& in, const Weights& weights, const PlanChoice& choice);
 

@@ -9,9 +9,8 @@
 #include <sstream>
 #include <thread>
 
+#include "export.h"
 #include "node.h"
-
-#define HWPRUNE_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace hwprune {
 namespace {
