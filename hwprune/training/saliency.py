@@ -1,0 +1,151 @@
+"""Which connections of a layer least squares can do without: Optimal Brain Surgeon, in rounds.
+
+A weight that others can stand in for costs little, however large it is. What the squared error of
+a row grows by when one of its weights goes and the others make up for it is
+
+    w^2 / [H_SS^-1]_ww          H = mean of x x^T, S the survivors
+
+(Optimal Brain Surgeon, Hassibi and Stork 1993; by rows as in arXiv 2208.11580). A quarter of a
+layer's survivors goes each round, then the rest is fitted again.
+
+How many each layer keeps is not asked here: the scores are LAMP's (arXiv 2010.07611) values for the
+weights of the layer, dealt out anew in this order. So across layers LAMP decides, within a layer
+the reconstruction does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hwprune.ir import Split
+from hwprune.sparsity import SCORES
+from hwprune.training.batches import Batches
+from hwprune.training.modes import place, set_mode
+from hwprune.training.normal import Sums, factor, systems
+from hwprune.training.uses import capture, survey
+
+_RIDGE = 1e-2
+_GOING = 0.25
+_LAST_DENSITY = 0.03
+_BATCH = 64
+_COLUMNS_A_WEIGHT = 32
+_LEAST_COLUMNS = 1 << 14
+_GRAM_BYTES = 256 * 1024**2
+# Multiplications beyond which a layer is judged once, by the inverse that its rows share.
+_ROUNDS_COST = 1e12
+
+
+def reconstruction_scores(
+    module: nn.Module,
+    split: Split,
+    names: Sequence[str],
+    *,
+    samples: int = 256,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, NDArray[np.float32]]:
+    """Return scores of all connections of a dense network, higher is better. Labels are not read.
+
+    A tensor that cannot be judged (it has two uses, is read otherwise, or is too wide) gets LAMP's
+    own scores.
+
+    Args:
+        module: the dense network; its weights stay as they are, and it ends in eval mode.
+        split: where inputs come from.
+        names: keys of the prunable parameters.
+        samples: how many inputs to use; all where there are fewer.
+        device: where to compute.
+        seed: of the choice of samples and positions.
+        progress: called before each tensor with its name, its number from 1, and their count.
+
+    Raises:
+        DataError: the split is empty.
+    """
+    home = next(module.parameters()).device
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    place(module, device, channels_last=False)
+    set_mode(module, training=False)
+    try:
+        source = Batches(split, device=device, resident_bytes=0, channels_last=False)
+        order = torch.randperm(source.size, generator=torch.Generator().manual_seed(seed))
+        batches = tuple(torch.split(order[: max(1, samples)], _BATCH))
+        uses = survey(module, names, next(source.take((order[:2],))).inputs)
+        scores = {}
+        for number, name in enumerate(names, start=1):
+            if progress is not None:
+                progress(name, number, len(names))
+            weight = parameters[name].detach()
+            lamp = SCORES["lamp"](_array(weight), None)
+            scores[name] = lamp
+            if uses.obstacle(name) is not None or len(uses.operators[name]) != 1:
+                continue
+            operator = uses.operators[name][0]
+            rows = operator.rows(weight)
+            groups, _, width = rows.shape
+            if 8 * groups * width * width > _GRAM_BYTES:
+                continue
+            generator = torch.Generator().manual_seed(seed + number)
+            wanted = max(_LEAST_COLUMNS, _COLUMNS_A_WEIGHT * width)
+            sums = Sums(groups, 1, width, rows.device)
+            for batch in source.take(batches):
+                for seen in capture(module, name, 1, batch.inputs):
+                    count = operator.count(seen.output)
+                    at = torch.randperm(count, generator=generator)
+                    at = at[: wanted // len(batches) + 1].to(rows.device)
+                    columns = operator.columns(seen.x, at, seen.output, weight.shape)
+                    sums.add(columns, columns.new_zeros(groups, 1, len(at)))
+            matrix = sums.matrix(offset=True)
+            assert matrix is not None
+            ranks = operator.weight(_ranks(matrix, rows.double()), weight.shape)
+            dealt = np.sort(lamp, axis=None)
+            scores[name] = dealt[ranks.cpu().numpy()].reshape(lamp.shape)
+    finally:
+        place(module, home, channels_last=False)
+    return scores
+
+
+def _ranks(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return the place of each connection of a layer, 0 for the one to go first.
+
+    Args:
+        matrix: (g, K, K) second moments.
+        rows: (g, R, K) the dense weights, float64.
+    """
+    groups, height, width = rows.shape
+    level = matrix.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
+    matrix = matrix.clone()
+    matrix.diagonal(dim1=1, dim2=2).add_((_RIDGE * level)[:, None])
+    wanted = rows @ matrix
+    alive = torch.ones_like(rows, dtype=torch.bool)
+    inverse = torch.cholesky_inverse(factor(matrix)).diagonal(dim1=1, dim2=2)
+    saliency = rows.square() / inverse.unsqueeze(1)
+    once = groups * height * width**3 > _ROUNDS_COST
+    order: list[torch.Tensor] = []
+    left = rows.numel()
+    while not once and left > _LAST_DENSITY * rows.numel() + 1:
+        living = saliency.masked_fill(~alive, torch.inf).flatten()
+        going = torch.argsort(living, stable=True)[: max(1, int(_GOING * left))]
+        order.append(going)
+        left -= len(going)
+        alive.view(-1)[going] = False
+        for group in range(groups):
+            for system in systems(matrix[group], alive[group]):
+                right = torch.gather(wanted[group, system.rows], 1, system.index) * system.valid
+                found = torch.cholesky_solve(right.unsqueeze(2), system.factor).squeeze(2)
+                inverse = torch.cholesky_inverse(system.factor).diagonal(dim1=1, dim2=2)
+                saliency[group, system.rows] = system.spread(found.square() / inverse, width)
+    living = saliency.masked_fill(~alive, -torch.inf).flatten()
+    order.append(torch.argsort(living, stable=True)[rows.numel() - left :])
+    ranks = torch.empty(rows.numel(), dtype=torch.int64, device=rows.device)
+    ranks[torch.cat(order)] = torch.arange(rows.numel(), device=rows.device)
+    return ranks.reshape(rows.shape)
+
+
+def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
+    return np.ascontiguousarray(tensor.float().cpu().numpy())
