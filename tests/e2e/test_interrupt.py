@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ def kill_self_at(
 ) -> None:
     """Let the function ``owner`` send this process a signal when it is called for the n-th time."""
     module, _, name = owner.rpartition(".")
-    holder: Any = pytest.importorskip(module) if "._Run" not in module else _run_class()
+    holder: Any = pkgutil.resolve_name(module)
     real = getattr(holder, name)
     calls = iter(range(1, 10_000))
 
@@ -36,14 +37,8 @@ def kill_self_at(
     monkeypatch.setattr(holder, name, at)
 
 
-def _run_class() -> Any:
-    from hwprune.training import finetune as function
-
-    return sys.modules[function.__module__]._Run  # type: ignore[attr-defined]
-
-
 STAGES = {
-    "training": ("hwprune.training.finetune._Run._train_step", 15),
+    "training": ("hwprune.training.stepper.Stepper.step", 15),
     "packing": ("hwprune.compiler.pack_model", 1),
     "writing": ("hwprune.compiler.write_file", 1),
     "reporting": ("hwprune.compiler.write_reports", 1),
