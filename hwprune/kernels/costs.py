@@ -68,6 +68,12 @@ class Problem:
         )
 
     @property
+    def specification(self) -> tuple[int, ...]:
+        """Return what ``library.estimate`` takes."""
+        own = (self.inputs, self.outputs, self.group, len(self.kernel))
+        return own + self.kernel + self.strides + self.dilations + self.pads + self.spatial
+
+    @property
     def weights(self) -> int:
         """Return the elements of the dense weight."""
         return self.outputs * (self.inputs // self.group) * math.prod(self.kernel)
@@ -117,11 +123,7 @@ def kernel_cost(problem: Problem, threads: int) -> float | None:
         macs = problem.batch * problem.weights * problem.positions
         rows = problem.batch * problem.outputs * (problem.spatial[0] // problem.strides[0])
         return KERNEL_CALL + PLANE_MAC[stride] * macs + PLANE_ROW * rows
-    spec = (
-        problem.inputs, problem.outputs, problem.group, len(problem.kernel), *problem.kernel,
-        *problem.strides, *problem.dilations, *problem.pads, *problem.spatial,
-    )  # fmt: skip
-    estimate = library.estimate(spec, problem.nonzeros, problem.batch, threads)
+    estimate = library.estimate(problem.specification, problem.nonzeros, problem.batch, threads)
     if estimate < 0:
         return None
     streamed = problem.nonzeros * BYTES_PER_NONZERO > STREAMED_BYTES

@@ -69,13 +69,13 @@ def dense_layers(data: bytes, threads: int, inputs: Mapping[str, Sequence[int]])
     import google.protobuf.message
     import onnx
 
-    from hwprune.export.densify import densify, tensor_shapes
+    from hwprune.export.densify import densify
     from hwprune.export.operators import OPERATORS, Operator
 
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
-        problems = _problems(model, tensor_shapes(model, inputs))
+        problems = layer_problems(model, inputs)
         chosen = _choose(model, problems, threads)
         if not chosen:
             return None
@@ -104,16 +104,25 @@ def dense_layers(data: bytes, threads: int, inputs: Mapping[str, Sequence[int]])
     )
 
 
-def _problems(model: onnx.ModelProto, shapes: Mapping[str, Any]) -> dict[int, Problem]:
-    """Return what each packed node computes, where the shape of its input is known."""
+def layer_problems(
+    model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]
+) -> dict[int, Problem]:
+    """Return what packed nodes compute, by their places, where the shape of the input is known.
+
+    Raises:
+        VerificationError: the packed arrays of a node are not there.
+    """
     from hwprune.export.artifact import packed_of
+    from hwprune.export.densify import tensor_shapes
     from hwprune.export.operators import OPERATORS
+
+    shapes = tensor_shapes(model, inputs)
 
     tensors = {entry.name: entry for entry in model.graph.initializer}
     found = {}
     for place, node in enumerate(model.graph.node):
         operator = OPERATORS.get(node.op_type)
-        shape = shapes.get(node.input[0]) if operator is not None else None
+        shape: Any = shapes.get(node.input[0]) if operator is not None else None
         if operator is None or shape is None or not all(isinstance(n, int) for n in shape):
             continue
         if operator.codec == "dense" and operator.kind != "Depthwise":
