@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--strategy", metavar="NAME",
-    help="bidirectional (the default), iterative, one-shot, cubic, cyclic or dense.",
+    help="bidirectional (the default), bidirectional-one-shot, bidirectional-iterative, "
+    "bidirectional-feedback or cyclic, which go below the budget and grow back; iterative, "
+    "one-shot, cubic, granet, feedback, rigl or set, which do not; or dense.",
 )  # fmt: skip
 @click.option(
     "--values", default="auto", show_default=True, type=VALUES,

@@ -98,6 +98,10 @@ class RiceCodec(_BitCodec):
         """
         return self._best(spaced)[1]
 
+    def parameter(self, spaced: Spacing) -> int:
+        """Return the parameter that gives the shortest index."""
+        return self._best(spaced)[0]
+
     def _best(self, spaced: Spacing) -> tuple[int, int]:
         """Return the parameter that gives the shortest index, and the index's bytes.
 

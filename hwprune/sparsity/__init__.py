@@ -1,12 +1,30 @@
 """Which connections live. NumPy only; knows neither ONNX nor bytes.
 
-Four questions are four files: which (scores), how much per layer (allocation), when (schedules),
-and in what course (strategies).
+Which stay (scores), which return (rules), how many per layer (allocation), when (schedules), and in
+what course: events and strategies (course) are composed of pieces into strategies that approach the
+budget from above (oneway) or also from below (bothways). Orders of connections are exact and
+bounded in memory (ranking, selecting).
 """
 
 from __future__ import annotations
 
-from hwprune.sparsity.allocation import ALLOCATIONS, erk, global_, rank_allocated, uniform
+from hwprune.sparsity.allocation import (
+    ALLOCATIONS,
+    GROWTHS,
+    erk,
+    global_,
+    growth,
+    rank_allocated,
+    uniform,
+)
+from hwprune.sparsity.bothways import (
+    bidirectional,
+    bidirectional_feedback,
+    bidirectional_iterative,
+    bidirectional_one_shot,
+    cyclic,
+)
+from hwprune.sparsity.course import Event, Feedback, Fill, Initial, Marginal, Strategy
 from hwprune.sparsity.masks import (
     Change,
     Repair,
@@ -16,55 +34,67 @@ from hwprune.sparsity.masks import (
     masks_equal,
     repair_empty,
 )
-from hwprune.sparsity.ranking import followed_by, rank, rank_weights
+from hwprune.sparsity.oneway import cubic, dense, feedback, granet, iterative, one_shot, rigl, set_
+from hwprune.sparsity.ranking import followed_by, rank, rank_dead, rank_living, rank_weights
+from hwprune.sparsity.rules import NEEDS, RULES, Evidence
 from hwprune.sparsity.scores import NEEDS_GRADIENT, SCORES, gradient, lamp, magnitude, taylor
-from hwprune.sparsity.strategies import (
-    STRATEGIES,
-    Event,
-    Fill,
-    Initial,
-    Strategy,
-    bidirectional,
-    cubic,
-    cyclic,
-    dense,
-    iterative,
-    make,
-    one_shot,
-)
+from hwprune.sparsity.selecting import select, select_living
+from hwprune.sparsity.strategies import STRATEGIES, check_options, make, options_of
+from hwprune.sparsity.streaming import Streamed
 
 __all__ = [
     "ALLOCATIONS",
+    "GROWTHS",
+    "NEEDS",
     "NEEDS_GRADIENT",
+    "RULES",
     "SCORES",
     "STRATEGIES",
     "Change",
     "Event",
+    "Evidence",
+    "Feedback",
     "Fill",
     "Initial",
+    "Marginal",
     "Repair",
     "Strategy",
+    "Streamed",
     "bidirectional",
+    "bidirectional_feedback",
+    "bidirectional_iterative",
+    "bidirectional_one_shot",
     "champions",
+    "check_options",
     "compare",
     "cubic",
     "cyclic",
     "dense",
     "densities",
     "erk",
+    "feedback",
     "followed_by",
     "global_",
     "gradient",
+    "granet",
+    "growth",
     "iterative",
     "lamp",
     "magnitude",
     "make",
     "masks_equal",
     "one_shot",
+    "options_of",
     "rank",
     "rank_allocated",
+    "rank_dead",
+    "rank_living",
     "rank_weights",
     "repair_empty",
+    "rigl",
+    "select",
+    "select_living",
+    "set_",
     "taylor",
     "uniform",
 ]

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.errors import UsageError
-from hwprune.ir import Ranking
+from hwprune.ir import Masks, Ranking
 from hwprune.sparsity.ranking import rank, rank_weights
+from hwprune.sparsity.streaming import shapes_of, size_of
 
 Allocation = Callable[[Mapping[str, NDArray[np.float32]], int], dict[str, int]]
 
@@ -35,7 +36,7 @@ def lamp(scores: Mapping[str, NDArray[np.float32]], total: int) -> dict[str, int
 
 def uniform(scores: Mapping[str, NDArray[np.float32]], total: int) -> dict[str, int]:
     """Give every tensor the same density."""
-    sizes = {name: array.size for name, array in scores.items()}
+    sizes = {name: size_of(shape) for name, shape in shapes_of(scores).items()}
     return _apportion({name: float(size) for name, size in sizes.items()}, sizes, _checked(total))
 
 
@@ -46,8 +47,9 @@ def erk(scores: Mapping[str, NDArray[np.float32]], total: int) -> dict[str, int]
     ``sum(shape) / prod(shape)``. A tensor that would exceed its size is kept whole and what it
     cannot take goes to the others in the same proportion.
     """
-    sizes = {name: array.size for name, array in scores.items()}
-    shares = {name: float(sum(array.shape)) for name, array in scores.items()}
+    shapes = shapes_of(scores)
+    sizes = {name: size_of(shape) for name, shape in shapes.items()}
+    shares = {name: float(sum(shape)) for name, shape in shapes.items()}
     return _apportion(shares, sizes, _checked(total))
 
 
@@ -57,6 +59,36 @@ ALLOCATIONS: dict[str, Allocation] = {
     "erk": erk,
     "lamp": lamp,
 }
+
+
+Share = Callable[[tuple[int, ...], int], float]
+"""(shape, living connections) -> the tensor's share of the connections that are added."""
+
+GROWTHS: dict[str, Share | None] = {
+    # None: the best of all dead ones, wherever they lie.
+    "global": None,
+    # In proportion to the weights, to the dimensions (ERK), and to the connections that live.
+    "uniform": lambda shape, living: float(size_of(shape)),
+    "erk": lambda shape, living: float(sum(shape)),
+    "proportional": lambda shape, living: float(living),
+}
+
+
+def growth(share: str, alive: Masks, total: int) -> dict[str, int]:
+    """Return how many of ``total`` new connections each tensor gets: never more than are dead.
+
+    Args:
+        share: a name in GROWTHS other than ``global``.
+        alive: the present masks.
+        total: how many are added; all dead ones, where there are fewer.
+    """
+    rule = GROWTHS[share]
+    assert rule is not None
+    living = {name: int(np.count_nonzero(alive[name])) for name in alive}
+    room = {name: alive[name].size - living[name] for name in alive}
+    # No share is zero: a tensor without a living connection would never get one.
+    shares = {name: max(1e-9, rule(alive[name].shape, living[name])) for name in alive}
+    return _apportion(shares, room, _checked(total))
 
 
 def rank_allocated(
@@ -77,7 +109,7 @@ def rank_allocated(
         counts: connections per tensor, as an allocation returns them.
         limit: rank only the best so many.
     """
-    whole = rank(scores)
+    whole = _rank_each(scores, limit)
     places = np.empty(len(whole), dtype=np.float64)
     for number, name in enumerate(whole.shapes):
         where = np.flatnonzero(whole.tensor == number)
@@ -87,9 +119,18 @@ def rank_allocated(
         places[where] = order / count if count else np.finfo(np.float64).max / 2 + order
     # Ties go to the earlier tensor; inside one tensor there are none, but for those with count
     # zero, whose places are all alike and whose present order by score a stable sort keeps.
-    by_tensor = np.argsort(whole.tensor, kind="stable")
-    order_ = by_tensor[np.argsort(places[by_tensor], kind="stable")][:limit]
+    order_ = np.argsort(places, kind="stable")[:limit]
     return Ranking(whole.shapes, whole.tensor[order_], whole.position[order_])
+
+
+def _rank_each(scores: Mapping[str, NDArray[np.float32]], limit: int | None) -> Ranking:
+    """Rank each tensor by itself, one after another: none adds more than ``limit``."""
+    shapes = shapes_of(scores)
+    parts = [rank({name: scores[name]}, limit=limit).position for name in shapes]
+    numbers = [np.full(part.size, n, np.int32) for n, part in enumerate(parts)]
+    nothing = np.zeros(0, np.int64)
+    tensor = np.concatenate([nothing.astype(np.int32), *numbers])
+    return Ranking(shapes, tensor, np.concatenate([nothing, *parts]))
 
 
 def _checked(total: int) -> int:

@@ -13,6 +13,7 @@ from hwprune.errors import HwpruneError, UsageError
 from hwprune.ir import Masks, Ranking
 from hwprune.sparsity import topk
 from hwprune.sparsity.scores import lamp_candidates
+from hwprune.sparsity.streaming import shapes_of, size_of
 
 
 def rank(
@@ -33,18 +34,19 @@ def rank(
         UsageError: a score is NaN (names the tensor and how many), or the masks of ``keep`` do
             not have the scores' names and shapes.
     """
-    starts = _starts({name: array.size for name, array in scores.items()})
+    shapes = shapes_of(scores)
+    starts = _starts({name: size_of(shape) for name, shape in shapes.items()})
     total = starts[-1]
     limit = total if limit is None else max(0, min(limit, total))
     kept, rest = topk.TopK(0), topk.TopK(limit)
     if keep is not None:
-        _check_keep(scores, keep)
+        _check_keep(shapes, keep)
         kept = topk.TopK(min(limit, keep.nonzeros))
         rest = topk.TopK(limit - min(limit, keep.nonzeros))
     for (name, array), start in zip(scores.items(), starts, strict=False):
         alive = None if keep is None else keep[name].reshape(-1)
         for offset, chunk in topk.chunks(array):
-            _check_nan(name, array, chunk)
+            check_nan(name, array, chunk)
             if alive is None:
                 rest.offer(chunk, start + offset)
                 continue
@@ -52,7 +54,7 @@ def rank(
             kept.offer(chunk, start + offset, among=living, unranked=True)
             rest.offer(chunk, start + offset, among=~living)
     keys = np.concatenate([kept.sorted(), rest.sorted()])
-    return _ranking(keys, {name: array.shape for name, array in scores.items()}, starts)
+    return _ranking(keys, shapes, starts)
 
 
 def rank_weights(
@@ -97,6 +99,79 @@ def rank_weights(
     return _ranking(best.sorted(), {name: array.shape for name, array in weights.items()}, starts)
 
 
+def rank_living(
+    weights: Mapping[str, NDArray[np.float32]], alive: Masks, *, limit: int | None = None
+) -> Ranking:
+    """Rank the living connections by LAMP; the best of each tensor comes before all the others.
+
+    Equal to ``rank`` on the scores of the living with ``keep=champions``; scores are never held.
+
+    Args:
+        weights: one array per tensor; zero where dead.
+        alive: which connections count.
+        limit: rank only the best so many. None ranks all.
+
+    Raises:
+        UsageError: a weight that is not a finite number.
+    """
+    shapes = shapes_of(weights)
+    starts = _starts({name: size_of(shape) for name, shape in shapes.items()})
+    limit = starts[-1] if limit is None else max(0, min(limit, starts[-1]))
+    best = topk.TopK(limit)
+    numbered = zip(shapes, starts, strict=False)
+    # The small tensors first: what they fill the ranking with bounds what large ones can add.
+    for name, start in sorted(numbered, key=lambda pair: size_of(shapes[pair[0]])):
+        values, places = compressed(name, weights[name], alive[name])
+        positions, found = lamp_candidates(values, _lamp_limit(limit, best.worst()))
+        if found.size and found[0] == 0:
+            # All are zero. Its first one still comes after the others' best, which score 1, and
+            # before the rest, which score at most 1/2.
+            found[0] = 0.75
+        best.offer_at(found, (positions if places is None else places[positions]) + start)
+    return _ranking(best.sorted(), shapes, starts)
+
+
+def rank_dead(
+    pretrained: Mapping[str, NDArray[np.float32]], alive: Masks, *, limit: int
+) -> Ranking:
+    """Rank the dead connections by the LAMP scores that they have in the dense network.
+
+    Args:
+        pretrained: the dense weights, one array per tensor.
+        alive: which connections do not count.
+        limit: rank only the best so many.
+    """
+    shapes = shapes_of(pretrained)
+    starts = _starts({name: size_of(shape) for name, shape in shapes.items()})
+    best = topk.TopK(max(0, limit))
+    for (name, array), start in zip(pretrained.items(), starts, strict=False):
+        for _, chunk in topk.chunks(array):
+            _check_finite(name, array, chunk)
+        living = alive[name].reshape(-1)
+        # Among so many of the tensor's best, ``limit`` are dead, or all that there are.
+        wanted = min(array.size, max(0, limit) + int(np.count_nonzero(living)))
+        positions, found = lamp_candidates(array, wanted)
+        dead = ~living[positions]
+        best.offer_at(found[dead], positions[dead] + start)
+    return _ranking(best.sorted(), shapes, starts)
+
+
+def compressed(
+    name: str, weight: NDArray[np.float32], alive: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+    """Return the living values of a tensor and their flat positions; None where all live.
+
+    Raises:
+        UsageError: a weight that is not a finite number.
+    """
+    for _, chunk in topk.chunks(weight):
+        _check_finite(name, weight, chunk)
+    if alive.all():
+        return weight.reshape(-1), None
+    places = np.flatnonzero(alive)
+    return weight.reshape(-1)[places], places
+
+
 def _lamp_limit(limit: int, worst: np.float32 | None) -> int:
     """Return how many weights of one tensor can come into a ranking whose worst score is known.
 
@@ -138,16 +213,17 @@ def _ranking(
     return Ranking(dict(shapes), tensor.astype(np.int32), position)
 
 
-def _check_keep(scores: Mapping[str, NDArray[np.float32]], keep: Masks) -> None:
-    for name, array in scores.items():
-        if name not in keep.by_name or keep[name].shape != array.shape:
+def _check_keep(shapes: Mapping[str, tuple[int, ...]], keep: Masks) -> None:
+    for name, shape in shapes.items():
+        if name not in keep.by_name or keep[name].shape != shape:
             raise UsageError(
-                f"the masks to keep have no entry {name!r} of shape {array.shape}",
+                f"the masks to keep have no entry {name!r} of shape {shape}",
                 hint="masks and scores must be of the same network",
             )
 
 
-def _check_nan(name: str, array: NDArray[np.float32], chunk: NDArray[np.float32]) -> None:
+def check_nan(name: str, array: NDArray[np.float32], chunk: NDArray[np.float32]) -> None:
+    """Raise UsageError where a chunk of a tensor's scores holds a NaN."""
     # max propagates NaN and needs no temporary, unlike isnan.
     if chunk.size and np.isnan(np.max(chunk)):
         count = int(np.count_nonzero(np.isnan(array)))

@@ -24,6 +24,14 @@ _SHIFT = np.uint64(32)
 _SIGN = np.uint32(0x80000000)
 
 
+def ascending(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Return integers that are ordered as the scores are."""
+    # Adding zero turns -0.0 into 0.0: the two are equal and must tie.
+    bits = (scores + np.float32(0)).view(np.uint32)
+    ordered: NDArray[np.uint32] = np.where(bits & _SIGN != 0, ~bits, bits | _SIGN)
+    return ordered
+
+
 def pack(scores: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Return one key per score; ascending keys are descending scores, ties by ascending index.
 
@@ -31,11 +39,7 @@ def pack(scores: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.ui
         scores: (m,) without NaN.
         index: (m,) below 2**32.
     """
-    # Adding zero turns -0.0 into 0.0: the two are equal and must tie.
-    bits = (scores + np.float32(0)).view(np.uint32)
-    # Ascending order of floats is ascending order of these; their complement descends.
-    ascending = np.where(bits & _SIGN != 0, ~bits, bits | _SIGN)
-    keys: NDArray[np.uint64] = (~ascending).astype(np.uint64)
+    keys: NDArray[np.uint64] = (~ascending(scores)).astype(np.uint64)
     keys <<= _SHIFT
     keys |= index.astype(np.uint64)
     return keys
@@ -155,7 +159,7 @@ class TopK:
 
 def _score(key: np.uint64) -> np.float32:
     """Return the score that a key carries: the inverse of ``pack``."""
-    ascending = ~np.array([key >> _SHIFT]).astype(np.uint32)
-    bits = np.where(ascending & _SIGN != 0, ascending & ~_SIGN, ~ascending)
+    ordered = ~np.array([key >> _SHIFT]).astype(np.uint32)
+    bits = np.where(ordered & _SIGN != 0, ordered & ~_SIGN, ~ordered)
     score: np.float32 = bits.astype(np.uint32).view(np.float32)[0]
     return score

@@ -14,6 +14,7 @@ from hwprune.ir import Data, Masks, Plan, Ranking
 from hwprune.sparsity import Strategy, make, rank_weights
 from hwprune.sparsity.masks import full
 from hwprune.steps.planning import Prepared, cost_of, module_weights
+from hwprune.steps.pricing import pricer
 from hwprune.steps.storing import store_of
 from hwprune.units import format_bytes, format_percent
 
@@ -216,6 +217,7 @@ def _train(
         checkpoint=training.checkpoint,
         world=world,
         store=store_of(prepared, prepared.model.module, plan.value_type),
+        marginal=pricer(prepared, plan),
     )
     where = f"on {training.device}"
     if world.size > 1:

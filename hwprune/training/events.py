@@ -1,72 +1,99 @@
-"""From an event of a strategy to masks: the only place where scores, budget and weights meet."""
+"""From an event of a strategy to masks: the only place where scores, budget and weights meet.
+
+Scores are worked out tensor by tensor. An aim in connections needs no order of them, so masks are
+selected and nothing is held for each connection; an aim in bytes ranks about as many as can fit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hwprune.errors import UsageError
 from hwprune.ir import Masks, Ranking
 from hwprune.sparsity import (
     ALLOCATIONS,
-    NEEDS_GRADIENT,
     SCORES,
     Event,
     Fill,
+    Marginal,
+    Streamed,
     champions,
     followed_by,
+    growth,
     rank,
     rank_allocated,
+    rank_dead,
+    rank_living,
+    select,
+    select_living,
+    topk,
 )
+from hwprune.sparsity.masks import full
+from hwprune.sparsity.rules import evaluate, step
+from hwprune.training.evidence import Seen
 from hwprune.training.sparse import SparseParameters
 
-Arrays = Mapping[str, NDArray[np.float32]]
-
-# How much of the expected count is ranked beyond it, and the least that is ranked: memory is
-# bounded by what can fit, not by the size of the network.
-_ROOM = 4
+# How much of the expected count is ranked at first, and the least that is ranked: memory is bounded
+# by what can fit, not by the size of the network.
+_ROOM = 1.25
 _LEAST = 1 << 16
+# Connections that cost nothing come first, the one with the largest gain before the others.
+_LEAST_BYTES = np.float32(2.0**-10)
 
-
-def needs_gradient(event: Event) -> bool:
-    """Return whether an event's score needs gradients."""
-    return event.score in NEEDS_GRADIENT
+Scores = Mapping[str, NDArray[np.float32]]
 
 
 def masks_after(
     event: Event,
     parameters: SparseParameters,
-    gradients: Arrays | None,
+    seen: Seen,
     fill: Fill,
     *,
     density: float,
+    marginal: Marginal | None = None,
 ) -> Masks:
     """Return the masks that an event leads to; changes nothing.
 
     A density is met to the connection: ``round(density * weights)`` live afterwards, unless a
-    pruning finds fewer alive. Every tensor keeps at least its best connection.
+    pruning finds fewer alive. Every tensor keeps at least its best connection, and gets one back
+    if it has none.
 
     Args:
         event: what to do.
         parameters: the weights and the present masks.
-        gradients: dense gradients, where the event's score needs them.
+        seen: what the event's score needs.
         fill: turns a ranking and a fraction of the byte budget into masks.
         density: what the plan expects at the full budget (bounds memory only).
+        marginal: what a dead connection would add to the file, where the event asks for it.
+
+    Raises:
+        UsageError: the event ranks by gain per byte, and nobody knows the bytes.
     """
+    work = _Regrowing if event.action == "regrow" else _Pruning
+    task = work(event, parameters, seen, marginal)
     total = parameters.weights
-    if event.density is not None:
-        count = round(event.density * total)
-        return _ranking(event, parameters, gradients, count, limit=count).masks(count)
-    fraction = event.budget_fraction or 1.0
-    expected = round(density * total * fraction)
+    if event.budget_fraction is None:
+        whole = total if event.density is not None else parameters.masks.nonzeros
+        return task.masks(round((event.density or event.share or 1.0) * whole))
+    expected = round(density * total * event.budget_fraction)
     limit = max(_LEAST, parameters.masks.nonzeros if event.action == "regrow" else 0)
-    limit = min(total, limit + _ROOM * expected)
-    masks = fill(_ranking(event, parameters, gradients, expected, limit=limit), fraction)
-    if limit < total and masks.nonzeros >= limit:
-        # More fits than was expected (a plan of another ranking): look at everything.
-        masks = fill(_ranking(event, parameters, gradients, expected, limit=None), fraction)
-    return masks
+    limit = min(total, limit + int(_ROOM * expected))
+    while True:
+        masks = task.filled(
+            lambda ranking: fill(ranking, event.budget_fraction or 1.0), limit, expected
+        )
+        if masks is not None:
+            return masks
+        # More fits than was expected (a plan of another ranking): look further.
+        limit = min(total, 4 * limit)
+
+
+def start_of(seen: Seen, parameters: SparseParameters) -> Callable[[str], NDArray[np.float32]]:
+    """Return the function that says where a second-order step leads in each tensor."""
+    return lambda name: step(seen.evidence(parameters, name))
 
 
 def collapsed(masks: Masks) -> tuple[str, ...]:
@@ -74,89 +101,162 @@ def collapsed(masks: Masks) -> tuple[str, ...]:
     return tuple(n for n in masks if masks[n].size > 1 and np.count_nonzero(masks[n]) <= 1)
 
 
-def _ranking(
-    event: Event,
-    parameters: SparseParameters,
-    gradients: Arrays | None,
-    expected: int,
-    *,
-    limit: int | None,
-) -> Ranking:
-    ranking = _regrow if event.action == "regrow" else _prune
-    return ranking(event, parameters, gradients, expected, limit)
+class _Pruning:
+    """Ranks the living by score; all of them, by their dense weights, where masks are redrawn.
 
-
-def _prune(
-    event: Event,
-    parameters: SparseParameters,
-    gradients: Arrays | None,
-    expected: int,
-    limit: int | None,
-) -> Ranking:
-    """Rank the living by score. Where bytes are to be filled, the dead follow, to use the rest up.
-
-    Bytes depend on positions: the budget may hold more connections than live. Then the dead with
-    the largest pretrained weights come back (from the event's initial value).
+    Where bytes are to be filled, the dead may follow to use the rest up: bytes depend on positions,
+    so the budget may hold more connections than live. Then the dead with the largest pretrained
+    weights come back (from the event's initial value).
     """
-    masks, weights = parameters.masks, parameters.values()
-    scores = {
-        name: _where(masks[name], _score(event.score, name, weight, gradients))
-        for name, weight in weights.items()
-    }
-    if event.allocation == "global":
-        ranking = rank(scores, limit=limit, keep=champions(scores))
-    else:
-        counts = ALLOCATIONS[event.allocation](
-            weights if event.allocation == "lamp" else scores, expected
-        )
-        # No tensor is left without a connection.
-        counts = {name: max(1, count) for name, count in counts.items()}
-        ranking = rank_allocated(scores, counts, limit=limit)
-    if event.density is not None or masks.nonzeros == masks.weights:
-        return ranking
-    pretrained = parameters.pretrained_values()
-    dead = {
-        name: _where(~masks[name], SCORES["lamp"](weight, None))
-        for name, weight in pretrained.items()
-    }
-    return followed_by(ranking, rank(dead, limit=_rest(limit, len(ranking))))
+
+    def __init__(
+        self, event: Event, parameters: SparseParameters, seen: Seen, marginal: Marginal | None
+    ) -> None:
+        del marginal
+        self.event, self.parameters, self.seen = event, parameters, seen
+        self.weights, self.alive = parameters.values(), parameters.masks
+        if event.action == "redraw":
+            self.weights, self.alive = parameters.dense_values(), full(parameters.shapes)
+
+    def masks(self, count: int) -> Masks:
+        """Return the best ``count``."""
+        if self.event.allocation == "global":
+            guarded = sum(bool(mask.any()) for mask in self.alive.by_name.values())
+            if count >= guarded and self.event.score == "lamp":
+                return select_living(self.weights, self.alive, min(count, self.alive.nonzeros))
+            if count >= guarded:
+                scores = self.scores()
+                return select(scores, count, champions(scores))
+        return self.ranking(count, count).masks(count)
+
+    def filled(self, fill: Callable[[Ranking], Masks], limit: int, expected: int) -> Masks | None:
+        """Return what fits; None where ``limit`` was too low to know."""
+        first = self.ranking(limit, expected)
+        masks = fill(first)
+        if not _all_of(first, masks):
+            return masks
+        if len(first) >= limit and limit < self.parameters.weights:
+            return None
+        if self.alive.nonzeros == self.alive.weights:
+            return masks
+        dead = rank_dead(self.parameters.pretrained_values(), self.alive, limit=limit - len(first))
+        joined = followed_by(first, dead)
+        masks = fill(joined)
+        short = limit < self.parameters.weights and len(joined) >= limit
+        return None if short and _all_of(joined, masks) else masks
+
+    def ranking(self, limit: int, expected: int) -> Ranking:
+        """Rank the best ``limit``; where they are shared out, as ``expected`` of them would be."""
+        if self.event.allocation != "global":
+            scores = self.scores()
+            counts = ALLOCATIONS[self.event.allocation](
+                self.weights if self.event.allocation == "lamp" else scores, expected
+            )
+            # No tensor is left without a connection.
+            counts = {name: max(1, count) for name, count in counts.items()}
+            return rank_allocated(scores, counts, limit=limit)
+        if self.event.score == "lamp":
+            return rank_living(self.weights, self.alive, limit=limit)
+        scores = self.scores()
+        return rank(scores, limit=limit, keep=champions(scores))
+
+    def scores(self) -> Streamed:
+        """Return the scores of what may stay, -inf for the others."""
+        score = SCORES[self.event.score]
+
+        def compute(name: str) -> NDArray[np.float32]:
+            found = score(self.weights[name], self.seen.gradient_of(name))
+            found[~self.alive[name]] = -np.inf
+            return found
+
+        return Streamed(self.parameters.shapes, compute)
 
 
-def _regrow(
-    event: Event,
-    parameters: SparseParameters,
-    gradients: Arrays | None,
-    expected: int,
-    limit: int | None,
-) -> Ranking:
-    """Rank the living first, by LAMP, then the dead by the event's score.
+class _Regrowing:
+    """Ranks the living first, by LAMP, then the dead by the event's rule.
 
-    The dead have no value of their own: scores of weights see their pretrained one.
+    A tensor that has lost every connection gets its best one back before any other grows.
     """
-    del expected
-    masks, weights = parameters.masks, parameters.values()
-    pretrained = parameters.pretrained_values()
-    living = {
-        name: _where(masks[name], SCORES["lamp"](weight, None)) for name, weight in weights.items()
-    }
-    dead = {
-        name: _where(~masks[name], _score(event.score, name, weight, gradients))
-        for name, weight in pretrained.items()
-    }
-    first = rank(living, limit=limit)
-    return followed_by(first, rank(dead, limit=_rest(limit, len(first))))
+
+    def __init__(
+        self, event: Event, parameters: SparseParameters, seen: Seen, marginal: Marginal | None
+    ) -> None:
+        self.event, self.parameters, self.seen = event, parameters, seen
+        self.alive = parameters.masks
+        self.bytes: Scores | None = None
+        if event.per_byte:
+            if marginal is None:
+                raise UsageError(
+                    "regrowth by gain per byte needs to know what a connection adds to the file",
+                    hint="compile for a byte budget, or leave per_byte out",
+                )
+            self.bytes = marginal(self.alive)
+
+    def masks(self, count: int) -> Masks:
+        """Return the living and the best of the dead, ``count`` together."""
+        living = self.alive.nonzeros
+        if count < living:
+            return rank_living(self.parameters.values(), self.alive, limit=count).masks(count)
+        gains = self.gains()
+        keep = self.guarded(gains)
+        if count < keep.nonzeros:
+            return keep
+        if self.event.allocation == "global":
+            return select(gains, count, keep)
+        grown = self.dead(count - living, count - living).masks(count - living)
+        return Masks({name: grown[name] | mask for name, mask in self.alive.by_name.items()})
+
+    def filled(self, fill: Callable[[Ranking], Masks], limit: int, expected: int) -> Masks | None:
+        """Return what fits; None where ``limit`` was too low to know."""
+        first = rank_living(self.parameters.values(), self.alive, limit=limit)
+        more = max(1, expected - len(first))
+        joined = followed_by(first, self.dead(limit - len(first), more))
+        masks = fill(joined)
+        short = limit < self.parameters.weights and len(joined) >= limit
+        return None if short and _all_of(joined, masks) else masks
+
+    def dead(self, limit: int, expected: int) -> Ranking:
+        """Rank the best ``limit`` of the dead, shared out as ``expected`` of them would be."""
+        gains = self.gains()
+        empty = self.guarded(gains, alive=False)
+        if self.event.allocation == "global":
+            return rank(gains, limit=limit, keep=empty)
+        counts = growth(self.event.allocation, self.alive, expected)
+        counts = {name: max(count, int(empty[name].any())) for name, count in counts.items()}
+        return rank_allocated(gains, counts, limit=limit)
+
+    def gains(self) -> Streamed:
+        """Return the gains of the dead, by the byte where asked for, and -inf for the living."""
+
+        def compute(name: str) -> NDArray[np.float32]:
+            gain = evaluate(self.event.score, self.seen.evidence(self.parameters, name))
+            if self.bytes is not None:
+                _divide(gain.reshape(-1), self.bytes[name].reshape(-1))
+            gain[self.alive[name]] = -np.inf
+            return gain
+
+        return Streamed(self.parameters.shapes, compute)
+
+    def guarded(self, gains: Streamed, *, alive: bool = True) -> Masks:
+        """Return the best dead connection of each empty tensor, with the living or without."""
+        kept = {}
+        for name, mask in self.alive.by_name.items():
+            kept[name] = mask if alive else np.zeros_like(mask)
+            if mask.size and not mask.any():
+                kept[name] = champions({name: gains[name]})[name]
+        return Masks(kept)
 
 
-def _score(
-    score: str, name: str, weight: NDArray[np.float32], gradients: Arrays | None
-) -> NDArray[np.float32]:
-    return SCORES[score](weight, None if gradients is None else gradients[name])
+def _divide(gain: NDArray[np.float32], cost: NDArray[np.float32]) -> None:
+    """Divide gains by bytes in place; a loss does not get smaller by being spread over bytes."""
+    for start, chunk in topk.chunks(cost):
+        part = gain[start : start + chunk.size]
+        np.divide(part, np.maximum(chunk, _LEAST_BYTES), out=part, where=part > 0)
 
 
-def _where(mask: NDArray[np.bool_], scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the scores inside the mask; outside it nothing is ranked."""
-    return np.where(mask, scores, np.float32(-np.inf))
-
-
-def _rest(limit: int | None, used: int) -> int | None:
-    return None if limit is None else limit - used
+def _all_of(ranking: Ranking, masks: Masks) -> bool:
+    """Return whether every ranked connection lives: whether a longer ranking might fit too."""
+    return all(
+        bool(masks[name].reshape(-1)[ranking.position[ranking.tensor == number]].all())
+        for number, name in enumerate(ranking.shapes)
+    )

@@ -14,13 +14,16 @@ from torch import nn
 from hwprune.errors import DataError, UsageError
 from hwprune.ir import Data
 from hwprune.sparsity import Event as MaskEvent
-from hwprune.sparsity import Fill, Strategy
+from hwprune.sparsity import Fill, Marginal, Strategy
 from hwprune.training import events, precision
+from hwprune.training.applying import apply_due, masks_after
 from hwprune.training.averaging import Pool
 from hwprune.training.batches import epoch_order, steps_per_epoch
 from hwprune.training.checkpoints import Checkpoint, Keeper
 from hwprune.training.distributed import ALONE, World
+from hwprune.training.evidence import NOTHING, Witness, needs
 from hwprune.training.feature import Feature
+from hwprune.training.feedback import FeedbackWeights
 from hwprune.training.identity import identity_of, surroundings_of
 from hwprune.training.journal import Journal
 from hwprune.training.losses import check_labels
@@ -41,6 +44,7 @@ from hwprune.training.resuming import capture, restore
 from hwprune.training.setting import Setting
 from hwprune.training.sparse import SparseParameters
 from hwprune.training.stepper import Stepper
+from hwprune.training.trace import Trace
 
 # Steps between two looks at the loss on a device where looking waits for the queue.
 _LOOK = 25
@@ -62,6 +66,7 @@ def finetune(
     store: Store | None = None,
     checkpoint: Checkpoint | None = None,
     world: World = ALONE,
+    marginal: Marginal | None = None,
 ) -> TrainResult:
     """Prune (and regrow) a network along a strategy while it is trained. Works in place.
 
@@ -84,6 +89,8 @@ def finetune(
         checkpoint: where to keep the state of the run, and whether to continue from there. The
             file stays when the run has ended: ``checkpoint.discard()`` removes it.
         world: the processes that train together, all of which call this with the same arguments.
+        marginal: masks -> the bytes that each dead connection would add, for strategies that
+            regrow by gain per byte.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or is one of another run.
@@ -105,7 +112,7 @@ def finetune(
         try:
             setting = Setting(
                 module, data, names, strategy, fill, recipe, teacher, seed, device, progress,
-                train_batchnorm, store, checkpoint, world,
+                train_batchnorm, store, checkpoint, world, marginal,
             )  # fmt: skip
             return Run(setting).go()
         finally:
@@ -135,7 +142,7 @@ class Run:
         if setting.teacher is not None:
             place(setting.teacher, setting.device, channels_last=recipe.channels_last)
             set_mode(setting.teacher, training=False)
-        self.sparse = SparseParameters(module, setting.names)
+        self.sparse = SparseParameters(module, setting.names, like=setting.teacher)
         self.batches = setting.batches(setting.data.train)
         self.epochs = strategy.epochs(recipe.epochs)
         if recipe.per_round:
@@ -153,10 +160,15 @@ class Run:
         # Only epochs that were trained as the last one is are compared with it.
         self.settled_from = self.last_change if store is None else quantise_at
         values = Quantised(self.sparse, store, quantise_at)
-        self.stepper = Stepper(setting, self.sparse, self._choose_precision(), values)
+        feedback = FeedbackWeights(self.sparse, strategy.feedback, self._due)
+        trace = Trace(self.sparse, [at for at, event in self.pending if "momentum" in needs(event)])
+        chosen = self._choose_precision()
+        self.stepper = Stepper(setting, self.sparse, chosen, values, feedback, trace)
+        self.witness = Witness(self.stepper, self.sparse, self.batches, self.probe, setting.seed)
         self.pool = Pool(module, recipe.interpolate)
         self.features: dict[str, Feature] = {
             "average": self.stepper.average, "pool": self.pool, "values": values,
+            "feedback": self.stepper.feedback, "trace": self.stepper.trace,
         }  # fmt: skip
         self.keeper = Keeper(
             setting.checkpoint,
@@ -188,19 +200,19 @@ class Run:
                 self.journal.notes.append(problem)
                 self.journal.say(self.epoch, self.step, message=problem)
         accuracy = self.accuracy
-        self._apply_due(self.epochs, at_end=True)
+        apply_due(self, self.epochs, at_end=True)
         if self.step == 0 and self.setting.strategy.events:
-            self._recalibrate()
-            accuracy = self._measure()
+            self.recalibrate()
+            accuracy = self.measure()
         elif self.journal.trajectory and self.journal.trajectory[-1]["action"] != "train":
-            accuracy = self._measure()
+            accuracy = self.measure()
         return self._result(self._settle(accuracy))
 
     def _begin(self) -> None:
         """Continue from the checkpoint, or measure the dense network."""
         saved, said = self.keeper.read()
         if saved is None:
-            self.dense_accuracy = self.accuracy = self._measure()
+            self.dense_accuracy = self.accuracy = self.measure()
         else:
             restore(self, saved)
             done = f"continued after epoch {self.epoch} of {self.epochs}, from a checkpoint"
@@ -221,9 +233,10 @@ class Run:
         for batch in self.batches.take(order):
             if self.step / self.steps in self.restarts:
                 self._collect()
-            self._apply_due(epoch)
+            apply_due(self, epoch)
             rate = recipe.rate(self.step / self.steps, self.restarts)
             self.stepper.values.at(self.step)
+            self.stepper.trace.at(self.step)
             total += self.stepper.step(setting.augmented(batch, self.generator), rate)
             done, self.step = done + 1, self.step + 1
             if setting.device == "cpu" or done % _LOOK == 0 or done == self.per_epoch:
@@ -231,9 +244,9 @@ class Run:
             if journal.pulse_due:
                 journal.say(epoch + 1, self.step, loss=float(total) / done)
         self.sparse.check()
-        accuracy = self._measure()
+        accuracy = self.measure()
         loss = float(total) / done
-        self._record(epoch + 1, "train", accuracy=accuracy, loss=loss)
+        self.record(epoch + 1, "train", accuracy=accuracy, loss=loss)
         told = f"epoch {epoch + 1} of {self.epochs}"
         journal.say(epoch + 1, self.step, loss=loss, accuracy=accuracy, message=told)
         if clean and recipe.checkpoint == "best" and accuracy > (self.best or (-1.0,))[0]:
@@ -244,40 +257,7 @@ class Run:
             self._collect()
         return accuracy
 
-    def _apply_due(self, epoch: int, *, at_end: bool = False) -> None:
-        """Apply the events whose step has come."""
-        setting = self.setting
-        while self.pending and (at_end or self.pending[0][0] <= self.step):
-            _, event = self.pending.pop(0)
-            if event.action == "regrow":
-                self._look_at_extreme(epoch)
-            gradients = None
-            if events.needs_gradient(event):
-                gradients = self.stepper.gradients(self.batches, self.probe)
-            masks = events.masks_after(
-                event, self.sparse, gradients, setting.fill, density=setting.strategy.density
-            )
-            masks = setting.world.lead(masks)
-            self.sparse.set_masks(masks, self.stepper.optimizer, initial=event.initial)
-            self.changed_at = self.step
-            self._record(epoch, event.action)
-            density = masks.nonzeros / self.sparse.weights
-            told = f"{event.action} to {masks.nonzeros:,} nonzeros ({100 * density:.2f} %)"
-            self.journal.say(epoch, self.step, message=told)
-
-    def _look_at_extreme(self, epoch: int) -> None:
-        """Measure the state with the fewest connections, once it has been trained."""
-        setting, living = self.setting, self.sparse.masks.nonzeros
-        trained = self.changed_at < self.step or self.epochs == 0
-        if not trained or living >= (self.extreme or (self.sparse.weights,))[0]:
-            return
-        if self.epochs == 0:
-            self._recalibrate()
-        self.extreme = (living, self._measure())
-        self._record(epoch, "extreme", accuracy=self.extreme[1])
-        set_mode(setting.module, training=self.epochs > 0, train_batchnorm=setting.train_batchnorm)
-
-    def _measure(self) -> float:
+    def measure(self) -> float:
         """Return the validation metric of what would be shipped now."""
         with self.stepper.shipped():
             return self.meter.measure()
@@ -300,23 +280,22 @@ class Run:
         def finish() -> None:
             if self.sparse.masks.nonzeros > before.nonzeros:
                 event = MaskEvent(1.0, "prune", budget_fraction=1.0)
-                fill, density = self.setting.fill, self.setting.strategy.density
-                masks = events.masks_after(event, self.sparse, None, fill, density=density)
-                self.sparse.set_masks(masks, None)
+                self.sparse.set_masks(masks_after(self, event, NOTHING), None)
             with values.exchanged():
-                self._recalibrate()
+                self.recalibrate()
 
         with torch.no_grad():
-            joined = self.pool.merge(self.sparse, finish, self._measure)
+            joined = self.pool.merge(self.sparse, finish, self.measure)
         if joined:
-            accuracy = self._measure()
-            self._record(self.epochs, "average", accuracy=accuracy)
+            accuracy = self.measure()
+            self.record(self.epochs, "average", accuracy=accuracy)
             self.journal.notes.append(f"averaged with {joined} of its earlier solutions")
         if values.settle():
             accuracy = self.meter.measure()
         return accuracy
 
-    def _recalibrate(self) -> None:
+    def recalibrate(self) -> None:
+        """Take BN's statistics anew, unless BN is frozen."""
         if self.setting.train_batchnorm:
             recipe = self.setting.recipe
             recalibrate_batchnorm(
@@ -338,9 +317,10 @@ class Run:
                 " and check how the data are normalised",
             )
 
-    def _record(
+    def record(
         self, epoch: int, action: str, *, accuracy: float | None = None, loss: float | None = None
     ) -> None:
+        """Add a point to the trajectory."""
         living = self.sparse.masks.nonzeros
         at = self.step / self.steps if self.steps else 0.0
         self.journal.record(

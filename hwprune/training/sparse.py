@@ -8,7 +8,7 @@ They stay exactly zero because their gradient and their momentum are zero at eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 
 from hwprune.errors import HwpruneError, UsageError
 from hwprune.ir import Masks
-from hwprune.sparsity import Initial
+from hwprune.sparsity import Initial, Streamed
 
 
 class SparseParameters:
@@ -26,14 +26,24 @@ class SparseParameters:
     Args:
         module: the network, already on its device.
         names: keys of its prunable parameters; a tied one once.
+        like: a module that nobody changes; where its values are those of ``module`` they serve as
+            the pretrained ones, and no copy is held.
+
+    Attributes:
+        parameters: by name.
+        pretrained: their values before anything was pruned.
+        masks: what lives.
+        dense: the dense weights of feedback, while there is any; see ``feedback``.
 
     Raises:
         UsageError: no name at all.
         HwpruneError: a name that is not a parameter of the module.
     """
 
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
-        """Take one copy of the pretrained values."""
+    def __init__(
+        self, module: nn.Module, names: Sequence[str], *, like: nn.Module | None = None
+    ) -> None:
+        """Take one copy of the pretrained values, unless there is one."""
         if not names:
             raise UsageError(
                 "no parameter can be pruned: the selection is empty",
@@ -45,61 +55,111 @@ class SparseParameters:
             raise HwpruneError(f"not parameters of the network: {', '.join(missing)}")
         self.parameters: dict[str, nn.Parameter] = {name: known[name] for name in names}
         self.shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
-        self.pretrained = {name: p.detach().clone() for name, p in self.parameters.items()}
+        others = {} if like is None else dict(like.named_parameters(remove_duplicate=False))
+        self.pretrained = {
+            name: _alike(p.detach(), others.get(name)) for name, p in self.parameters.items()
+        }
+        self.dense: dict[str, torch.Tensor] = {}
         self.weights = sum(p.numel() for p in self.parameters.values())
         self.masks = Masks({n: np.ones(shape, dtype=np.bool_) for n, shape in self.shapes.items()})
         # True where pruned, in the parameter's own device and memory order; absent while nothing
         # is pruned in that tensor, so that a dense network pays nothing.
         self._dead: dict[str, torch.Tensor] = {}
 
-    def values(self) -> dict[str, NDArray[np.float32]]:
-        """Return the weights as NumPy arrays (copies where the memory order differs)."""
-        return {name: _numpy(p) for name, p in self.parameters.items()}
+    def values(self) -> Streamed:
+        """Return the weights as NumPy arrays, each made when it is asked for."""
+        return Streamed(self.shapes, lambda name: to_numpy(self.parameters[name]))
 
-    def gradients(self) -> dict[str, NDArray[np.float32]]:
-        """Return the present gradients as NumPy arrays: zero where a parameter was not reached."""
-        return {
-            name: np.zeros(p.shape, dtype=np.float32) if p.grad is None else _numpy(p.grad).copy()
-            for name, p in self.parameters.items()
-        }
+    def dense_values(self) -> Streamed:
+        """Return the dense weights of feedback, or the weights where there is none."""
+        held = self.dense or self.parameters
+        return Streamed(self.shapes, lambda name: to_numpy(held[name]))
 
-    def pretrained_values(self) -> dict[str, NDArray[np.float32]]:
+    def pretrained_values(self) -> Streamed:
         """Return the pretrained weights as NumPy arrays."""
-        return {name: _numpy(tensor) for name, tensor in self.pretrained.items()}
+        return Streamed(self.shapes, lambda name: to_numpy(self.pretrained[name]))
+
+    def taken_gradients(self) -> dict[str, torch.Tensor]:
+        """Return the present gradients and take them away: zero where nothing was reached."""
+        taken = {}
+        for name, parameter in self.parameters.items():
+            taken[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = None
+        return taken
 
     def set_masks(
-        self, masks: Masks, optimizer: torch.optim.Optimizer | None, *, initial: Initial = "zero"
+        self,
+        masks: Masks,
+        optimizer: torch.optim.Optimizer | None,
+        *,
+        initial: Initial = "zero",
+        step: Callable[[str], NDArray[np.float32]] | None = None,
     ) -> None:
         """Replace the masks: zero what is pruned, momentum included; start what is grown.
 
-        A grown weight starts with zero momentum, which it has had since it was pruned.
+        A grown weight starts with zero momentum, which it has had since it was pruned. While there
+        are dense weights, they and their momentum stay as they are, and what is grown starts from
+        them.
 
         Args:
             masks: the new masks.
             optimizer: whose state of these parameters is kept in step, None before there is one.
             initial: what a grown weight starts from.
+            step: name -> where a second-order step leads, for ``initial="second-order"``.
         """
         before, self.masks = self.masks, masks
         for name, parameter in self.parameters.items():
             mask = masks[name]
             dead = torch.empty_like(parameter.data, dtype=torch.bool).copy_(torch.from_numpy(~mask))
             with torch.no_grad():
-                if initial == "pretrained":
+                if self.dense:
+                    parameter.copy_(self.dense[name])
+                elif initial != "zero":
+                    start = self.pretrained[name]
+                    if initial == "second-order":
+                        assert step is not None
+                        start = torch.from_numpy(step(name)).to(parameter.device)
                     grown = torch.from_numpy(mask & ~before[name]).to(parameter.device)
-                    parameter.copy_(torch.where(grown, self.pretrained[name], parameter))
+                    parameter.copy_(torch.where(grown, start, parameter))
                 # Not a product: it would make -0.0 and turn inf into NaN.
                 parameter.masked_fill_(dead, 0.0)
-            if optimizer is not None:
-                for state in optimizer.state.get(parameter, {}).values():
-                    if isinstance(state, torch.Tensor) and state.shape == parameter.shape:
-                        state.masked_fill_(dead, 0.0)
+            if optimizer is not None and not self.dense:
+                _clear_state(optimizer, parameter, dead)
             if mask.all():
                 self._dead.pop(name, None)
             else:
                 self._dead[name] = dead
 
-    def mask_gradients(self) -> None:
-        """Zero the gradients of pruned weights, so that weight and momentum stay zero."""
+    def keep_dense(self, initial: Initial) -> None:
+        """Begin feedback: hold the weights as dense ones, those of the dead from ``initial``."""
+        self.dense = {name: p.detach().clone() for name, p in self.parameters.items()}
+        if initial == "pretrained":
+            for name, dead in self._dead.items():
+                self.dense[name][dead] = self.pretrained[name][dead]
+
+    def show_dense(self) -> None:
+        """Let the parameters hold the dense weights where they live, zero elsewhere."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.dense[name])
+                if name in self._dead:
+                    parameter.masked_fill_(self._dead[name], 0.0)
+
+    def drop_dense(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """End feedback: forget the dense weights, and the momentum of the dead."""
+        self.dense = {}
+        for name, dead in self._dead.items():
+            if optimizer is not None:
+                _clear_state(optimizer, self.parameters[name], dead)
+
+    def mask_gradients(self, *, even_dense: bool = False) -> None:
+        """Zero the gradients of pruned weights, so that weight and momentum stay zero.
+
+        Args:
+            even_dense: also while there are dense weights, which learn from whole gradients.
+        """
+        if self.dense and not even_dense:
+            return
         for name, dead in self._dead.items():
             gradient = self.parameters[name].grad
             if gradient is not None:
@@ -121,5 +181,27 @@ class SparseParameters:
                 )
 
 
-def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
+def _clear_state(
+    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, dead: torch.Tensor
+) -> None:
+    for state in optimizer.state.get(parameter, {}).values():
+        if isinstance(state, torch.Tensor) and state.shape == parameter.shape:
+            state.masked_fill_(dead, 0.0)
+
+
+def _alike(values: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
+    """Return the other tensor where it holds the same elsewhere, or a copy."""
+    if (
+        other is not None
+        and other.data_ptr() != values.data_ptr()
+        and (other.shape, other.dtype, other.device) == (values.shape, values.dtype, values.device)
+        and other.stride() == values.stride()
+        and torch.equal(other, values)
+    ):
+        return other.detach()
+    return values.clone()
+
+
+def to_numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
+    """Return a tensor as float32 in row-major order; on the CPU a view where it is that already."""
     return np.ascontiguousarray(tensor.detach().float().cpu().contiguous().numpy())

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from hwprune.training.averaging import Average
 from hwprune.training.batches import Batch, Batches
+from hwprune.training.feedback import FeedbackWeights
 from hwprune.training.losses import loss_of
 from hwprune.training.modes import frozen_statistics, logits_of, set_mode
 from hwprune.training.optimizer import sgd
@@ -20,6 +19,7 @@ from hwprune.training.quantised import Quantised
 from hwprune.training.setting import Setting
 from hwprune.training.sharpness import Sharpness
 from hwprune.training.sparse import SparseParameters
+from hwprune.training.trace import Trace
 
 
 class Stepper:
@@ -30,9 +30,13 @@ class Stepper:
         sparse: its prunable parameters.
         precision: of the forward pass.
         values: the weights as they are stored.
+        feedback: the dense weights behind the masked ones.
+        trace: the running average of gradients.
 
     Attributes:
         values: the same.
+        feedback: the same.
+        trace: the same.
         average: the moving average of the weights.
     """
 
@@ -42,10 +46,12 @@ class Stepper:
         sparse: SparseParameters,
         precision: Literal["fp32", "bf16"],
         values: Quantised,
+        feedback: FeedbackWeights,
+        trace: Trace,
     ) -> None:
         """Make the optimiser."""
         recipe = setting.recipe
-        self.values = values
+        self.values, self.feedback, self.trace = values, feedback, trace
         self.average = Average(setting.module, sparse, recipe.ema_decay)
         self._sharpness = None
         if recipe.sharpness:
@@ -59,14 +65,16 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self.backward(batch)
-        self._sparse.mask_gradients()
         if self._sharpness is not None:
+            self._sparse.mask_gradients(even_dense=True)
             self._sharpness.ascend(lambda: self.backward(batch))
-            self._sparse.mask_gradients()
+        self.trace.update()
+        self._sparse.mask_gradients()
         if self._setting.recipe.grad_clip is not None:
             parameters = self._setting.module.parameters()
             nn.utils.clip_grad_norm_(parameters, self._setting.recipe.grad_clip)
-        self.optimizer.step()
+        with self.feedback.unveiled():
+            self.optimizer.step()
         self.average.update()
         return loss
 
@@ -94,28 +102,35 @@ class Stepper:
             setting.module, loss.detach(), logits.shape[0], setting.batch_size
         )
 
-    def gradients(
-        self, batches: Batches, generator: torch.Generator
-    ) -> dict[str, NDArray[np.float32]]:
-        """Return the summed gradient of a few batches for all prunable weights, dead or alive.
+    def probe(
+        self, batches: Batches, generator: torch.Generator, count: int | None = None
+    ) -> Iterator[None]:
+        """Put the gradient of one batch after the other into the parameters, dead ones included.
 
         Args:
             batches: where to draw from.
             generator: of the draw and of the augmentation.
+            count: how many; None for the recipe's ``gradient_batches``.
         """
         setting = self._setting
-        sums: dict[str, NDArray[np.float32]] = {}
         set_mode(setting.module, training=True, train_batchnorm=setting.train_batchnorm)
         with frozen_statistics(setting.module):
-            for _ in range(setting.recipe.gradient_batches):
+            for _ in range(self.gradient_batches if count is None else count):
                 index = torch.randperm(batches.size, generator=generator)
                 index = index[: setting.batch_size][setting.rows]
                 for batch in batches.take((index,)):
                     self.backward(setting.augmented(batch, generator))
-                for name, gradient in self._sparse.gradients().items():
-                    sums[name] = sums[name] + gradient if name in sums else gradient
-        self.optimizer.zero_grad(set_to_none=True)
-        return sums
+                yield
+
+    @property
+    def gradient_batches(self) -> int:
+        """Return how many batches a gradient is summed over."""
+        return self._setting.recipe.gradient_batches
+
+    @property
+    def batch_size(self) -> int:
+        """Return how many samples a gradient is the mean of."""
+        return self._setting.batch_size
 
     def state(self) -> dict[str, Any]:
         """Return the optimiser's state and the precision, which may have been measured."""

@@ -10,6 +10,7 @@ from hwprune.ir import Masks
 from hwprune.sparsity import (
     STRATEGIES,
     Event,
+    Feedback,
     Strategy,
     champions,
     compare,
@@ -75,9 +76,15 @@ def test_every_strategy_is_ordered_and_ends_by_filling_the_budget(
     assert strategy.epochs(12) == 12
     times = [event.progress for event in strategy.events]
     assert times == sorted(times)
-    downhill = [e.density for e in strategy.events if e.density is not None]
+    downhill = [
+        e.density for e in strategy.events if e.density is not None and e.action != "regrow"
+    ]
     assert downhill == sorted(downhill, reverse=True)
-    assert all(aim > density * 0.9 for aim in downhill)
+    # What goes below the budget on purpose: an extreme state, and what is exchanged at once.
+    lowest = {"bidirectional-iterative": 0.5, "bidirectional-feedback": 0.9, "granet": 0.7}
+    assert all(aim > density * lowest.get(name, 1.0) * 0.9 for aim in downhill)
+    assert all(0 <= restart < 1 for restart in strategy.restarts)
+    assert strategy.regrows or not name.startswith("bidirectional")
 
 
 def test_bidirectional_dips_by_its_depth_and_climbs_in_steps() -> None:
@@ -128,3 +135,96 @@ def test_a_strategy_refuses_disorder_and_an_unfilled_budget() -> None:
     for name, wrong in (("bidirectional", {"steps": 0}), ("cyclic", {"rounds": 0})):
         with pytest.raises(UsageError):
             make(name, density=0.5, **wrong)
+
+
+def test_wrong_options_name_the_right_ones() -> None:
+    with pytest.raises(UsageError, match="'cubic' has no option 'depth'") as caught:
+        make("cubic", density=0.5, depth=0.9)
+    assert "until, steps, exchange" in (caught.value.hint or "")
+    with pytest.raises(UsageError, match="bidirectional: steps is '3'"):
+        make("bidirectional", density=0.5, steps="3")
+    with pytest.raises(UsageError, match="rewind is 1"):
+        make("bidirectional", density=0.5, rewind=1)
+    with pytest.raises(UsageError, match="'dense' has no option"):
+        make("dense", density=0.5, steps=3)
+    assert make("bidirectional", density=0.5, depth=1) is not None  # a whole number is a number
+    for wrong in ({"regrow_score": "luck"}, {"regrow_allocation": "lamp"}, {"initial": "luck"}):
+        with pytest.raises(UsageError, match=r"luck|lamp"):
+            make("bidirectional", density=0.5, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("feedback", {"until": 0.9}),
+        ("granet", {"exchange": 0.0}),
+        ("rigl", {"updates": 0}),
+        ("set", {"drop": 1.0}),
+        ("bidirectional-one-shot", {"steps": 0}),
+        ("bidirectional-iterative", {"depth": 0.0}),
+        ("bidirectional-iterative", {"prune_until": 1.0}),
+        ("bidirectional-feedback", {"feedback_from": 0.8}),
+    ],
+)
+def test_every_strategy_refuses_what_makes_no_sense(name: str, wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        make(name, density=0.1, **wrong)
+
+
+def test_rounds_of_the_paper_have_equal_length_and_rewind() -> None:
+    strategy = make("bidirectional-iterative", density=0.512 / 0.8, depth=0.8, steps=2)
+    assert [e.density for e in strategy.events[:2]] == pytest.approx([0.8, 0.64])
+    fractions = [e.budget_fraction for e in strategy.events[2:]]
+    assert fractions == pytest.approx([0.8, 0.9, 1.0])
+    times = [event.progress for event in strategy.events]
+    assert times == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert strategy.restarts == pytest.approx(times[1:])
+    plain = make("bidirectional-iterative", density=0.64, depth=0.8, steps=2, rewind=False)
+    assert plain.restarts == ()
+    early = make("bidirectional-iterative", density=0.64, depth=0.8, steps=2, prune_until=0.3)
+    assert [e.progress for e in early.events] == pytest.approx([0, 0.1, 0.2, 0.3, 0.65])
+    shot = make("bidirectional-one-shot", density=0.1, depth=0.4, steps=3)
+    assert [e.budget_fraction for e in shot.events] == pytest.approx([0.4, 0.6, 0.8, 1.0])
+    assert [e.progress for e in shot.events] == pytest.approx([0, 0.25, 0.5, 0.75])
+
+
+def test_exchange_drops_a_share_that_falls_to_nothing() -> None:
+    strategy = make("rigl", density=0.1, updates=3, drop=0.4, until=0.8)
+    drops = [1 - e.share for e in strategy.events if e.share is not None]
+    assert drops == pytest.approx([cosine(n / 4, 0.4, 0.0) for n in (1, 2, 3)])
+    grown = [e for e in strategy.events if e.action == "regrow"]
+    assert {(e.score, e.budget_fraction, e.allocation) for e in grown} == {
+        ("gradient", 1.0, "proportional")
+    }
+    noisy = make("set", density=0.1, updates=3)
+    assert {e.score for e in noisy.events if e.action == "regrow"} == {"random"}
+
+
+def test_feedback_redraws_and_ends() -> None:
+    strategy = make("feedback", density=0.1, until=0.4, hold=0.8, redraws=2)
+    assert {event.action for event in strategy.events} == {"redraw"}
+    assert not strategy.regrows
+    assert strategy.feedback == Feedback(0.0, strategy.events[-1].progress)
+    assert [e.progress for e in strategy.events[-3:]] == pytest.approx([0.4, 0.6, 0.8])
+    climbing = make("bidirectional-feedback", density=0.1, steps=2, feedback_from=0.3)
+    assert {e.action for e in climbing.events if e.progress < 0.3} == {"prune"}
+    assert {e.action for e in climbing.events if e.progress >= 0.3} == {"redraw"}
+    with pytest.raises(UsageError, match="no feedback"):
+        Strategy("x", (Event(0.5, "redraw", budget_fraction=1.0),))
+    with pytest.raises(UsageError, match="feedback from"):
+        Feedback(0.5, 0.4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"action": "prune", "density": 0.5, "per_byte": True},
+        {"action": "regrow", "share": 0.5},
+        {"action": "regrow", "density": 0.5, "score": "luck"},
+        {"action": "prune", "density": 0.5, "score": "momentum"},
+        {"action": "jump", "density": 0.5},
+    ],
+)
+def test_an_event_knows_what_goes_with_its_action(wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        Event(0.5, **wrong)  # type: ignore[arg-type]

@@ -1,0 +1,234 @@
+"""Strategies that approach the budget from above and stay there: one-way pruning, and controls."""
+
+from __future__ import annotations
+
+from hwprune.errors import UsageError
+from hwprune.sparsity import schedules
+from hwprune.sparsity.course import Event, Feedback, Initial, Strategy
+from hwprune.sparsity.pieces import Growing, Pruning, exchanges, gradual, rounds
+
+
+def dense() -> Strategy:
+    """Prune nothing, train nothing."""
+    return Strategy("dense", ())
+
+
+def one_shot(density: float, *, score: str = "lamp", allocation: str = "global") -> Strategy:
+    """Prune to the budget at once, before the first step; then train."""
+    event = Pruning(score, allocation).at(0.0, budget_fraction=1.0)
+    return Strategy("one-shot", (event,), density)
+
+
+def iterative(
+    density: float,
+    *,
+    removed: float = 0.2,
+    rewind: bool = True,
+    score: str = "lamp",
+    allocation: str = "global",
+) -> Strategy:
+    """Remove a fraction of what is left in rounds of equal length, each followed by training.
+
+    Args:
+        density: the density the plan expects.
+        removed: what one round removes (arXiv 2010.07611 uses 20 %).
+        rewind: begin the learning-rate schedule anew in each round (LR rewinding, arXiv
+            2003.02389, section 2), rather than run one schedule over all rounds.
+        score: what ranks the connections.
+        allocation: how they are shared out.
+    """
+    aims = schedules.iterative(density, removed=removed)
+    times = [number / len(aims) for number in range(len(aims))]
+    events = rounds(aims, 1.0, times, Pruning(score, allocation))
+    return Strategy("iterative", events, density, tuple(times[1:]) if rewind else ())
+
+
+def cubic(
+    density: float,
+    *,
+    until: float = 0.6,
+    steps: int = 30,
+    exchange: float = 0.0,
+    score: str = "lamp",
+    allocation: str = "global",
+    grow_score: str = "gradient",
+) -> Strategy:
+    """Prune gradually from dense to the budget, then train with fixed masks: one-way pruning.
+
+    Args:
+        density: the density the plan expects.
+        until: the progress at which the budget is reached.
+        steps: pruning steps on the way (arXiv 1710.01878).
+        exchange: the fraction of the living connections that each step prunes beyond its aim and
+            regrows at once (GraNet, arXiv 2106.10404, section 3.2); 0 for plain pruning.
+        score: what ranks the connections.
+        allocation: how they are shared out.
+        grow_score: what ranks the dead ones, where ``exchange`` is above 0.
+    """
+    events = gradual(
+        density,
+        1.0,
+        until=until,
+        steps=steps,
+        pruning=Pruning(score, allocation),
+        exchange=exchange,
+        growing=Growing(grow_score),
+    )
+    return Strategy("cubic", events, density)
+
+
+def granet(
+    density: float,
+    *,
+    until: float = 0.6,
+    steps: int = 30,
+    exchange: float = 0.3,
+    score: str = "lamp",
+    allocation: str = "global",
+    grow_score: str = "gradient",
+    grow_allocation: str = "global",
+) -> Strategy:
+    """Prune gradually and exchange connections at every step (GraNet, arXiv 2106.10404).
+
+    Args:
+        density: the density the plan expects.
+        until: the progress at which the budget is reached.
+        steps: pruning steps on the way, each with an exchange.
+        exchange: the fraction of the living that a step prunes beyond its aim and regrows at once.
+        score: what ranks the living.
+        allocation: how they are shared out.
+        grow_score: what ranks the dead.
+        grow_allocation: how what is grown is shared out.
+
+    Raises:
+        UsageError: no exchange.
+    """
+    if not 0 < exchange < 1:
+        raise UsageError(
+            f"granet: an exchange of {exchange}", hint="0 < exchange < 1; without one, use cubic"
+        )
+    events = gradual(
+        density,
+        1.0,
+        until=until,
+        steps=steps,
+        pruning=Pruning(score, allocation),
+        exchange=exchange,
+        growing=Growing(grow_score, allocation=grow_allocation),
+    )
+    return Strategy("granet", events, density)
+
+
+def feedback(
+    density: float,
+    *,
+    until: float = 0.5,
+    hold: float = 0.75,
+    steps: int = 30,
+    redraws: int = 10,
+    score: str = "lamp",
+    allocation: str = "global",
+) -> Strategy:
+    """Let dense weights learn from the gradient at the masked ones; redraw the mask from them.
+
+    DPF, arXiv 2006.07253: a connection that was pruned too early returns when its dense weight has
+    grown. The mask shrinks along a cubic and is redrawn at the full budget for a while.
+
+    Args:
+        density: the density the plan expects.
+        until: the progress at which the budget is reached.
+        hold: the progress of the last redrawing; ordinary masked training follows.
+        steps: redrawings on the way to the budget.
+        redraws: redrawings between ``until`` and ``hold``.
+        score: what ranks the dense weights.
+        allocation: how connections are shared out.
+
+    Raises:
+        UsageError: times out of order, or a negative number of redrawings.
+    """
+    if redraws < 0 or not until <= hold <= 1:
+        raise UsageError(
+            f"feedback: {redraws} redrawings from {until} to {hold}",
+            hint="0 redrawings or more, and until <= hold <= 1",
+        )
+    drawing = Pruning(score, allocation, redraw_from=0.0)
+    down = gradual(density, 1.0, until=until, steps=steps, pruning=drawing)
+    held = tuple(
+        drawing.at(until + (hold - until) * number / redraws, budget_fraction=1.0)
+        for number in range(1, redraws + 1)
+    )
+    events = down + held
+    return Strategy("feedback", events, density, feedback=Feedback(0.0, events[-1].progress))
+
+
+def rigl(
+    density: float,
+    *,
+    updates: int = 20,
+    drop: float = 0.3,
+    until: float = 0.75,
+    score: str = "lamp",
+    allocation: str = "global",
+    grow_score: str = "gradient",
+    grow_allocation: str = "proportional",
+    initial: Initial = "zero",
+) -> Strategy:
+    """Prune to the budget at once, then exchange connections while training goes on: a control.
+
+    RigL's exchange (arXiv 1911.11134, section 3), from pretrained weights instead of random ones.
+
+    Args:
+        density: the density the plan expects.
+        updates: exchanges.
+        drop: the share of the living that an exchange drops at first; a cosine takes it to zero.
+        until: the progress at which it is zero.
+        score: what ranks the living.
+        allocation: how they are shared out.
+        grow_score: what ranks the dead.
+        grow_allocation: how what is grown is shared out; RigL keeps each layer's density, which
+            ``proportional`` does nearly.
+        initial: the value that a grown connection starts from.
+    """
+    growing = Growing(grow_score, initial, grow_allocation)
+    events = _exchanged(density, updates, drop, until, Pruning(score, allocation), growing)
+    return Strategy("rigl", events, density)
+
+
+def set_(
+    density: float,
+    *,
+    updates: int = 20,
+    drop: float = 0.3,
+    until: float = 0.75,
+    score: str = "lamp",
+    allocation: str = "global",
+    grow_allocation: str = "proportional",
+    initial: Initial = "zero",
+) -> Strategy:
+    """Exchange as ``rigl`` does, but grow at random (SET, arXiv 1707.04780): a control.
+
+    Args:
+        density: the density the plan expects.
+        updates: exchanges.
+        drop: the share of the living that an exchange drops at first; a cosine takes it to zero.
+        until: the progress at which it is zero.
+        score: what ranks the living.
+        allocation: how they are shared out.
+        grow_allocation: how what is grown is shared out.
+        initial: the value that a grown connection starts from.
+    """
+    growing = Growing("random", initial, grow_allocation)
+    events = _exchanged(density, updates, drop, until, Pruning(score, allocation), growing)
+    return Strategy("set", events, density)
+
+
+def _exchanged(
+    density: float, updates: int, drop: float, until: float, pruning: Pruning, growing: Growing
+) -> tuple[Event, ...]:
+    if updates < 1 or not 0 < drop < 1 or not 0 < until <= 1:
+        raise UsageError(
+            f"{updates} exchanges of {drop} until {until} (density {density})",
+            hint="at least one, drop in (0, 1), until in (0, 1]",
+        )
+    start = pruning.at(0.0, budget_fraction=1.0)
+    return (start, *exchanges(updates, drop, until, pruning=pruning, growing=growing))

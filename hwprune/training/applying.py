@@ -1,0 +1,72 @@
+"""The events of a run whose step has come: measure what they need, change the masks, say so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hwprune.ir import Masks
+from hwprune.sparsity import Event
+from hwprune.training import events
+from hwprune.training.evidence import Seen
+from hwprune.training.modes import set_mode
+
+if TYPE_CHECKING:
+    from hwprune.training.finetune import Run
+
+
+def apply_due(run: Run, epoch: int, *, at_end: bool = False) -> None:
+    """Apply the events whose step has come; all that are left, at the end."""
+    stepper = run.stepper
+    stepper.feedback.before_events(run.step)
+    while run.pending and (at_end or run.pending[0][0] <= run.step):
+        _, event = run.pending.pop(0)
+        if event.action == "regrow":
+            _look_at_extreme(run, epoch)
+        with run.witness.seen(event, len(run.pending)) as seen:
+            masks = run.setting.world.lead(masks_after(run, event, seen))
+            if event.action == "redraw" and masks.nonzeros > run.sparse.masks.nonzeros:
+                _look_at_extreme(run, epoch)
+            step = events.start_of(seen, run.sparse)
+            run.sparse.set_masks(masks, stepper.optimizer, initial=event.initial, step=step)
+        _note_collapse(run, masks)
+        run.changed_at = run.step
+        run.record(epoch, event.action)
+        density = masks.nonzeros / run.sparse.weights
+        told = f"{event.action} to {masks.nonzeros:,} nonzeros ({100 * density:.2f} %)"
+        run.journal.say(epoch, run.step, message=told)
+    stepper.feedback.after_events(run.step, stepper.optimizer, at_end=at_end)
+
+
+def masks_after(run: Run, event: Event, seen: Seen) -> Masks:
+    """Return the masks that an event leads to in this run."""
+    setting = run.setting
+    return events.masks_after(
+        event,
+        run.sparse,
+        seen,
+        setting.fill,
+        density=setting.strategy.density,
+        marginal=setting.marginal,
+    )
+
+
+def _look_at_extreme(run: Run, epoch: int) -> None:
+    """Measure the state with the fewest connections, once it has been trained."""
+    setting, living = run.setting, run.sparse.masks.nonzeros
+    trained = run.changed_at < run.step or run.epochs == 0
+    if not trained or living >= (run.extreme or (run.sparse.weights,))[0]:
+        return
+    if run.epochs == 0:
+        run.recalibrate()
+    run.extreme = (living, run.measure())
+    run.record(epoch, "extreme", accuracy=run.extreme[1])
+    set_mode(setting.module, training=run.epochs > 0, train_batchnorm=setting.train_batchnorm)
+
+
+def _note_collapse(run: Run, masks: Masks) -> None:
+    """Report once which tensors only the guard keeps alive: layer collapse."""
+    for name in events.collapsed(masks):
+        kept = "its best connection was kept" if masks[name].any() else "none of it fits"
+        note = f"layer collapse in {name}: {kept}"
+        if note not in run.journal.notes:
+            run.journal.notes.append(note)
