@@ -219,7 +219,7 @@ def _cut(batch: Batch, side: int, generator: torch.Generator, rows: slice, of: i
             _near(size, centre, side) for size, centre in zip(part.shape[2:], centres, strict=True)
         )
         hole = down.to(part.device)[:, None, :, None] & across.to(part.device)[:, None, None, :]
-        return part.masked_fill(hole, 0.0)
+        return part.clone().masked_fill_(hole, 0.0)  # a clone keeps the memory order
 
     return Batch(
         tuple(cut(part) if part.ndim == 4 else part for part in batch.inputs), batch.labels

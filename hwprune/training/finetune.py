@@ -159,7 +159,7 @@ class Run:
         quantise_at = max(self.last_change, self._due(recipe.quantise_from))
         # Only epochs that were trained as the last one is are compared with it.
         self.settled_from = self.last_change if store is None else quantise_at
-        values = Quantised(self.sparse, store, quantise_at)
+        values = Quantised(module, self.sparse, store, quantise_at)
         feedback = FeedbackWeights(self.sparse, strategy.feedback, self._due)
         trace = Trace(self.sparse, [at for at, event in self.pending if "momentum" in needs(event)])
         chosen = self._choose_precision()
@@ -281,7 +281,7 @@ class Run:
             if self.sparse.masks.nonzeros > before.nonzeros:
                 event = MaskEvent(1.0, "prune", budget_fraction=1.0)
                 self.sparse.set_masks(masks_after(self, event, NOTHING), None)
-            with values.exchanged():
+            with values.calibrating():
                 self.recalibrate()
 
         with torch.no_grad():

@@ -9,16 +9,27 @@ Nothing is added to the network, and a zero that is stored as zero stays one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import torch
+from torch import nn
 
+from hwprune.training.modes import batchnorms
 from hwprune.training.sparse import SparseParameters
 
 
 class Store(Protocol):
-    """What masked weights become by being stored."""
+    """What masked weights become by being stored.
+
+    Attributes:
+        holds_norms: whether what is stored depends on BN's statistics in such a way that these must
+            not move meanwhile.
+    """
+
+    @property
+    def holds_norms(self) -> bool:
+        """See the attributes."""
 
     def __call__(
         self, weights: Mapping[str, torch.Tensor], *, final: bool = False
@@ -41,8 +52,13 @@ class Store(Protocol):
 class Quantised:
     """Exchanges weights for stored ones, from some step on.
 
+    Where the store holds norms, BN is in eval mode while weights are exchanged. A codebook is
+    shared by channels, so a channel that is scaled down may be stored larger than it is; BN would
+    take the larger output into its statistics, which scales the channel down further, without end.
+
     Args:
-        sparse: the parameters.
+        module: the network.
+        sparse: its prunable parameters.
         store: None where storing changes nothing that is worth training for.
         start: the first step that trains with stored values.
 
@@ -50,9 +66,12 @@ class Quantised:
         active: whether the present step does.
     """
 
-    def __init__(self, sparse: SparseParameters, store: Store | None, start: int) -> None:
+    def __init__(
+        self, module: nn.Module, sparse: SparseParameters, store: Store | None, start: int
+    ) -> None:
         """Begin with the weights as they are."""
         self._sparse, self._store, self._start = sparse, store, start
+        self._norms = batchnorms(module) if store is not None and store.holds_norms else []
         self.active = False
 
     def at(self, step: int) -> None:
@@ -68,13 +87,24 @@ class Quantised:
         parameters = self._sparse.parameters
         held = {name: parameter.data for name, parameter in parameters.items()}
         stored = self._store(held)
+        moving = [layer for layer in self._norms if layer.training]
         try:
+            for layer in moving:
+                layer.eval()
             for name, parameter in parameters.items():
                 parameter.data = stored[name]
             yield
         finally:
+            for layer in moving:
+                layer.train()
             for name, parameter in parameters.items():
                 parameter.data = held[name]
+
+    @contextmanager
+    def calibrating(self) -> Iterator[None]:
+        """As ``exchanged``, for measuring BN's statistics anew: not where the store holds them."""
+        with nullcontext() if self._norms else self.exchanged():
+            yield
 
     def settle(self) -> bool:
         """Replace the weights by what is stored, for good; return whether there was anything."""

@@ -1,0 +1,169 @@
+"""Values in the loop: what is trained is what the file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from hwprune.encoding.values import LEVELS, rounded
+from hwprune.export.pipeline import weights_of
+from hwprune.frontend import load_data
+from hwprune.ir import Data, Split, ValueType
+from hwprune.steps.packing import pack_model
+from hwprune.steps.planning import Prepared, module_weights, plans_of
+from hwprune.steps.pruning import Training, prune_and_regrow, strategy_for
+from hwprune.steps.storing import store_of
+
+At = Callable[[int], Prepared]
+# No channel dies in pruning to it: then bytes would be spent again on what was not trained.
+_ROOMY = 11_000
+KINDS: tuple[ValueType, ...] = ("int8", "int4", "codebook16", "codebook256")
+
+
+@cache
+def _digits() -> Data:
+    return load_data("digits")
+
+
+def _shuffle_norms(module: nn.Module) -> None:
+    """Give BN the kind of numbers that training leaves: of any sign, and some tiny."""
+    torch.manual_seed(1)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.weight.data.normal_()
+            layer.weight.data[0] = 1e-5
+            layer.running_var.uniform_(0.1, 3)
+
+
+def _pruned(prepared: Prepared, share: float = 0.2) -> dict[str, torch.Tensor]:
+    """Prune the module at random and return its weights."""
+    draw = np.random.default_rng(0)
+    named = dict(prepared.model.module.named_parameters())
+    for name in prepared.names:
+        dead = torch.from_numpy(draw.random(tuple(named[name].shape)) > share)
+        named[name].data.masked_fill_(dead, 0.0)
+    return {name: named[name].data for name in prepared.names}
+
+
+def test_floats_are_trained_as_they_are(prepared: At) -> None:
+    now = prepared(8_000)
+    assert (
+        store_of(now, now.model.module, "fp32") is store_of(now, now.model.module, "fp16") is None
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_values_are_those_of_the_encoding_with_norms_folded(
+    prepared: At, kind: ValueType, channels_last: bool
+) -> None:
+    now = prepared(8_000)
+    _shuffle_norms(now.model.module)
+    weights = _pruned(now)
+    if channels_last:
+        weights = {
+            n: w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w
+            for n, w in weights.items()
+        }
+    store = store_of(now, now.model.module, kind)
+    assert store is not None
+    stored = store(weights)
+    axes = {tensor.name: tensor.channel_axis for tensor in now.template.prunable}
+    for name, weight in weights.items():
+        assert torch.equal(stored[name] != 0, weight != 0)
+        if kind in LEVELS:  # the nearest entry of a codebook may be of the other sign
+            assert torch.equal(stored[name].sign(), weight.sign())
+        assert stored[name].stride() == weight.stride()
+        now.model.module.get_parameter(name).data.copy_(weight)
+    before = {name: fold.copy() for name, fold in weights_of(now.template_now()).items()}
+    for name, value in stored.items():
+        now.model.module.get_parameter(name).data.copy_(value)
+    for name, folded in weights_of(now.template_now()).items():
+        expected = rounded(before[name], kind, axes[name])
+        lost = (expected == 0) & (before[name] != 0)  # these take the smallest level here
+        assert np.mean(lost[before[name] != 0]) < (0.2 if kind == "int4" else 0.02)
+        close = np.isclose(folded, expected, rtol=1e-5, atol=0)
+        # A weight in the middle between two levels may be rounded either way.
+        assert np.mean(close[~lost]) > 0.99
+        # Storing what is stored changes nothing.
+        assert np.allclose(rounded(folded, kind, axes[name]), folded, rtol=1e-5, atol=0)
+
+
+def test_codebooks_follow_slowly_and_survive_a_resume(prepared: At) -> None:
+    now = prepared(8_000)
+    weights = _pruned(now)
+    store = store_of(now, now.model.module, "codebook16")
+    assert store is not None
+    first = store(weights)
+    moved = {name: weight * 3 for name, weight in weights.items()}
+    second = store(moved)
+    entries = {float(v) for v in first["0.weight"].unique()}
+    assert {float(v) for v in second["0.weight"].unique()} <= entries
+    resumed = store_of(now, now.model.module, "codebook16")
+    assert resumed is not None
+    resumed.load(store.state())
+    assert torch.equal(resumed(moved)["0.weight"], store(moved)["0.weight"])
+    final = store(moved, final=True)
+    assert float(final["0.weight"].abs().max()) > 2 * float(first["0.weight"].abs().max())
+
+
+def _learn(net: nn.Module) -> None:
+    """Train a network a little on the digits, densely."""
+    data = _digits().train
+    images = torch.from_numpy(data.batch(np.arange(len(data)))[0])
+    labels = torch.from_numpy(np.asarray(data.labels))
+    generator = torch.Generator().manual_seed(0)
+    net.train()
+    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+    for _ in range(6):
+        for part in torch.randperm(len(images), generator=generator).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(images[part]), labels[part]).backward()
+            optimizer.step()
+    net.eval()
+
+
+def _compile(prepared: Prepared, kind: ValueType, **recipe: Any) -> tuple[float, float, float]:
+    """Train and pack; return validation in torch and in the file, and the file's test loss."""
+    _learn(prepared.model.module)
+    plan = plans_of(prepared, (kind,))[kind]
+    pretrained = {name: weight.copy() for name, weight in module_weights(prepared).items()}
+    data = _digits()
+    fields = {"batch_size": 64, "precision": "fp32", **recipe}
+    trained = prune_and_regrow(
+        prepared, plan, strategy_for("one-shot", plan, {}), data, Training(4, 0, fields, "cpu"),
+        lambda status: None,
+    )  # fmt: skip
+    packed = pack_model(prepared, trained.masks, kind, pretrained)
+    session = onnxruntime.InferenceSession(packed.written.data)
+
+    def answers(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+        (images,) = split.batch(np.arange(len(split)))
+        (logits,) = session.run(None, {session.get_inputs()[0].name: images})
+        return torch.from_numpy(logits), torch.from_numpy(np.asarray(split.labels))
+
+    logits, labels = answers(data.validation)
+    in_file = float((logits.argmax(1) == labels).double().mean())
+    assert trained.validation_accuracy is not None
+    loss = float(nn.functional.cross_entropy(*answers(data.test)))
+    return trained.validation_accuracy, in_file, loss
+
+
+@pytest.mark.parametrize("kind", ["int4", "codebook16"])
+def test_the_file_holds_what_was_trained(prepared: At, kind: ValueType) -> None:
+    in_torch, in_file, loss = _compile(prepared(_ROOMY), kind)
+    assert in_torch == in_file
+    assert loss < 0.5
+
+
+def test_int4_that_was_trained_beats_int4_that_was_not(prepared: At) -> None:
+    *_, trained = _compile(prepared(6_000), "int4")
+    *_, plain = _compile(prepared(6_000), "int4", quantise_from=1.0)
+    assert trained < plain

@@ -1,0 +1,395 @@
+"""What a recipe can ask for: averages, cutout, sharpness, stored values, LR rewinding."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import training_nets as nets
+from torch import nn
+
+from hwprune.ir import Data, Masks
+from hwprune.sparsity import Event, Strategy, make
+from hwprune.training import Recipe, accuracy, finetune
+from hwprune.training.averaging import Average, Pool, floating_state
+from hwprune.training.batches import Batch, augment
+from hwprune.training.quantised import Quantised
+from hwprune.training.sharpness import Sharpness
+from hwprune.training.sparse import SparseParameters
+
+QUICK = Recipe(epochs=2, batch_size=64, precision="fp32", quantise_from=0.5)
+OFF = dataclasses.replace(QUICK, quantise_from=1.0, race=0.0)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return nets.digits(samples=600)
+
+
+@pytest.fixture(scope="module")
+def start() -> nn.Module:
+    return nets.small_cnn()
+
+
+def tune(module: nn.Module, data: Data, recipe: Recipe, **options: Any) -> Any:
+    arguments: dict[str, Any] = {
+        "data": data,
+        "names": nets.NAMES,
+        "strategy": make("one-shot", density=0.2),
+        "fill": nets.fill_count(700),
+        "recipe": recipe,
+        "teacher": None,
+        "seed": 0,
+    } | options
+    return finetune(module, **arguments)
+
+
+def masked(module: nn.Module, share: float, seed: int = 0) -> SparseParameters:
+    sparse = SparseParameters(module, nets.NAMES)
+    draw = np.random.default_rng(seed)
+    sparse.set_masks(Masks({n: draw.random(s) < share for n, s in sparse.shapes.items()}), None)
+    return sparse
+
+
+def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Grid:
+    """A store that rounds to multiples of a step, but never to zero."""
+
+    name = "grid"
+
+    def __init__(self, step: float, *, holds_norms: bool = False) -> None:
+        self.step, self.finals, self.holds_norms = step, 0, holds_norms
+
+    def __call__(
+        self, weights: Mapping[str, torch.Tensor], *, final: bool = False
+    ) -> dict[str, torch.Tensor]:
+        self.finals += final
+        return {
+            name: (w.abs() / self.step).round().clamp(min=1) * self.step * w.sign()
+            for name, w in weights.items()
+        }
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        del state
+
+
+# -- off is off -----------------------------------------------------------------------------------
+
+
+def test_what_is_off_changes_no_bit(data: Data, start: nn.Module) -> None:
+    plain, other = copy.deepcopy(start), copy.deepcopy(start)
+    first = tune(plain, data, OFF)
+    second = tune(other, data, OFF, store=Grid(0.1))  # in force from progress 1: never
+    assert same(plain.state_dict(), other.state_dict())
+    assert first.final_accuracy == second.final_accuracy
+    third = copy.deepcopy(start)
+    tune(third, data, QUICK)  # nothing rounds
+    assert same(plain.state_dict(), third.state_dict())
+
+
+# -- averages -------------------------------------------------------------------------------------
+
+
+def test_the_moving_average_is_the_average_and_zero_where_pruned() -> None:
+    module = nets.small_cnn()
+    sparse = masked(module, 0.3)
+    average = Average(module, sparse, 0.5)
+    generator = torch.Generator().manual_seed(0)
+    expected: dict[str, torch.Tensor] = {}
+    for step in range(6):
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            alive = torch.from_numpy(sparse.masks[name]) if name in sparse.masks else True
+            parameter.data.add_(noise * alive)
+        module[1].running_mean.normal_(generator=generator)
+        average.update()
+        kept = min(0.5, (1 + step) / (10 + step))
+        for name, tensor in floating_state(module).items():
+            new = tensor.detach().clone()
+            expected[name] = new if step == 0 else torch.lerp(expected[name], new, 1 - kept)
+    live = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with average.exchanged():
+        assert same(expected, module.state_dict())
+        sparse.check()
+    assert same(live, module.state_dict())
+    resumed = Average(module, sparse, 0.5)
+    resumed.load(average.state())
+    with resumed.exchanged():
+        assert same(expected, module.state_dict())
+    before = sparse.masks
+    sparse.set_masks(Masks({n: before[n] & (np.arange(before[n].size).reshape(before[n].shape) % 2 == 0) for n in before}), None)  # noqa: E501  # fmt: skip
+    with average.exchanged():  # it knows weights that were pruned since: it is not used
+        sparse.check()
+    average.update()
+    average.settle()
+    sparse.check()
+
+
+def test_what_is_measured_and_kept_is_the_average(data: Data, start: nn.Module) -> None:
+    plain, averaged = copy.deepcopy(start), copy.deepcopy(start)
+    tune(plain, data, OFF)
+    result = tune(averaged, data, dataclasses.replace(OFF, ema_decay=0.9))
+    assert not torch.equal(plain[4].weight, averaged[4].weight)
+    assert not torch.equal(plain[1].running_var, averaged[1].running_var)
+    assert accuracy(averaged, data.validation) == result.final_accuracy
+    assert result.trajectory[-1]["accuracy"] == result.final_accuracy
+
+
+def test_a_solution_joins_only_where_validation_does_not_fall() -> None:
+    module = nn.Sequential(nn.Linear(4, 3, bias=False))
+    sparse = SparseParameters(module, ("0.weight",))
+    first = {"0.weight": np.array([[1, 1, 0, 0]] * 3, dtype=bool)}
+    second = {"0.weight": np.array([[0, 1, 1, 0]] * 3, dtype=bool)}
+    pool = Pool(module, 2)
+    for value, masks in ((8.0, first), (2.0, first), (4.0, second)):
+        module[0].weight.data.fill_(value)
+        sparse.set_masks(Masks(masks), None)
+        if value != 4.0:
+            pool.add()
+    begun = module[0].weight.detach().clone()
+    pruned = []
+
+    def finish() -> None:
+        pruned.append(sparse.masks.nonzeros)
+        sparse.set_masks(Masks(second), None)
+
+    # The mean of 4 and 2 is welcome, that of 4, 2 and 8 is not.
+    score = {4.0: 0.5, 3.0: 0.5}
+    joined = pool.merge(
+        sparse, finish, lambda: score.get(float(module[0].weight.detach()[0, 1]), 0.1)
+    )
+    assert joined == 1
+    assert pruned == [9, 9]  # both masks lived until it was pruned again
+    assert np.array_equal(sparse.masks["0.weight"], second["0.weight"])
+    sparse.check()
+    assert torch.equal(module[0].weight.detach()[0], torch.tensor([0.0, 3.0, 2.0, 0.0]))
+    module[0].weight.data.copy_(begun)
+    assert pool.merge(sparse, finish, iter([0.5, 0.1, 0.1]).__next__) == 0
+    assert torch.equal(module[0].weight.detach(), begun)
+    held = Pool(module, 2)
+    held.load(pool.state())
+    assert [same(a, b) for a, b in zip(held._held, pool._held, strict=True)] == [True, True]
+
+
+def test_interpolation_in_a_run_fills_the_same_budget(data: Data, start: nn.Module) -> None:
+    events = (Event(0.0, "prune", density=0.4), Event(0.5, "prune", budget_fraction=1.0))
+    strategy = Strategy("rounds", events, 0.2, restarts=(0.5,))
+    recipe = dataclasses.replace(OFF, epochs=4, interpolate=3)
+    module = copy.deepcopy(start)
+    result = tune(module, data, recipe, strategy=strategy)
+    points = [point for point in result.trajectory if point["action"] == "average"]
+    for point in points:
+        assert point["accuracy"] >= result.trajectory[-2]["accuracy"]
+    assert result.masks.nonzeros == 700
+    assert accuracy(module, data.validation) == result.final_accuracy
+    for name in nets.NAMES:
+        weight = dict(module.named_parameters())[name].detach().numpy()
+        assert not np.any(weight[~result.masks[name]])
+
+
+# -- batches --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_cutout_zeroes_one_square_and_draws_the_same_again(channels_last: bool) -> None:
+    images = torch.ones(200, 2, 8, 10)
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    batch = Batch((images, torch.ones(200, 3)), None)
+    cut, again = (
+        augment(batch, "none", torch.Generator().manual_seed(3), cutout=4).inputs for _ in range(2)
+    )
+    assert torch.equal(cut[0], again[0])
+    assert torch.equal(cut[1], batch.inputs[1])
+    assert cut[0].is_contiguous(memory_format=torch.channels_last) == channels_last
+    holes = cut[0][:, 0] == 0
+    assert torch.equal(holes, cut[0][:, 1] == 0)
+    sizes = set()
+    for hole in holes:
+        rows, columns = hole.any(1), hole.any(0)
+        assert torch.equal(hole, rows[:, None] & columns[None])  # a rectangle
+        sizes.add((int(rows.sum()), int(columns.sum())))
+    assert max(sizes) == (4, 4)
+    assert min(min(size) for size in sizes) == 2  # the centre is always inside
+    assert torch.all(images == 1)
+
+
+def test_cutout_comes_after_the_draws_that_were_there_before() -> None:
+    images = torch.randn(20, 1, 8, 8)
+    plain = augment(Batch((images,), None), "shift", torch.Generator().manual_seed(0)).inputs[0]
+    cut = augment(
+        Batch((images,), None), "shift", torch.Generator().manual_seed(0), cutout=3
+    ).inputs[0]
+    assert torch.equal(cut[cut != 0], plain[cut != 0])
+    assert (cut == 0).sum() >= 20 * 4
+
+
+# -- sharpness ------------------------------------------------------------------------------------
+
+
+def test_a_sharpness_aware_gradient_is_that_of_the_worst_point_near_by() -> None:
+    module = nn.Linear(2, 1, bias=False)
+    module.weight.data = torch.tensor([[3.0, 0.0]])
+    seen = []
+
+    def backward() -> None:
+        seen.append(module.weight.detach().clone())
+        module.weight.grad = None
+        (0.5 * module.weight.square().sum()).backward()
+
+    backward()
+    held = module.weight.data_ptr()
+    Sharpness(module, 0.5).ascend(backward)
+    assert torch.allclose(seen[1], torch.tensor([[3.5, 0.0]]))
+    assert torch.allclose(module.weight.grad, torch.tensor([[3.5, 0.0]]))  # type: ignore[arg-type]
+    assert module.weight.data_ptr() == held
+    assert torch.equal(module.weight.detach(), torch.tensor([[3.0, 0.0]]))
+
+
+def test_sharpness_leaves_zeros_zero_and_costs_twice(data: Data, start: nn.Module) -> None:
+    plain, sharp = copy.deepcopy(start), copy.deepcopy(start)
+    tune(plain, data, OFF)
+    result = tune(sharp, data, dataclasses.replace(OFF, sharpness=0.1))
+    assert result.cost_epochs == 2 * result.epochs == 4
+    for name in nets.NAMES:
+        weight = dict(sharp.named_parameters())[name].detach().numpy()
+        assert not np.any(weight[~result.masks[name]])
+    assert not torch.equal(plain[4].weight, sharp[4].weight)
+    steps = 2 * (len(data.train) // 64)
+    assert int(sharp[1].num_batches_tracked) == 2 * steps  # both passes are counted ...
+    quiet = Sharpness(sharp, 0.1)
+    sharp.train()
+    images = torch.from_numpy(data.train.batch(np.arange(32))[0])
+
+    def backward() -> None:
+        sharp.zero_grad()
+        sharp(images).square().mean().backward()
+
+    backward()
+    mean = sharp[1].running_mean.clone()
+    quiet.ascend(backward)
+    assert torch.equal(mean, sharp[1].running_mean)  # ... but only the first one moves them
+
+
+# -- stored values --------------------------------------------------------------------------------
+
+
+def test_forward_sees_stored_values_and_gradients_pass_through() -> None:
+    module = nets.small_cnn()
+    sparse = masked(module, 0.3)
+    values = Quantised(module, sparse, Grid(0.05), start=3)
+    before = {name: p.detach().clone() for name, p in sparse.parameters.items()}
+    for step, active in ((2, False), (3, True)):
+        values.at(step)
+        assert values.active == active
+        with values.exchanged():
+            seen = {name: p.detach().clone() for name, p in sparse.parameters.items()}
+            module(torch.randn(8, 1, 8, 8)).square().mean().backward()
+        assert same(before, {name: p.detach() for name, p in sparse.parameters.items()})
+        assert same(seen, before) != active
+        assert all(
+            p.grad is not None and p.grad.abs().sum() > 0 for p in sparse.parameters.values()
+        )
+        assert same({n: w != 0 for n, w in before.items()}, {n: w != 0 for n, w in seen.items()})
+    assert values.settle()
+    assert same(seen, {name: p.detach() for name, p in sparse.parameters.items()})
+    assert not values.settle()
+    sparse.check()
+
+
+def test_norms_that_are_held_do_not_move() -> None:
+    module = nets.small_cnn()
+    for holds_norms in (True, False):
+        values = Quantised(
+            module, masked(module, 0.3), Grid(0.05, holds_norms=holds_norms), start=0
+        )
+        values.at(0)
+        mean = module[1].running_mean.clone()
+        with values.exchanged():
+            assert module[1].training != holds_norms
+            module(torch.randn(8, 1, 8, 8))
+        assert module[1].training
+        assert torch.equal(mean, module[1].running_mean) == holds_norms
+        with values.calibrating():
+            assert module[1].training
+
+
+@pytest.mark.parametrize("checkpoint", ["final", "best"])
+def test_a_run_ends_with_stored_values(data: Data, start: nn.Module, checkpoint: Any) -> None:
+    module, store = copy.deepcopy(start), Grid(0.03)
+    recipe = dataclasses.replace(QUICK, epochs=3, ema_decay=0.8, checkpoint=checkpoint)
+    result = tune(module, data, recipe, store=store)
+    assert store.finals == 1
+    for name in nets.NAMES:
+        weight = dict(module.named_parameters())[name].detach()
+        levels = weight / 0.03
+        assert torch.allclose(levels, levels.round(), atol=1e-4)
+        assert np.array_equal(weight.numpy() != 0, result.masks[name])
+    assert accuracy(module, data.validation) == result.final_accuracy
+    trained = [p for p in result.trajectory if p["action"] == "train"]
+    if checkpoint == "final":
+        assert trained[-1]["accuracy"] == result.final_accuracy
+    else:
+        # Epoch 2 began without rounding: only the last one is of the kind that is kept.
+        assert result.best_epoch == 3
+
+
+def test_coarse_values_are_learnt(data: Data, start: nn.Module) -> None:
+    losses = []
+    images = torch.from_numpy(data.test.batch(np.arange(len(data.test)))[0])
+    labels = torch.from_numpy(data.test.labels)
+    for quantise_from in (0.5, 1.0):
+        module, store = copy.deepcopy(start), Grid(0.15)
+        recipe = dataclasses.replace(QUICK, epochs=8, quantise_from=quantise_from)
+        tune(module, data, recipe, store=store)
+        parameters = {n: p for n, p in module.named_parameters() if n in nets.NAMES}
+        for name, value in store({n: p.data for n, p in parameters.items()}).items():
+            parameters[name].data.copy_(value)
+        with torch.no_grad():
+            losses.append(float(nn.functional.cross_entropy(module(images), labels)))
+    assert losses[0] < 0.9 * losses[1]
+
+
+# -- schedules ------------------------------------------------------------------------------------
+
+
+def test_a_schedule_begins_anew_at_the_step_of_its_round(data: Data, start: nn.Module) -> None:
+    strategy = make("iterative", density=0.2, removed=0.4)
+    recipe = dataclasses.replace(OFF, warmup_fraction=0.0)
+    result = tune(copy.deepcopy(start), data, recipe, strategy=strategy)
+    changes = [point for point in result.trajectory if point["action"] == "prune"]
+    assert len(changes) == 4
+    assert [point["lr"] for point in changes] == [recipe.learning_rate] * 4
+
+
+def test_rounds_may_have_the_whole_schedule_each(data: Data, start: nn.Module) -> None:
+    strategy = make("iterative", density=0.2, removed=0.6)
+    recipe = dataclasses.replace(OFF, epochs=1, per_round=True)
+    result = tune(copy.deepcopy(start), data, recipe, strategy=strategy)
+    assert result.epochs == 2 == len(strategy.restarts) + 1
+
+
+def test_the_test_split_is_never_read(data: Data, start: nn.Module) -> None:
+    class Sealed:
+        labels = property(lambda self: pytest.fail("labels of the test split were read"))
+
+        def __len__(self) -> int:
+            return 10
+
+        def batch(self, indices: object) -> Any:
+            pytest.fail("the test split was read")
+
+    sealed = dataclasses.replace(data, test=Sealed())  # type: ignore[arg-type]
+    recipe = dataclasses.replace(QUICK, checkpoint="best", interpolate=2, ema_decay=0.9)
+    tune(copy.deepcopy(start), sealed, recipe, store=Grid(0.05))
