@@ -66,6 +66,11 @@ class Stored:
         """Return the value type."""
         return self._kind
 
+    @property
+    def holds_norms(self) -> bool:
+        """Return whether BN must not move: scales follow a channel, a codebook is the tensor's."""
+        return self._kind in CODEBOOK_ENTRIES
+
     def __call__(
         self, weights: Mapping[str, torch.Tensor], *, final: bool = False
     ) -> dict[str, torch.Tensor]:
