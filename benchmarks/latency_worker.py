@@ -25,8 +25,8 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * 4096
 
 
-def open_onnxruntime(path: str, threads: int, *, kernels: bool) -> Any:
-    """Return an onnxruntime session on the CPU."""
+def open_onnxruntime(path: str, threads: int, size: tuple[int, ...], *, kernels: bool) -> Any:
+    """Return an onnxruntime session on the CPU, for inputs of this size."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -36,14 +36,14 @@ def open_onnxruntime(path: str, threads: int, *, kernels: bool) -> Any:
     if kernels:
         import hwprune
 
-        return hwprune.session(path, session_options=options)
+        return hwprune.session(path, session_options=options, input_shapes={"input": size})
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def runner(engine: str, path: str, threads: int, x: np.ndarray[Any, Any]) -> Callable[[], Any]:
     """Load a file and return what runs it once."""
     if engine in ("onnxruntime", "hwprune"):
-        session = open_onnxruntime(path, threads, kernels=engine == "hwprune")
+        session = open_onnxruntime(path, threads, x.shape, kernels=engine == "hwprune")
         feed = {session.get_inputs()[0].name: x}
         return lambda: session.run(None, feed)
     if engine == "deepsparse":

@@ -34,7 +34,7 @@ if sys.argv[2]:
     kernels.status()  # loads the library, which is not the file's
     before = resident()
     session = kernels.session(sys.argv[1], session_options=options)
-    weights = kernels.resident_bytes()
+    weights = kernels.resident_bytes() + session.hwprune.dense_bytes
 else:
     before = resident()
     session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
@@ -50,7 +50,8 @@ class MemoryResult:
         resident_bytes: Python, onnxruntime and the loaded file together.
         added_bytes: what loading the file added (never below 0; pages that the allocator already
             held are not seen).
-        weight_bytes: what the native kernels hold for their weights, as they count it; None where
+        weight_bytes: what the native kernels hold for their weights, as they count it, and the
+            weights of layers that are dense enough to be left to onnxruntime; None where
             they did not run, since onnxruntime does not count its own.
     """
 
