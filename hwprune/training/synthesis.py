@@ -1,0 +1,184 @@
+"""Images made from a network itself: noise, changed until BN sees what it saw while it was trained.
+
+A BN layer remembers mean and variance of everything that passed it. Inputs whose batch has these
+statistics at every BN at once stand in for the training data where there are none (DeepInversion,
+arXiv 1912.08795; ZeroQ, arXiv 2001.00281). No labels are used: what the images show does not
+matter to least squares, only what layers see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from hwprune.training.modes import place, set_mode
+
+SAMPLES = 256
+STEPS = 120
+_BATCH = 64
+_RATE = 0.1
+# How much smoothness and size count beside the statistics, which are near 1 at the start.
+_VARIATION = 1e-2
+_SIZE = 1e-3
+# As exported programs call it: (input, weight, bias, mean, variance, ...).
+_EXPORTED = (
+    torch.ops.aten.batch_norm.default,
+    torch.ops.aten.native_batch_norm.default,
+    torch.ops.aten._native_batch_norm_legit_no_training.default,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Synthetic:
+    """A split without labels.
+
+    Attributes:
+        arrays: one array per input of the network.
+        before, after: how far the statistics were off, and are: the mean over BN layers of the
+            squared differences of mean and standard deviation, in standard deviations.
+    """
+
+    arrays: tuple[NDArray[np.float32], ...]
+    before: float
+    after: float
+
+    @property
+    def labels(self) -> None:
+        """Return None: nobody knows what the images show."""
+        return None
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.arrays[0])
+
+    def batch(self, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Return the inputs of these samples."""
+        return tuple(array[indices] for array in self.arrays)
+
+
+def synthesise(
+    module: nn.Module,
+    shapes: Sequence[tuple[int, ...]],
+    *,
+    samples: int = SAMPLES,
+    steps: int = STEPS,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Synthetic | None:
+    """Return inputs that give every BN the statistics it remembers; None where there is no BN.
+
+    Takes ``steps`` forward and backward passes of every sample, whatever comes of it: the time is
+    known beforehand, and the result depends on the seed alone.
+
+    Args:
+        module: a dense network; its parameters stay as they are, and it ends in eval mode.
+        shapes: of each input, without the batch. All inputs are taken to be normalised floats.
+        samples: how many inputs to make.
+        steps: how often each is changed.
+        device: where to compute.
+        seed: of the noise that it starts from.
+        progress: called after each step with its number from 1, and their count.
+    """
+    home = next(module.parameters()).device
+    wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    place(module, device, channels_last=False)
+    set_mode(module, training=False)
+    generator = torch.Generator().manual_seed(seed)
+    parts = [_BATCH] * (samples // _BATCH)
+    parts += [samples - sum(parts)] * (samples % _BATCH > 0)
+    made: list[tuple[torch.Tensor, ...]] = []
+    first, last = 0.0, 0.0
+    try:
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        for number, size in enumerate(parts):
+            inputs = tuple(
+                torch.randn(size, *shape, generator=generator).to(device).requires_grad_()
+                for shape in shapes
+            )
+            optimizer = torch.optim.Adam(inputs, lr=_RATE)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+            off = torch.zeros(())
+            for step in range(steps + 1):
+                found = _mismatch(module, inputs)
+                if found is None:
+                    return None
+                off = found.detach()
+                first += float(off) * (step == 0) / len(parts)
+                if step == steps:
+                    break
+                optimizer.zero_grad(set_to_none=True)
+                (found + _prior(inputs)).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+                if progress is not None:
+                    progress(number * steps + step + 1, steps * len(parts))
+            last += float(off) / len(parts)
+            made.append(tuple(part.detach().cpu() for part in inputs))
+    finally:
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+        place(module, home, channels_last=False)
+    arrays = (torch.cat(each).numpy() for each in zip(*made, strict=True))
+    return Synthetic(tuple(arrays), first, last)
+
+
+class _Norms(TorchFunctionMode):
+    """Sees every batch normalisation with running statistics, as a module or as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.off: list[torch.Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if (seen := _statistics(func, args, kwargs)) is not None:
+            x, mean, variance = seen
+            axes = [axis for axis in range(x.ndim) if axis != 1]
+            deviation = variance.add(1e-5).sqrt()
+            shift = (x.mean(axes) - mean) / deviation
+            spread = x.var(axes, unbiased=False).add(1e-5).sqrt() / deviation - 1
+            self.off.append(shift.square().mean() + spread.square().mean())
+        return func(*args, **kwargs)
+
+
+def _statistics(
+    func: Any, args: Sequence[Any], kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """Return (input, mean, variance) where a call normalises by running statistics."""
+    if func is nn.functional.batch_norm:
+        named = ("input", "running_mean", "running_var")
+        values = [args[at] if at < len(args) else kwargs.get(n) for at, n in enumerate(named)]
+    elif func in _EXPORTED:
+        values = [args[0], args[3], args[4]]
+    else:
+        return None
+    if any(not isinstance(value, torch.Tensor) for value in values):
+        return None
+    return values[0], values[1], values[2]
+
+
+def _mismatch(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
+    """Return how far off the statistics of a batch are, None where nothing remembers any."""
+    with torch.enable_grad(), _Norms() as norms:
+        module(*inputs)
+    return torch.stack(norms.off).mean() if norms.off else None
+
+
+def _prior(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return what speaks against inputs as such: noise between neighbours, and great values."""
+    total = torch.zeros((), device=inputs[0].device)
+    for part in inputs:
+        total = total + _SIZE * part.square().mean()
+        if part.ndim == 4:
+            down, right = part.diff(dim=2).square(), part.diff(dim=3).square()
+            total = total + _VARIATION * (down.mean() + right.mean())
+    return total
