@@ -146,7 +146,7 @@ class Keeper:
         told = None
         if self._world.leads:
             try:
-                checkpoint.path.parent.mkdir(exist_ok=True)
+                checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
                 write_state(checkpoint.path, whole)
             except OSError as error:
                 with suppress(OSError):
