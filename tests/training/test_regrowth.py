@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import nn
 from hwprune.errors import UsageError
 from hwprune.ir import Data, Masks
 from hwprune.sparsity import GROWTHS, RULES, Event, Feedback, Strategy, make, masks_equal
-from hwprune.training import Recipe, TrainResult, finetune
+from hwprune.training import Checkpoint, Recipe, TrainResult, finetune
 from hwprune.training.events import masks_after
 from hwprune.training.evidence import NOTHING, Seen, needs
 from hwprune.training.feedback import FeedbackWeights
@@ -343,3 +344,38 @@ def test_the_teacher_lends_its_weights_as_the_pretrained_ones() -> None:
     itself = SparseParameters(module, nets.NAMES, like=module)
     own = dict(module.named_parameters())
     assert all(itself.pretrained[n].data_ptr() != own[n].data_ptr() for n in nets.NAMES)
+
+
+class Stopped(Exception):
+    """What stands for the end of the process."""
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        make("bidirectional-feedback", density=DENSITY, steps=4),
+        make("bidirectional", density=DENSITY, depth=0.5, regrow_score="momentum"),
+        make("set", density=DENSITY, updates=5),
+    ],
+    ids=["feedback", "momentum", "random"],
+)
+def test_a_resumed_run_ends_as_the_whole_one(
+    data: Data, tmp_path: Path, strategy: Strategy
+) -> None:
+    recipe = dataclasses.replace(QUICK, epochs=4)
+    teacher = nets.small_cnn()
+
+    def stop(event: Any) -> None:
+        if event.message.startswith("epoch 3 of"):  # the second one is saved by now
+            raise Stopped
+
+    whole, expected = tune(data, strategy, recipe=recipe, teacher=teacher)
+    checkpoint = Checkpoint(tmp_path / "run", every_seconds=0)
+    with pytest.raises(Stopped):
+        tune(data, strategy, recipe=recipe, teacher=teacher, checkpoint=checkpoint, progress=stop)
+    resumed = dataclasses.replace(checkpoint, resume=True)
+    module, result = tune(data, strategy, recipe=recipe, teacher=teacher, checkpoint=resumed)
+    assert any("continued after epoch 2" in note for note in result.notes)
+    assert masks_equal(result.masks, expected.masks)
+    states = whole.state_dict(), module.state_dict()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
