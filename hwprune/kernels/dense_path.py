@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 # No layer with a smaller share of its weights was faster dense: see dense_or_sparse.json.
 FEWEST_STORED = 0.2
+# A kernel has to be cheaper by this factor: estimates err by about as much, and a file shall not be
+# slower than its dense network.
+MARGIN = 1.1
 # Operators that onnxruntime runs in either layout.
 _EITHER = {"Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Relu", "Sum"}
 _DENSE, _KERNEL = True, False
@@ -66,11 +69,14 @@ def dense_layers(data: bytes, threads: int, inputs: Mapping[str, Sequence[int]])
         threads: of the session.
         inputs: shapes of the model's inputs; a first axis that is free counts as 1.
     """
-    import google.protobuf.message
-    import onnx
+    try:
+        import google.protobuf.message
+        import onnx
 
-    from hwprune.export.densify import densify
-    from hwprune.export.operators import OPERATORS, Operator
+        from hwprune.export.densify import densify
+        from hwprune.export.operators import OPERATORS, Operator
+    except ImportError:  # a board with onnxruntime and NumPy alone: every layer runs its kernel
+        return None
 
     model = onnx.ModelProto()
     try:
@@ -164,7 +170,7 @@ def _choose(model: onnx.ModelProto, problems: Mapping[int, Problem], threads: in
     for place, problem in problems.items():
         kernel = kernel_cost(problem, threads)
         if kernel is not None and problem.batch:
-            costs[place] = {_DENSE: dense_cost(problem), _KERNEL: kernel}
+            costs[place] = {_DENSE: dense_cost(problem), _KERNEL: MARGIN * kernel}
     links = [link for link in _links(model, problems) if {link.one, link.other} & costs.keys()]
     return min(
         (_settled(costs, links, start) for start in (_KERNEL, _DENSE)),
