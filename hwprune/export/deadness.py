@@ -55,7 +55,8 @@ def find_dead(graph: Graph, masks: Masks, settable: Collection[str]) -> Dead:
         settable: the biases and means that may be given other values.
     """
     found = _Search(graph, masks, settable)
-    return Dead(found.masks(), found.matter(), found.added(), found.removal())
+    matter = found.matter()
+    return Dead(found.masks(matter), matter, found.added(), found.removal())
 
 
 # Where a constant that is no longer read may be added instead: the tensor, from which of its
@@ -114,8 +115,9 @@ class _Search:
             for source, want in zip(link.sources, wants, strict=True):
                 if not source.known:
                     continue
-                value = _of(self._known, source)
-                real = want & (value != 0)
+                value, real = _of(self._known, source), want
+                if self._drops(link):
+                    real = want & (value != 0)
                 if isinstance(link, Layer) and self._places[id(link)] is not None:
                     spare = real & _held(link, value) & ~blocked[self._roots[source.units]]
                     absorbed[self._roots[source.units[spare]]] = True
@@ -126,6 +128,16 @@ class _Search:
             alive[self._roots[axis.units[needed[name]]]] = True
         self._needed, self._dead = needed, ~alive[self._roots]
         return absorbed[self._roots]
+
+    def _drops(self, link: Link) -> bool:
+        """Return whether connections of a layer that read zeros are dropped, so that nobody reads.
+
+        Whoever else reads a zero needs it to be one.
+        """
+        if not isinstance(link, (Layer, Grouped)) or link.weight not in self._masks.by_name:
+            return False
+        uses = self._channels.cuts[link.weight][0]
+        return len(uses) == 1 and link.weight not in self._channels.whole
 
     # -- constants that are added elsewhere -------------------------------------------------------
 
@@ -215,15 +227,10 @@ class _Search:
         # A tensor that something else reads too is left as it is.
         return {name: flags for name, flags in found.items() if name not in self._channels.whole}
 
-    def masks(self) -> Masks:
+    def masks(self, matter: Mapping[str, Flags]) -> Masks:
         """Return the connections that matter."""
-        matter = self.matter()
-        return Masks(
-            {
-                name: self._masks[name] & matter[name] if name in matter else self._masks[name]
-                for name in self._masks
-            }
-        )
+        alive = self._masks
+        return Masks({n: alive[n] & matter[n] if n in matter else alive[n] for n in alive})
 
     def removal(self) -> Removal:
         """Return the channels that can go; of a tensor that could lose all, the first one stays."""

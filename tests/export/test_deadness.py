@@ -284,6 +284,33 @@ def test_a_residual_channel_that_one_addend_fills_stays() -> None:
     assert not found.dead.masks["b"][:, 1].any()  # it reads zeros there
 
 
+def test_a_zero_that_a_sum_reads_stays_a_zero() -> None:
+    values = tensors(
+        a=(4, 4, 1, 1), ab=(4,), b=(5, 4, 1, 1), bb=(5,), d=(5, 4, 3, 3), c=(3, 5, 3, 3)
+    )  # fmt: skip
+    values["a"][1] = 0
+    values["b"][2] = 0
+    values["b"][2, 1], values["bb"][2] = -5, 2  # 2 without what it reads, below 0 with it
+    values["ab"][1] = 1
+    text = (
+        f"g = Conv (x, a, ab)  r = Relu (g)  h = Conv (r, b, bb)  z = Relu (h)"
+        f"  i = Conv {PAD} (x, d)  s = Add (z, i)  y = Conv {PAD} (s, c)"
+    )
+    found = net(text, values)
+    assert found.sizes()["a"] == (3, 4, 1, 1)
+    assert found.dead.added["bb"][2] == -5
+
+
+def test_a_zero_that_one_use_of_a_shared_layer_reads_stays_a_zero() -> None:
+    values = tensors(a=(4, 4, 1, 1), ab=(4,), w=(4, 4, 1, 1), e=(4, 4, 3, 3), c=(3, 4, 3, 3))
+    values["a"][1], values["ab"][1] = 0, -1
+    text = (
+        f"g = Conv (x, a, ab)  r = Relu (g)  h = Conv (r, w)  i = Conv {PAD} (x, e)"
+        f"  j = Conv (i, w)  s = Add (h, j)  y = Conv {PAD} (s, c)"
+    )
+    assert not net(text, values).dead.removal
+
+
 def test_a_concatenation_shifts_what_comes_after() -> None:
     values = tensors(
         a=(3, 4, 3, 3), b=(4, 4, 1, 1), s=(7,), t=(7,), m=(7,), v=(7,), c=(3, 7, 1, 1), cb=(3,)
