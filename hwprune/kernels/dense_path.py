@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 # No layer with a smaller share of its weights was faster dense: see dense_or_sparse.json.
 FEWEST_STORED = 0.2
+# Nor is it worth a look at the whole model, and importing onnx, where such layers hold less than
+# this of a file's weights: a first layer that was not pruned, beside others that were.
+LEAST_PART = 0.1
 # A kernel has to be cheaper by this factor: estimates err by about as much, and a file shall not be
 # slower than its dense network.
 MARGIN = 1.1

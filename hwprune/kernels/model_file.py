@@ -30,7 +30,7 @@ def densities(data: Buffer) -> list[tuple[str, float]]:
         return []
 
 
-def _densities(data: memoryview) -> list[tuple[str, float]]:
+def _densities(data: memoryview) -> list[tuple[str, int, float]]:
     sizes: dict[bytes, int] = {}
     nodes = []
     for field, graph in _fields(data):
@@ -60,7 +60,8 @@ def _densities(data: memoryview) -> list[tuple[str, float]]:
             continue
         stored = given.get(b"count", [sizes.get(texts[_INPUT][1], 0)])[0]
         shape = given.get(b"shape")
-        found.append((texts[_OP_TYPE][0].decode(), stored / math.prod(shape) if shape else 1.0))
+        share = stored / math.prod(shape) if shape else 1.0
+        found.append((texts[_OP_TYPE][0].decode(), stored, share))
     return found
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from hwprune.errors import ArtifactError, KernelsError
 from hwprune.kernels import library
-from hwprune.kernels.dense_path import FEWEST_STORED, Dense, dense_layers
+from hwprune.kernels.dense_path import FEWEST_STORED, LEAST_PART, Dense, dense_layers
 from hwprune.kernels.model_file import densities
 
 CPU = "CPUExecutionProvider"
@@ -167,8 +167,13 @@ def _dense(
     source: str | Path | bytes, threads: int, inputs: Mapping[str, Sequence[int]]
 ) -> Dense | None:
     """Return what is better left to onnxruntime, if any layer may be dense enough for that."""
-    shares = [share for _, share in _mapped(source, densities)]
-    if max(shares, default=0) < FEWEST_STORED:
+    layers = _mapped(source, densities)
+    dense = sum(
+        stored
+        for name, stored, share in layers
+        if share >= FEWEST_STORED and name.startswith("Csr") and "Depthwise" not in name
+    )
+    if dense < LEAST_PART * sum(stored for _, stored, _ in layers) or not dense:
         return None
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     return dense_layers(data, threads, inputs)

@@ -207,8 +207,9 @@ def test_layouts_change_where_a_kernel_meets_an_operator_with_its_own() -> None:
 def test_densities_are_read_without_onnx() -> None:
     for value_type in ("int8", "int4"):
         layer = conv(0.4, value_type=value_type)
-        ((name, share),) = densities(data(layer))
+        ((name, stored, share),) = densities(data(layer))
         assert name == layer.operator.name
+        assert stored == layer.packed.nonzeros
         assert share == pytest.approx(layer.packed.nonzeros / (64 * 64 * 9))
     assert densities(b"") == []
 
