@@ -18,7 +18,7 @@ _ATTRIBUTE_NAME, _INT, _INTS = 1, 3, 8  # of AttributeProto
 _DIMS, _TENSOR_NAME = 1, 8  # of TensorProto
 
 
-def densities(data: Buffer) -> list[tuple[str, float]]:
+def densities(data: Buffer) -> list[tuple[str, int, float]]:
     """Return, per node of domain ``hwprune``, its operator and the share of weights it stores.
 
     What is damaged or no ONNX model has none; onnxruntime says so better.
