@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "--data", metavar="SPEC",
     help="digits, cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, imagefolder:DIR, npz:FILE or "
     "path/to/file.py:callable, with ?normalize=none|raw255|imagenet|cifar10|MEAN/STD. Without it "
-    "nothing is trained or measured.",
+    "nothing is trained or measured, and weights are fitted to what BN layers remember.",
 )  # fmt: skip
 @click.option(
     "--strategy", metavar="NAME",
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 @click.option(
     "--values", default="auto", show_default=True, type=VALUES,
     metavar="auto|TYPE",
-    help="The type of the stored weights: fp32, fp16 or int8; int4, codebook16 or codebook256, "
-    "which auto never takes.",
+    help="The type of the stored weights: fp32, fp16 or int8; int4, codebook16 or codebook256. "
+    "auto compares them on validation data; it takes int4 and codebook16 only after trying them in "
+    "training, and codebook256 never.",
 )  # fmt: skip
 @click.option(
     "--recipe", metavar="NAME|FILE.toml",
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--epochs", type=click.IntRange(0), metavar="N",
-    help="Passes over the training data (default: the recipe's, else 12); 0 uses data for scores "
-    "and calibration only.",
+    help="Passes over the training data (default: the recipe's, else 12); 0 trains nothing: "
+    "what survives is fitted to the dense network by least squares, without labels.",
 )  # fmt: skip
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,

@@ -156,7 +156,10 @@ class Run:
         # A schedule begins anew at the very step at which its round does.
         self.restarts = tuple(self._due(at) / max(1, self.steps) for at in strategy.restarts)
         store = setting.store if recipe.quantise_from < 1 else None
-        quantise_at = max(self.last_change, self._due(recipe.quantise_from))
+        # Half as long where BN stands still meanwhile: it has less time to lose anything.
+        held = store is not None and store.holds_norms
+        start = (1 + recipe.quantise_from) / 2 if held else recipe.quantise_from
+        quantise_at = max(self.last_change, self._due(start))
         # Only epochs that were trained as the last one is are compared with it.
         self.settled_from = self.last_change if store is None else quantise_at
         values = Quantised(module, self.sparse, store, quantise_at)

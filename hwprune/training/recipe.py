@@ -45,6 +45,7 @@ class Recipe:
             look at the validation split and ``calibration_samples`` forward passes.
         quantise_from: the progress from which the forward pass sees weights as they will be stored
             (where the value type rounds), though not before the last change of the masks; 1 never.
+            A codebook, for which BN is held still, is in force for half of that time.
             Gradients pass through the rounding (straight through, arXiv 1308.3432).
         race: the part of the epochs that ``--values auto`` may spend, beside them, on short
             trainings that decide between value types; 0 decides before training.

@@ -36,8 +36,9 @@ class TrainResult:
     Attributes:
         masks: the final masks; every weight outside them is exactly zero.
         trajectory: one dict per change of the masks and per epoch: epoch, step, action (``prune``,
-            ``regrow``, ``train``, or ``average`` of several solutions), nonzeros, density, accuracy, loss, lr, seconds (since the
-            start). What was not measured at that point is None.
+            ``regrow``, ``train``, or ``average`` of several solutions), nonzeros, density,
+            accuracy, loss, lr, seconds (since the start). What was not measured at that point is
+            None.
         epochs: epochs spent.
         cost_epochs: what they cost, in epochs of one forward and backward pass a sample.
         steps: optimiser steps taken.

@@ -88,6 +88,7 @@ def test_the_best_after_training_wins_and_the_error_decides_between_equals(
             return accuracies.get(plan.value_type, 0.5)
 
         monkeypatch.setattr(choosing, "_try", attempt)
+        monkeypatch.setattr(choosing, "_screen", lambda *rest: 0.5)
         return choose_value_type(now, plans, data, 0, training=training).value_type
 
     assert winner(int4=0.9) == "int4"
@@ -97,8 +98,9 @@ def test_the_best_after_training_wins_and_the_error_decides_between_equals(
 
 @pytest.mark.parametrize("recipe", [{**RACE, "race": 0.0}, {**RACE, "race": 0.01}])
 def test_without_a_race_four_bits_are_never_taken(
-    prepared: At, data: Data, recipe: dict[str, Any]
+    prepared: At, data: Data, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(choosing, "_screen", lambda *rest: 0.5)
     now = prepared(8_000)
     choice = choose_value_type(
         now, plans_of(now, ALL), data, 0, training=Training(10, 0, recipe, "cpu")
