@@ -22,7 +22,7 @@ from hwprune.encoding.values import quantise, quantum
 from hwprune.errors import HwpruneError
 from hwprune.export.deadness import Dead
 from hwprune.export.pipeline import dead_structure, weights_of
-from hwprune.export.shrink import Kept, cut, spread
+from hwprune.export.shrink import Kept, Removal, cut, spread
 from hwprune.export.template import Template, Written
 from hwprune.ir import Masks, Ranking, ValueType
 from hwprune.sparsity import followed_by, rank, rank_weights
@@ -79,7 +79,7 @@ def pack_model(
     template = prepared.template_now()
     for attempt in range(_ROUNDS):
         survivors = _without_zeros(template, masks, value_type)
-        dead = dead_structure(prepared.traced, template, survivors)
+        dead = _dead(prepared, template, survivors)
         alive = dead.masks
         dropped += masks.nonzeros - survivors.nonzeros
         useless += survivors.nonzeros - alive.nonzeros
@@ -99,7 +99,8 @@ def pack_model(
             break
         limit = ranking_limit(cost, budget, value_type)
         ranking = _alive_first(prepared, dead, pretrained if spend else None, limit)
-        chosen = _stored(fit(cost, ranking, budget, value_type).masks, _cut(alive, kept))
+        # Not the masks of the fit: a tensor that is cheapest dense lives in full there, at zero.
+        chosen = ranking.masks(fit(cost, ranking, budget, value_type).count)
         masks = _spread(chosen, kept, alive)
         grown = {name: masks[name] & ~alive[name] for name in masks}
         count = sum(int(np.count_nonzero(new)) for new in grown.values())
@@ -117,6 +118,15 @@ def pack_model(
         )
     removed = _channels(template) - _channels(small)
     return PackedModel(written, small, masks, dropped, respent, useless, removed, freed)
+
+
+def _dead(prepared: Prepared, template: Template, survivors: Masks) -> Dead:
+    """Return what the network can do without; nothing where it is cut in two.
+
+    A network whose outputs no longer depend on its inputs is to be mended, not to be made smaller.
+    """
+    found = dead_structure(prepared.traced, template, survivors)
+    return found if found.masks.nonzeros else Dead(survivors, {}, {}, Removal())
 
 
 def _smaller(
@@ -159,12 +169,6 @@ def _without_zeros(template: Template, masks: Masks, value_type: ValueType) -> M
         masked = np.where(masks[name], weight, np.float32(0))
         alive[name] = quantise(masked, value_type, axes[name])[0] != 0
     return Masks(alive)
-
-
-def _stored(masks: Masks, alive: Masks) -> Masks:
-    """Return masks in which a tensor that is stored dense lives only where it is not zero."""
-    full = {name for name in masks if masks[name].all() and not alive[name].all()}
-    return Masks({name: alive[name] if name in full else masks[name] for name in masks})
 
 
 def _alive_first(
