@@ -183,8 +183,6 @@ class Record(Section):
     target: str
     strategy: str
     epochs: Count
-    recipe: Mapping[str, str | int | float | bool | None] = {}
-    cost_epochs: Positive = 0
     artifact: ArtifactPart
     budget: BudgetPart
     result: ResultPart
@@ -196,6 +194,8 @@ class Record(Section):
     seed: int
     seconds: Positive
     notes: tuple[str, ...] = ()
+    recipe: Mapping[str, str | int | float | bool | None] = {}
+    cost_epochs: Positive = 0
 
 
 def unexplained(record: Record) -> list[str]:
