@@ -147,6 +147,20 @@ class World:
         except RuntimeError:  # the process that kept the store is gone
             pass
 
+    def part(self) -> None:
+        """Wait a little until all have noticed a failure, so that each leaves by its own code.
+
+        Else ``torchrun`` would end the others as soon as the first is gone.
+        """
+        if self._store is None:
+            return
+        others = [f"parting {rank}" for rank in range(self.size) if rank != self.rank]
+        try:
+            self._store.set(f"parting {self.rank}", "")
+            self._store.wait(others, timedelta(seconds=5))
+        except RuntimeError:  # one was killed, or kept the store and is gone
+            pass
+
     @contextmanager
     def _together(self) -> Iterator[None]:
         """Turn a connection that broke into the error of the process that broke it."""
@@ -159,7 +173,7 @@ class World:
         told = None
         try:
             if self._store is not None:
-                self._store.wait([_FAILURE], timedelta(seconds=5))
+                self._store.wait([_FAILURE], timedelta(seconds=3))
                 told = json.loads(self._store.get(_FAILURE))
         except RuntimeError:  # nothing was left: it was killed
             pass
@@ -216,9 +230,11 @@ def joined(device: str) -> Iterator[World]:
         yield world
     except BaseException as error:
         world.report(error)
-        raise
-    finally:
         dist.destroy_process_group()
+        if isinstance(error, Exception):
+            world.part()
+        raise
+    dist.destroy_process_group()
 
 
 def _buckets(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

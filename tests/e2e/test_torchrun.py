@@ -53,7 +53,9 @@ def test_what_only_the_first_can_find_out_ends_both(digits_pt: Path, tmp_path: P
     words = ("compile", digits_pt, *WORDS, "-o", tmp_path / "o")
     code, out, err, codes = torchrun(*words, logs=tmp_path / "logs")
     assert code != 0
-    assert set(codes) <= {2, -15}  # torchrun ends the second one where it is not quick enough
+    # torchrun ends what is left when the first has gone: both were on their way out then.
+    assert 2 in codes
+    assert set(codes) <= {2, -15, 143}
     assert "hwprune did not write it" in err[0]
     assert (out[1], err[1]) == ("", "")
     assert files_in(tmp_path / "o") == {"thesis.tex"}

@@ -109,6 +109,43 @@ def test_the_same_bits(data: Data, tmp_path: Path, recipe: str, after: int) -> N
     assert seconds == sorted(seconds)
 
 
+COURSES = {
+    "feedback": make("feedback", density=0.1),
+    "random": make("set", density=0.1),
+    "momentum": make("bidirectional", density=0.1, regrow_score="momentum"),
+    "second order": make("bidirectional", density=0.1, regrow_score="second-order"),
+}
+
+
+@pytest.mark.parametrize("course", COURSES)
+def test_the_same_bits_along_every_course(data: Data, tmp_path: Path, course: str) -> None:
+    options = {"strategy": COURSES[course]}
+    whole, expected = tune(data, None, **options)
+    module, result = tune(data, interrupted(tmp_path, data, 2, **options), **options)
+    assert same(whole, module)
+    assert without_seconds(result) == without_seconds(expected)
+
+
+def test_data_that_differ_each_time_are_told_by_their_labels_and_shapes(
+    data: Data, tmp_path: Path
+) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Noisy(nets.ArraySplit):
+        def batch(self, indices: Any) -> tuple[Any, ...]:
+            return (super().batch(indices)[0] + np.random.default_rng().normal(0, 0.01),)
+
+    assert isinstance(data.train, nets.ArraySplit)
+    train = Noisy(data.train.arrays, data.train.labels)
+    noisy = dataclasses.replace(data, train=train)
+    checkpoint = interrupted(tmp_path, noisy, 3)
+    _, result = tune(noisy, checkpoint)
+    assert result.epochs == EPOCHS
+    assert train.labels is not None
+    other = dataclasses.replace(data, train=Noisy(train.arrays, train.labels[::-1].copy()))
+    with pytest.raises(CheckpointError, match="the training data was"):
+        tune(other, checkpoint)
+
+
 def test_after_the_last_epoch_nothing_is_trained_twice(data: Data, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "run", every_seconds=0)
     whole, expected = tune(data, checkpoint)
