@@ -58,7 +58,7 @@ def test_the_file_is_what_other_programs_expect(
     }  # fmt: skip
     assert set(document["result"]["layers"][0]) == {
         "name", "shape", "nonzeros", "codec", "value_type", "bytes",
-        "index_bytes", "value_bytes", "index_bound_bytes", "value_bound_bytes",
+        "index_bytes", "value_bytes", "index_bound_bytes", "value_bound_bytes", "stored_shape",
     }  # fmt: skip
     assert set(document["accuracy"]) == {
         "dense", "extreme", "final", "metric", "split", "samples", "trajectory",
