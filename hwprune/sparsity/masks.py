@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.ir import Masks
+from hwprune.sparsity.streaming import parts_of, shapes_of, size_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,16 @@ def champions(scores: Mapping[str, NDArray[np.float32]]) -> Masks:
     tensors free of empty ones, at no cost in connections.
     """
     best = {}
-    for name, array in scores.items():
-        mask = np.zeros(array.size, dtype=np.bool_)
-        if array.size:
-            winner = int(np.argmax(array))
-            mask[winner] = array.reshape(-1)[winner] > -np.inf
-        best[name] = mask.reshape(array.shape)
+    for name, shape in shapes_of(scores).items():
+        winner, highest = -1, -np.inf
+        for start, part in parts_of(scores, name):
+            at = int(np.argmax(part))
+            if part[at] > highest:
+                winner, highest = start + at, float(part[at])
+        mask = np.zeros(size_of(shape), dtype=np.bool_)
+        if winner >= 0:
+            mask[winner] = True
+        best[name] = mask.reshape(shape)
     return Masks(best)
 
 

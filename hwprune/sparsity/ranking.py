@@ -13,7 +13,7 @@ from hwprune.errors import HwpruneError, UsageError
 from hwprune.ir import Masks, Ranking
 from hwprune.sparsity import topk
 from hwprune.sparsity.scores import lamp_candidates
-from hwprune.sparsity.streaming import shapes_of, size_of
+from hwprune.sparsity.streaming import parts_of, shapes_of, size_of
 
 
 def rank(
@@ -43,10 +43,10 @@ def rank(
         _check_keep(shapes, keep)
         kept = topk.TopK(min(limit, keep.nonzeros))
         rest = topk.TopK(limit - min(limit, keep.nonzeros))
-    for (name, array), start in zip(scores.items(), starts, strict=False):
+    for name, start in zip(shapes, starts, strict=False):
         alive = None if keep is None else keep[name].reshape(-1)
-        for offset, chunk in topk.chunks(array):
-            check_nan(name, array, chunk)
+        for offset, chunk in parts_of(scores, name):
+            check_nan(name, scores, chunk)
             if alive is None:
                 rest.offer(chunk, start + offset)
                 continue
@@ -85,7 +85,7 @@ def rank_weights(
     best = topk.TopK(limit)
     for name, array in weights.items():
         for _, chunk in topk.chunks(array):
-            _check_finite(name, array, chunk)
+            check_finite(name, array, chunk)
     if score == "magnitude":
         for array, start in zip(weights.values(), starts, strict=False):
             for offset, chunk in topk.chunks(array):
@@ -121,7 +121,7 @@ def rank_living(
     numbered = zip(shapes, starts, strict=False)
     # The small tensors first: what they fill the ranking with bounds what large ones can add.
     for name, start in sorted(numbered, key=lambda pair: size_of(shapes[pair[0]])):
-        values, places = compressed(name, weights[name], alive[name])
+        values, places = _compressed(name, weights[name], alive[name])
         positions, found = lamp_candidates(values, _lamp_limit(limit, best.worst()))
         if found.size and found[0] == 0:
             # All are zero. Its first one still comes after the others' best, which score 1, and
@@ -146,7 +146,7 @@ def rank_dead(
     best = topk.TopK(max(0, limit))
     for (name, array), start in zip(pretrained.items(), starts, strict=False):
         for _, chunk in topk.chunks(array):
-            _check_finite(name, array, chunk)
+            check_finite(name, array, chunk)
         living = alive[name].reshape(-1)
         # Among so many of the tensor's best, ``limit`` are dead, or all that there are.
         wanted = min(array.size, max(0, limit) + int(np.count_nonzero(living)))
@@ -156,7 +156,7 @@ def rank_dead(
     return _ranking(best.sorted(), shapes, starts)
 
 
-def compressed(
+def _compressed(
     name: str, weight: NDArray[np.float32], alive: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
     """Return the living values of a tensor and their flat positions; None where all live.
@@ -165,7 +165,7 @@ def compressed(
         UsageError: a weight that is not a finite number.
     """
     for _, chunk in topk.chunks(weight):
-        _check_finite(name, weight, chunk)
+        check_finite(name, weight, chunk)
     if alive.all():
         return weight.reshape(-1), None
     places = np.flatnonzero(alive)
@@ -222,10 +222,13 @@ def _check_keep(shapes: Mapping[str, tuple[int, ...]], keep: Masks) -> None:
             )
 
 
-def check_nan(name: str, array: NDArray[np.float32], chunk: NDArray[np.float32]) -> None:
+def check_nan(
+    name: str, scores: Mapping[str, NDArray[np.float32]], chunk: NDArray[np.float32]
+) -> None:
     """Raise UsageError where a chunk of a tensor's scores holds a NaN."""
     # max propagates NaN and needs no temporary, unlike isnan.
     if chunk.size and np.isnan(np.max(chunk)):
+        array = scores[name]
         count = int(np.count_nonzero(np.isnan(array)))
         raise UsageError(
             f"{count:,} of {array.size:,} scores of {name!r} are NaN",
@@ -233,7 +236,8 @@ def check_nan(name: str, array: NDArray[np.float32], chunk: NDArray[np.float32])
         )
 
 
-def _check_finite(name: str, array: NDArray[np.float32], chunk: NDArray[np.float32]) -> None:
+def check_finite(name: str, array: NDArray[np.float32], chunk: NDArray[np.float32]) -> None:
+    """Raise UsageError where a chunk of a tensor's weights holds no finite number."""
     if chunk.size and not (np.isfinite(np.max(chunk)) and np.isfinite(np.min(chunk))):
         count = int(np.count_nonzero(~np.isfinite(array)))
         raise UsageError(

@@ -9,7 +9,7 @@ loss with respect to it, ``h`` the curvature. Near the present point the loss ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -185,18 +185,24 @@ def step(seen: Evidence) -> Array:
     return np.asarray(np.clip(moved, -seen.trust, seen.trust), np.float32)
 
 
-def evaluate(name: str, seen: Evidence) -> Array:
-    """Return a rule's gain for a whole tensor, in its shape, piece by piece where that is the same.
+def pieces(name: str, seen: Evidence) -> Iterator[tuple[int, Array]]:
+    """Yield (offset, flat piece) of a rule's gain: new arrays, one at a time.
 
     Raises:
         UsageError: something that the rule needs was not given.
     """
     if name == "lamp":
-        return lamp(seen)
+        yield from topk.chunks(lamp(seen))
+        return
+    for start in range(0, seen.weight.size, topk.CHUNK):
+        yield start, RULES[name](seen.piece(start, min(start + topk.CHUNK, seen.weight.size)))
+
+
+def evaluate(name: str, seen: Evidence) -> Array:
+    """Return a rule's gain for a whole tensor, in its shape."""
     gain = np.empty(seen.weight.size, np.float32)
-    for start in range(0, gain.size, topk.CHUNK):
-        stop = min(start + topk.CHUNK, gain.size)
-        gain[start:stop] = RULES[name](seen.piece(start, stop))
+    for start, part in pieces(name, seen):
+        gain[start : start + part.size] = part
     return gain.reshape(seen.weight.shape)
 
 

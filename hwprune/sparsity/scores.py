@@ -6,7 +6,7 @@ A score is ``(weight, gradient) -> score``, float32 in the weight's own shape; h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,3 +152,19 @@ SCORES: dict[str, Score] = {
 
 # Those that cannot do without a gradient.
 NEEDS_GRADIENT: frozenset[str] = frozenset({"gradient", "taylor"})
+
+
+def pieces(
+    name: str, weight: NDArray[np.float32], gradient: NDArray[np.float32] | None
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield (offset, flat piece) of a tensor's score: new arrays, one at a time.
+
+    Raises:
+        UsageError: the score needs a gradient, and none was given.
+    """
+    if name == "lamp":
+        yield from topk.chunks(lamp(weight))
+        return
+    for start, chunk in topk.chunks(weight):
+        slope = None if gradient is None else gradient.reshape(-1)[start : start + chunk.size]
+        yield start, SCORES[name](chunk, slope)

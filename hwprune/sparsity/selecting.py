@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from hwprune.ir import Masks
 from hwprune.sparsity import topk
-from hwprune.sparsity.ranking import check_nan, compressed
-from hwprune.sparsity.streaming import shapes_of
+from hwprune.sparsity.ranking import check_finite, check_nan
+from hwprune.sparsity.streaming import parts_of, shapes_of
 
 _UNRANKED = topk.ascending(np.array([-np.inf], np.float32))[0]
 _BUCKETS = 1 << 16
@@ -59,9 +59,9 @@ def select(scores: Scores, count: int, keep: Masks) -> Masks:
     """
 
     def keys(name: str) -> Iterator[NDArray[np.uint32]]:
-        array, kept = scores[name], keep[name].reshape(-1)
-        for start, chunk in topk.chunks(array):
-            check_nan(name, array, chunk)
+        kept = keep[name].reshape(-1)
+        for start, chunk in parts_of(scores, name):
+            check_nan(name, scores, chunk)
             yield topk.ascending(chunk)[~kept[start : start + chunk.size] & (chunk > -np.inf)]
 
     shapes = shapes_of(scores)
@@ -70,7 +70,7 @@ def select(scores: Scores, count: int, keep: Masks) -> Masks:
     for name, shape in shapes.items():
         mask = keep[name].copy().reshape(-1)
         left = cut.taken[name]
-        for start, chunk in topk.chunks(scores[name]):
+        for start, chunk in parts_of(scores, name):
             part = mask[start : start + chunk.size]
             found = topk.ascending(chunk)
             found[part] = _UNRANKED  # a view: what was kept must not count as one of the level
@@ -100,7 +100,7 @@ def select_living(weights: Scores, alive: Masks, count: int) -> Masks:
 
     def keys(name: str) -> Iterator[NDArray[np.uint32]]:
         first = True
-        for chunk in _lamp_descending(compressed(name, weights[name], alive[name])[0]):
+        for chunk in _lamp_descending(_magnitudes(name, weights[name], alive[name])):
             # The best of a tensor is taken whatever it scores.
             yield topk.ascending(chunk[1:] if first else chunk)
             first = False
@@ -115,10 +115,10 @@ def select_living(weights: Scores, alive: Masks, count: int) -> Masks:
         low = 1 + cut.above[name]
         high = low + cut.level[name]
         whole = cut.taken[name] == cut.level[name]
-        best = _largest(weights[name], alive[name], high if whole else low)
+        best = _largest(name, weights[name], alive[name], high if whole else low)
         if not whole and cut.taken[name]:
             # Different magnitudes may round to one score: of these the lower positions are taken.
-            level = _largest(weights[name], alive[name], high) & ~best
+            level = _largest(name, weights[name], alive[name], high) & ~best
             best[np.flatnonzero(level)[: cut.taken[name]]] = True
         masks[name] = best.reshape(masks[name].shape)
     return Masks(masks)
@@ -162,9 +162,24 @@ def _reached(counts: NDArray[np.int64], wanted: int) -> tuple[int, int]:
     return bucket, int(running[place] - counts[bucket])
 
 
-def _lamp_descending(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Yield the LAMP scores of flat values, the best first, bit for bit those of ``lamp``."""
-    magnitudes = np.abs(values)
+def _magnitudes(
+    name: str, weight: NDArray[np.float32], alive: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Return the magnitudes of the living as a new flat array, and hold no other one.
+
+    Raises:
+        UsageError: one is not a finite number.
+    """
+    flat, living = weight.reshape(-1), alive.reshape(-1)
+    values = flat.copy() if living.all() else flat[living]
+    for _, chunk in topk.chunks(values):
+        check_finite(name, values, chunk)
+    np.abs(values, out=values)
+    return values
+
+
+def _lamp_descending(magnitudes: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """Yield LAMP scores, the best first, bit for bit those of ``lamp``; sorts in place."""
     magnitudes.sort()
     descending = magnitudes[::-1]
     carried = 0.0
@@ -179,7 +194,7 @@ def _lamp_descending(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32
 
 
 def _largest(
-    weight: NDArray[np.float32], alive: NDArray[np.bool_], count: int
+    name: str, weight: NDArray[np.float32], alive: NDArray[np.bool_], count: int
 ) -> NDArray[np.bool_]:
     """Return (weights,) the ``count`` living connections of the largest magnitude.
 
@@ -187,15 +202,14 @@ def _largest(
     """
     flat, living = weight.reshape(-1), alive.reshape(-1)
     many = int(np.count_nonzero(living))
-    best = np.zeros(flat.size, np.bool_)
     if count >= many:
-        best[:] = living
-        return best
-    magnitudes = np.abs(flat[living])
+        return np.array(living)
+    magnitudes = _magnitudes(name, weight, alive)
     magnitudes.partition(many - count)
     last = magnitudes[many - count]
-    left = count - int(np.count_nonzero(magnitudes > last))
+    left = count - int(np.count_nonzero(magnitudes[many - count :] > last))
     del magnitudes
+    best = np.zeros(flat.size, np.bool_)
     for start, chunk in topk.chunks(flat):
         here = living[start : start + chunk.size]
         size = np.abs(chunk)

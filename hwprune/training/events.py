@@ -6,7 +6,7 @@ selected and nothing is held for each connection; an aim in bytes ranks about as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,6 @@ from hwprune.errors import UsageError
 from hwprune.ir import Masks, Ranking
 from hwprune.sparsity import (
     ALLOCATIONS,
-    SCORES,
     Event,
     Fill,
     Marginal,
@@ -29,10 +28,10 @@ from hwprune.sparsity import (
     rank_living,
     select,
     select_living,
-    topk,
 )
 from hwprune.sparsity.masks import full
-from hwprune.sparsity.rules import evaluate, step
+from hwprune.sparsity.rules import pieces, step
+from hwprune.sparsity.scores import pieces as score_pieces
 from hwprune.training.evidence import Seen
 from hwprune.training.sparse import SparseParameters
 
@@ -162,14 +161,15 @@ class _Pruning:
 
     def scores(self) -> Streamed:
         """Return the scores of what may stay, -inf for the others."""
-        score = SCORES[self.event.score]
 
-        def compute(name: str) -> NDArray[np.float32]:
-            found = score(self.weights[name], self.seen.gradient_of(name))
-            found[~self.alive[name]] = -np.inf
-            return found
+        def parts(name: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
+            living = self.alive[name].reshape(-1)
+            gradient = self.seen.gradient_of(name)
+            for start, found in score_pieces(self.event.score, self.weights[name], gradient):
+                found[~living[start : start + found.size]] = -np.inf
+                yield start, found
 
-        return Streamed(self.parameters.shapes, compute)
+        return Streamed.of_parts(self.parameters.shapes, parts)
 
 
 class _Regrowing:
@@ -228,14 +228,20 @@ class _Regrowing:
     def gains(self) -> Streamed:
         """Return the gains of the dead, by the byte where asked for, and -inf for the living."""
 
-        def compute(name: str) -> NDArray[np.float32]:
-            gain = evaluate(self.event.score, self.seen.evidence(self.parameters, name))
-            if self.bytes is not None:
-                _divide(gain.reshape(-1), self.bytes[name].reshape(-1))
-            gain[self.alive[name]] = -np.inf
-            return gain
+        def parts(name: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
+            cost = None if self.bytes is None else self.bytes[name].reshape(-1)
+            living = self.alive[name].reshape(-1)
+            seen = self.seen.evidence(self.parameters, name)
+            for start, gain in pieces(self.event.score, seen):
+                part = slice(start, start + gain.size)
+                if cost is not None:
+                    # A loss does not get smaller by being spread over bytes.
+                    least = np.maximum(cost[part], _LEAST_BYTES)
+                    np.divide(gain, least, out=gain, where=gain > 0)
+                gain[living[part]] = -np.inf
+                yield start, gain
 
-        return Streamed(self.parameters.shapes, compute)
+        return Streamed.of_parts(self.parameters.shapes, parts)
 
     def guarded(self, gains: Streamed, *, alive: bool = True) -> Masks:
         """Return the best dead connection of each empty tensor, with the living or without."""
@@ -245,13 +251,6 @@ class _Regrowing:
             if mask.size and not mask.any():
                 kept[name] = champions({name: gains[name]})[name]
         return Masks(kept)
-
-
-def _divide(gain: NDArray[np.float32], cost: NDArray[np.float32]) -> None:
-    """Divide gains by bytes in place; a loss does not get smaller by being spread over bytes."""
-    for start, chunk in topk.chunks(cost):
-        part = gain[start : start + chunk.size]
-        np.divide(part, np.maximum(chunk, _LEAST_BYTES), out=part, where=part > 0)
 
 
 def _all_of(ranking: Ranking, masks: Masks) -> bool:
