@@ -132,7 +132,7 @@ def measure(config: Mapping[str, Any], data: Path | None) -> dict[str, Any]:
                 "without dead": len(small.write_sparse(left, "int8").data),
             },
             "relative_error": float(np.abs(found - expected).max() / np.ptp(expected)),
-            "seconds": round(seconds, 2),
+            "search_seconds": round(seconds, 2),
         }
     finally:
         module.load_state_dict(state)
