@@ -1,8 +1,9 @@
 """What a layer takes with a kernel and with onnxruntime's dense operator: estimates.
 
 Nanoseconds on one core of a Zen 3 with AVX2, fitted by ``benchmarks/dense_or_sparse.py`` to times
-of layers inside networks. Only the ratios of the two sides matter, and a wrong choice costs time,
-never correctness.
+of layers inside networks; what is not fitted there (linear and depthwise layers, changes of layout,
+convolutions outside the blocked layout) is read off the same profiles. Only the ratios of the two
+sides matter, and a wrong choice costs time, never correctness.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from dataclasses import dataclass
 from hwprune.kernels import library
 
 # -- the dense operators of onnxruntime
-CALL = 6000.0
-MAC = {False: 0.0210, True: 0.0191}  # by whether the kernel is pointwise
+CALL = 2200.0
+MAC = {False: 0.0197, True: 0.0183}  # by whether the kernel is pointwise
 DEPTHWISE_MAC = 0.07
 OUTSIDE_BLOCKS = 1.6  # convolutions that onnxruntime does not do in its blocked layout
-WEIGHT_BYTE, INPUT, OUTPUT = 0.0766, 0.73, 0.021
+WEIGHT_BYTE, INPUT, OUTPUT = 0.0882, 0.608, 0.106
 # A sum with a second tensor is mostly a node of its own.
 ADDED, ADDED_CALL = 0.3, 4000.0
 # An activation that goes from one layout to the other, per element, and the node that does it.
 REORDER, REORDER_CALL = 0.25, 4000.0
 
 # -- kernels, beside the estimate of src/choice.cpp
-KERNEL_CALL = 6000.0
-KERNEL, KERNEL_STREAMED, NONZERO_STREAMED = 1.14, 1.31, 0.317
+KERNEL_CALL = 4000.0
+KERNEL, KERNEL_STREAMED, NONZERO_STREAMED = 1.11, 1.25, 0.46
 STREAMED_BYTES, BYTES_PER_NONZERO = 300e3, 6
 DOT_NONZERO = 0.66  # of a linear layer with one row of input
 PLANE_MAC, PLANE_ROW = {1: 0.05, 2: 0.12}, 8.0  # of 3x3 depthwise layers, by their stride
