@@ -8,9 +8,11 @@ a row grows by when one of its weights goes and the others make up for it is
 (Optimal Brain Surgeon, Hassibi and Stork 1993; by rows as in arXiv 2208.11580). A quarter of a
 layer's survivors goes each round, then the rest is fitted again.
 
-How many each layer keeps is not asked here: the scores are LAMP's (arXiv 2010.07611) values for the
-weights of the layer, dealt out anew in this order. So across layers LAMP decides, within a layer
-the reconstruction does.
+Within a layer this order stands. Across layers the scores are geometric means of two opinions: that
+cost as a fraction of the variance of the layer's output, and LAMP's value (arXiv 2010.07611) for
+the same place in the order. LAMP alone leaves late, wide layers with a third of their output wrong
+while early ones are nearly exact; the cost alone thins out the early ones, whose errors all the
+others inherit. On ResNet-20 at 80 % their mean did better than either (benchmarks/accuracy).
 """
 
 from __future__ import annotations
@@ -102,22 +104,27 @@ def reconstruction_scores(
                     sums.add(columns, columns.new_zeros(groups, 1, len(at)))
             matrix = sums.matrix(offset=True)
             assert matrix is not None
-            ranks = operator.weight(_ranks(matrix, rows.double()), weight.shape)
-            dealt = np.sort(lamp, axis=None)
-            scores[name] = dealt[ranks.cpu().numpy()].reshape(lamp.shape)
+            order, costs = _judged(matrix, rows.double())
+            means = torch.sqrt(costs * torch.from_numpy(np.sort(lamp, axis=None)).to(costs))
+            placed = torch.empty(rows.numel()).to(rows)
+            placed[order] = means.to(rows)
+            scores[name] = _array(operator.weight(placed.reshape(rows.shape), weight.shape))
     finally:
         place(module, home, channels_last=False)
     return scores
 
 
-def _ranks(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return the place of each connection of a layer, 0 for the one to go first.
+def _judged(matrix: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the connections of a layer in the order to go in, and what each costs, both (g R K,).
+
+    Costs are fractions of the variance of the layer's output, and never fall along the order.
 
     Args:
-        matrix: (g, K, K) second moments.
+        matrix: (g, K, K) second moments of the columns, about their means.
         rows: (g, R, K) the dense weights, float64.
     """
     groups, height, width = rows.shape
+    variance = ((rows @ matrix) * rows).sum().clamp_min(1e-30)
     level = matrix.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
     matrix = matrix.clone()
     matrix.diagonal(dim1=1, dim2=2).add_((_RIDGE * level)[:, None])
@@ -127,11 +134,14 @@ def _ranks(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     saliency = rows.square() / inverse.unsqueeze(1)
     once = groups * height * width**3 > _ROUNDS_COST
     order: list[torch.Tensor] = []
+    costs: list[torch.Tensor] = []
     left = rows.numel()
-    while not once and left > _LAST_DENSITY * rows.numel() + 1:
+    while left:
         living = saliency.masked_fill(~alive, torch.inf).flatten()
-        going = torch.argsort(living, stable=True)[: max(1, int(_GOING * left))]
+        last = once or left <= _LAST_DENSITY * rows.numel() + 1
+        going = torch.argsort(living, stable=True)[: left if last else max(1, int(_GOING * left))]
         order.append(going)
+        costs.append(living[going])
         left -= len(going)
         alive.view(-1)[going] = False
         for group in range(groups):
@@ -140,11 +150,7 @@ def _ranks(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
                 found = torch.cholesky_solve(right.unsqueeze(2), system.factor).squeeze(2)
                 inverse = torch.cholesky_inverse(system.factor).diagonal(dim1=1, dim2=2)
                 saliency[group, system.rows] = system.spread(found.square() / inverse, width)
-    living = saliency.masked_fill(~alive, -torch.inf).flatten()
-    order.append(torch.argsort(living, stable=True)[rows.numel() - left :])
-    ranks = torch.empty(rows.numel(), dtype=torch.int64, device=rows.device)
-    ranks[torch.cat(order)] = torch.arange(rows.numel(), device=rows.device)
-    return ranks.reshape(rows.shape)
+    return torch.cat(order), torch.cummax(torch.cat(costs), 0).values / variance
 
 
 def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
