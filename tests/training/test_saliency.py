@@ -107,7 +107,8 @@ def test_costs_are_those_of_optimal_brain_surgeon() -> None:
     columns += columns.mean(1, keepdim=True)
     matrix = columns @ columns.transpose(1, 2) / 400
     rows = torch.randn(1, 1, 6, generator=generator, dtype=torch.float64)
-    order, costs = saliency._judged(matrix, rows)
+    behind = torch.full((1, 1), 0.25, dtype=torch.float64)
+    order, costs = saliency._judged(matrix, rows, behind)
     assert sorted(order.tolist()) == list(range(6))
     # One connection a round: the first to go costs what the best fit without it leaves.
     held = matrix[0].clone()
@@ -118,9 +119,8 @@ def test_costs_are_those_of_optimal_brain_surgeon() -> None:
         right = (rows[0, 0] @ held)[alive]
         fit = torch.linalg.solve(held[alive][:, alive], right)
         left.append(float(rows[0, 0] @ held @ rows[0, 0] - fit @ right))
-    variance = float(rows[0, 0] @ matrix[0] @ rows[0, 0])
     assert int(order[0]) == int(np.argmin(left))
-    assert float(costs[0]) == pytest.approx(min(left) / variance)
+    assert float(costs[0]) == pytest.approx(0.25 * min(left))
     assert bool((costs.diff() >= 0).all())
 
 
