@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from hwprune.budget import fit
 from hwprune.errors import InfeasibleError, UsageError
 from hwprune.ir import Data, Masks, Plan, Ranking
-from hwprune.sparsity import Strategy, make, rank_weights
+from hwprune.sparsity import Strategy, make
 from hwprune.sparsity.masks import full
-from hwprune.steps.planning import Prepared, cost_of, module_weights
+from hwprune.steps.planning import Prepared, cost_of
 from hwprune.steps.pricing import pricer
+from hwprune.steps.reconstructing import fit_with_data, fit_without_data
 from hwprune.steps.storing import store_of
 from hwprune.units import format_bytes, format_percent
 
@@ -136,18 +137,27 @@ def prune_and_regrow(
         note = "every weight is alive: quantising alone meets the budget"
         return Trained("dense", all_alive(prepared), 0, None, None, (), (note,))
     fill = filler(prepared, plan)
-    if data is None:
-        from hwprune.training.sparse import SparseParameters
-
-        weights = module_weights(prepared)
-        masks = fill(rank_weights(weights, "lamp"), 1.0)
-        SparseParameters(prepared.model.module, prepared.names).set_masks(masks, None)
-        note = (
-            "no data: connections were chosen by LAMP scores of the weights alone; nothing was "
-            "trained, regrown by gradient or recalibrated, and no accuracy was measured"
-        )
-        return Trained("one-shot", masks, 0, None, None, (), (note,))
+    if data is None or training.epochs == 0:
+        return _untrained(prepared, fill, data, training, say)
     return _train(prepared, plan, strategy, fill, data, training, say)
+
+
+def _untrained(
+    prepared: Prepared, fill: Fill, data: Data | None, training: Training, say: Say
+) -> Trained:
+    """Prune once and refit by least squares, on data or on what stands in for them."""
+
+    def tell(message: str, done: int, of: int) -> None:
+        say(Status("train", message, done, of))
+
+    at: dict[str, Any] = {"seed": training.seed, "device": training.device, "tell": tell}
+    if data is None:
+        fitted = fit_without_data(prepared, fill, **at)
+    else:
+        fitted = fit_with_data(prepared, fill, data, **at)
+    return Trained(
+        "one-shot", fitted.masks, 0, None, fitted.accuracy, fitted.trajectory, fitted.notes
+    )
 
 
 def filler(prepared: Prepared, plan: Plan) -> Fill:

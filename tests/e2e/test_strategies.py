@@ -54,10 +54,10 @@ class TestStrategies:
     ) -> None:
         record = self.compile(hwprune, digits_pt, tmp_path / "o", "--epochs", 0)
         assert record["epochs"] == 0
-        assert record["strategy"] == "bidirectional"
+        assert record["strategy"] == "one-shot"
         actions = [point["action"] for point in record["accuracy"]["trajectory"]]
-        assert "regrow" in actions
-        assert "train" not in actions
+        assert actions == ["prune", "least squares"]
+        assert "least squares on 256 inputs" in " ".join(record["notes"])
         assert record["accuracy"]["final"] > 0.5  # 93 % of the weights are gone; chance is 0.1
 
     @pytest.mark.parametrize("kind", VALUE_TYPES)
