@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import hwprune
 from hwprune.ir import Split
 from hwprune.training.checkpoints import Identity
 from hwprune.training.setting import Setting
@@ -63,7 +62,7 @@ def surroundings_of(setting: Setting) -> Identity:
 def code_digest() -> str:
     """Return a short digest of the code that training depends on, as it was when first asked."""
     digest = hashlib.sha256()
-    root = Path(hwprune.__file__).parent
+    root = Path(__file__).resolve().parents[1]
     for room in _ROOMS:
         for path in sorted((root / room).rglob("*.py")):
             digest.update(path.read_bytes())
