@@ -89,8 +89,9 @@ HWPRUNE_INLINE void run_tile(const DepthwiseJob& job, const Lane (&weights)[9], 
   }
 }
 
+// Called once for many columns: inlining all its kinds would only make their caller large.
 template <int Stride, int Rows, bool InnerRows>
-void run_rows(const DepthwiseJob& job, int64_t row, const Strip& first, const Strip& last) {
+__attribute__((noinline)) void run_rows(const DepthwiseJob& job, int64_t row, const Strip& first, const Strip& last) {
   Lane weights[9];
 #pragma GCC unroll 9
   for (int k = 0; k < 9; ++k) weights[k] = splat<kLanes>(job.weights[k]);
@@ -112,15 +113,20 @@ void run_rows(const DepthwiseJob& job, int64_t row, const Strip& first, const St
 template <int Stride>
 void run_plane(const DepthwiseJob& job) {
   const Strip first = strip_at(job, 0), last = strip_at(job, (job.out_width - 1) / kLanes * kLanes);
-  if (job.out_height < kRows) {
-    for (int64_t row = 0; row < job.out_height; ++row) run_rows<Stride, 1, false>(job, row, first, last);
-    return;
-  }
-  for (int64_t next = 0; next < job.out_height; next += kRows) {
-    // The last rows reach back, too.
-    const int64_t row = next + kRows > job.out_height ? job.out_height - kRows : next, top = row * Stride - job.pad_top;
+  int64_t row = 0;
+  for (; row + kRows <= job.out_height; row += kRows) {
+    const int64_t top = row * Stride - job.pad_top;
     const bool inner = top >= 0 && top + (kRows - 1) * Stride + 3 <= job.height;
     (inner ? run_rows<Stride, kRows, true> : run_rows<Stride, kRows, false>)(job, row, first, last);
+  }
+  // Small planes have many such: computing rows twice instead would cost a seventh of a plane of 14 or 7 rows.
+  switch (job.out_height - row) {
+    case 3:
+      return run_rows<Stride, 3, false>(job, row, first, last);
+    case 2:
+      return run_rows<Stride, 2, false>(job, row, first, last);
+    case 1:
+      return run_rows<Stride, 1, false>(job, row, first, last);
   }
 }
 
