@@ -53,7 +53,9 @@ def rank(
             living = alive[offset : offset + chunk.size]
             kept.offer(chunk, start + offset, among=living, unranked=True)
             rest.offer(chunk, start + offset, among=~living)
-    keys = np.concatenate([kept.sorted(), rest.sorted()])
+    keys = rest.sorted()
+    if keep is not None:
+        keys = np.concatenate([kept.sorted(), keys])
     return _ranking(keys, shapes, starts)
 
 
@@ -208,9 +210,10 @@ def _ranking(
 ) -> Ranking:
     index = topk.indices(keys)
     # side="right" skips over empty tensors, whose start equals the next one's.
-    tensor = np.searchsorted(np.asarray(starts[1:], dtype=np.int64), index, side="right")
-    position = index - np.asarray(starts, dtype=np.int64)[tensor]
-    return Ranking(dict(shapes), tensor.astype(np.int32), position)
+    bounds = np.asarray(starts, dtype=np.int64)
+    tensor = np.searchsorted(bounds[1:], index, side="right").astype(np.int32)
+    index -= bounds[tensor]
+    return Ranking(dict(shapes), tensor, index)
 
 
 def _check_keep(shapes: Mapping[str, tuple[int, ...]], keep: Masks) -> None:

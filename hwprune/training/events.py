@@ -35,9 +35,9 @@ from hwprune.sparsity.scores import pieces as score_pieces
 from hwprune.training.evidence import Seen
 from hwprune.training.sparse import SparseParameters
 
-# How much of the expected count is ranked at first, and the least that is ranked: memory is bounded
+# What is ranked beyond the expected count at first, as a part of it and at least: memory is bounded
 # by what can fit, not by the size of the network.
-_ROOM = 1.25
+_ROOM = 0.125
 _LEAST = 1 << 16
 # Connections that cost nothing come first, the one with the largest gain before the others.
 _LEAST_BYTES = np.float32(2.0**-10)
@@ -78,8 +78,8 @@ def masks_after(
         whole = total if event.density is not None else parameters.masks.nonzeros
         return task.masks(round((event.density or event.share or 1.0) * whole))
     expected = round(density * total * event.budget_fraction)
-    limit = max(_LEAST, parameters.masks.nonzeros if event.action == "regrow" else 0)
-    limit = min(total, limit + int(_ROOM * expected))
+    living = parameters.masks.nonzeros if event.action == "regrow" else 0
+    limit = min(total, max(expected, living) + int(_ROOM * expected) + _LEAST)
     while True:
         masks = task.filled(
             lambda ranking: fill(ranking, event.budget_fraction or 1.0), limit, expected
