@@ -28,7 +28,7 @@ from sparse_networks import NETWORKS, write_files
 SEED = 0
 DENSITIES = (0.2, 0.3, 0.5, 0.7)
 ORDER = ("resnet20", "vgg16-cifar", "mobilenet-v1")
-# Seconds of processor time for each session, in bursts of as many as are named; at least so many bursts.
+# Seconds of processor time for each session, in bursts; at least so many of these.
 SECONDS, BURST, ROUNDS = 0.7, 0.03, 4
 
 
