@@ -8,6 +8,7 @@ matter to least squares, only what layers see.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from hwprune.training.modes import place, set_mode
 
@@ -24,6 +26,10 @@ SAMPLES = 256
 STEPS = 120
 _BATCH = 64
 _RATE = 0.1
+# Multiply-adds that making inputs may take: a few minutes of one core. One change of one sample
+# takes three passes' worth, forward and backward.
+MOST_MACS = 4e12
+_PASSES = 3
 # How much smoothness and size count beside the statistics, which are near 1 at the start.
 _VARIATION = 1e-2
 _SIZE = 1e-3
@@ -61,6 +67,28 @@ class Synthetic:
     def batch(self, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         """Return the inputs of these samples."""
         return tuple(array[indices] for array in self.arrays)
+
+
+def affordable(
+    module: nn.Module, shapes: Sequence[tuple[int, ...]], *, most_macs: float = MOST_MACS
+) -> tuple[int, int] | None:
+    """Return how many inputs to make in how many steps within a bound on work; None for too few.
+
+    The bound is on multiply-adds, not on seconds: the result must not depend on the machine. Where
+    SAMPLES and STEPS would exceed it, both shrink alike.
+
+    Args:
+        module: the network, on the CPU.
+        shapes: of each input, without the batch.
+        most_macs: the bound.
+    """
+    set_mode(module, training=False)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(*(torch.zeros(1, *shape) for shape in shapes))
+    macs = _PASSES * counter.get_total_flops() / 2
+    shrink = min(1.0, math.sqrt(most_macs / max(1.0, macs * SAMPLES * STEPS)))
+    samples, steps = int(SAMPLES * shrink), int(STEPS * shrink)
+    return (samples, steps) if samples >= _BATCH else None
 
 
 def synthesise(

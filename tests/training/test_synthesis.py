@@ -10,12 +10,13 @@ import pytest
 import torch
 import training_nets as nets
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hwprune.sparsity import make, rank_weights
 from hwprune.training import Recipe, accuracy, finetune
 from hwprune.training.reconstruct import least_squares
 from hwprune.training.sparse import SparseParameters
-from hwprune.training.synthesis import Synthetic, synthesise
+from hwprune.training.synthesis import SAMPLES, STEPS, Synthetic, affordable, synthesise
 
 SHAPE = ((1, 8, 8),)
 
@@ -91,3 +92,12 @@ def test_least_squares_on_them_is_better_than_the_mask_alone(trained: nn.Module)
     least_squares(real, trained, unlabelled, nets.NAMES, masks, samples=128)
     assert fitted > alone
     assert accuracy(real, data.validation) > alone
+
+
+def test_work_is_bounded_whatever_the_network(trained: nn.Module) -> None:
+    assert affordable(trained, SHAPE) == (SAMPLES, STEPS)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        trained(torch.zeros(1, *SHAPE[0]))
+    whole = 3 * counter.get_total_flops() / 2 * SAMPLES * STEPS
+    assert affordable(trained, SHAPE, most_macs=whole / 4) == (SAMPLES // 2, STEPS // 2)
+    assert affordable(trained, SHAPE, most_macs=whole / 400) is None
