@@ -15,7 +15,7 @@ from hwprune.sparsity import Strategy, make
 from hwprune.sparsity.masks import full
 from hwprune.steps.planning import Prepared, cost_of
 from hwprune.steps.pricing import pricer
-from hwprune.steps.reconstructing import fit_with_data, fit_without_data
+from hwprune.steps.reconstructing import Tell, fit_with_data, fit_without_data, start_from_fit
 from hwprune.steps.storing import store_of
 from hwprune.units import format_bytes, format_percent
 
@@ -146,10 +146,7 @@ def _untrained(
     prepared: Prepared, fill: Fill, data: Data | None, training: Training, say: Say
 ) -> Trained:
     """Prune once and refit by least squares, on data or on what stands in for them."""
-
-    def tell(message: str, done: int, of: int) -> None:
-        say(Status("train", message, done, of))
-
+    tell = _teller(say)
     at: dict[str, Any] = {"seed": training.seed, "device": training.device, "tell": tell}
     if data is None:
         fitted = fit_without_data(prepared, fill, **at)
@@ -158,6 +155,16 @@ def _untrained(
     return Trained(
         "one-shot", fitted.masks, 0, None, fitted.accuracy, fitted.trajectory, fitted.notes
     )
+
+
+def _teller(say: Say) -> Tell:
+    """Return what reports steps that train nothing."""
+    return lambda message, done, of: say(Status("train", message, done, of))
+
+
+def _fixed(masks: Masks) -> Fill:
+    """Return what gives masks that are chosen already, whatever the ranking."""
+    return lambda ranking, fraction: masks
 
 
 def filler(prepared: Prepared, plan: Plan) -> Fill:
@@ -212,6 +219,15 @@ def _train(
         loss = "" if event.loss is None else f", loss {event.loss:.3f}"
         say(Status("train", f"{event.message}{loss}{accuracy}", event.step, event.of))
 
+    teacher = copy.deepcopy(prepared.model.module)
+    started: list[str] = []
+    if data.train.labels is None and strategy.name == "one-shot":
+        masks, note = start_from_fit(
+            prepared, fill, data, seed=training.seed, device=training.device, tell=_teller(say)
+        )
+        started.append(note)
+
+        fill = _fixed(masks)
     result = finetune(
         prepared.model.module,
         data=data,
@@ -219,7 +235,7 @@ def _train(
         strategy=strategy,
         fill=fill,
         recipe=recipe,
-        teacher=copy.deepcopy(prepared.model.module),
+        teacher=teacher,
         seed=training.seed,
         device=training.device,
         progress=progress,
@@ -232,7 +248,7 @@ def _train(
     where = f"on {training.device}"
     if world.size > 1:
         where += f", by {world.size} processes"
-    notes = [*result.notes, f"trained in {result.precision} {where}"]
+    notes = [*started, *result.notes, f"trained in {result.precision} {where}"]
     if strategy.name == "bidirectional":
         notes.append(ONE_WAY_NOTE)
     if prepared.model.batchnorm_frozen:

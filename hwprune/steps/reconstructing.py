@@ -59,15 +59,11 @@ def fit_with_data(
     dense network's answers), and the better of the two is kept.
     """
     from hwprune.training import recalibrate_batchnorm
-    from hwprune.training.saliency import reconstruction_scores
 
+    device = _with_float64(device)
     module = prepared.model.module
     dense = copy.deepcopy(module)
-    scores = reconstruction_scores(
-        module, data.train, prepared.names, device=device, seed=seed, progress=_judging(tell)
-    )
-    masks = fill(rank(scores), 1.0)
-    _apply(prepared, masks)
+    masks = _prune(prepared, fill, data.train, seed=seed, device=device, tell=tell)
     other = copy.deepcopy(module)
     report = _refit(prepared, dense, data.train, masks, seed=seed, device=device, tell=tell)
     measure = _Measure(data, dense, device)
@@ -95,13 +91,27 @@ def fit_with_data(
     return Fitted(masks, accuracy, points, tuple(notes))
 
 
+def start_from_fit(
+    prepared: Prepared, fill: Fill, data: Data, *, seed: int, device: str, tell: Tell
+) -> tuple[Masks, str]:
+    """Prune once and refit, for training to go on from; return the masks and a note."""
+    device = _with_float64(device)
+    dense = copy.deepcopy(prepared.model.module)
+    masks = _prune(prepared, fill, data.train, seed=seed, device=device, tell=tell)
+    report = _refit(prepared, dense, data.train, masks, seed=seed, device=device, tell=tell)
+    return masks, (
+        "no labels and one-shot: training went on from the weights that least squares gave on "
+        f"{report.samples:,} inputs"
+    )
+
+
 def fit_without_data(
     prepared: Prepared, fill: Fill, *, seed: int, device: str, tell: Tell
 ) -> Fitted:
     """Prune and refit on inputs made from BN's statistics; without BN, by LAMP scores alone."""
-    from hwprune.training.saliency import reconstruction_scores
     from hwprune.training.synthesis import affordable, synthesise
 
+    device = _with_float64(device)
     module = prepared.model.module
     dense = copy.deepcopy(module)
     shapes = _float_shapes(prepared)
@@ -127,11 +137,7 @@ def fit_without_data(
             f"left is as it was: the network {why}, so no inputs were made from it"
         )
         return Fitted(masks, None, (_point("prune", masks, None),), (told, *_mask_alone(masks)))
-    scores = reconstruction_scores(
-        module, synthetic, prepared.names, device=device, seed=seed, progress=_judging(tell)
-    )
-    masks = fill(rank(scores), 1.0)
-    _apply(prepared, masks)
+    masks = _prune(prepared, fill, synthetic, seed=seed, device=device, tell=tell)
     report = _refit(prepared, dense, synthetic, masks, seed=seed, device=device, tell=tell)
     notes = [
         f"{nothing}; connections were chosen, and what was left of each layer was fitted to the "
@@ -144,11 +150,24 @@ def fit_without_data(
     return Fitted(masks, None, points, tuple(notes))
 
 
-def _judging(tell: Tell) -> Tell:
-    def say(name: str, number: int, of: int) -> None:
-        tell(f"judging the connections of {name}", number, of)
+def _with_float64(device: str) -> str:
+    """Return where sums in float64 can be kept: Apple's GPUs have none."""
+    return "cpu" if device == "mps" else device
 
-    return say
+
+def _prune(
+    prepared: Prepared, fill: Fill, split: Split, *, seed: int, device: str, tell: Tell
+) -> Masks:
+    """Judge connections by what least squares can make up for, and mask the module."""
+    from hwprune.training.saliency import reconstruction_scores
+
+    scores = reconstruction_scores(
+        prepared.model.module, split, prepared.names, device=device, seed=seed,
+        progress=lambda name, number, of: tell(f"judging the connections of {name}", number, of),
+    )  # fmt: skip
+    masks = fill(rank(scores), 1.0)
+    _apply(prepared, masks)
+    return masks
 
 
 class _Measure:

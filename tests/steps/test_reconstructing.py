@@ -18,7 +18,8 @@ from hwprune.ir import Data, Masks, Ranking
 from hwprune.report import bench_record
 from hwprune.sparsity import make
 from hwprune.steps import reconstructing
-from hwprune.steps.planning import Prepared
+from hwprune.steps.planning import Prepared, plans_of
+from hwprune.steps.pruning import Trained, Training, prune_and_regrow
 from hwprune.steps.reconstructing import FAILS_ABOVE, GOOD_TO, fit_with_data, fit_without_data
 from hwprune.training import Recipe, finetune
 
@@ -154,6 +155,33 @@ def test_warnings_come_above_what_is_good(way: str) -> None:
     assert "accuracy falls fast" in told((GOOD_TO[way] + FAILS_ABOVE[way]) / 2)
     assert "little accuracy is left" in told(FAILS_ABOVE[way] + 0.05)
     assert "do this instead" in told(0.99)
+
+
+def test_one_shot_without_labels_starts_from_least_squares(network: Prepared, data: Data) -> None:
+    network = dataclasses.replace(network, budget_bytes=8_000)
+    plan = plans_of(network, ("int8",))["int8"]
+    training = Training(epochs=1, seed=0, recipe={"precision": "fp32"}, device="cpu")
+    told: list[str] = []
+
+    def run(given: Data, strategy: str) -> Trained:
+        before = copy.deepcopy(network.model.module.state_dict())
+        density = plan.max_nonzeros / plan.weights
+        result = prune_and_regrow(
+            network, plan, make(strategy, density=density), given, training,
+            lambda status: told.append(status.message),
+        )  # fmt: skip
+        for name, weight in weights_of(network).items():
+            assert not np.any(weight[~result.masks[name]])
+        network.model.module.load_state_dict(before)
+        return result
+
+    bare = without_labels(data)
+    assert "weights that least squares gave" in " ".join(run(bare, "one-shot").notes)
+    assert any(message.startswith("refitted") for message in told)
+    told.clear()
+    for given, strategy in ((data, "one-shot"), (bare, "cubic")):
+        assert "least squares gave" not in " ".join(run(given, strategy).notes)
+    assert not any(message.startswith("refitted") for message in told)
 
 
 RECORD = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "data_free.json"
