@@ -263,7 +263,8 @@ def factor(matrix: torch.Tensor) -> torch.Tensor:
     found, failed = torch.linalg.cholesky_ex(matrix)
     added = 1e-8
     while bool(failed.any()):
-        size = matrix.diagonal(dim1=-2, dim2=-1).mean(-1).abs().clamp_min(1e-30)
+        # Not the diagonal's: behind constant inputs that is rounding, and may be zero.
+        size = matrix.abs().amax((-2, -1)).clamp_min(1e-30)
         extra = (added * size * (failed > 0))[..., None, None]
         eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         found, failed = torch.linalg.cholesky_ex(matrix + extra * eye)

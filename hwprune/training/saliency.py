@@ -136,6 +136,11 @@ def _judged(
     level = matrix.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
     matrix = matrix.clone()
     matrix.diagonal(dim1=1, dim2=2).add_((_RIDGE * level)[:, None])
+    if bool(torch.linalg.cholesky_ex(matrix)[1].any()):
+        # Behind next to constant inputs the moments about their means are rounding: lifted once
+        # here, so that no part of the matrix fails later.
+        lowest = torch.linalg.eigvalsh(matrix)[:, :1].clamp_max(0)
+        matrix.diagonal(dim1=1, dim2=2).sub_(2 * lowest)
     wanted = rows @ matrix
     alive = torch.ones_like(rows, dtype=torch.bool)
     inverse = torch.cholesky_inverse(factor(matrix)).diagonal(dim1=1, dim2=2)

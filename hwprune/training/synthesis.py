@@ -70,7 +70,7 @@ class Synthetic:
 
 
 def affordable(
-    module: nn.Module, shapes: Sequence[tuple[int, ...]], *, most_macs: float = MOST_MACS
+    module: nn.Module, shapes: Sequence[tuple[int, ...]], *, most_macs: float | None = None
 ) -> tuple[int, int] | None:
     """Return how many inputs to make in how many steps within a bound on work; None for too few.
 
@@ -80,13 +80,14 @@ def affordable(
     Args:
         module: the network, on the CPU.
         shapes: of each input, without the batch.
-        most_macs: the bound.
+        most_macs: the bound; None for MOST_MACS.
     """
     set_mode(module, training=False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(*(torch.zeros(1, *shape) for shape in shapes))
     macs = _PASSES * counter.get_total_flops() / 2
-    shrink = min(1.0, math.sqrt(most_macs / max(1.0, macs * SAMPLES * STEPS)))
+    most = MOST_MACS if most_macs is None else most_macs
+    shrink = min(1.0, math.sqrt(most / max(1.0, macs * SAMPLES * STEPS)))
     samples, steps = int(SAMPLES * shrink), int(STEPS * shrink)
     return (samples, steps) if samples >= _BATCH else None
 

@@ -53,6 +53,14 @@ def digits_net(digits_pt: Path) -> nn.Module:
     return network.eval()
 
 
+@pytest.fixture(autouse=True)
+def little_synthesis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let inputs be made without data for the smallest networks only: it takes minutes."""
+    from hwprune.training import synthesis
+
+    monkeypatch.setattr(synthesis, "MOST_MACS", 1e10)
+
+
 @pytest.fixture
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trace a built-in network once for all tests: its structure does not depend on its weights.

@@ -16,7 +16,7 @@ from hwprune.errors import HwpruneError
 from hwprune.ir import Masks
 from hwprune.training import normal
 from hwprune.training.modes import set_mode
-from hwprune.training.normal import Streamed, Sums, solve
+from hwprune.training.normal import Streamed, Sums, factor, solve
 from hwprune.training.reconstruct import Reconstruction, least_squares
 from hwprune.training.uses import capture, survey
 
@@ -391,3 +391,11 @@ def test_iterating_and_factorising_agree() -> None:
         assert torch.allclose(one[1], two[1], atol=1e-5)
         assert bool(one[1].any()) == offset
         assert not torch.any(one[0][~alive])
+
+
+def test_moments_that_are_rounding_are_factorised_in_the_end() -> None:
+    # Behind constant inputs: no diagonal to speak of, and not positive definite.
+    rounding = torch.tensor([[0.0, 1e-5], [1e-5, 0.0]], dtype=torch.float64)
+    factors = factor(torch.stack([rounding, torch.eye(2, dtype=torch.float64)]))
+    assert bool(torch.isfinite(factors).all())
+    assert torch.equal(factors[1], torch.eye(2, dtype=torch.float64))
