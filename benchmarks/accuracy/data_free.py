@@ -14,6 +14,7 @@ DIR holds ``cifar-10-batches-py`` and ``weights/cifar10_resnet20.pth``.
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,14 +33,14 @@ SEED = 0
 IMAGES = 256
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 DISTILLED: Config = {
-    "images": 5000, "epochs": 15, "strategy": "cubic", "batch_size": 64, "learning_rate": 0.02,
+    "images": 5000, "epochs": 5, "strategy": "cubic", "batch_size": 64, "learning_rate": 0.02,
 }  # fmt: skip
 # From weights that fit already, with BN as it is where there are only a few images.
 AFTERWARDS: Config = {
     "images": 5000, "epochs": 5, "batch_size": 64, "learning_rate": 0.02, "train_batchnorm": True,
 }  # fmt: skip
 AFTERWARDS_FEW: Config = {
-    "images": IMAGES, "epochs": 60, "batch_size": 128, "learning_rate": 0.01,
+    "images": IMAGES, "epochs": 30, "batch_size": 128, "learning_rate": 0.001, "grad_clip": 1.0,
     "train_batchnorm": False,
 }  # fmt: skip
 FITTED_FIRST = "least squares, distillation"
@@ -122,6 +123,7 @@ def _distil(
             epochs=config["epochs"],
             batch_size=config["batch_size"],
             learning_rate=config["learning_rate"],
+            grad_clip=config.get("grad_clip"),
         ),
         teacher=dense,
         seed=SEED,
@@ -135,12 +137,26 @@ def _distil(
     return result.masks
 
 
+@functools.cache
+def _synthetic(dense: Any, images: int) -> Any:
+    """Return inputs made from the dense network; the same ones serve all rows of a run."""
+    from hwprune.training.synthesis import synthesise
+
+    return synthesise(dense, ((3, 32, 32),), samples=images, seed=SEED)
+
+
+@functools.cache
+def _dense(folder: Path) -> Any:
+    from hwprune.frontend import load_model
+
+    return load_model(str(folder / "weights" / "cifar10_resnet20.pth")).module
+
+
 def _made(config: Config, dense: Any, names: tuple[str, ...], data: Any) -> tuple[Any, Any]:
     """Return the network that a method leads to, and its masks."""
     from hwprune.training import recalibrate_batchnorm
     from hwprune.training.reconstruct import least_squares
     from hwprune.training.saliency import reconstruction_scores
-    from hwprune.training.synthesis import synthesise
 
     method, sparsity = config["method"], config["sparsity"]
     split: Any = data.train
@@ -150,7 +166,7 @@ def _made(config: Config, dense: Any, names: tuple[str, ...], data: Any) -> tupl
     if method == FITTED_FIRST:
         split = _part(split, config["images"])
     if method == "no data":
-        split = synthesise(dense, ((3, 32, 32),), samples=config["images"], seed=SEED)
+        split = _synthetic(dense, config["images"])
     images = min(IMAGES, config.get("images", IMAGES))
     if method in ("least squares", FITTED_FIRST, "no data"):
         scores = reconstruction_scores(dense, split, names, samples=images, seed=SEED)
@@ -168,11 +184,11 @@ def _made(config: Config, dense: Any, names: tuple[str, ...], data: Any) -> tupl
 
 def run(config: Config, folder: Path, experiment: Experiment) -> None:
     """Measure one row and save it."""
-    from hwprune.frontend import load_data, load_model
+    from hwprune.frontend import load_data
     from hwprune.training import accuracy
 
     data = load_data(f"cifar10:{folder}?normalize=imagenet", seed=SEED)
-    dense = load_model(str(folder / "weights" / "cifar10_resnet20.pth")).module
+    dense = _dense(folder)
     names = tuple(name for name, weight in dense.named_parameters() if weight.ndim > 1)
     watch = Stopwatch()
     module, masks = _made(config, dense, names, data)
