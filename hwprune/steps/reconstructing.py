@@ -250,11 +250,10 @@ def _limits(way: str, masks: Masks, instead: str) -> list[str]:
     """Say what a way is good for, and warn where it fails."""
     sparsity = 1 - masks.nonzeros / masks.weights
     good, fails = GOOD_TO[way], FAILS_ABOVE[way]
-    source = "real" if way == "data" else "made-up"
-    notes = [
-        f"least squares on {source} inputs is good to about {good:.0%} sparsity (measured: "
-        f"ResNet-20, CIFAR-10; see docs/results.md)"
-    ]
+    source, basis = "real", "measured on ResNet-20 and CIFAR-10: see docs/results.md"
+    if way == "none":
+        source, basis = "made-up", "a cautious guess: not measured yet"
+    notes = [f"least squares on {source} inputs is good to about {good:.0%} sparsity ({basis})"]
     if sparsity > good:
         worth = "little accuracy is left" if sparsity > fails else "accuracy falls fast"
         notes.append(
