@@ -1,14 +1,15 @@
 """How fast is a sparse file, beside dense onnxruntime and other engines in the same run?
 
-    python benchmarks/latency.py [--rows 0,2-4] [--deepsparse PYTHON] [--openvino PYTHON]
-                                 [--table]
+    python benchmarks/latency.py [--data-dir DIR] [--rows 0,2-4] [--deepsparse PYTHON]
+                                 [--openvino PYTHON] [--table]
 
 One row is a network, a sparsity, a batch and a number of threads. All engines of a row are alive at
 the same time, each in its own process, and are timed in turn, burst by burst, so that a busy moment
 of the machine meets all of them. ``dense`` is onnxruntime on the dense file, ``stock`` onnxruntime
 on hwprune's file without kernels, ``kernels`` with them. DeepSparse 1.8.0 and OpenVINO are timed
 where the Python of an environment that holds them is given (DeepSparse wants Python 3.11 or older,
-numpy 1.26 and onnx 1.14.1). Masks: see sparse_networks.py. Rows that were saved are not run again.
+numpy 1.26 and onnx 1.14.1). Masks: see sparse_networks.py; rows of a trained network need DIR with
+its weights, and are left out without it. Rows that were saved are not run again.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common import Experiment, Stopwatch, command_line, measure_rows, scratch
-from sparse_networks import NETWORKS, Files, write_files
+from common import Experiment, Stopwatch, command_line, data_folder, measure_rows, scratch
+from sparse_networks import NETWORKS, TRAINED, Files, write_files
 
 SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 WORKER = Path(__file__).with_name("latency_worker.py")
@@ -48,11 +49,30 @@ def rows() -> list[dict[str, Any]]:
     cases += [("vgg16-cifar", 64, 1), ("resnet20", 64, 1)]
     cases += [(network, 1, 2) for network in order]
     cases += [("vgg16-cifar", 64, 2), ("resnet20", 64, 2)]
-    return [
+    uniform = [
         {"network": network, "sparsity": s, "batch": batch, "threads": threads, "mask": "uniform"}
         for network, batch, threads in cases
         for s in SPARSITIES
     ]
+    one = {"batch": 1, "threads": 1}
+    trained = [
+        {"network": network, "sparsity": s, **one, "mask": "lamp"}
+        for network in TRAINED
+        for s in SPARSITIES[1:]
+    ]
+    narrow = [
+        {"network": network, "sparsity": s, **one, "mask": "uniform", "values": "int8"}
+        for network in ("vgg16-cifar", "resnet20", "mobilenet-v1", "resnet50")
+        for s in SPARSITIES[1:]
+    ]
+    return uniform + trained + narrow
+
+
+def name_of(config: Mapping[str, Any]) -> str:
+    """Return the network's name, with what sets the row apart from random fp32 weights."""
+    apart = ["trained, LAMP masks"] if config["mask"] == "lamp" else []
+    apart += [f"{config['values']} values"] if "values" in config else []
+    return f"{config['network']} ({', '.join(apart)})" if apart else str(config["network"])
 
 
 class Engine:
@@ -63,7 +83,8 @@ class Engine:
         shape = json.dumps(NETWORKS[config["network"]][1])
         command = [python, str(WORKER), engine, str(path)]
         command += [str(config["threads"]), str(config["batch"]), shape]
-        self.label, self.times, self.error, self.burst = label, [], "", 0
+        self.label, self.error, self.burst = label, "", 0
+        self.times: list[float] = []
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -138,13 +159,15 @@ def measure(config: Mapping[str, Any], files: Files, pythons: Mapping[str, str])
         for engine in engines:
             engine.run()
             time.sleep(0.02)  # a pool that spins after its work is done gives up its core
-    classes = {engine.label: engine.ready.get("classes") for engine in engines if engine.ready}
+    exact = [e for e in engines if "values" not in config or e.label in ("kernels", "stock")]
+    classes = [engine.ready.get("classes") for engine in exact if engine.ready]
     found = {engine.label: engine.close() for engine in engines}
     dense = found["dense"]["p50_ms"]
     return {
         "engines": found,
         "speedup": {k: dense / v["p50_ms"] for k, v in found.items() if "p50_ms" in v},
-        "same_classes": all(each == classes["dense"] for each in classes.values()),
+        # Engines that hold the same weights: int8 values are rounded.
+        "same_classes": all(each == classes[0] for each in classes),
         "weights": files.weights,
         "nonzeros": files.nonzeros,
         "dense_bytes": files.dense.stat().st_size,
@@ -171,8 +194,8 @@ def table(experiment: Experiment) -> str:
     ]
     for row in in_order(experiment):
         config, extra = row.config, row.model_extra or {}
-        head = f"| {config['network']} | {config['batch']} | {config['threads']} | "
-        head += f"{100 * float(config['sparsity']):g} % |"  # type: ignore[arg-type]
+        head = f"| {name_of(config)} | {config['batch']} | {config['threads']} | "
+        head += f"{100 * float(config['sparsity']):g} % |"
         if row.status != "run":
             lines.append(f"{head} not run | | | | | | |")
             continue
@@ -204,17 +227,31 @@ def loading_table(experiment: Experiment) -> str:
         cells += [f"{engine['grown_bytes'] / 2**20:.1f}" for engine in each]
         cells += [f"{extra['dense_bytes']:,}", f"{extra['sparse_bytes']:,}"]
         share = f"{100 * float(config['sparsity']):g} %"
-        lines.append(f"| {config['network']} | {share} | {' | '.join(cells)} |")
+        lines.append(f"| {name_of(config)} | {share} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def run(
-    config: Mapping[str, Any], seed: int, experiment: Experiment, pythons: Mapping[str, str]
+    config: Mapping[str, Any],
+    seed: int,
+    experiment: Experiment,
+    pythons: Mapping[str, str],
+    data: Path | None,
 ) -> None:
     """Measure one row and save it."""
     watch = Stopwatch()
+    if config["mask"] == "lamp" and data is None:
+        print("  left out: trained weights are wanted, give --data-dir DIR")
+        return
     with scratch() as folder:
-        files = write_files(config["network"], config["sparsity"], Path(folder), seed=seed)
+        files = write_files(
+            config["network"],
+            config["sparsity"],
+            Path(folder),
+            seed=seed,
+            values=config.get("values", "fp32"),
+            data=data if config["mask"] == "lamp" else None,
+        )
         measured = measure(config, files, pythons)
     print("  " + ", ".join(f"{name} {value:.2f}" for name, value in measured["speedup"].items()))
     experiment.add(config, seed, watch.seconds, 0, **measured)
@@ -222,18 +259,19 @@ def run(
 
 def main() -> int:
     """Run the rows that were asked for, then print the tables."""
-    parser = command_line(__doc__, data=False)
+    parser = command_line(__doc__)
     parser.add_argument("--deepsparse", metavar="PYTHON", help="interpreter that has DeepSparse")
     parser.add_argument("--openvino", metavar="PYTHON", help="interpreter that has OpenVINO")
     arguments = parser.parse_args()
     experiment = Experiment("latency", ["python", "benchmarks/latency.py"])
     given = {"deepsparse": arguments.deepsparse, "openvino": arguments.openvino}
     pythons = {name: python for name, python in given.items() if python}
+    data = data_folder(arguments.data_dir) if arguments.data_dir else None
     return measure_rows(
         arguments,
         experiment,
         [(config, SEED) for config in rows()],
-        lambda config, seed: run(config, seed, experiment, pythons),
+        lambda config, seed: run(config, seed, experiment, pythons, data),
         lambda record: f"{table(record)}\n\n{loading_table(record)}",
     )
 

@@ -31,8 +31,8 @@ def series(rows: list[bench_record.Row]) -> dict[tuple[str, int, int], dict[str,
             continue
         config: dict[str, Any] = dict(row.config)
         key = (config["network"], config["batch"], config["threads"])
-        if config["sparsity"] == 0:  # nothing of ours runs there
-            continue
+        if config["sparsity"] == 0 or config["mask"] != "uniform" or "values" in config:
+            continue  # nothing of ours runs at 0 %; a panel compares random fp32 weights
         for engine, speedup in (row.model_extra or {})["speedup"].items():
             if engine in STYLES:
                 point = (100 * config["sparsity"], speedup)

@@ -1,10 +1,12 @@
 """Networks at a given sparsity, as files: what the latency and size benchmarks compare.
 
-Masks are random and uniform: every weight tensor keeps the same share of its elements, but for the
+Uniform masks are random: every weight tensor keeps the same share of its elements, but for the
 first layer and the depthwise convolutions, which stay dense (as in Fast Sparse ConvNets,
 arXiv 1911.09723). What is kept is scaled up, so that activations keep their size through the
-network: with tiny ones an engine would be timed on subnormal numbers. All engines get the same
-weights: a dense file with zeros in it, or hwprune's file.
+network: with tiny ones an engine would be timed on subnormal numbers. LAMP masks (arXiv 2010.07611)
+are those of a trained network, whose layers end up at very different densities. All engines get
+the same fp32 weights: a dense file with zeros in it, or hwprune's file. Where hwprune's file holds
+int8 values, the weights of the others are not rounded.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from hwprune.ir import Model
+    from hwprune.ir import Masks, Model
 
 NETWORKS: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "vgg16-cifar": ("cifar-vgg16-bn", (3, 32, 32)),
@@ -27,6 +29,8 @@ NETWORKS: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "mobilenet-v2": ("torchvision:mobilenet_v2", (3, 224, 224)),
     "vit-b-16": ("torchvision:vit_b_16", (3, 224, 224)),
 }
+# Networks whose trained weights are at hand, and where they lie below the data folder.
+TRAINED = {"resnet20": "weights/cifar10_resnet20.pth"}
 # DeepSparse 1.8 and every onnxruntime of the last years read this one.
 DENSE_OPSET = 13
 SPARSE_OPSET = 18
@@ -38,7 +42,7 @@ class Files:
 
     Attributes:
         dense: fp32, zeros stored.
-        sparse: hwprune's, fp32 values.
+        sparse: hwprune's.
         weights: elements of the tensors that masks apply to, dense ones included.
         nonzeros: those that are not zero.
     """
@@ -49,15 +53,35 @@ class Files:
     nonzeros: int
 
 
-def write_files(network: str, sparsity: float, folder: Path, *, seed: int = 0) -> Files:
-    """Write both files of a network; at sparsity 0 the dense one is all there is."""
+def write_files(
+    network: str,
+    sparsity: float,
+    folder: Path,
+    *,
+    seed: int = 0,
+    values: Literal["fp32", "int8"] = "fp32",
+    data: Path | None = None,
+) -> Files:
+    """Write both files of a network; at sparsity 0 the dense one is all there is.
+
+    Args:
+        network: a name in NETWORKS.
+        sparsity: of the tensors that masks apply to.
+        folder: where the files go.
+        seed: of random weights and masks.
+        values: how hwprune's file stores what is left.
+        data: the data folder: trained weights and their LAMP masks instead of random ones.
+    """
     import torch
 
     from hwprune.export.pipeline import template_of
     from hwprune.export.trace import trace
-    from hwprune.ir import Masks
+    from hwprune.frontend import load_model
 
-    model = untrained(network, seed)
+    if data is None:
+        model = untrained(network, seed)
+    else:
+        model = load_model(str(data / TRAINED[network]), arch=NETWORKS[network][0])
     traced = trace(model)
     codecs: tuple[Any, ...] = (
         "gap4",
@@ -69,27 +93,28 @@ def write_files(network: str, sparsity: float, folder: Path, *, seed: int = 0) -
         "rice",
         "dense",
     )
-    template, _ = template_of(
-        traced, model.module, opset=SPARSE_OPSET, ir_version=8, inline=False, codecs=codecs
-    )
-    masks = uniform_masks({t.name: t.shape for t in template.prunable}, sparsity, seed)
-    parameters = dict(model.module.named_parameters(remove_duplicate=False))
-    with torch.no_grad():
-        for name, mask in masks.items():
-            kept = max(mask.mean(), 1 / mask.size)
-            parameters[name].mul_(torch.from_numpy(mask / np.sqrt(kept)).to(torch.float32))
     arguments: dict[str, Any] = {"ir_version": 8, "inline": False, "codecs": codecs}
+    template, _ = template_of(traced, model.module, opset=SPARSE_OPSET, **arguments)
+    parameters = dict(model.module.named_parameters(remove_duplicate=False))
+    names = [tensor.name for tensor in template.prunable]
+    if data is None:
+        masks = uniform_masks({t.name: t.shape for t in template.prunable}, sparsity, seed)
+    else:
+        masks = lamp_masks({name: parameters[name].detach().numpy() for name in names}, sparsity)
+    with torch.no_grad():
+        for name in names:
+            mask = np.asarray(masks[name])
+            kept = max(mask.mean(), 1 / mask.size) if data is None else 1.0
+            parameters[name].mul_(torch.from_numpy(mask / np.sqrt(kept)).to(torch.float32))
     low, _ = template_of(traced, model.module, opset=DENSE_OPSET, **arguments)
     dense = folder / f"{network}-{sparsity:g}-dense.onnx"
     dense.write_bytes(low.write_dense().data)
-    weights = sum(mask.size for mask in masks.values())
-    nonzeros = sum(int(mask.sum()) for mask in masks.values())
     if sparsity == 0:
-        return Files(dense, None, weights, nonzeros)
+        return Files(dense, None, masks.weights, masks.nonzeros)
     template, _ = template_of(traced, model.module, opset=SPARSE_OPSET, **arguments)
     sparse = folder / f"{network}-{sparsity:g}.onnx"
-    sparse.write_bytes(template.write_sparse(Masks(masks), "fp32").data)
-    return Files(dense, sparse, weights, nonzeros)
+    sparse.write_bytes(template.write_sparse(masks, values).data)
+    return Files(dense, sparse, masks.weights, masks.nonzeros)
 
 
 def untrained(network: str, seed: int) -> Model:
@@ -106,10 +131,10 @@ def untrained(network: str, seed: int) -> Model:
     return Model(network, spec, "state-dict", module, spec, inputs)
 
 
-def uniform_masks(
-    shapes: Mapping[str, tuple[int, ...]], sparsity: float, seed: int
-) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
+def uniform_masks(shapes: Mapping[str, tuple[int, ...]], sparsity: float, seed: int) -> Masks:
     """Return random masks: ``sparsity`` everywhere but in the first layer and depthwise ones."""
+    from hwprune.ir import Masks
+
     generator = np.random.default_rng(seed)
     masks = {}
     for number, (name, shape) in enumerate(shapes.items()):
@@ -119,4 +144,14 @@ def uniform_masks(
         mask = np.zeros(size, dtype=np.bool_)
         mask[generator.permutation(size)[:alive]] = True
         masks[name] = mask.reshape(shape)
-    return masks
+    return Masks(masks)
+
+
+def lamp_masks(
+    weights: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]], sparsity: float
+) -> Masks:
+    """Return the masks that LAMP scores give over all tensors together."""
+    from hwprune.sparsity.ranking import rank_weights
+
+    count = round((1 - sparsity) * sum(array.size for array in weights.values()))
+    return rank_weights(weights, "lamp", count).masks(count)

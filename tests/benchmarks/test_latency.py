@@ -26,15 +26,18 @@ def test_rows_are_distinct_and_begin_with_one_thread() -> None:
     rows = latency.rows()
     assert len({tuple(row.items()) for row in rows}) == len(rows)
     assert {row["network"] for row in rows} == set(sparse_networks.NETWORKS)
-    assert rows[0]["threads"] == 1
-    assert [row["threads"] for row in rows] == sorted(row["threads"] for row in rows)
+    plain = [row for row in rows if row["mask"] == "uniform" and "values" not in row]
+    assert rows[: len(plain)] == plain
+    assert plain[0]["threads"] == 1
+    assert [row["threads"] for row in plain] == sorted(row["threads"] for row in plain)
+    assert {row["mask"] for row in rows} == {"uniform", "lamp"}
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.995])
 def test_masks_are_uniform_but_for_first_and_depthwise_layers(sparsity: float) -> None:
     shapes = {"first": (8, 3, 3, 3), "wise": (16, 1, 3, 3), "point": (64, 32, 1, 1), "fc": (10, 64)}
     masks = sparse_networks.uniform_masks(shapes, sparsity, seed=1)
-    assert {name: mask.shape for name, mask in masks.items()} == shapes
+    assert {name: np.shape(masks[name]) for name in masks} == shapes
     assert masks["first"].all()
     assert masks["wise"].all()
     for name in ("point", "fc"):
@@ -62,7 +65,26 @@ def test_the_page_holds_the_table_of_the_record() -> None:
 def test_the_plot_takes_measured_rows_only() -> None:
     experiment = common.Experiment("latency", [])
     found = latency_plot.series(experiment.rows())
-    measured = [row for row in experiment.rows() if row.status == "run"]
+    measured = [
+        row
+        for row in experiment.rows()
+        if row.status == "run" and row.config["mask"] == "uniform" and "values" not in row.config
+    ]
     assert sum(
         len(engines["kernels"]) for engines in found.values() if "kernels" in engines
     ) == sum("kernels" in (row.model_extra or {})["speedup"] for row in measured)
+
+
+def test_a_row_says_what_sets_it_apart() -> None:
+    assert latency.name_of(CONFIG) == "resnet20"
+    assert latency.name_of({**CONFIG, "mask": "lamp"}) == "resnet20 (trained, LAMP masks)"
+    assert latency.name_of({**CONFIG, "values": "int8"}) == "resnet20 (int8 values)"
+
+
+def test_lamp_masks_keep_the_best_of_all_layers() -> None:
+    small = np.array([[9.0, 0.1], [0.1, 0.1]], dtype=np.float32)
+    large = np.arange(1, 9, dtype=np.float32).reshape(2, 4)
+    masks = sparse_networks.lamp_masks({"small": small, "large": large}, 0.75)
+    assert masks.nonzeros == 3
+    assert np.argwhere(masks["small"]).tolist() == [[0, 0]]
+    assert np.argwhere(masks["large"]).tolist() == [[1, 2], [1, 3]]
