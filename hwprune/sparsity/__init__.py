@@ -2,8 +2,8 @@
 
 Which stay (scores), which return (rules), how many per layer (allocation), when (schedules), and in
 what course: events and strategies (course) are composed of pieces into strategies that approach the
-budget from above (oneway) or also from below (bothways). Orders of connections are exact and
-bounded in memory (ranking, selecting).
+budget from above (oneway), also from below (bothways), or leave it in cycles (east). Orders of
+connections are exact and bounded in memory (ranking, selecting).
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ from hwprune.sparsity.bothways import (
     bidirectional_one_shot,
     cyclic,
 )
-from hwprune.sparsity.course import Event, Feedback, Fill, Initial, Marginal, Strategy
+from hwprune.sparsity.course import (
+    Event,
+    Feedback,
+    Fill,
+    Initial,
+    Marginal,
+    Phasing,
+    Strategy,
+)
+from hwprune.sparsity.east import east
 from hwprune.sparsity.masks import (
     Change,
     Repair,
@@ -57,6 +66,7 @@ __all__ = [
     "Fill",
     "Initial",
     "Marginal",
+    "Phasing",
     "Repair",
     "Strategy",
     "Streamed",
@@ -71,6 +81,7 @@ __all__ = [
     "cyclic",
     "dense",
     "densities",
+    "east",
     "erk",
     "feedback",
     "followed_by",

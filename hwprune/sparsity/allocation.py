@@ -16,6 +16,9 @@ from hwprune.ir import Masks, Ranking
 from hwprune.sparsity.ranking import rank, rank_weights
 from hwprune.sparsity.streaming import shapes_of, size_of
 
+# ERK's floor: this part of an even split between all tensors.
+_FLOOR = 10
+
 Allocation = Callable[[Mapping[str, NDArray[np.float32]], int], dict[str, int]]
 
 
@@ -41,16 +44,35 @@ def uniform(scores: Mapping[str, NDArray[np.float32]], total: int) -> dict[str, 
 
 
 def erk(scores: Mapping[str, NDArray[np.float32]], total: int) -> dict[str, int]:
-    """Give every tensor a count in proportion to the sum of its dimensions.
+    """Give every tensor a count in proportion to the sum of its dimensions, but not too few.
 
     Erdos-Renyi-Kernel, arXiv 1911.11134, section 3: density in proportion to
     ``sum(shape) / prod(shape)``. A tensor that would exceed its size is kept whole and what it
     cannot take goes to the others in the same proportion.
+
+    The floor: no tensor gets less than a tenth of an even split between all tensors, and none less
+    than one connection, whatever its shape. Where there are fewer connections than tensors the
+    tensors with the largest sums get one each.
     """
-    shapes = shapes_of(scores)
+    return _erk(shapes_of(scores), total)
+
+
+def _erk(shapes: Mapping[str, tuple[int, ...]], total: int) -> dict[str, int]:
     sizes = {name: size_of(shape) for name, shape in shapes.items()}
     shares = {name: float(sum(shape)) for name, shape in shapes.items()}
-    return _apportion(shares, sizes, _checked(total))
+    even = _checked(total) // max(1, len(sizes))
+    floors = {name: min(size, max(1, even // _FLOOR)) for name, size in sizes.items()}
+    if sum(floors.values()) > total:
+        first = sorted((name for name in sizes if sizes[name]), key=lambda name: -shares[name])
+        return {**dict.fromkeys(sizes, 0), **dict.fromkeys(first[:total], 1)}
+    low: dict[str, int] = {}
+    while True:
+        rest = {name: size for name, size in sizes.items() if name not in low}
+        counts = _apportion({n: shares[n] for n in rest}, rest, total - sum(low.values()))
+        short = {name: floors[name] for name in rest if counts[name] < floors[name]}
+        if not short:
+            return {name: low[name] if name in low else counts[name] for name in sizes}
+        low.update(short)
 
 
 ALLOCATIONS: dict[str, Allocation] = {
@@ -61,16 +83,27 @@ ALLOCATIONS: dict[str, Allocation] = {
 }
 
 
-Share = Callable[[tuple[int, ...], int], float]
-"""(shape, living connections) -> the tensor's share of the connections that are added."""
+Share = Callable[[Mapping[str, tuple[int, ...]], Mapping[str, int], int], Mapping[str, float]]
+"""(shapes, living connections, how many are added) -> each tensor's share of those."""
+
+
+def _towards_erk(
+    shapes: Mapping[str, tuple[int, ...]], living: Mapping[str, int], added: int
+) -> dict[str, float]:
+    """Return what each tensor lacks of its ERK share of all that live afterwards."""
+    wanted = _erk(shapes, sum(living.values()) + added)
+    return {name: float(max(0, wanted[name] - living[name])) for name in shapes}
+
 
 GROWTHS: dict[str, Share | None] = {
     # None: the best of all dead ones, wherever they lie.
     "global": None,
     # In proportion to the weights, to the dimensions (ERK), and to the connections that live.
-    "uniform": lambda shape, living: float(size_of(shape)),
-    "erk": lambda shape, living: float(sum(shape)),
-    "proportional": lambda shape, living: float(living),
+    "uniform": lambda shapes, living, added: {n: float(size_of(s)) for n, s in shapes.items()},
+    "erk": lambda shapes, living, added: {n: float(sum(s)) for n, s in shapes.items()},
+    "proportional": lambda shapes, living, added: {n: float(c) for n, c in living.items()},
+    # So that the living and the new together are shared out as ``erk`` would.
+    "towards-erk": _towards_erk,
 }
 
 
@@ -86,8 +119,9 @@ def growth(share: str, alive: Masks, total: int) -> dict[str, int]:
     assert rule is not None
     living = {name: int(np.count_nonzero(alive[name])) for name in alive}
     room = {name: alive[name].size - living[name] for name in alive}
+    shapes = {name: alive[name].shape for name in alive}
     # No share is zero: a tensor without a living connection would never get one.
-    shares = {name: max(1e-9, rule(alive[name].shape, living[name])) for name in alive}
+    shares = {n: max(1e-9, share) for n, share in rule(shapes, living, total).items()}
     return _apportion(shares, room, _checked(total))
 
 

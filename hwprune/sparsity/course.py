@@ -120,6 +120,38 @@ class Feedback:
 
 
 @dataclass(frozen=True, slots=True)
+class Phasing:
+    """When activations that adapt to their input stand in for every ReLU (arXiv 2411.13545).
+
+    Attributes:
+        hold: the progress until which they stand alone.
+        gone: the progress from which plain ReLU is all there is; their share falls linearly
+            between the two.
+
+    Raises:
+        UsageError: times out of order, or activations that would stay.
+    """
+
+    hold: float = 0.25
+    gone: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hold <= self.gone < 1 or self.gone == 0:
+            raise UsageError(
+                f"activations phased out from {self.hold} to {self.gone}",
+                hint="0 <= hold <= gone < 1, and gone above 0: what is exported holds plain ReLU",
+            )
+
+    def share(self, progress: float) -> float:
+        """Return the share of the adaptive activation in the output, beta: from 1 to 0."""
+        if progress < self.hold:
+            return 1.0
+        if progress >= self.gone:
+            return 0.0
+        return (self.gone - progress) / (self.gone - self.hold)
+
+
+@dataclass(frozen=True, slots=True)
 class Strategy:
     """A named, ordered course of events.
 
@@ -130,6 +162,8 @@ class Strategy:
             approaches and bounds memory, it never decides the final count.
         restarts: progress values at which the learning-rate schedule begins anew.
         feedback: when dense weights learn behind the masked ones; None where never.
+        trains: spend the epochs although nothing is pruned: ordinary dense training.
+        phasing: when adaptive activations stand in for ReLU; None where never.
 
     Raises:
         UsageError: events out of order, a last one that does not fill the budget, or a redrawn
@@ -141,6 +175,8 @@ class Strategy:
     density: float = 1.0
     restarts: tuple[float, ...] = ()
     feedback: Feedback | None = None
+    trains: bool = False
+    phasing: Phasing | None = None
 
     def __post_init__(self) -> None:
         times = [event.progress for event in self.events]
@@ -162,8 +198,8 @@ class Strategy:
             )
 
     def epochs(self, given: int) -> int:
-        """Return how many of the given epochs are spent: all, or none where nothing is pruned."""
-        return given if self.events else 0
+        """Return how many of the given epochs are spent: all, or none where nothing happens."""
+        return given if self.events or self.trains else 0
 
     @property
     def regrows(self) -> bool:

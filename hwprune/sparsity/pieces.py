@@ -202,23 +202,33 @@ def dips(
 
 
 def exchanges(
-    count: int, drop: float, until: float, *, pruning: Pruning, growing: Growing
+    count: int,
+    drop: float,
+    until: float,
+    *,
+    start: float = 0.0,
+    last: float = 0.0,
+    pruning: Pruning,
+    growing: Growing,
 ) -> tuple[Event, ...]:
     """Return exchanges at the full budget: a share of the living goes, as many bytes come back.
 
-    RigL, arXiv 1911.11134, section 3: the share falls along a cosine and is zero at ``until``.
+    RigL, arXiv 1911.11134, section 3: the share falls along a cosine from the start of training to
+    ``until``, also where exchanges begin later.
 
     Args:
-        count: how many, evenly spread over (0, until).
-        drop: the share of the living that an exchange at the very start would drop.
-        until: the progress at which the share reaches zero.
+        count: how many, evenly spread over (start, until).
+        drop: the share of the living that an exchange at the very start of training would drop.
+        until: the progress at which the share reaches ``last``.
+        start: the progress after which they begin.
+        last: the share at ``until``.
         pruning: what ranks the living.
         growing: what ranks the dead.
     """
     events: list[Event] = []
     for number in range(1, count + 1):
-        place = number / (count + 1)
-        share = schedules.cosine(place, drop, 0.0)
-        events.append(pruning.at(place * until, share=1.0 - share))
-        events.append(growing.at(place * until, budget_fraction=1.0))
+        time = start + (until - start) * number / (count + 1)
+        share = schedules.cosine(time / until, drop, last)
+        events.append(pruning.at(time, share=1.0 - share))
+        events.append(growing.at(time, budget_fraction=1.0))
     return tuple(events)

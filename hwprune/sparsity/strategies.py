@@ -15,6 +15,7 @@ from hwprune.sparsity.bothways import (
     cyclic,
 )
 from hwprune.sparsity.course import Strategy, among
+from hwprune.sparsity.east import east
 from hwprune.sparsity.oneway import cubic, dense, feedback, granet, iterative, one_shot, rigl, set_
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
@@ -30,6 +31,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "feedback": feedback,
     "rigl": rigl,
     "set": set_,
+    "east": east,
     "dense": dense,
 }
 
