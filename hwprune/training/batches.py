@@ -1,14 +1,18 @@
-"""From a NumPy split to batches on the device: converted once where it fits, augmented there."""
+"""From a NumPy split to batches on the device: held there where it fits, augmented there.
+
+Images that a split stores as bytes are held as bytes, and normalised on the device batch by batch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from hwprune.errors import DataError
@@ -29,6 +33,17 @@ class Batch:
 
     inputs: tuple[torch.Tensor, ...]
     labels: torch.Tensor | None
+
+
+@runtime_checkable
+class CompactSplit(Protocol):
+    """A split that can give its images as bytes: four times as many fit."""
+
+    def stored(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the images at ``indices``, (b, channels, ...)."""
+
+    def affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Return (factor, shift) per channel: a batch is ``stored * factor - shift``."""
 
 
 class Batches:
@@ -63,7 +78,10 @@ class Batches:
                 )
             labels = np.ascontiguousarray(split.labels, dtype=np.int64)
             self._labels = torch.from_numpy(labels).to(self._device)
-        first = self._read(np.zeros(1, dtype=np.int64))
+        self._affine: tuple[torch.Tensor, ...] | None = None
+        if isinstance(split, CompactSplit) and (affine := split.affine()) is not None:
+            self._affine = tuple(torch.from_numpy(each).to(self._device) for each in affine)
+        first = self._stored(np.zeros(1, dtype=np.int64))
         sample_bytes = sum(part.numel() * part.element_size() for part in first)
         self._held: tuple[torch.Tensor, ...] | None = None
         if sample_bytes * self.size <= resident_bytes:
@@ -103,6 +121,12 @@ class Batches:
     def _read(self, index: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[torch.Tensor]:
         return [torch.from_numpy(np.ascontiguousarray(part)) for part in self._split.batch(index)]
 
+    def _stored(self, index: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[torch.Tensor]:
+        """Return what is held of these samples: bytes where ``_affine`` says what they mean."""
+        if self._affine is None or not isinstance(self._split, CompactSplit):
+            return self._read(index)
+        return [torch.from_numpy(np.ascontiguousarray(self._split.stored(index)))]
+
     def _batch(self, parts: list[torch.Tensor], index: torch.Tensor) -> Batch:
         inputs = tuple(self._ordered(part.to(self._device)) for part in parts)
         return Batch(inputs, None if self._labels is None else self._labels[index.to(self._device)])
@@ -122,7 +146,7 @@ class Batches:
             held.append(torch.empty(self.size, *shape, dtype=part.dtype, device=self._device))
         for index in torch.split(torch.arange(self.size), _CHUNK):
             start, stop = int(index[0]), int(index[-1]) + 1
-            for store, part in zip(held, self._read(index.numpy()), strict=True):
+            for store, part in zip(held, self._stored(index.numpy()), strict=True):
                 if self._channels_last and part.ndim == 4:
                     part = part.permute(0, 2, 3, 1)
                 store[start:stop] = part
@@ -131,14 +155,25 @@ class Batches:
     def _gather(self, index: torch.Tensor) -> Batch:
         if self._held is None:  # pragma: no cover - take() asks first
             raise DataError("the split is not held in memory")
-        index = index.to(self._device)
+        index = sent(index, self._device)
         inputs = []
         for store in self._held:
+            last = self._channels_last and store.ndim == 4
             part = store.index_select(0, index)
-            if self._channels_last and store.ndim == 4:
+            if self._affine is not None:
+                shape = (-1,) if last else (-1, *(1,) * (store.ndim - 2))
+                factor, shift = (each.reshape(shape) for each in self._affine)
+                # As the split itself does it: one product, one difference, each rounded.
+                part = part.to(factor.dtype).mul_(factor).sub_(shift)
+            if last:
                 part = part.permute(0, 3, 1, 2)
             inputs.append(part)
         return Batch(tuple(inputs), None if self._labels is None else self._labels[index])
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a CPU tensor on the device; CUDA's queue is not waited for."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def augment(
@@ -200,7 +235,7 @@ def _move(images: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor | Non
         source = functional.pad(images.permute(0, 2, 3, 1), (0, 0, reach, reach, reach, reach))
     samples = torch.arange(images.shape[0], device=images.device)[:, None, None]
     moved = source[
-        samples, rows.to(images.device)[:, :, None], columns.to(images.device)[:, None, :]
+        samples, sent(rows, images.device)[:, :, None], sent(columns, images.device)[:, None, :]
     ].permute(0, 3, 1, 2)
     return moved if images.is_contiguous(memory_format=torch.channels_last) else moved.contiguous()
 
@@ -218,7 +253,8 @@ def _cut(batch: Batch, side: int, generator: torch.Generator, rows: slice, of: i
         down, across = (
             _near(size, centre, side) for size, centre in zip(part.shape[2:], centres, strict=True)
         )
-        hole = down.to(part.device)[:, None, :, None] & across.to(part.device)[:, None, None, :]
+        down, across = sent(down, part.device), sent(across, part.device)
+        hole = down[:, None, :, None] & across[:, None, None, :]
         return part.clone().masked_fill_(hole, 0.0)  # a clone keeps the memory order
 
     return Batch(

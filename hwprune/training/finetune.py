@@ -67,6 +67,7 @@ def finetune(
     checkpoint: Checkpoint | None = None,
     world: World = ALONE,
     marginal: Marginal | None = None,
+    observe: Callable[[nn.Module], float] | None = None,
 ) -> TrainResult:
     """Prune (and regrow) a network along a strategy while it is trained. Works in place.
 
@@ -91,6 +92,9 @@ def finetune(
         world: the processes that train together, all of which call this with the same arguments.
         marginal: masks -> the bytes that each dead connection would add, for strategies that
             regrow by gain per byte.
+        observe: called with the module as it would be shipped, whenever a learning-rate schedule
+            has ended and another follows; the trajectory holds what it returns (``observed``),
+            and nothing depends on it.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or is one of another run.
@@ -112,7 +116,7 @@ def finetune(
         try:
             setting = Setting(
                 module, data, names, strategy, fill, recipe, teacher, seed, device, progress,
-                train_batchnorm, store, checkpoint, world, marginal,
+                train_batchnorm, store, checkpoint, world, marginal, observe,
             )  # fmt: skip
             return Run(setting).go()
         finally:
@@ -250,6 +254,9 @@ class Run:
         accuracy = self.measure()
         loss = float(total) / done
         self.record(epoch + 1, "train", accuracy=accuracy, loss=loss)
+        if setting.observe is not None and self.step / self.steps in self.restarts:
+            with self.stepper.shipped():
+                self.journal.trajectory[-1]["observed"] = setting.observe(setting.module)
         told = f"epoch {epoch + 1} of {self.epochs}"
         journal.say(epoch + 1, self.step, loss=loss, accuracy=accuracy, message=told)
         if clean and recipe.checkpoint == "best" and accuracy > (self.best or (-1.0,))[0]:

@@ -38,7 +38,7 @@ class TrainResult:
         trajectory: one dict per change of the masks and per epoch: epoch, step, action (``prune``,
             ``regrow``, ``train``, or ``average`` of several solutions), nonzeros, density,
             accuracy, loss, lr, seconds (since the start). What was not measured at that point is
-            None.
+            None. Where the caller observes, the ends of rounds have ``observed`` too.
         epochs: epochs spent.
         cost_epochs: what they cost, in epochs of one forward and backward pass a sample.
         steps: optimiser steps taken.

@@ -37,6 +37,7 @@ class Setting:
     checkpoint: Checkpoint | None = None
     world: World = ALONE
     marginal: Marginal | None = None
+    observe: Callable[[nn.Module], float] | None = None
 
     def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Return this process's share of a training batch as data and recipe want it changed."""

@@ -58,6 +58,10 @@ class Stepper:
             self._sharpness = Sharpness(setting.module, recipe.sharpness)
         self._setting, self._sparse = setting, sparse
         self.precision: Literal["fp32", "bf16"] = precision
+        self._module, self._teacher = setting.module, setting.teacher
+        if recipe.compiled:
+            self._module = torch.compile(setting.module)
+            self._teacher = setting.teacher and torch.compile(setting.teacher)
         self.optimizer = sgd(setting.module, setting.recipe)
 
     def step(self, batch: Batch, rate: float) -> torch.Tensor:
@@ -86,7 +90,7 @@ class Stepper:
 
     def backward(self, batch: Batch) -> torch.Tensor:
         """Put the gradients of one batch into the parameters and return the loss."""
-        setting, teacher = self._setting, self._setting.teacher
+        setting, teacher = self._setting, self._teacher
         self.optimizer.zero_grad(set_to_none=True)
         kind = torch.device(setting.device).type
         with self.values.exchanged():
@@ -95,7 +99,7 @@ class Stepper:
                 if teacher is not None and self._wants_teacher(batch):
                     with torch.no_grad():
                         teacher_logits = logits_of(teacher, batch.inputs)
-                logits = logits_of(setting.module, batch.inputs)
+                logits = logits_of(self._module, batch.inputs)
             loss = loss_of(logits, batch.labels, teacher_logits, setting.recipe)
             loss.backward()  # type: ignore[no-untyped-call]
         return setting.world.mean_gradients(

@@ -22,6 +22,7 @@ FORMS = {"inlined": "jetson-nano", "functions": "raspberry-pi-5"}
 LARGE = {
     "cifar-densenet121",
     "cifar-efficientnet-b0",
+    "cifar-mobilenet-v2",
     "cifar-resnet34",
     "cifar-resnet44",
     "cifar-resnet50",

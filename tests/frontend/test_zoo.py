@@ -20,6 +20,7 @@ PARAMETERS = [
     ("cifar-densenet121", {}, 6_956_298),
     ("cifar-densenet121", {"growth_rate": 12}, 1_000_618),
     ("cifar-efficientnet-b0", {}, 3_599_686),
+    ("cifar-mobilenet-v2", {}, 2_236_682),
     ("cifar-resnet34", {}, 21_282_122),
     ("cifar-resnet50", {}, 23_520_842),
     ("mlperf-resnet8", {}, 78_186),

@@ -9,6 +9,9 @@ import training_nets as nets
 from torch import nn
 
 from hwprune.errors import DataError, ModelError, UsageError
+from hwprune.frontend.sources.normalize import Normalizer
+from hwprune.frontend.sources.parts import ArrayPart
+from hwprune.frontend.sources.splits import NormalizedSplit
 from hwprune.training import Recipe, precision, recalibrate_batchnorm
 from hwprune.training.batches import Batch, Batches, augment, epoch_order, steps_per_epoch
 from hwprune.training.losses import loss_of
@@ -29,6 +32,24 @@ def test_batches_are_the_same_held_or_streamed(resident_bytes: int, channels_las
         assert batch.labels is not None
         assert np.array_equal(batch.labels.numpy(), split.labels[index.numpy()])
     assert sum(len(batch.inputs[0]) for batch in batches) == len(split)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_images_that_are_bytes_are_held_as_bytes_and_normalised_alike(channels_last: bool) -> None:
+    drawn = np.random.default_rng(0)
+    images = drawn.integers(0, 256, (40, 3, 6, 5), dtype=np.uint8)
+    normalizer = Normalizer("given", None, (0.5, 0.4, 0.3), (0.2, 0.3, 0.1))
+    labels = np.zeros(40, np.int64)
+    split = NormalizedSplit(ArrayPart(images, labels), normalizer, "here", labels)
+    room = images.nbytes  # four times too little for floats
+    batches = Batches(split, device="cpu", resident_bytes=room, channels_last=channels_last)
+    assert batches._held is not None
+    assert batches._held[0].dtype == torch.uint8
+    index = torch.randperm(40)[:16]
+    (batch,) = batches.take((index,))
+    assert np.array_equal(batch.inputs[0].numpy(), split.batch(index.numpy())[0])
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    assert batch.inputs[0].is_contiguous(memory_format=order)
 
 
 def test_shift_moves_each_image_and_repeats_its_border() -> None:

@@ -52,16 +52,26 @@ class Normalizer:
         if is_index(values) and not self.mean:
             return values
         out = values.astype(np.float32)
-        scale = 1.0 if self.raw else _scale_of(values, self.full_scale)
+        scale = 1.0 if self.raw else scale_of(values, self.full_scale)
         if not self.mean:
             if scale != 1.0:
                 out /= np.float32(scale)
             return out
-        mean, std = (_along_channels(numbers, out) for numbers in (self.mean, self.std))
-        # One multiplication and one addition, folded in double precision.
-        out *= (1.0 / (std * scale)).astype(np.float32)
-        out -= (mean / std).astype(np.float32)
+        factor, shift = (_along_channels(numbers, out) for numbers in self.affine(scale))
+        out *= factor
+        out -= shift
         return out
+
+    def affine(self, scale: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return (factor, shift) per channel, or one for all: ``stored * factor - shift``.
+
+        One multiplication and one subtraction, folded in double precision.
+
+        Args:
+            scale: the stored value that stands for 1.0.
+        """
+        mean, std = np.array(self.mean, np.float64), np.array(self.std, np.float64)
+        return (1.0 / (std * scale)).astype(np.float32), (mean / std).astype(np.float32)
 
 
 def is_index(values: NDArray[Any]) -> bool:
@@ -137,7 +147,7 @@ def _statistics(
     elements = 0
     for start in range(0, count, _CHUNK):
         (stored,) = train.read(chosen[start : start + _CHUNK])
-        values = stored.astype(np.float64) / _scale_of(stored, full_scale)
+        values = stored.astype(np.float64) / scale_of(stored, full_scale)
         if values.ndim <= 2:
             values = values.reshape(len(values), 1, -1)
         axes = (0, *range(2, values.ndim))
@@ -150,15 +160,16 @@ def _statistics(
     return tuple(mean.tolist()), tuple(std.tolist()), count
 
 
-def _scale_of(values: NDArray[Any], full_scale: float | None) -> float:
+def scale_of(values: NDArray[Any], full_scale: float | None) -> float:
+    """Return the stored value that stands for 1.0."""
     if full_scale is not None:
         return full_scale
     return 255.0 if values.dtype == np.uint8 else 1.0
 
 
-def _along_channels(numbers: tuple[float, ...], values: NDArray[Any]) -> NDArray[np.float64]:
+def _along_channels(numbers: NDArray[np.float32], values: NDArray[Any]) -> NDArray[np.float32]:
     shape = (1, -1, *(1,) * (values.ndim - 2)) if len(numbers) > 1 else (1,) * values.ndim
-    return np.array(numbers, dtype=np.float64).reshape(shape)
+    return numbers.reshape(shape)
 
 
 def _parse_statistics(option: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

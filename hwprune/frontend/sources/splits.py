@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.errors import DataError
-from hwprune.frontend.sources.normalize import Normalizer
+from hwprune.frontend.sources.normalize import Normalizer, scale_of
 from hwprune.frontend.sources.parts import Part, PartName, check_finite
 
 VALIDATION_FRACTION = 0.1
@@ -69,6 +69,21 @@ class NormalizedSplit:
         for values in inputs:
             check_finite(values, where=self.where)
         return inputs
+
+    def stored(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the images at ``indices`` as stored, (b, ...), where ``affine`` is not None."""
+        images: NDArray[np.uint8] = self.part.read(indices)[0]
+        return images
+
+    def affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Return (factor, shift), so that ``batch`` is ``stored * factor - shift`` by channel.
+
+        None where it is anything else: samples of several inputs, not bytes, or not normalised.
+        """
+        first = self.part.read(np.zeros(1, dtype=np.int64))
+        if len(first) > 1 or first[0].dtype != np.uint8 or not self.normalizer.mean:
+            return None
+        return self.normalizer.affine(scale_of(first[0], self.normalizer.full_scale))
 
 
 def with_test(

@@ -50,6 +50,13 @@ _ENTRIES = (
         head="classifier.1.weight",
     ),
     Architecture(
+        "cifar-mobilenet-v2",
+        cifar.mobilenet_v2,
+        _CIFAR,
+        "MobileNetV2, 32x32 (arXiv 1801.04381)",
+        head="classifier.1.weight",
+    ),
+    Architecture(
         "cifar-resnet34",
         cifar.resnet34,
         _CIFAR,

@@ -77,6 +77,25 @@ def efficientnet_b0(*, num_classes: int = 10) -> nn.Module:
     return network
 
 
+def mobilenet_v2(*, num_classes: int = 10) -> nn.Module:
+    """Build MobileNetV2 (arXiv 1801.04381) with strides 1 in the stem and in the second stage.
+
+    32x32 images leave the last stage as 4x4, as ImageNet's leave it as 7x7.
+    """
+    stages = [
+        # expansion, channels, blocks, stride
+        [1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1],
+        [6, 160, 3, 2], [6, 320, 1, 1],
+    ]  # fmt: skip
+    models: Any = import_torchvision().models
+    network: nn.Module = models.mobilenet_v2(
+        weights=None, num_classes=num_classes, inverted_residual_setting=stages
+    )
+    features: Any = network.features
+    features[0][0].stride = (1, 1)
+    return network
+
+
 def resnet34(*, num_classes: int = 10) -> nn.Module:
     """Build ResNet-34 (arXiv 1512.03385) with the 3x3 stem and no max pooling."""
     return _resnet("resnet34", num_classes)
