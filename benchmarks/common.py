@@ -141,7 +141,7 @@ class Experiment:
         return [] if record is None else list(record.rows)
 
     def _update(self, row: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         host = {**environment(), "hwprune": build()}
         bench_record.update(self.path, row, environment=host, command=self.command)
 

@@ -1,8 +1,9 @@
 """What the accuracy studies share: one network, one strategy, one seed, and what came of it.
 
 A study's row fine-tunes a pretrained network along a strategy to a number of nonzeros, or to the
-bytes of a whole file, and measures it on the test set, in torch. Rows of one study differ in their
-configuration only, so that arms at the same epochs, nonzeros and recipe can be paired by seed.
+bytes of a whole file, or through stages (staged.py), and measures it on the test set, in torch.
+Rows of one study differ in their configuration only, so that arms at the same epochs, nonzeros and
+recipe can be paired by seed.
 
 A row that was killed goes on from its last epoch: its state lies below build/studies until the row
 is in the record.
@@ -10,8 +11,6 @@ is in the record.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import resource
 import statistics
 import sys
@@ -21,21 +20,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import staged
 from common import Experiment, Stopwatch, command_line, data_folder, measure_rows
+from networks import (
+    BUILD,
+    device_name,
+    open_data,
+    open_network,
+    state_path,
+    test_accuracy,
+    untrained,
+)
 
 Config = dict[str, Any]
 
 TARGET = "raspberry-pi-5"
-ROOT = Path(__file__).resolve().parents[2]
-# Where a network's checkpoint lies below the data folder, its data set, and how that is normalised.
-NETWORKS = {"cifar-resnet20": ("weights/cifar10_resnet20.pth", "cifar10", "imagenet")}
 # What a comparison is worth costs an accelerator; the short one proves mechanics and gives hints.
 FULL: Config = {"epochs": 12, "train_images": None}
 SHORT: Config = {"epochs": 3, "train_images": 10_000}
+# Whether it runs at all; its record is no result, and lies below build/smoke.
+SMOKE: Config = {"epochs": 1, "train_images": 256, "eval_images": 200}
 Rows = list[tuple[Config, int]]
 
 
@@ -48,44 +54,53 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
     """Train one row and add it to the record.
 
     Args:
-        config: network; sparsity, or budget_bytes and values; strategy and options; epochs;
-            train_images (None for all); recipe, where fields differ from their defaults.
+        config: network; sparsity, or budget_bytes and values, with strategy and options; or
+            stages (and regrow); epochs (of each stage); train_images (None for all); recipe, where
+            fields differ from their defaults; ``start: random`` for a network that is not trained,
+            with the dense one as its teacher; eval_images in a trial.
         seed: of the split, the batches and the strategy.
         folder: the data folder.
         experiment: the record.
     """
-    from hwprune.frontend import load_data, load_model
-    from hwprune.steps.choosing import Part
     from hwprune.steps.planning import prepare
     from hwprune.targets import load
-    from hwprune.training import Checkpoint, Recipe, accuracy, finetune
+    from hwprune.training import Checkpoint, Recipe, finetune
     from hwprune.training.devices import resolve
 
     watch, cpu = Stopwatch(), time.process_time()
-    path, source, normalize = NETWORKS[config["network"]]
-    model = load_model(str(folder / path), arch=config["network"])
-    data = load_data(f"{source}:{folder}?normalize={normalize}", seed=seed)
-    if config["train_images"] is not None:
-        chosen = np.arange(config["train_images"], dtype=np.int64)
-        data = replace(data, train=Part(data.train, chosen))
+    model = open_network(config, folder)
+    data = open_data(config, folder, seed)
     prepared = prepare(model, load(TARGET), config.get("budget_bytes"))
     device = resolve()
-    checkpoint = Checkpoint(state_path(experiment, config, seed), resume=True)
+    checkpoint = Checkpoint(
+        state_path(experiment.path.stem, config, seed), resume=True, every_seconds=0.0
+    )
+    module = model.module
+    if config.get("start") == "random":
+        module = untrained(config["network"], seed)
+    recipe = {"per_round": "stages" in config, **config.get("recipe", {})}
     result = finetune(
-        model.module,
+        module,
         data=data,
         names=prepared.names,
-        recipe=replace(Recipe(), epochs=config["epochs"], **config.get("recipe", {})),
+        recipe=replace(Recipe(), epochs=config["epochs"], **recipe),
         teacher=model.module,
         seed=seed,
         device=device,
         progress=lambda event: _tell(event, watch),
         checkpoint=checkpoint,
+        observe=(lambda now: test_accuracy(now, data, device)) if "stages" in config else None,
         **_course(config, prepared),
     )
+    tested = test_accuracy(module, data, device)
+    stages = {}
+    if "stages" in config:
+        weights = result.masks.weights
+        found = staged.points(result.trajectory, weights, tested, result.final_accuracy)
+        stages = {"stages": found}
     experiment.add(
-        config, seed, watch.seconds, result.cost_epochs,
-        accuracy=accuracy(model.module, data.test),
+        config, seed, max(watch.seconds, result.seconds), result.cost_epochs,
+        accuracy=tested,
         validation_accuracy=result.final_accuracy,
         dense_validation_accuracy=result.dense_accuracy,
         extreme_validation_accuracy=result.extreme_accuracy,
@@ -94,8 +109,9 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
         steps=result.steps,
         cpu_seconds=round(time.process_time() - cpu, 1),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        device=device,
+        device=device_name(device),
         precision=result.precision,
+        **stages,
         trajectory=[
             {key: point[key] for key in ("epoch", "action", "nonzeros", "accuracy")}
             for point in result.trajectory
@@ -106,13 +122,6 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
     checkpoint.discard()
 
 
-def state_path(experiment: Experiment, config: Config, seed: int) -> Path:
-    """Return where a row keeps its state between epochs."""
-    text = json.dumps([config, seed], sort_keys=True)
-    name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return ROOT / "build" / "studies" / experiment.path.stem / f"{name}.state"
-
-
 def _course(config: Config, prepared: Any) -> dict[str, Any]:
     """Return the strategy and what fills its budget: connections, or a file's bytes."""
     from hwprune.sparsity import make
@@ -120,9 +129,14 @@ def _course(config: Config, prepared: Any) -> dict[str, Any]:
     from hwprune.steps.pricing import pricer
     from hwprune.steps.pruning import filler
 
-    if "sparsity" in config:
-        count = round((1 - config["sparsity"]) * prepared.weights)
-        strategy = make(config["strategy"], density=count / prepared.weights, **config["options"])
+    if "sparsity" in config or "stages" in config:
+        sparsity = config["stages"][-1] if "stages" in config else config["sparsity"]
+        count = round((1 - sparsity) * prepared.weights)
+        if "stages" in config:
+            strategy = staged.course(config["stages"], **config.get("regrow", {}))
+        else:
+            density = count / prepared.weights
+            strategy = make(config["strategy"], density=density, **config["options"])
         return {
             "strategy": strategy,
             "fill": lambda ranking, fraction: ranking.masks(
@@ -187,6 +201,9 @@ def main(
     name: str,
     rows: Callable[[Config], Rows],
     table: Callable[[Experiment, Config], str],
+    *,
+    full: Config = FULL,
+    short: Config = SHORT,
 ) -> int:
     """Run the rows of a study that were asked for, then print its table.
 
@@ -195,20 +212,31 @@ def main(
         name: of its file and its record.
         rows: the rows at a scale: epochs and train_images.
         table: the record at a scale, as text.
+        full: the scale that is worth something.
+        short: the scale of a CPU.
     """
+    from hwprune.errors import HwpruneError
+
     parser = command_line(doc)
-    parser.add_argument("--short", action="store_true", help=f"the scale of a CPU: {SHORT}")
+    parser.add_argument("--short", action="store_true", help=f"the scale of a CPU: {short}")
+    parser.add_argument("--smoke", action="store_true", help=f"the mechanics only: {SMOKE}")
     arguments = parser.parse_args()
-    scale = SHORT if arguments.short else FULL
+    scale = SMOKE if arguments.smoke else short if arguments.short else full
     command = ["python", f"benchmarks/accuracy/{name}.py", "--data-dir", "DIR"]
     experiment = Experiment(name, command)
+    if arguments.smoke:
+        experiment.path = BUILD / "smoke" / f"{name}.json"
     folder = Path() if arguments.table else data_folder(arguments.data_dir)
     if folder is None:
         return 0
-    return measure_rows(
-        arguments,
-        experiment,
-        rows(scale),
-        lambda config, seed: run(config, seed, folder, experiment),
-        lambda experiment: table(experiment, scale),
-    )
+    try:
+        return measure_rows(
+            arguments,
+            experiment,
+            rows(scale),
+            lambda config, seed: run(config, seed, folder, experiment),
+            lambda experiment: table(experiment, scale),
+        )
+    except HwpruneError as error:
+        print(f"{error.message}\n{error.hint or ''}", file=sys.stderr)
+        return error.exit_code
