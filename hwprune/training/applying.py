@@ -9,6 +9,7 @@ from hwprune.sparsity import Event
 from hwprune.training import events
 from hwprune.training.evidence import Seen
 from hwprune.training.modes import set_mode
+from hwprune.training.paths import Mended
 
 if TYPE_CHECKING:
     from hwprune.training.finetune import Run
@@ -23,11 +24,15 @@ def apply_due(run: Run, epoch: int, *, at_end: bool = False) -> None:
         if event.action == "regrow":
             _look_at_extreme(run, epoch)
         with run.witness.seen(event, len(run.pending)) as seen:
-            masks = run.setting.world.lead(masks_after(run, event, seen))
+            mended = run.setting.world.lead(masks_after(run, event, seen))
+            masks = mended.masks
             if event.action == "redraw" and masks.nonzeros > run.sparse.masks.nonzeros:
                 _look_at_extreme(run, epoch)
             step = events.start_of(seen, run.sparse)
             run.sparse.set_masks(masks, stepper.optimizer, initial=event.initial, step=step)
+            if mended.opened is not None:
+                run.sparse.restart(mended.opened)
+        run.paths.count(mended)
         _note_collapse(run, masks)
         run.changed_at = run.step
         run.record(epoch, event.action)
@@ -37,10 +42,10 @@ def apply_due(run: Run, epoch: int, *, at_end: bool = False) -> None:
     stepper.feedback.after_events(run.step, stepper.optimizer, at_end=at_end)
 
 
-def masks_after(run: Run, event: Event, seen: Seen) -> Masks:
-    """Return the masks that an event leads to in this run."""
+def masks_after(run: Run, event: Event, seen: Seen) -> Mended:
+    """Return the masks that an event leads to in this run, with a path to every output."""
     setting = run.setting
-    return events.masks_after(
+    masks = events.masks_after(
         event,
         run.sparse,
         seen,
@@ -48,6 +53,12 @@ def masks_after(run: Run, event: Event, seen: Seen) -> Masks:
         density=setting.strategy.density,
         marginal=setting.marginal,
     )
+    fraction = event.budget_fraction
+    with run.phased.plain():
+        mended = run.paths.mend(masks)
+        if mended.opened is None or fraction is None:
+            return mended
+        return run.paths.filled(mended, lambda ranking: setting.fill(ranking, fraction))
 
 
 def _look_at_extreme(run: Run, epoch: int) -> None:

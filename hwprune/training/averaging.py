@@ -52,6 +52,8 @@ class Average:
             self._masks, self._steps = self._sparse.masks, 0
             self._mean = {name: tensor.clone() for name, tensor in live.items()}
             return
+        if len(live) < len(self._mean):  # something has left the network
+            self._mean = {name: self._mean[name] for name in live}
         self._steps += 1
         kept = min(self._decay, (1 + self._steps) / (10 + self._steps))
         # From 0 towards 0: a pruned weight's average is exactly zero.

@@ -21,6 +21,7 @@ from hwprune.training.averaging import Pool
 from hwprune.training.batches import epoch_order, steps_per_epoch
 from hwprune.training.checkpoints import Checkpoint, Keeper
 from hwprune.training.distributed import ALONE, World
+from hwprune.training.dyrelu import Phased, strip
 from hwprune.training.evidence import NOTHING, Witness, needs
 from hwprune.training.feature import Feature
 from hwprune.training.feedback import FeedbackWeights
@@ -37,6 +38,7 @@ from hwprune.training.modes import (
     set_mode,
     share_parameters,
 )
+from hwprune.training.paths import Paths
 from hwprune.training.quantised import Quantised, Store
 from hwprune.training.recipe import Recipe
 from hwprune.training.result import Event, TrainResult
@@ -120,6 +122,7 @@ def finetune(
             )  # fmt: skip
             return Run(setting).go()
         finally:
+            strip(module)
             for borrower in (module, teacher):
                 if borrower is not None:
                     place(borrower, home, channels_last=False)
@@ -166,6 +169,11 @@ class Run:
         quantise_at = max(self.last_change, self._due(start))
         # Only epochs that were trained as the last one is are compared with it.
         self.settled_from = self.last_change if store is None else quantise_at
+        plan, seed = strategy.phasing, setting.seed
+        self.phased = Phased(module, plan, self._few, seed=seed, due=self._due)
+        self.settled_from = max(self.settled_from, self.phased.gone)
+        self.journal.notes += self.phased.notes
+        self.paths = Paths(module, self.sparse, self._few)
         values = Quantised(module, self.sparse, store, quantise_at)
         feedback = FeedbackWeights(self.sparse, strategy.feedback, self._due)
         trace = Trace(self.sparse, [at for at, event in self.pending if "momentum" in needs(event)])
@@ -175,7 +183,7 @@ class Run:
         self.pool = Pool(module, recipe.interpolate)
         self.features: dict[str, Feature] = {
             "average": self.stepper.average, "pool": self.pool, "values": values,
-            "feedback": self.stepper.feedback, "trace": self.stepper.trace,
+            "feedback": self.stepper.feedback, "trace": self.stepper.trace, "paths": self.paths,
         }  # fmt: skip
         self.keeper = Keeper(
             setting.checkpoint,
@@ -191,10 +199,9 @@ class Run:
     def go(self) -> TrainResult:
         """Run from start to end."""
         module = self.setting.module
-        first = next(self.batches.take((torch.arange(min(2, self.batches.size)),)))
         set_mode(module, training=False)
         with torch.no_grad():
-            check_labels(self.batches.labels, logits_of(module, first.inputs).shape[1])
+            check_labels(self.batches.labels, logits_of(module, self._few()).shape[1])
         self.meter = Meter(self.setting)
         if self.meter.metric == "agreement":
             note = "no labels: accuracy stands for agreement with the dense model"
@@ -206,6 +213,9 @@ class Run:
             if problem := self.keeper.keep(partial(capture, self)):
                 self.journal.notes.append(problem)
                 self.journal.say(self.epoch, self.step, message=problem)
+        if self.phased.leave(self.stepper.optimizer):  # too few steps for it to have gone
+            self.recalibrate()
+            self.accuracy = self.measure()
         accuracy = self.accuracy
         apply_due(self, self.epochs, at_end=True)
         if self.step == 0 and self.setting.strategy.events:
@@ -240,6 +250,7 @@ class Run:
         for batch in self.batches.take(order):
             if self.step / self.steps in self.restarts:
                 self._collect()
+            self.phased.at(self.step, self.stepper.optimizer)
             apply_due(self, epoch)
             rate = recipe.rate(self.step / self.steps, self.restarts)
             self.stepper.values.at(self.step)
@@ -290,7 +301,7 @@ class Run:
         def finish() -> None:
             if self.sparse.masks.nonzeros > before.nonzeros:
                 event = MaskEvent(1.0, "prune", budget_fraction=1.0)
-                self.sparse.set_masks(masks_after(self, event, NOTHING), None)
+                self.sparse.set_masks(masks_after(self, event, NOTHING).masks, None)
             with values.calibrating():
                 self.recalibrate()
 
@@ -347,6 +358,7 @@ class Run:
 
     def _result(self, accuracy: float) -> TrainResult:
         self.sparse.check()
+        self.journal.notes += self.paths.notes
         if alone := events.collapsed(self.sparse.masks):
             self.journal.notes.append(f"one connection is all that is left of {', '.join(alone)}")
         return TrainResult(
@@ -365,6 +377,10 @@ class Run:
             precision=self.stepper.precision,
             notes=tuple(self.journal.notes),
         )
+
+    def _few(self) -> tuple[torch.Tensor, ...]:
+        """Return two samples."""
+        return next(self.batches.take((torch.arange(min(2, self.batches.size)),))).inputs
 
     def _due(self, progress: float) -> int:
         return min(self.steps, round(progress * self.steps))

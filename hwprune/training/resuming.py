@@ -39,6 +39,8 @@ def restore(run: Run, state: Mapping[str, Any]) -> None:
     setting, rank = run.setting, run.setting.world.rank
     # The masks first: features ask for them.
     run.sparse.set_masks(Masks(state["masks"]), None)
+    # What had left the network by then is in none of the states.
+    run.phased.at(state["progress"][0] - 1, run.stepper.optimizer)
     setting.module.load_state_dict(state["module"])
     run.stepper.load(state["stepper"])
     run.journal.load(state["journal"])

@@ -130,6 +130,19 @@ class SparseParameters:
             else:
                 self._dead[name] = dead
 
+    def restart(self, opened: Masks) -> None:
+        """Give connections their pretrained values, whatever they started from.
+
+        While there are dense weights these stay: they are what a connection starts from.
+        """
+        if self.dense:
+            return
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                if opened[name].any():
+                    here = torch.from_numpy(opened[name]).to(parameter.device)
+                    parameter.copy_(torch.where(here, self.pretrained[name], parameter))
+
     def keep_dense(self, initial: Initial) -> None:
         """Begin feedback: hold the weights as dense ones, those of the dead from ``initial``."""
         self.dense = {name: p.detach().clone() for name, p in self.parameters.items()}

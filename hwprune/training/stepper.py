@@ -11,6 +11,7 @@ from torch import nn
 
 from hwprune.training.averaging import Average
 from hwprune.training.batches import Batch, Batches
+from hwprune.training.dyrelu import is_phased
 from hwprune.training.feedback import FeedbackWeights
 from hwprune.training.losses import loss_of
 from hwprune.training.modes import frozen_statistics, logits_of, set_mode
@@ -82,6 +83,12 @@ class Stepper:
         self.average.update()
         return loss
 
+    @property
+    def _network(self) -> nn.Module:
+        """Return what runs: as it is while activations are phased, which change at every step."""
+        module = self._setting.module
+        return module if is_phased(module) else self._module
+
     @contextmanager
     def shipped(self) -> Iterator[None]:
         """Let the module hold inside what it would be shipped with: averaged, as stored."""
@@ -99,7 +106,7 @@ class Stepper:
                 if teacher is not None and self._wants_teacher(batch):
                     with torch.no_grad():
                         teacher_logits = logits_of(teacher, batch.inputs)
-                logits = logits_of(self._module, batch.inputs)
+                logits = logits_of(self._network, batch.inputs)
             loss = loss_of(logits, batch.labels, teacher_logits, setting.recipe)
             loss.backward()  # type: ignore[no-untyped-call]
         return setting.world.mean_gradients(

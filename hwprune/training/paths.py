@@ -1,0 +1,316 @@
+"""Paths from the inputs to the outputs: a mask that cuts an output off is found and mended.
+
+At 99.99 % a mask may leave an output without any way from the input (layer collapse is the simplest
+case, arXiv 2006.05467): it is a constant then, and no gradient ever mends it. Whether there is a
+way is asked of the network itself, not of its graph: it is run once on positive numbers, with every
+living weight positive and every dead one zero, biases zero, and normalisations passing on what they
+get. What comes out is positive exactly where a path of living connections leads.
+
+To mend, dead connections are opened a little: the flow through them says which of them lies on the
+way that needs the fewest, and of those the one with the largest pretrained weights. For each one
+that is opened another is closed that no output needs, so that their number stays.
+
+Networks of which this cannot be said (an output that is zero with every weight alive, or that is
+not zero for zero inputs, such as with learnt positions) are left as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+
+from hwprune.ir import Masks, Ranking
+from hwprune.sparsity import rank
+from hwprune.training.modes import set_mode
+from hwprune.training.sparse import SparseParameters
+
+# What goes in, small, so that no activation saturates; what a dead connection passes on: less than
+# one part in the connections that a row can have, and large enough for twenty of them in a row.
+_INPUT, _BRIDGE = 1e-3, 1e-8
+_NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})
+
+Arrays = dict[str, NDArray[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """Masks after mending.
+
+    Attributes:
+        masks: as many connections as before.
+        opened: those of them that were dead; they are to start from their pretrained values, since
+            two zeros in a row have no gradient.
+        mended: how many outputs have a path again.
+        left: how many have none: too few connections live to reach all.
+    """
+
+    masks: Masks
+    opened: Masks | None = None
+    mended: int = 0
+    left: int = 0
+
+
+class Paths:
+    """Looks for paths through one network.
+
+    Args:
+        module: the network; it is not changed.
+        sparse: its prunable parameters.
+        inputs: returns a batch, for the inputs' shapes.
+
+    Attributes:
+        mended: how often an output that was cut off was given a path.
+        moved: the connections that this took.
+        left: how many outputs have none in the present masks.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        sparse: SparseParameters,
+        inputs: Callable[[], tuple[torch.Tensor, ...]],
+    ) -> None:
+        """Look at nothing yet."""
+        self._module, self._sparse, self._inputs = module, sparse, inputs
+        self._judged: bool | None = None
+        self.mended = self.moved = self.left = 0
+
+    def mend(self, masks: Masks) -> Mended:
+        """Return the masks with a path to every output that can have one; their count stays."""
+        if not self._can_judge():
+            return Mended(masks)
+        cut = self.cut(masks)
+        if not cut:
+            return Mended(masks)
+        kept, mended = _copied(masks.by_name), 0
+        for output in cut:
+            if self._reached(kept)[output]:  # by what was opened for another
+                mended += 1
+                continue
+            tried = self._mended(kept, output)
+            if tried is not None:
+                kept, mended = tried, mended + 1
+        opened = {name: kept[name] & ~masks[name] for name in kept}
+        return Mended(Masks(kept), Masks(opened), mended, len(cut) - mended)
+
+    def filled(self, mended: Mended, fill: Callable[[Ranking], Masks]) -> Mended:
+        """Return what of mended masks fits: bytes depend on positions, so it may be a little less.
+
+        Connections that no output needs are the first to go.
+        """
+        assert mended.opened is not None
+        values, before = self._sparse.values(), self._sparse.pretrained_values()
+        scores = {}
+        for name, mask in mended.masks.by_name.items():
+            size = np.abs(np.where(mended.opened[name], before[name], values[name]))
+            scores[name] = np.where(mask, size, np.float32(-np.inf))
+        masks = fill(rank(scores, keep=self.needed(mended.masks)))
+        left = len(self.cut(masks))
+        opened = Masks({name: mended.opened[name] & masks[name] for name in masks})
+        return Mended(masks, opened, mended.mended + mended.left - left, left)
+
+    def count(self, mended: Mended) -> None:
+        """Remember what was mended, for the report."""
+        self.mended, self.left = self.mended + mended.mended, mended.left
+        self.moved += 0 if mended.opened is None else mended.opened.nonzeros
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return sentences for the report."""
+        said = []
+        if self.mended:
+            times = "an output" if self.mended == 1 else f"outputs, {self.mended} times,"
+            said.append(
+                f"{times} had no path of living connections from the input:"
+                f" {self.moved} connections were moved to mend that"
+            )
+        if self.left:
+            said.append(f"{self.left} outputs have no path of living connections from the input")
+        return tuple(said)
+
+    def state(self) -> dict[str, int]:
+        """Return what was mended so far."""
+        return {"mended": self.mended, "moved": self.moved, "left": self.left}
+
+    def load(self, state: Mapping[str, int]) -> None:
+        """Take back what ``state`` returned."""
+        self.mended, self.moved, self.left = (state[k] for k in ("mended", "moved", "left"))
+
+    def cut(self, masks: Masks) -> tuple[int, ...]:
+        """Return the outputs that no path of living connections leads to."""
+        return tuple(np.flatnonzero(~self._reached(masks.by_name)).tolist())
+
+    def needed(self, masks: Masks) -> Masks:
+        """Return the living connections that lie on a path."""
+        return Masks({name: flow > 0 for name, flow in self._flows(masks.by_name).items()})
+
+    def _can_judge(self) -> bool:
+        if self._judged is None:
+            full = {n: np.ones(shape, np.bool_) for n, shape in self._sparse.shapes.items()}
+            try:
+                with torch.no_grad():
+                    every, nothing = (
+                        self._outputs(self._weights(full, 0.0), size) for size in (_INPUT, 0.0)
+                    )
+                self._judged = bool((every > 0).all() and every.isfinite().all()) and not bool(
+                    nothing.any()
+                )
+            # Whatever a network does with numbers of another type: it is not judged.
+            except (RuntimeError, TypeError, ValueError, NotImplementedError):
+                self._judged = False
+        return self._judged
+
+    def _reached(self, masks: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.bool_]:
+        with torch.no_grad():
+            return (self._outputs(self._weights(masks, 0.0), _INPUT) > 0).numpy()
+
+    def _mended(self, masks: Arrays, output: int) -> Arrays | None:
+        """Open a way to one output and close as much elsewhere; None where nothing can go."""
+        tried = _copied(masks)
+        count = 0
+        while not self._reached(tried)[output]:
+            weights = self._weights(tried, _BRIDGE, grad=True)
+            flow = self._outputs(weights, _INPUT)[output]
+            gains = _through(flow.log(), weights)
+            name, place = max(
+                ((n, int(np.argmax(np.where(tried[n], -1.0, gains[n])))) for n in tried),
+                key=lambda found: gains[found[0]].flat[found[1]] * ~tried[found[0]].flat[found[1]],
+            )
+            if count > len(tried) or not gains[name].flat[place] > 0 or tried[name].flat[place]:
+                return None
+            tried[name].flat[place] = True
+            count += 1
+        opened = {name: tried[name] & ~masks[name] for name in tried}
+        return tried if self._close(tried, opened, count) else None
+
+    def _close(self, masks: Arrays, opened: Arrays, count: int) -> bool:
+        """Close connections that no output needs, in place; return whether there were so many."""
+        while count:
+            flows = self._flows(masks)
+            # The last one of a tensor stays, and what was opened just now.
+            may = {
+                name: mask & ~opened[name] & (np.count_nonzero(mask) > 1)
+                for name, mask in masks.items()
+            }
+            least = min(
+                (float(flows[n][may[n]].min()) for n in masks if may[n].any()), default=np.inf
+            )
+            if least > 1 - 1e-6:  # all that some output has
+                return False
+            if least == 0:
+                closed = self._close_useless(masks, may, flows, count)
+            else:
+                closed = 1
+                name = next(n for n in masks if may[n].any() and flows[n][may[n]].min() == least)
+                masks[name].flat[np.flatnonzero(may[name] & (flows[name] == least))[-1]] = False
+            count -= closed
+        return True
+
+    def _close_useless(
+        self, masks: Arrays, may: Arrays, flows: Mapping[str, NDArray[np.float64]], count: int
+    ) -> int:
+        """Close up to so many that lie on no path, the smallest weights first."""
+        values = self._sparse.values()
+        found = [
+            (abs(float(values[name].flat[place])), name, int(place))
+            for name in masks
+            for place in np.flatnonzero(may[name] & (flows[name] == 0))
+        ]
+        closed = 0
+        for _, name, place in sorted(found):
+            if closed < count and np.count_nonzero(masks[name]) > 1:
+                masks[name].flat[place] = False
+                closed += 1
+        return closed
+
+    def _flows(self, masks: Mapping[str, NDArray[np.bool_]]) -> dict[str, NDArray[np.float64]]:
+        """Return through each connection the parts of all outputs' flows: 1 where all of one's."""
+        weights = self._weights(masks, 0.0, grad=True)
+        outputs = self._outputs(weights, _INPUT)
+        return _through(outputs[outputs > 0].log().sum(), weights)
+
+    def _weights(
+        self, masks: Mapping[str, NDArray[np.bool_]], bridge: float, *, grad: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """Return positive weights where connections live, and less where they are dead."""
+        weights = {}
+        pretrained = self._sparse.pretrained_values() if bridge else {}
+        for name, mask in masks.items():
+            # Rows sum to one at most, so that values stay in range however deep the network is.
+            rows = max(1, int(mask.reshape(mask.shape[0], -1).sum(1).max()))
+            value = mask.astype(np.float64)
+            if bridge:
+                size = np.abs(pretrained[name]).astype(np.float64)
+                value = np.where(mask, value, bridge * (1 + size / max(1e-30, size.max())))
+            weights[name] = torch.from_numpy(value / rows).requires_grad_(grad)
+        return weights
+
+    def _outputs(self, weights: Mapping[str, torch.Tensor], size: float) -> torch.Tensor:
+        """Run the network on positive weights and inputs of one size; return (outputs,)."""
+        state: dict[str, torch.Tensor] = {}
+        for name, buffer in self._module.named_buffers():
+            state[name] = buffer.cpu().double() if buffer.is_floating_point() else buffer.cpu()
+        for name, parameter in self._module.named_parameters():
+            if name in weights:
+                continue
+            # A bias adds nothing; a scalar and a matrix that cannot be pruned pass things on.
+            each = 0.0 if parameter.ndim == 1 else 1.0 / max(1, parameter[:1].numel())
+            each = each if parameter.ndim else 1.0
+            state[name] = torch.full(parameter.shape, each, dtype=torch.float64)
+        inputs = tuple(
+            torch.full((1, *part.shape[1:]), size, dtype=torch.float64)
+            if part.is_floating_point()
+            else part[:1].cpu()
+            for part in self._inputs()
+        )
+        with _in_eval(self._module), _NormsPass():
+            output = functional_call(self._module, {**state, **weights}, inputs)
+        output = output[0] if isinstance(output, (tuple, list)) else output
+        return output.reshape(-1)
+
+
+class _NormsPass(TorchFunctionMode):
+    """Lets normalisations return what they get: they may not take a path away, nor make one."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "").partition(".")[0] in _NORMS:
+            return args[0] if args else kwargs["input"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _in_eval(module: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    set_mode(module, training=False)
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _through(
+    total: torch.Tensor, weights: Mapping[str, torch.Tensor]
+) -> dict[str, NDArray[np.float64]]:
+    """Return what each weight has in a total: the weight times its derivative."""
+    found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+    return {
+        name: np.zeros(weight.shape) if grad is None else (weight * grad).detach().numpy()
+        for (name, weight), grad in zip(weights.items(), found, strict=True)
+    }
+
+
+def _copied(masks: Mapping[str, NDArray[np.bool_]]) -> Arrays:
+    return {name: masks[name].copy() for name in masks}
