@@ -1,21 +1,27 @@
-"""Does bidirectional pruning beat one-way pruning at equal cost? ResNet-20, paired by seed.
+"""Does bidirectional pruning beat one-way pruning at equal cost? Paired by seed.
 
 All arms of a cell have the same pretrained network, epochs, recipe, distillation and nonzeros; what
 differs is how connections come and go. One-way is the strongest there is (cubic, distilled): the
 other arms are compared with it. Controls: regrowth of random connections, RigL's exchange from the
 pretrained weights, and one-way pruning straight to the final density (one-shot).
 
+ResNet-20 first, then VGG16 and ResNet-50 with fewer arms, three seeds and more epochs. Their RigL
+starts from random weights, masked by Erdős-Rényi-kernel densities, with the dense network as its
+teacher as for the others: the epochs are those of the other arms, which the dense network's own
+training is not counted in.
+
     python benchmarks/accuracy/equal_cost.py --data-dir DIR [--short] [--rows 0,2-4] [--table]
 
-DIR holds ``cifar-10-batches-py`` and ``weights/cifar10_resnet20.pth``. A row that was interrupted
-goes on from its last epoch; a row that is in the record is not run again.
+DIR holds ``cifar-10-batches-py`` and ``weights/cifar10_resnet20.pth``; the other networks come from
+train_dense.py. A row that was interrupted goes on from its last epoch; a row that is in the record
+is not run again.
 """
 
 from __future__ import annotations
 
 import sys
 
-from study import Config, Experiment, Rows, arm, by_seed, main, paired, spread
+from study import FULL, Config, Experiment, Rows, arm, by_seed, main, paired, spread
 
 NETWORK = "cifar-resnet20"
 SPARSITIES = (0.95, 0.98)
@@ -30,6 +36,17 @@ ARMS: dict[str, Config] = {
     "RigL from the pretrained weights": arm("rigl"),
     "one-shot": arm("one-shot"),
 }
+LARGER = {"cifar-vgg16-bn": (0.982, 0.99, 0.995), "cifar-resnet50": (0.95, 0.99)}
+LARGER_SEEDS = range(3)
+LARGER_EPOCHS = 60
+LARGER_ARMS: dict[str, Config] = {
+    ONE_WAY: arm("cubic"),
+    "bidirectional": arm("bidirectional"),
+    "cyclic": arm("cyclic"),
+    "RigL from scratch": {
+        **arm("rigl", score="magnitude", allocation="erk", updates=100), "start": "random",
+    },
+}  # fmt: skip
 
 
 def cell(sparsity: float, name: str, scale: Config) -> Config:
@@ -37,29 +54,55 @@ def cell(sparsity: float, name: str, scale: Config) -> Config:
     return {"network": NETWORK, "sparsity": sparsity, **scale, **ARMS[name]}
 
 
+def larger(network: str, sparsity: float, name: str, scale: Config) -> Config:
+    """Return the configuration of an arm on a network of LARGER."""
+    whole = {"epochs": LARGER_EPOCHS} if scale == FULL else {}
+    return {"network": network, "sparsity": sparsity, **scale, **whole, **LARGER_ARMS[name]}
+
+
 def rows(scale: Config) -> Rows:
     """Return all rows, those that a pair needs next to each other: a run may be cut short."""
-    return [
+    small = [
         (cell(sparsity, name, scale), seed)
         for seed in SEEDS
         for sparsity in SPARSITIES
         for name in ARMS
     ]
+    return small + [
+        (larger(network, sparsity, name, scale), seed)
+        for network, sparsities in LARGER.items()
+        for seed in LARGER_SEEDS
+        for sparsity in sparsities
+        for name in LARGER_ARMS
+    ]
 
 
 def table(experiment: Experiment, scale: Config) -> str:
     """Return accuracy on the test set by arm, and the paired difference from one-way pruning."""
-    lines = [
-        "| sparsity | arm | test accuracy, % | seeds | against one-way, points [95 %] |",
-        "|---|---|---|---|---|",
+    cells = [
+        ("ResNet-20", sparsity, name, cell(sparsity, name, scale))
+        for sparsity in SPARSITIES
+        for name in ARMS
+    ] + [
+        (network, sparsity, name, larger(network, sparsity, name, scale))
+        for network, sparsities in LARGER.items()
+        for sparsity in sparsities
+        for name in LARGER_ARMS
     ]
-    for sparsity in SPARSITIES:
-        one_way = by_seed(experiment, cell(sparsity, ONE_WAY, scale))
-        for name in ARMS:
-            found = by_seed(experiment, cell(sparsity, name, scale))
-            against = "" if name == ONE_WAY else paired(found, one_way)
-            values = spread(list(found.values()))
-            lines.append(f"| {sparsity:.0%} | {name} | {values} | {len(found)} | {against} |")
+    lines = [
+        "| network | sparsity | arm | test accuracy, % | seeds | against one-way, points [95 %] |",
+        "|---|---|---|---|---|---|",
+    ]
+    one_way: dict[int, float] = {}
+    for network, sparsity, name, config in cells:
+        found = by_seed(experiment, config)
+        if name == ONE_WAY:
+            one_way = found
+        against = "" if name == ONE_WAY else paired(found, one_way)
+        at = f"{network} | {100 * sparsity:g} %"
+        lines.append(
+            f"| {at} | {name} | {spread(list(found.values()))} | {len(found)} | {against} |"
+        )
     return "\n".join(lines)
 
 

@@ -204,6 +204,7 @@ def main(
     *,
     full: Config = FULL,
     short: Config = SHORT,
+    measure: Callable[[Config, int, Path, Experiment], None] = run,
 ) -> int:
     """Run the rows of a study that were asked for, then print its table.
 
@@ -214,6 +215,7 @@ def main(
         table: the record at a scale, as text.
         full: the scale that is worth something.
         short: the scale of a CPU.
+        measure: what runs a row.
     """
     from hwprune.errors import HwpruneError
 
@@ -234,7 +236,7 @@ def main(
             arguments,
             experiment,
             rows(scale),
-            lambda config, seed: run(config, seed, folder, experiment),
+            lambda config, seed: measure(config, seed, folder, experiment),
             lambda experiment: table(experiment, scale),
         )
     except HwpruneError as error:

@@ -1,0 +1,244 @@
+"""Draw the records of fig1, fig2 and bytes_at_accuracy, with the published points among them.
+
+python benchmarks/accuracy/figures.py [NAME ...]    writes docs/NAME.svg (matplotlib: the dev extra)
+
+A point of ours is a row of benchmarks/results; one that was not run is not drawn, and a panel
+without any says so. Where no row of the full scale was run, those of ``--short`` are drawn, and
+said to be.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import bytes_at_accuracy
+import fig1
+import fig2
+import published
+from study import Config, Experiment, by_seed
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+TITLES = {
+    "cifar-resnet20": "ResNet-20", "cifar-vgg16-bn": "VGG16", "cifar-densenet121": "DenseNet-121",
+    "cifar-efficientnet-b0": "EfficientNet-B0",
+}  # fmt: skip
+OURS = {"iterative": "#1f77b4", "one-shot": "#2ca02c"}
+PAPER, OTHERS = "#d62728", "#7f7f7f"
+MARKERS = "sD^vPX*"
+TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
+Series = Sequence[tuple[float, Sequence[float]]]
+
+
+def chosen(experiment: Experiment, full: Config, short: Config, **named: Any) -> Config:
+    """Return the scale to draw: the full one, or the short one where only that was run."""
+    del named
+    keys = ("epochs", "train_images")
+
+    def has(scale: Config) -> bool:
+        wanted = {key: scale[key] for key in keys}
+        return any(
+            row.status == "run" and {key: row.config.get(key) for key in keys} == wanted
+            for row in experiment.rows()
+        )
+
+    return short if not has(full) and has(short) else full
+
+
+def words(scale: Config, unit: str) -> str:
+    """Return a scale in words."""
+    epochs = f"{scale['epochs']} epoch{'s' if scale['epochs'] > 1 else ''} a {unit}"
+    images = scale["train_images"]
+    return epochs if images is None else f"{epochs}, {images:,} images only"
+
+
+def _line(axis: Any, points: Series, label: str, colour: str, place: Callable[[float], float],
+          **style: Any) -> None:  # fmt: skip
+    """Draw means over seeds, with their standard deviation where there are several."""
+    if not points:
+        return
+    x = [place(at) for at, _ in points]
+    y = [100 * statistics.mean(seen) for _, seen in points]
+    errors = [100 * statistics.stdev(seen) if len(seen) > 1 else 0.0 for _, seen in points]
+    seeds = max(len(seen) for _, seen in points)
+    label = f"{label}, {seeds} seed{'s' if seeds > 1 else ''}"
+    style = {"marker": "o", "markersize": 4, "capsize": 2, **style}
+    axis.errorbar(x, y, yerr=errors, label=label, color=colour, **style)
+
+
+def _sparsity_axis(axis: Any, low: float, high: float) -> None:
+    """Spread out what matters, between 90 and 99.5 %: a logarithm of what is kept."""
+    axis.set_xscale("log")
+    axis.set_xlim(1 - low, 1 - high)
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    axis.set_xticks([1 - tick for tick in ticks], [f"{100 * tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel("sparsity, %")
+    axis.set_ylabel("CIFAR-10 test accuracy, %")
+
+
+def _not_run(axis: Any, anything: bool) -> None:
+    if not anything:
+        axis.text(0.5, 0.5, "hwprune: not run", transform=axis.transAxes, ha="center", alpha=0.6)
+
+
+def _kept(sparsity: float) -> float:
+    return 1 - sparsity
+
+
+def _others(axis: Any, network: str, low: float = 0.0) -> None:
+    known = [each for each in published.OTHERS if each.network == network and each.sparsity >= low]
+    for number, source in enumerate(dict.fromkeys(each.source for each in known)):
+        points = [each for each in known if each.source == source]
+        axis.errorbar(
+            [1 - each.sparsity for each in points],
+            [each.accuracy for each in points],
+            yerr=[each.spread for each in points],
+            fmt=MARKERS[number % len(MARKERS)], color=OTHERS, mfc="none", markersize=6,
+            label=source,
+        )  # fmt: skip
+
+
+def draw_fig1(pyplot: Any, experiment: Experiment) -> Any:
+    """Return Figure 1: a panel for each network."""
+    scale = chosen(experiment, fig1.FULL, fig1.SHORT)
+    figure, axes = pyplot.subplots(2, 2, figsize=(12, 9))
+    for axis, network in zip(axes.flat, fig1.NETWORKS, strict=True):
+        found = fig1.curves(experiment, network, scale)
+        for mode, points in found.items():
+            series = [(sparsity, seen) for sparsity, _, seen in points]
+            _line(axis, series, f"hwprune, {mode}", OURS[mode], _kept)
+        for point in published.PAPER_ONE_WAY:
+            if point.network == network:
+                label = f"{published.PAPER} {point.source}".strip()
+                axis.plot(1 - point.sparsity, point.accuracy, "*", color=PAPER, ms=11, label=label)
+        if network in published.PAPER_DENSE:
+            dense = published.PAPER_DENSE[network]
+            axis.axhline(dense, color=PAPER, lw=0.8, ls=":", label=f"{published.PAPER}, dense")
+        if network in published.PAPER_LOSS:
+            at, loss = published.PAPER_LOSS[network]
+            note = f"{published.PAPER}: {loss} points lost at {100 * at:g} %"
+            axis.text(0.03, 0.94, note, transform=axis.transAxes, color=PAPER)
+        _others(axis, network)
+        _not_run(axis, any(found.values()))
+        _sparsity_axis(axis, 0.0, 0.995)
+        axis.set_title(f"{TITLES[network]}, {words(scale, 'stage')}")
+        _legend(axis)
+    return figure
+
+
+def draw_fig2(pyplot: Any, experiment: Experiment) -> Any:
+    """Return Figure 2: a panel for each mode."""
+    scale = chosen(experiment, fig2.FULL, fig2.SHORT)
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5))
+    for axis, (mode, states) in zip(axes, fig2.STATES.items(), strict=True):
+        random = fig2.trajectory(mode, scale, regrow_score="random")
+        grown = _states(experiment, fig2.trajectory(mode, scale), states)
+        arms: dict[str, Series] = {
+            "regrown": grown,
+            "regrown at random": _states(experiment, random, states),
+            "one-way at the same cost": [
+                (sparsity, list(seen.values()))
+                for number, sparsity in enumerate(states)
+                if number
+                and (seen := fig2.at(experiment, fig2.one_way(mode, number, scale), sparsity))
+            ],
+        }
+        styles: Mapping[str, Mapping[str, Any]] = {
+            "regrown at random": {"color": "#9467bd", "ls": "--"},
+            "one-way at the same cost": {"color": "#2ca02c", "ls": ""},
+        }
+        for label, series in arms.items():
+            style = {"color": OURS["iterative"], **styles.get(label, {})}
+            colour = style.pop("color")
+            _line(axis, series, f"hwprune, {label}", colour, _kept, **style)
+        paper = published.PAPER_TRAJECTORIES[mode]
+        axis.plot(
+            [1 - each.sparsity for each in paper], [each.accuracy for each in paper], "*-",
+            color=PAPER, ms=11, lw=0.8, label=f"{published.PAPER}, regrown",
+        )  # fmt: skip
+        _others(axis, fig2.NETWORK, 0.9)
+        _not_run(axis, any(arms.values()))
+        _sparsity_axis(axis, 0.9, 0.995)
+        axis.set_title(f"VGG16, {mode}, {words(scale, 'stage')}")
+        _legend(axis)
+    return figure
+
+
+def _states(experiment: Experiment, config: Config, states: Sequence[float]) -> Series:
+    found = [(sparsity, fig2.at(experiment, config, sparsity)) for sparsity in states]
+    return [(sparsity, list(seen.values())) for sparsity, seen in found if seen]
+
+
+def draw_bytes_at_accuracy(pyplot: Any, experiment: Experiment) -> Any:
+    """Return accuracy against the bytes of files, and against the entropy of what is in them."""
+    module = bytes_at_accuracy
+    scale = chosen(experiment, module.FULL, module.SHORT)
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5))
+    for axis, (network, cells) in zip(axes, module.CELLS.items(), strict=True):
+        files: dict[str, list[tuple[float, list[float]]]] = {}
+        bounds: list[tuple[float, list[float]]] = []
+        for kilobytes, values in cells:
+            config = module.cell(network, kilobytes, values, scale)
+            seen = list(by_seed(experiment, config).values())
+            if not seen:
+                continue
+            sizes = by_seed(experiment, config, "artifact_bytes").values()
+            files.setdefault(values, []).append((statistics.mean(sizes) / module.KB, seen))
+            least = by_seed(experiment, config, "bound_bytes").values()
+            bounds.append((statistics.mean(least) / module.KB, seen))
+        for number, (values, points) in enumerate(files.items()):
+            colour = ("#1f77b4", "#2ca02c", "#9467bd")[number % 3]
+            _line(axis, sorted(points), f"hwprune's files, {values}", colour, float)
+        label = "entropy of their positions and values"
+        _line(axis, sorted(bounds), label, "black", float, marker="|", markersize=9, ls="")
+        codes = [code for code in published.CODES if code.network == network]
+        for number, source in enumerate(dict.fromkeys(code.source for code in codes)):
+            mine = [code for code in codes if code.source == source]
+            axis.plot(
+                [code.kilobytes for code in mine], [code.accuracy for code in mine],
+                MARKERS[number], color=PAPER, label=source,
+            )  # fmt: skip
+        _not_run(axis, bool(files))
+        axis.set_xscale("log")
+        axis.set_xlabel("KB (1,000 bytes)")
+        axis.set_ylabel("CIFAR-10 test accuracy, %")
+        axis.set_title(f"{TITLES[network]}, {words(scale, 'run')}")
+        _legend(axis)
+    return figure
+
+
+def _legend(axis: Any) -> None:
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7, loc="lower left")
+
+
+FIGURES = {"fig1": draw_fig1, "fig2": draw_fig2, "bytes_at_accuracy": draw_bytes_at_accuracy}
+
+
+def main(names: Sequence[str], folder: Path = DOCS) -> int:
+    """Draw the figures of these names, all where there is none."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "hwprune"  # the same record gives the same file
+    from matplotlib import pyplot
+
+    unknown = [name for name in names if name not in FIGURES]
+    if unknown:
+        print(f"no figure {unknown[0]!r}: one of {', '.join(FIGURES)}", file=sys.stderr)
+        return 2
+    for name in names or FIGURES:
+        figure = FIGURES[name](pyplot, Experiment(name, []))
+        figure.tight_layout()
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        pyplot.close(figure)
+        print(folder / f"{name}.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
