@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command("compile")
-@click.argument("model", type=click.Path(), metavar="MODEL")
+@click.argument("model", type=click.Path(), metavar="[MODEL]", required=False)
 @model_options
 @click.option(
     "--data", metavar="SPEC",
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     "--strategy", metavar="NAME",
     help="bidirectional (the default), bidirectional-one-shot, bidirectional-iterative, "
     "bidirectional-feedback or cyclic, which go below the budget and grow back; iterative, "
-    "one-shot, cubic, granet, feedback, rigl or set, which do not; or dense.",
+    "one-shot, cubic, granet, feedback, rigl or set, which do not; east, for 99 % and beyond; or "
+    "dense.",
 )  # fmt: skip
 @click.option(
     "--values", default="auto", show_default=True, type=VALUES,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--recipe", metavar="NAME|FILE.toml",
     help="How to train, and the strategy with its options, in a file; or one of the built-in "
-    "recipes rewind, four-bit and flat. --epochs and --strategy come before what it says.",
+    "recipes rewind, four-bit, flat and east. --epochs and --strategy come before what it says.",
 )  # fmt: skip
 @click.option(
     "--epochs", type=click.IntRange(0), metavar="N",
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
 def command(
     ctx: click.Context,
     *,
-    model: str,
+    model: str | None,
     target: Target,
     arch: str | None,
     inputs: tuple[str, ...],
@@ -103,7 +104,8 @@ def command(
     """Compile MODEL into the most accurate sparse file that fits a device's byte budget.
 
     MODEL is a state dict (.pt .pth .safetensors), a torch.export program (.pt2), or with
-    --unsafe-load a pickled module. The output folder gets model.onnx, report.json, report.html and
+    --unsafe-load a pickled module. Without MODEL the network that --arch names is trained from
+    random weights. The output folder gets model.onnx, report.json, report.html and
     checkpoint/; a file that is not verified or misses a --require is kept as rejected.onnx. An
     interrupted run leaves a checkpoint there: repeat the command with --resume.
 

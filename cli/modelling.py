@@ -79,7 +79,7 @@ def collector_paused() -> Iterator[None]:
 
 
 def load(
-    path: str,
+    path: str | None,
     *,
     arch: str | None,
     inputs: Sequence[str],
@@ -89,10 +89,18 @@ def load(
     seed: int = 0,
     mapped: bool = False,
 ) -> tuple[Model, Data | None]:
-    """Load the data (first: it is quick, and says the input's shape) and the model."""
-    require_torch()
-    from hwprune.frontend import load_data, load_model
+    """Load the data (first: it is quick, and says the input's shape) and the model.
 
+    Without a path the model is the architecture with random weights.
+    """
+    require_torch()
+    from hwprune.frontend import load_data, load_model, new_model
+
+    if path is None and arch is None:
+        raise UsageError(
+            "there is neither a MODEL nor an --arch",
+            hint="give a trained network's file, or --arch alone to train one from scratch",
+        )
     source = None if data is None else load_data(data, seed=seed)
     shapes = None
     if source is not None:
@@ -100,6 +108,12 @@ def load(
 
         first = source.train.batch(np.zeros(1, dtype=np.int64))
         shapes = [array.shape[1:] for array in first]
+    if path is None:
+        assert arch is not None
+        model = new_model(
+            arch, seed=seed, inputs=inputs, fixed_batch=fixed_batch, sample_shapes=shapes
+        )
+        return model, source
     model = load_model(
         path,
         arch=arch,

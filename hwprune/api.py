@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def compile(
-    model: torch.nn.Module | str | os.PathLike[str],
+    model: torch.nn.Module | str | os.PathLike[str] | None,
     *,
     target: str | Target,
     data: str | Data | None = None,
@@ -43,7 +43,8 @@ def compile(
     """Compile a network into a sparse ONNX file that fits a device's byte budget.
 
     Args:
-        model: a module (it is copied, not changed), or a path as the command line takes it.
+        model: a module (it is copied, not changed), or a path as the command line takes it; None
+            trains ``arch`` from random weights.
         target: a profile's name, its file, or the profile.
         data: a specification such as ``cifar10:DIR``, a ``hwprune.ir.Data``, or None: then nothing
             is trained or measured.
@@ -77,7 +78,7 @@ def compile(
         )
     profile = target if isinstance(target, Target) else load_target(target)
     source = _data(data, seed)
-    loaded = _model(model, example_input, source, arch=arch, unsafe_load=unsafe_load)
+    loaded = _model(model, example_input, source, arch=arch, unsafe_load=unsafe_load, seed=seed)
     folder = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="hwprune-"))
     options = Options(
         budget_bytes=parse_bytes(budget) if isinstance(budget, str) else budget,
@@ -113,8 +114,9 @@ def _model(
     *,
     arch: str | None,
     unsafe_load: bool,
+    seed: int,
 ) -> Model:
-    from hwprune.frontend import load_model
+    from hwprune.frontend import load_model, new_model
     from hwprune.frontend.inputs import describe
     from hwprune.frontend.probe import probe
     from hwprune.frontend.state import check_finite
@@ -125,6 +127,12 @@ def _model(
     if module is None:
         given = [] if example_input is None else [describe((spec,)) for spec in specs]
         shapes = None if data is None else _sample_shapes(data)
+        if model is None:
+            if arch is None:
+                raise UsageError(
+                    "there is neither a model nor an arch", hint="name the network to be trained"
+                )
+            return new_model(arch, seed=seed, inputs=given, sample_shapes=shapes)
         return load_model(
             os.fspath(model), arch=arch, inputs=given, unsafe_load=unsafe_load, sample_shapes=shapes
         )
@@ -143,7 +151,7 @@ def _as_module(model: Any) -> torch.nn.Module | None:
     """Return a copy of a module in eval mode and float32, None for a path."""
     import torch
 
-    if isinstance(model, (str, os.PathLike)):
+    if model is None or isinstance(model, (str, os.PathLike)):
         return None
     if not isinstance(model, torch.nn.Module):
         raise UsageError(

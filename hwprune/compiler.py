@@ -153,7 +153,7 @@ def compile_model(
     """
     started = time.perf_counter()
     limits = [limit_rules.parse_limit(text) for text in options.limits]
-    _check_options(options, model)
+    _check_options(options, model, data)
     check_budget(target, options.budget_bytes)
     _check_limits(limits, target, data)
     world = options.world
@@ -175,6 +175,7 @@ def compile_model(
         notes = [*model.notes, *prepared.traced.notes, *(data.notes if data else ()), *matched]
         plan: Plan | None = None
         masks: Masks | None = None
+        _check_something_is_pruned(prepared)
         if prepared.fits_dense:
             notes.append(_fits_dense(prepared))
             written = dense
@@ -193,6 +194,7 @@ def compile_model(
             )
             notes.append(choice.note)
             plan = plans[choice.value_type]
+            _check_something_is_pruned(prepared, plan)
             strategy = strategy_for(options.strategy, plan, options.strategy_options or {})
             say(Status("plan", _plan_line(plan)))
             checkpoint = checkpoint_of(
@@ -250,7 +252,7 @@ def _quiet(status: Status) -> None:
 # -- the stages that are not one call -------------------------------------------------------------
 
 
-def _check_options(options: Options, model: Model) -> None:
+def _check_options(options: Options, model: Model, data: Data | None) -> None:
     if options.strategy not in STRATEGIES:
         raise UsageError(
             f"there is no strategy {options.strategy!r}", hint=f"use one of {', '.join(STRATEGIES)}"
@@ -259,10 +261,26 @@ def _check_options(options: Options, model: Model) -> None:
     if not isinstance(options.epochs, int) or options.epochs < 0:
         raise UsageError(f"epochs is {options.epochs!r}", hint="expected a whole number, 0 or more")
     check_seed(options.seed)
+    if not model.trained and (data is None or options.epochs == 0):
+        raise UsageError(
+            f"{model.source} has random weights, and there is nothing to train it with",
+            hint="give --data and --epochs above 0, or a trained MODEL",
+        )
     if not model.trainable:
         raise ModelError(
             f"{model.source} is a TorchScript archive: it can be planned, not compiled",
             hint="save the state dict: torch.save(model.state_dict(), 'model.pt')",
+        )
+
+
+def _check_something_is_pruned(prepared: Prepared, plan: Plan | None = None) -> None:
+    """Refuse random weights where all fit: what is not pruned is not trained either."""
+    fits = prepared.fits_dense if plan is None else plan.limited_by == "weights"
+    if fits and not prepared.model.trained:
+        raise UsageError(
+            f"every weight of {prepared.model.source} fits {format_bytes(prepared.budget_bytes)}:"
+            " nothing would be pruned, and random weights stay random",
+            hint="lower --budget, or train the dense network and give its file as MODEL",
         )
 
 

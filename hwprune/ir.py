@@ -54,6 +54,7 @@ class Model:
         inputs: one specification per input, in the order of the forward method.
         trainable: False where the graph is frozen (TorchScript).
         batchnorm_frozen: True where BN cannot be put in training mode (an exported program).
+        trained: False where the weights are random: there is nothing yet to be kept or imitated.
         notes: sentences for the report: what was recognised, unwrapped or left out.
     """
 
@@ -65,6 +66,7 @@ class Model:
     inputs: tuple[TensorSpec, ...]
     trainable: bool = True
     batchnorm_frozen: bool = False
+    trained: bool = True
     notes: tuple[str, ...] = ()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +70,56 @@ def load_model(
     if model.kind != "state-dict":  # a state dict was checked before anything was built
         state.check_finite(model.module.state_dict(), path)
     _check_precision(model)
+    return _with_inputs(model, sources, fixed_batch=fixed_batch)
+
+
+def new_model(
+    arch: str,
+    *,
+    seed: int = 0,
+    inputs: Sequence[str] = (),
+    fixed_batch: bool = False,
+    sample_shapes: Sequence[tuple[int, ...]] | None = None,
+) -> Model:
+    """Return an architecture with random weights, to be trained from scratch.
+
+    Args:
+        arch: as ``load_model`` takes it.
+        seed: of the weights; the same seed gives the same ones.
+        inputs: as ``load_model`` takes them.
+        fixed_batch: fix the batch at 1.
+        sample_shapes: the data set's shapes per input, without the batch.
+
+    Raises:
+        UsageError: an input specification that cannot be parsed.
+        ModelError: the architecture cannot be used.
+    """
+    given = tuple(parse_input(text) for text in inputs)
+    chosen = find_arch(arch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = chosen.build().eval().float()
+    sources = InputSources(
+        given=given,
+        known=chosen.inputs,
+        default=chosen.default_inputs(module),
+        sample_shapes=tuple(tuple(shape) for shape in sample_shapes or ()),
+    )
+    model = Model(
+        name=re.sub(r"[^A-Za-z0-9._-]+", "-", Path(chosen.name).name).strip("-"),
+        source=chosen.spec,
+        kind="state-dict",
+        module=module,
+        arch=chosen.spec,
+        inputs=(),
+        trained=False,
+        notes=(f"trained from scratch: {chosen.spec} with random weights, seed {seed}",),
+    )
+    return _with_inputs(model, sources, fixed_batch=fixed_batch)
+
+
+def _with_inputs(model: Model, sources: InputSources, *, fixed_batch: bool) -> Model:
+    """Return the model with its inputs, having run it once on such."""
     sources = replace(sources, names=forward_names(model.module))
     specs, notes = choose_inputs(sources, fixed_batch=fixed_batch)
     probe(model.module, specs)

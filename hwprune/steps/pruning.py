@@ -219,7 +219,8 @@ def _train(
         loss = "" if event.loss is None else f", loss {event.loss:.3f}"
         say(Status("train", f"{event.message}{loss}{accuracy}", event.step, event.of))
 
-    teacher = copy.deepcopy(prepared.model.module)
+    # Random weights have nothing to teach.
+    teacher = copy.deepcopy(prepared.model.module) if prepared.model.trained else None
     started: list[str] = []
     if data.train.labels is None and strategy.name == "one-shot":
         masks, note = start_from_fit(

@@ -26,8 +26,10 @@ class Recipe:
         momentum: of SGD.
         nesterov: look ahead by one momentum step.
         weight_decay: on tensors of two or more dimensions; biases and BN have none.
+        schedule: ``cosine`` from the peak to ``final_fraction`` of it, or ``step``: a tenth of the
+            peak from half of the schedule on, a hundredth from three quarters on.
         warmup_fraction: the part of the schedule over which the rate rises linearly from zero.
-        final_fraction: the rate at the very end, as a fraction of the peak.
+        final_fraction: the rate at the very end, as a fraction of the peak (``cosine``).
         distillation_weight: the share of the teacher in the loss; 1 where there are no labels,
             0 where there is no teacher.
         temperature: softens both distributions (arXiv 1503.02531); the term is scaled by its
@@ -71,6 +73,7 @@ class Recipe:
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 1e-4
+    schedule: Literal["cosine", "step"] = "cosine"
     warmup_fraction: float = 0.05
     final_fraction: float = 0.0
     distillation_weight: float = 0.5
@@ -100,6 +103,7 @@ class Recipe:
                 ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
                 ("momentum", 0 <= self.momentum < 1, "[0, 1)"),
                 ("weight_decay", self.weight_decay >= 0, "0 or more"),
+                ("schedule", self.schedule in ("cosine", "step"), "cosine or step"),
                 ("warmup_fraction", 0 <= self.warmup_fraction < 1, "[0, 1)"),
                 ("final_fraction", 0 <= self.final_fraction <= 1, "[0, 1]"),
                 ("distillation_weight", 0 <= self.distillation_weight <= 1, "[0, 1]"),
@@ -124,7 +128,7 @@ class Recipe:
             raise UsageError("; ".join(wrong), hint="see hwprune.training.Recipe")
 
     def rate(self, progress: float, restarts: tuple[float, ...] = ()) -> float:
-        """Return the learning rate: linear warm-up, then a cosine down to ``final_fraction``.
+        """Return the learning rate: linear warm-up, then what ``schedule`` says.
 
         Args:
             progress: the fraction of all steps that lies behind, in [0, 1].
@@ -137,5 +141,7 @@ class Recipe:
         if inside < self.warmup_fraction:
             return self.learning_rate * inside / self.warmup_fraction
         inside = min(1.0, (inside - self.warmup_fraction) / (1.0 - self.warmup_fraction))
+        if self.schedule == "step":
+            return self.learning_rate * 0.1 ** ((inside >= 0.5) + (inside >= 0.75))
         falling = 0.5 * (1.0 + math.cos(math.pi * inside))
         return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * falling)
