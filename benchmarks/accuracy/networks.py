@@ -97,12 +97,25 @@ def open_network(config: Config, folder: Path) -> Any:
     return load_model(str(path), arch=name)
 
 
+def fresh_network(config: Config, seed: int) -> Any:
+    """Return the network of a row that starts from scratch, as ``--arch`` alone does.
+
+    Args:
+        config: ``network``; ``data``, where it is not cifar10, says how many classes there are.
+        seed: of the random weights.
+    """
+    from hwprune.frontend import new_model
+
+    classes = {"cifar10": 10, "cifar100": 100}[config.get("data", "cifar10")]
+    return new_model(f"{config['network']}(num_classes={classes})", seed=seed)
+
+
 def open_data(config: Config, folder: Path, seed: int) -> Any:
     """Return the images of a row, as ``hwprune.frontend.load_data`` does.
 
     Args:
-        config: ``network``; ``train_images``, the first so many (None for all); in a trial
-            ``eval_images`` of validation and test too.
+        config: ``network``; ``data``, where it is not cifar10; ``train_images``, the first so many
+            (None for all); in a trial ``eval_images`` of validation and test too.
         folder: the data folder.
         seed: of the validation split, where the network is not one that is trained here.
     """
@@ -111,7 +124,8 @@ def open_data(config: Config, folder: Path, seed: int) -> Any:
 
     network = NETWORKS[config["network"]]
     split_seed = SPLIT_SEED if network.weights is None else seed
-    data = load_data(f"cifar10:{folder}?normalize={network.normalize}", seed=split_seed)
+    source = config.get("data", "cifar10")
+    data = load_data(f"{source}:{folder}?normalize={network.normalize}", seed=split_seed)
 
     def first(split: Any, count: int) -> Any:
         return Part(split, np.arange(min(count, len(split)), dtype=np.int64))

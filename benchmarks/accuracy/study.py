@@ -27,6 +27,7 @@ from common import Experiment, Stopwatch, command_line, data_folder, measure_row
 from networks import (
     BUILD,
     device_name,
+    fresh_network,
     open_data,
     open_network,
     state_path,
@@ -57,7 +58,8 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
         config: network; sparsity, or budget_bytes and values, with strategy and options; or
             stages (and regrow); epochs (of each stage); train_images (None for all); recipe, where
             fields differ from their defaults; ``start: random`` for a network that is not trained,
-            with the dense one as its teacher; eval_images in a trial.
+            with the dense one as its teacher, ``start: scratch`` for one without a teacher; data,
+            where it is not cifar10; eval_images in a trial.
         seed: of the split, the batches and the strategy.
         folder: the data folder.
         experiment: the record.
@@ -68,7 +70,8 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
     from hwprune.training.devices import resolve
 
     watch, cpu = Stopwatch(), time.process_time()
-    model = open_network(config, folder)
+    scratch = config.get("start") == "scratch"
+    model = fresh_network(config, seed) if scratch else open_network(config, folder)
     data = open_data(config, folder, seed)
     prepared = prepare(model, load(TARGET), config.get("budget_bytes"))
     device = resolve()
@@ -84,7 +87,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
         data=data,
         names=prepared.names,
         recipe=replace(Recipe(), epochs=config["epochs"], **recipe),
-        teacher=model.module,
+        teacher=None if scratch else model.module,
         seed=seed,
         device=device,
         progress=lambda event: _tell(event, watch),
