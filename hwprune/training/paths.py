@@ -91,16 +91,16 @@ class Paths:
         cut = self.cut(masks)
         if not cut:
             return Mended(masks)
-        kept, mended = _copied(masks.by_name), 0
-        for output in cut:
-            if self._reached(kept)[output]:  # by what was opened for another
-                mended += 1
-                continue
-            tried = self._mended(kept, output)
-            if tried is not None:
-                kept, mended = tried, mended + 1
+        whole = _copied(masks.by_name)
+        kept = self._mended(whole, cut)
+        if kept is None:  # too few can live to reach them all: as many as it goes
+            kept = whole
+            for output in cut:
+                if not self._reached(kept)[output]:
+                    kept = self._mended(kept, (output,)) or kept
+        left = len(self.cut(Masks(kept)))
         opened = {name: kept[name] & ~masks[name] for name in kept}
-        return Mended(Masks(kept), Masks(opened), mended, len(cut) - mended)
+        return Mended(Masks(kept), Masks(opened), len(cut) - left, left)
 
     def filled(self, mended: Mended, fill: Callable[[Ranking], Masks]) -> Mended:
         """Return what of mended masks fits: bytes depend on positions, so it may be a little less.
@@ -173,24 +173,35 @@ class Paths:
         with torch.no_grad():
             return (self._outputs(self._weights(masks, 0.0), _INPUT) > 0).numpy()
 
-    def _mended(self, masks: Arrays, output: int) -> Arrays | None:
-        """Open a way to one output and close as much elsewhere; None where nothing can go."""
-        tried = _copied(masks)
-        count = 0
-        while not self._reached(tried)[output]:
-            weights = self._weights(tried, _BRIDGE, grad=True)
-            flow = self._outputs(weights, _INPUT)[output]
-            gains = _through(flow.log(), weights)
-            name, place = max(
-                ((n, int(np.argmax(np.where(tried[n], -1.0, gains[n])))) for n in tried),
-                key=lambda found: gains[found[0]].flat[found[1]] * ~tried[found[0]].flat[found[1]],
-            )
-            if count > len(tried) or not gains[name].flat[place] > 0 or tried[name].flat[place]:
+    def _mended(self, masks: Arrays, outputs: Sequence[int]) -> Arrays | None:
+        """Open ways to some outputs and close as much elsewhere; None where that cannot be."""
+        tried, count = _copied(masks), 0
+        while True:
+            reached = self._reached(tried)
+            cut = [output for output in outputs if not reached[output]]
+            if not cut:
+                break
+            best = self._best(tried, cut)
+            if best is None or count > len(outputs) * len(tried):
                 return None
+            name, place = best
             tried[name].flat[place] = True
             count += 1
         opened = {name: tried[name] & ~masks[name] for name in tried}
         return tried if self._close(tried, opened, count) else None
+
+    def _best(self, masks: Arrays, outputs: Sequence[int]) -> tuple[str, int] | None:
+        """Return the dead connection through which most would flow to some outputs."""
+        weights = self._weights(masks, _BRIDGE, grad=True)
+        flow = self._outputs(weights, _INPUT)[list(outputs)]
+        gains = _through(flow[flow > 0].log().sum(), weights)
+        best, most = None, 0.0
+        for name, mask in masks.items():
+            gain = np.where(mask, 0.0, gains[name])
+            place = int(np.argmax(gain))
+            if gain.flat[place] > most:
+                best, most = (name, place), float(gain.flat[place])
+        return best
 
     def _close(self, masks: Arrays, opened: Arrays, count: int) -> bool:
         """Close connections that no output needs, in place; return whether there were so many."""

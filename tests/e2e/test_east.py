@@ -1,0 +1,86 @@
+"""EAST through the command line, from a checkpoint and from random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from e2e_tools import Runner, accuracy_of, state_of
+
+from hwprune.frontend import new_model
+
+KIB12 = 12 * 1024
+# What DyReLU would leave behind: its means, sigmoids and the larger of two lines.
+DYNAMIC = {"Max", "Sigmoid", "Tanh", "Greater", "Where"}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "short.toml"
+    path.write_text(
+        'batch_size = 64\nschedule = "step"\ngrad_clip = 1.0\ndistillation_weight = 0.0\n'
+        'quantise_from = 1.0\n[strategy]\nname = "east"\ncycle_steps = 4\nupdates = 6\n'
+    )
+    return path
+
+
+@pytest.mark.usefixtures("traced_once")
+class TestEast:
+    """On a target whose latency is not measured, to be quick."""
+
+    def words(self, recipe: Path, out: Path, *more: object) -> tuple[object, ...]:
+        return (
+            "--target", "nrf52840", "--data", "digits", "--budget", KIB12, "--values", "int8",
+            "--recipe", recipe, "-o", out, "--json", *more,
+        )  # fmt: skip
+
+    def test_from_scratch(self, hwprune: Runner, recipe: Path, tmp_path: Path) -> None:
+        out = tmp_path / "o"
+        ran = hwprune("compile", "--arch", "digits-cnn", *self.words(recipe, out, "--epochs", 3))
+        assert ran.code == 0, ran.err
+        record, path = ran.document, out / "model.onnx"
+        assert record["strategy"] == "east"
+        assert 0.99 * KIB12 <= path.stat().st_size <= KIB12
+        assert record["accuracy"]["final"] == accuracy_of(path) > 0.4
+        notes = " ".join(record["notes"])
+        assert "trained from scratch: digits-cnn with random weights, seed 0" in notes
+        assert "DyReLU stood in for 3 ReLUs" in notes
+        points = [p["nonzeros"] for p in record["accuracy"]["trajectory"]]
+        assert max(points) > 2.5 * points[-1]  # the cycles went above the budget
+        model = onnx.load(path)
+        operators = {node.op_type for node in model.graph.node} | {
+            node.op_type for function in model.functions for node in function.node
+        }
+        assert "Relu" in operators
+        assert not operators & DYNAMIC
+        assert not any("dyrelu" in name for name in state_of(out))
+        start = new_model("digits-cnn", seed=0).module.state_dict()
+        assert state_of(out).keys() == start.keys()
+        weight = state_of(out)["features.1.0.weight"]
+        assert not np.array_equal(weight[weight != 0], start["features.1.0.weight"][weight != 0])
+
+    def test_from_a_checkpoint_with_a_part_left_out(
+        self, hwprune: Runner, recipe: Path, digits_pt: Path, tmp_path: Path
+    ) -> None:
+        recipe.write_text(recipe.read_text() + "dyrelu = false\n")
+        words = self.words(recipe, tmp_path / "o", "--epochs", 1)
+        ran = hwprune("compile", digits_pt, *words)
+        assert ran.code == 0, ran.err
+        assert "DyReLU" not in " ".join(ran.document["notes"])
+        assert ran.document["recipe"]["strategy.dyrelu"] is False
+
+    def test_random_weights_have_to_be_trained(
+        self, hwprune: Runner, recipe: Path, tmp_path: Path
+    ) -> None:
+        words = ("compile", "--arch", "digits-cnn", "--target", "nrf52840", "-o", tmp_path / "o")
+        hwprune.refused(*words, says=("random weights", "--data"))
+        hwprune.refused(
+            *words, "--data", "digits", "--epochs", 0, says=("random weights", "--epochs")
+        )
+        hwprune.refused(
+            *words, "--data", "digits", "--budget", "900KiB",
+            says=("nothing would be pruned", "lower --budget"),
+        )  # fmt: skip
+        hwprune.refused("compile", "--target", "nrf52840", says=("neither a MODEL nor an --arch",))

@@ -1,0 +1,176 @@
+"""EAST in a run: density on schedule at every step, each part alone, ways at 99.99 %."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import training_nets as nets
+from torch import nn
+
+from hwprune.ir import Data, Masks, Ranking
+from hwprune.sparsity import make
+from hwprune.sparsity.allocation import erk
+from hwprune.sparsity.east import density_at
+from hwprune.training import Recipe, finetune
+from hwprune.training.stepper import Stepper
+
+RECIPE = Recipe(epochs=2, batch_size=20, precision="fp32", distillation_weight=0.0)
+BUDGET = 270
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return nets.digits(samples=400)
+
+
+def tune(module: nn.Module, data: Data, names: Any, budget: int, **options: Any) -> Any:
+    weights = sum(dict(module.named_parameters())[name].numel() for name in names)
+    return finetune(
+        module, data=data, names=names, fill=nets.fill_count(budget), recipe=RECIPE, teacher=None,
+        strategy=make("east", density=budget / weights, **options), seed=0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def living(monkeypatch: pytest.MonkeyPatch) -> list[Masks]:
+    """The masks at every step of a run."""
+    seen: list[Masks] = []
+    real = Stepper.step
+
+    def step(self: Stepper, *args: Any) -> torch.Tensor:
+        seen.append(self._sparse.masks)
+        return real(self, *args)
+
+    monkeypatch.setattr(Stepper, "step", step)
+    return seen
+
+
+def test_density_is_on_schedule_at_every_step(data: Data, living: list[Masks]) -> None:
+    result = tune(nets.small_cnn(), data, nets.NAMES, BUDGET, cycle_steps=4)
+    steps = len(living)
+    assert steps == 28
+    peak = 0
+    for step, masks in enumerate(living):
+        # Eight changes in the first 40 % of the run, of which each fourth ends a cycle.
+        due = max((n for n in range(9) if round(0.05 * n * steps) <= step), default=0)
+        place = due % 4 / 4
+        wanted = round(density_at(place, BUDGET / nets.WEIGHTS, 3.0) * nets.WEIGHTS)
+        assert masks.nonzeros == wanted, step
+        counts = {name: int(np.count_nonzero(masks[name])) for name in masks}
+        if place:  # shared out as ERK would: within one connection of its remainders
+            shares = erk({n: np.zeros(masks[n].shape, np.float32) for n in masks}, wanted)
+            assert all(abs(counts[n] - shares[n]) <= 1 for n in masks), (step, counts, shares)
+        peak = max(peak, wanted)
+    assert peak == 3 * BUDGET
+    assert result.masks.nonzeros == BUDGET
+    assert not np.array_equal(living[-1]["4.weight"], living[12]["4.weight"])  # exchanged since
+
+
+def test_the_mask_freezes(data: Data, living: list[Masks]) -> None:
+    tune(nets.small_cnn(), data, nets.NAMES, BUDGET)
+    last = living[-1]
+    assert all(masks is last for masks in living[21:])
+
+
+@pytest.mark.parametrize(
+    ("options", "dynamic", "above"),
+    [({"cyclic": False}, True, False), ({"dyrelu": False}, False, True),
+     ({"cyclic": False, "dyrelu": False}, False, False)],
+)  # fmt: skip
+def test_each_part_can_be_left_out(
+    data: Data, living: list[Masks], options: dict[str, Any], dynamic: bool, above: bool
+) -> None:
+    result = tune(nets.small_cnn(), data, nets.NAMES, BUDGET, **options)
+    assert any("DyReLU stood in for 2 ReLUs" in note for note in result.notes) == dynamic
+    assert (max(masks.nonzeros for masks in living) > BUDGET) == above
+    assert result.masks.nonzeros == BUDGET
+
+
+def test_without_its_parts_east_is_rigl() -> None:
+    plain = make("east", density=0.01, cyclic=False, dyrelu=False, last_drop=0.0, updates=18)
+    rigl = make(
+        "rigl", density=0.01, score="magnitude", allocation="erk", grow_allocation="towards-erk",
+        updates=18, drop=0.5,
+    )  # fmt: skip
+    assert dataclasses.replace(plain, name="rigl") == rigl
+    noisy = make(
+        "set", density=0.01, score="magnitude", allocation="erk", grow_allocation="towards-erk",
+        updates=18, drop=0.5,
+    )  # fmt: skip
+    grown = [(a, b) for a, b in zip(rigl.events, noisy.events, strict=True) if a != b]
+    assert all(dataclasses.replace(a, score="random") == b for a, b in grown)
+    assert len(grown) == 18
+
+
+class Wide(nn.Module):
+    """600,000 weights in a row: at 99.99 % sixty of them live, and no way leads around a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = (64, 500, 500, 500, 10)
+        pairs = list(zip(sizes, sizes[1:], strict=False))  # noqa: RUF007
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(b) for _, b in pairs[:-1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (n, 1, 8, 8) to (n, 10)."""
+        x = x.flatten(1)
+        for layer, norm in zip(self.layers, self.norms, strict=False):
+            x = torch.relu(norm(layer(x)))
+        return self.layers[-1](x)
+
+
+def test_gradients_flow_at_99_99_per_cent(data: Data, living: list[Masks]) -> None:
+    torch.manual_seed(0)
+    module = Wide()
+    names = [f"layers.{n}.weight" for n in range(4)]
+    total = sum(dict(module.named_parameters())[name].numel() for name in names)
+    budget = round(1e-4 * total)
+    result = tune(module, data, names, budget)
+    assert result.masks.nonzeros == budget == 54
+    assert any("had no path" in note for note in result.notes)
+    for masks in [*living, result.masks]:
+        alive = np.ones(64, bool)
+        for name in names:
+            alive = masks[name] @ alive
+        assert alive.all()  # every output, at every step
+    for name in names:
+        parameter = dict(module.named_parameters())[name]
+        alive = torch.from_numpy(result.masks[name])
+        # What lives is not zero: it has learnt, or stands ready to.
+        assert torch.count_nonzero(parameter[alive]) == alive.sum()
+
+
+def test_the_budget_may_be_bytes(data: Data) -> None:
+    """A fill that counts rows as well: what is moved may cost more, and then less lives."""
+    asked: list[int] = []
+
+    def fill(ranking: Ranking, fraction: float) -> Masks:
+        low, high = 0, len(ranking)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if size(ranking.masks(middle)) <= 900 * fraction:
+                low = middle
+            else:
+                high = middle - 1
+        asked.append(low)
+        return ranking.masks(low)
+
+    def size(masks: Masks) -> int:
+        return sum(2 * int(m.sum()) + 3 * int(m.any(1).sum()) for m in (
+            masks[name].reshape(len(masks[name]), -1) for name in masks
+        ))  # fmt: skip
+
+    module = nets.small_cnn()
+    result = finetune(
+        module, data=data, names=nets.NAMES, fill=fill, recipe=RECIPE, teacher=None,
+        strategy=make("east", density=BUDGET / nets.WEIGHTS), seed=0,
+    )  # fmt: skip
+    assert 890 <= size(result.masks) <= 900
+    peak = max(point["nonzeros"] for point in result.trajectory)
+    assert peak == 3 * BUDGET  # above what the bytes hold
+    assert peak > max(asked)

@@ -1,0 +1,217 @@
+"""Masks that cut outputs off: found exactly, mended at the same count, judged only where sure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hwprune.ir import Masks, Ranking
+from hwprune.training.paths import Paths
+from hwprune.training.sparse import SparseParameters
+
+SIZES = (6, 9, 9, 9, 5)
+
+
+class Chain(nn.Module):
+    """Layers without a way around, with BN and biases that must not count as ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pairs = list(pairwise(SIZES))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(b) for _, b in pairs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (n, 6) to (n, 5)."""
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = F.relu(norm(layer(x)))
+        return x
+
+
+class Residual(nn.Module):
+    """A stem, blocks with a way around, pooling and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 3, padding=1)
+        self.blocks = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1) for _ in range(3))
+        self.norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (n, 2, 8, 8) to (n, 4)."""
+        x = F.hardswish(self.stem(x))
+        for block in self.blocks:
+            x = F.relu6(self.norm(block(x)) + x)
+        return self.head(F.max_pool2d(x, 2).mean((2, 3)))
+
+
+def looked(module: nn.Module, shape: tuple[int, ...]) -> tuple[Paths, SparseParameters]:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
+    names = [name for name, p in module.named_parameters() if p.ndim > 1]
+    sparse = SparseParameters(module, names)
+    return Paths(module, sparse, lambda: (torch.zeros(shape),)), sparse
+
+
+def drawn(sparse: SparseParameters, share: float, seed: int) -> Masks:
+    draw = np.random.default_rng(seed)
+    return Masks({name: draw.random(shape) < share for name, shape in sparse.shapes.items()})
+
+
+def reached_in_chain(masks: Masks) -> np.ndarray:
+    alive = np.ones(SIZES[0], bool)
+    for name in masks:
+        alive = masks[name] @ alive
+    return alive
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_cut_is_found_exactly_and_mended_at_the_same_count(seed: int) -> None:
+    paths, sparse = looked(Chain(), (2, 6))
+    masks = drawn(sparse, 0.12, seed)
+    reached = reached_in_chain(masks)
+    assert paths.cut(masks) == tuple(np.flatnonzero(~reached))
+    mended = paths.mend(masks)
+    assert reached_in_chain(mended.masks).all()
+    assert mended.masks.nonzeros == masks.nonzeros
+    assert (mended.mended, mended.left) == (int((~reached).sum()), 0)
+    if mended.opened is not None:
+        for name in masks:
+            new = mended.masks[name] & ~masks[name]
+            assert np.array_equal(mended.opened[name], new)
+
+
+def test_an_empty_layer_and_a_broken_chain_are_mended_with_the_fewest() -> None:
+    paths, _ = looked(Chain(), (2, 6))
+    shapes = [(after, before) for before, after in pairwise(SIZES)]
+    masks = {f"layers.{n}.weight": np.zeros(shape, bool) for n, shape in enumerate(shapes)}
+    for n, mask in enumerate(masks.values()):
+        mask[n % 2, :] = True  # each layer writes where the next does not read, but for a few
+    masks["layers.3.weight"][:] = False
+    masks["layers.3.weight"][:, 7] = True  # nothing writes 7
+    whole = Masks(masks)
+    assert paths.cut(whole) == (0, 1, 2, 3, 4)
+    mended = paths.mend(whole)
+    assert mended.opened is not None
+    assert reached_in_chain(mended.masks).all()
+    assert mended.opened.nonzeros == 1  # layers.2 reaches 7 with a single one
+    assert np.count_nonzero(mended.opened["layers.2.weight"][7]) == 1
+
+
+def test_what_can_live_reaches_as_many_as_it_can() -> None:
+    paths, _ = looked(Chain(), (2, 6))
+    shapes = [(after, before) for before, after in pairwise(SIZES)]
+    masks = Masks({f"layers.{n}.weight": np.zeros(shape, bool) for n, shape in enumerate(shapes)})
+    for mask in masks.by_name.values():
+        mask[1, 2] = True  # one each, and no two meet
+    mended = paths.mend(masks)
+    assert mended.masks.nonzeros == 4
+    assert mended.left == 5 - reached_in_chain(mended.masks).sum()
+    paths.count(mended)
+    assert any("have no path" in note for note in paths.notes) == (mended.left > 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_residual_network_has_its_ways_around(seed: int) -> None:
+    paths, sparse = looked(Residual(), (2, 2, 8, 8))
+    masks = drawn(sparse, 0.2, seed)
+    blocks = [masks[f"blocks.{n}.weight"].copy() for n in range(3)]
+    for n in range(3):
+        masks[f"blocks.{n}.weight"][:] = False
+    assert paths.cut(masks) == tuple(
+        np.flatnonzero(~(masks["head.weight"] @ masks["stem.weight"].any((1, 2, 3))))
+    )
+    for n, block in enumerate(blocks):
+        masks[f"blocks.{n}.weight"][:] = block
+    masks["stem.weight"][:] = False
+    assert paths.cut(masks) == (0, 1, 2, 3)
+    mended = paths.mend(masks)
+    assert paths.cut(mended.masks) == ()
+    assert mended.masks.nonzeros == masks.nonzeros
+
+
+def test_bytes_decide_last_and_what_is_needed_goes_last() -> None:
+    paths, sparse = looked(Chain(), (2, 6))
+    masks = drawn(sparse, 0.2, 3)
+    mended = paths.mend(masks)
+    assert mended.opened is not None
+    needed = paths.needed(mended.masks).nonzeros
+    room = max(needed, masks.nonzeros - 3)
+
+    def fill(ranking: Ranking) -> Masks:
+        assert len(ranking) == masks.nonzeros
+        return ranking.masks(room)
+
+    filled = paths.filled(mended, fill)
+    assert filled.masks.nonzeros == room
+    assert filled.left == 0
+    assert paths.cut(filled.masks) == ()
+
+
+class Positions(nn.Module):
+    """Learnt positions reach the output whatever lives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.where = nn.Linear(4, 3), nn.Parameter(torch.ones(1, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (n, 4) to (n, 3)."""
+        return self.layer(x + self.where)
+
+
+class Difference(nn.Module):
+    """What is positive is taken away again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (n, 4) to (n, 3)."""
+        y = self.layer(x)
+        return y - y.mean(1, keepdim=True)
+
+
+class Strict(nn.Module):
+    """Takes one type of numbers only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (n, 4) to (n, 3)."""
+        return self.layer(x) @ torch.eye(3, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kind", [Positions, Difference, Strict])
+def test_networks_that_cannot_be_judged_are_left_alone(kind: Callable[[], nn.Module]) -> None:
+    module = kind()
+    sparse = SparseParameters(module, ["layer.weight"])
+    paths = Paths(module, sparse, lambda: (torch.zeros(2, 4),))
+    masks = Masks({"layer.weight": np.zeros((3, 4), bool)})
+    mended = paths.mend(masks)
+    assert mended.masks is masks
+    assert paths.notes == ()
+
+
+def test_looking_changes_nothing() -> None:
+    module = Chain().train()
+    module.norms[1].eval()
+    paths, sparse = looked(module, (2, 6))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    paths.mend(drawn(sparse, 0.05, 0))
+    assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
+    assert module.training
+    assert module.norms[0].training
+    assert not module.norms[1].training
+    assert all(p.requires_grad and p.grad is None for p in module.parameters())
