@@ -8,12 +8,13 @@ namespace {
 
 // Nanoseconds per unit of Work, fitted with benchmarks/fit_kernels.py to what benchmarks/kernels_micro.cpp
 // measures on a Zen 3 core with AVX2. Only their ratios matter: they choose between layouts, and a wrong
-// choice costs time, never correctness.
+// choice costs time, never correctness. kScattered shows only where layers run in turn (kernels_micro --in-turn): alone, a
+// layer's weights stay in the third-level cache.
 constexpr double kNanoseconds[kWorkKinds] = {
-    /* kNonzeros */ 0.19, /* kVectors */ 0.21, /* kShortTiles */ 0.03, /* kUnaligned */ 0.065, /* kSecondLevel */ 0.06,
-    /* kStreamed */ 0.12, /* kRows */ 3.6,     /* kResults */ 0.9,     /* kParts */ 5,         /* kSums */ 1.1,
-    /* kFarSums */ 1.5,   /* kCopyRows */ 1.2, /* kCopyVectors */ 0.4, /* kCopyPhases */ 0.8,  /* kTransposes */ 3,
-    /* kCalls */ 5,       /* kBlocks */ 50};
+    /* kNonzeros */ 0.19, /* kVectors */ 0.21,   /* kShortTiles */ 0.03, /* kUnaligned */ 0.065, /* kSecondLevel */ 0.06,
+    /* kStreamed */ 0.12, /* kScattered */ 0.4,  /* kRows */ 3.6,        /* kResults */ 0.9,     /* kParts */ 5,
+    /* kSums */ 1.1,      /* kFarSums */ 1.5,    /* kCopyRows */ 1.2,    /* kCopyVectors */ 0.4, /* kCopyPhases */ 0.8,
+    /* kTransposes */ 3,  /* kCalls */ 5,        /* kBlocks */ 50};
 
 constexpr int64_t kBlockFloats = 48 * 1024;    // of a packed block: well inside a second-level cache
 constexpr double kResultFloats = 48 * 1024;    // of partial sums that are still found there
@@ -48,7 +49,10 @@ void add_tiles(const Problem& problem, const Tiling& tiling, double times, Work&
   if (vectors < 3) work[kShortTiles] += nonzeros * (3 - vectors);
   if (tiling.unaligned) work[kUnaligned] += nonzeros * vectors;
   if (tiling.touched > static_cast<double>(kFirstLevelFloats)) work[kSecondLevel] += nonzeros * vectors;
-  if (problem.nonzeros * kWeightBytes > kStreamBytes) work[kStreamed] += nonzeros;
+  if (problem.nonzeros * kWeightBytes > kStreamBytes) {
+    work[kStreamed] += nonzeros;
+    if (tiling.splits > 1) work[kScattered] += times * problem.nonzeros;
+  }
   work[kRows] += tiles * rows * tiling.splits;
   work[kResults] += tiles * rows * vectors;
   if (tiling.part) work[kParts] += tiles * rows * tiling.rows * tiling.splits;
