@@ -59,6 +59,7 @@ def _document(found: ArtifactFile) -> dict[str, Any]:
                 "nonzeros": layer.nonzeros,
                 "weights": layer.weights,
                 "bytes": layer.bytes,
+                "uses": layer.uses,
                 "index_bytes": layer.index_bytes,
                 "value_bytes": layer.value_bytes,
                 "index_bound_bytes": round(layer.bound.index),
@@ -151,7 +152,7 @@ def _print_layers(found: ArtifactFile) -> None:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for layer in found.layers:
         cells = (
-            layer.name,
+            layer.name if layer.uses == 1 else f"{layer.name} (shared by {layer.uses})",
             "×".join(map(str, layer.shape)),
             layer.codec,
             layer.value_type,

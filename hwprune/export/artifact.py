@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,15 +35,17 @@ class ArtifactLayer:
     """One pruned tensor of an artifact.
 
     Attributes:
-        name: the parameter's name in the network it came from.
+        name: the parameter's name in the network it came from; the first one, where it is shared.
         shape: its dense shape.
         operator: the operator that reads it, such as ``CsrConvGap8I8Bias``.
         codec: how positions are stored.
         value_type: how values are stored.
         nonzeros: stored values that are not zero.
         weights: elements of the dense tensor.
-        bytes: the packed arrays in the file, with names and headers.
-        packed: the arrays.
+        bytes: the packed arrays in the file, with names and headers; those of all nodes that read
+            them, where it is shared.
+        packed: the arrays; where it is shared, with the scale of the first node that reads them.
+        uses: how many nodes read it.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ArtifactLayer:
     weights: int
     bytes: int
     packed: Packed
+    uses: int = 1
 
     @property
     def index_bytes(self) -> int:
@@ -131,16 +134,20 @@ def read_artifact(path: str) -> ArtifactFile:
     _refuse_external_data(path, model)
     tensors = {entry.name: entry for entry in model.graph.initializer}
     counts = _counts(model.graph.node)
-    layers, used, inlined = [], set[str](), False
+    layers, used, inlined = dict[str, ArtifactLayer](), set[str](), False
     for node in model.graph.node:
         found = _from_node(node, tensors, counts, path)
         if found is None:
             continue
         inlined |= node.domain != DOMAIN
         layer, names = found
-        if not used.intersection(names):  # a shared tensor is stored, and counted, once
-            layers.append(layer)
-            used |= names
+        # A shared tensor is stored, and counted, once; what a further use has of its own is added.
+        values = names["values"]
+        first = layers.setdefault(values, layer)
+        if first is not layer:
+            own = sum(field_bytes(tensors[n].ByteSize()) for n in names.values() if n not in used)
+            layers[values] = replace(first, bytes=first.bytes + own, uses=first.uses + 1)
+        used |= set(names.values())
     functions = [function for function in model.functions if function.domain == DOMAIN]
     initializer_bytes = sum(field_bytes(entry.ByteSize()) for entry in model.graph.initializer)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -152,7 +159,7 @@ def read_artifact(path: str) -> ArtifactFile:
         form="dense" if not layers else "inlined" if inlined else "functions",
         opset=next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0),
         ir_version=model.ir_version,
-        layers=tuple(layers),
+        layers=tuple(layers.values()),
         dense_tensors=tuple(
             (name, tuple(entry.dims), field_bytes(entry.ByteSize()))
             for name, entry in tensors.items()
@@ -167,6 +174,9 @@ def read_artifact(path: str) -> ArtifactFile:
 
 def csr_arrays(path: str) -> dict[str, scipy.sparse.csr_array]:
     """Return each packed layer of a file as a float32 matrix: its first axis by everything else.
+
+    A tensor that several layers share is there once, under its first name, as its first use reads
+    it: int8 and int4 values times that use's scales.
 
     Raises:
         ArtifactError, VerificationError: as ``read_artifact``.
@@ -246,8 +256,8 @@ def _from_node(
     tensors: Mapping[str, onnx.TensorProto],
     counts: Mapping[str, int],
     path: str,
-) -> tuple[ArtifactLayer, set[str]] | None:
-    """Return the packed layer that a node reads and the names of its arrays, or None."""
+) -> tuple[ArtifactLayer, dict[str, str]] | None:
+    """Return the packed layer that a node reads and the names of its arrays by role, or None."""
     if node.domain == DOMAIN:
         operator = OPERATORS.get(node.op_type)
         if operator is None:
@@ -261,6 +271,8 @@ def _from_node(
         return None
     shape = tuple(int(size) for size in parts[2].split("x") if size.isdigit())
     roles = {role: parts[3] + suffix for suffix, role in _ROLE_OF_SUFFIX.items()}
+    own = f"{roles['scale']}{parts[0].rpartition('#')[2]}"  # of a further use of a shared tensor
+    roles["scale"] = own if "#" in parts[0] and own in tensors else roles["scale"]
     count = counts.get(count_name(f"{parts[3]}_0_"))
     return _layer(parts[0], OPERATORS[parts[1]], shape, count, roles, tensors, path)
 
@@ -273,10 +285,10 @@ def _layer(
     roles: Mapping[str, str],
     tensors: Mapping[str, onnx.TensorProto],
     path: str,
-) -> tuple[ArtifactLayer, set[str]]:
+) -> tuple[ArtifactLayer, dict[str, str]]:
     packed, names = _packed(name, operator, shape, count, roles, tensors, path)
     check(packed)
-    size = sum(field_bytes(tensors[entry].ByteSize()) for entry in names)
+    size = sum(field_bytes(tensors[entry].ByteSize()) for entry in set(names.values()))
     layer = ArtifactLayer(
         name=name,
         shape=packed.shape,
@@ -327,9 +339,9 @@ def _packed(
     roles: Mapping[str, str],
     tensors: Mapping[str, onnx.TensorProto],
     path: str,
-) -> tuple[Packed, set[str]]:
+) -> tuple[Packed, dict[str, str]]:
     arrays: dict[str, NDArray[Any]] = {}
-    names: set[str] = set()
+    names: dict[str, str] = {}
     for role in operator.input_roles:
         if role in ("input", "bias", "residual"):
             continue
@@ -338,7 +350,7 @@ def _packed(
             raise VerificationError(
                 f"{path}: the {role} of layer {name!r} are not stored in the file"
             )
-        names.add(stored)
+        names[role] = stored
         try:
             arrays[role] = numpy_helper.to_array(tensors[stored])
         except (ValueError, TypeError, KeyError) as error:  # KeyError: no such type

@@ -25,8 +25,10 @@ class Epilogue:
 
     Attributes:
         nodes: the nodes that give way, in order; the last one's output is the fused node's.
-        bias: the one-dimensional tensor that is added first, empty without (a Linear's; those of
-            Conv and Gemm are inputs of theirs).
+        bias: the tensor that is added first, one number per channel, empty without (a Linear's, or
+            that of a layer with a gain; others of Conv and Gemm are inputs of theirs).
+        gain: the tensor that the layer's output is multiplied by before that, empty where its
+            weight is its own; see ``gains.py``.
         residual: the activation that is added, empty without.
         activation: what is applied to the sum.
         alpha: the slope of leaky_relu where it is not the default.
@@ -34,6 +36,7 @@ class Epilogue:
 
     nodes: tuple[onnx.NodeProto, ...] = ()
     bias: str = ""
+    gain: str = ""
     residual: str = ""
     activation: Activation = "none"
     alpha: float | None = None
@@ -42,32 +45,55 @@ class Epilogue:
 NOTHING = Epilogue()
 
 
-def find_epilogues(graph: Graph, uses: Iterable[WeightUse]) -> Mapping[int, Epilogue]:
+def find_epilogues(
+    graph: Graph, uses: Iterable[WeightUse], *, fuse: bool = True
+) -> Mapping[int, Epilogue]:
     """Return what is fused with each layer, by the identity of its node.
 
     Where both addends of a sum come from layers, the first addend's takes it, as onnxruntime fuses
     the dense network's: so that both round alike.
+
+    Args:
+        graph: the network.
+        uses: its layers.
+        fuse: False for the gains of shared weights alone.
     """
-    finder = _Finder(graph)
-    layers = [(id(use.node), *finder.bias(use)) for use in uses if use.kind in FUSIBLE]
+    finder = _Finder(graph, fuse=fuse)
+    layers = [(use, *(finder.gain(use) or finder.bias(use))) for use in uses]
     layers.sort(key=lambda layer: finder.place(layer[2]))
-    return {layer: finder.epilogue(found, value) for layer, found, value in layers}
+    return {
+        id(use.node): finder.epilogue(found, value) if fuse and use.kind in FUSIBLE else found
+        for use, found, value in layers
+    }
 
 
 class _Finder:
     """The graph with what finding needs, and the sums that are already taken."""
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, *, fuse: bool) -> None:
+        self._graph, self._fuse = graph, fuse
         self._readers: Readers = graph.readers()
         self._outputs = graph.output_names()
-        self._shapes: Mapping[str, Shape] = activation_shapes(graph)
+        self._shapes: Mapping[str, Shape] = activation_shapes(graph) if fuse else {}
         self._taken: set[int] = set()
+        self._gains = {gain.name: gain.bias for gain in graph.gains}
+
+    def gain(self, use: WeightUse) -> tuple[Epilogue, str] | None:
+        """Return a layer's gain and bias, where it has them, and the sum's name."""
+        value = use.node.output[0]
+        mul = self._reader(value) if self._gains else None
+        name = "" if mul is None or mul.op_type != "Mul" else _other(mul, value)
+        if mul is None or name not in self._gains:
+            return None
+        add = self._reader(mul.output[0])
+        assert add is not None, name  # they were made together
+        self._taken |= {id(mul), id(add)}
+        return Epilogue((mul, add), bias=self._gains[name], gain=name), add.output[0]
 
     def bias(self, use: WeightUse) -> tuple[Epilogue, str]:
         """Return a layer's bias, where it is a node of its own, and the sum's name."""
         value = use.node.output[0]
-        add = self._reader(value) if use.transpose is not None else None
+        add = self._reader(value) if self._fuse and use.transpose is not None else None
         if add is None or use.transpose is None or add.op_type != "Add":
             return NOTHING, value
         other = _other(add, value)

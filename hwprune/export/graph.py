@@ -41,6 +41,31 @@ class Fold:
 
 
 @dataclass(frozen=True, slots=True)
+class Gain:
+    """What one layer does to the channels of a weight that it shares: a factor and a bias each.
+
+    Attributes:
+        weight: the shared weight.
+        name: the tensor of factors in the graph, (channels, 1, ...).
+        bias: the tensor of biases, likewise.
+        norm: the BN's scale, shift, mean and variance.
+        scalar: the parameter that the layer multiplies the weight by, empty without.
+        epsilon: what the BN adds to the variance.
+    """
+
+    weight: str
+    name: str
+    bias: str
+    norm: tuple[str, ...]
+    scalar: str = ""
+    epsilon: float = 1e-5
+
+    def scalar_of(self, tensors: Mapping[str, NDArray[Any]]) -> float:
+        """Return what the weight is multiplied by."""
+        return float(tensors[self.scalar].reshape(())) if self.scalar else 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Graph:
     """A network of standard ONNX operators.
 
@@ -51,6 +76,7 @@ class Graph:
         tensors: initializers by name; parameters under their state-dict keys.
         opset: the version of the standard operators.
         folds: the BNs that were folded.
+        gains: the BNs behind layers that share their weights; see ``gains.py``.
     """
 
     nodes: tuple[onnx.NodeProto, ...]
@@ -59,6 +85,7 @@ class Graph:
     tensors: Mapping[str, NDArray[Any]]
     opset: int
     folds: tuple[Fold, ...] = ()
+    gains: tuple[Gain, ...] = ()
 
     def readers(self) -> dict[str, list[tuple[onnx.NodeProto, int]]]:
         """Return, per value, the nodes that read it and at which input."""

@@ -80,7 +80,7 @@ def layout_of(graph: Graph, prunable: Sequence[PrunableTensor], *, fuse: bool) -
             raise ExportError(f"{tensor.name} cannot be followed into the graph: {found}")
         uses[tensor.name] = found
     layers = [use for found in uses.values() for use in found]
-    fused = find_epilogues(graph, layers) if fuse else {}
+    fused = find_epilogues(graph, layers, fuse=fuse) if fuse or graph.gains else {}
     bare = Layout(uses, fused, frozenset(), {}, {}, ())
     gone = bare.replaced
     biases = {bare.bias(use) for use in layers}
@@ -109,4 +109,4 @@ def _keys(graph: Graph, count: int) -> tuple[str, ...]:
 
 def _opens(key: str, name: str) -> bool:
     """Return whether a name could be one of the tensor with this key."""
-    return name.startswith(key) and re.fullmatch(r"[visc]|b\d*|_.*", name[len(key) :]) is not None
+    return name.startswith(key) and re.fullmatch(r"[vic]|[bs]\d*|_.*", name[len(key) :]) is not None

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from hwprune.export.gains import scalars_behind, separate_gains
 from hwprune.export.graph import Fold, Graph, attributes, clone, rename, used_tensors
 
 _CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
@@ -22,8 +23,8 @@ _CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
 
 def slim(graph: Graph, parameters: Collection[str]) -> Graph:
     """Run every pass that does not depend on the target, in order."""
-    graph = strip_defaults(fold_batchnorm(drop_no_ops(graph)))
-    return share_constants(graph, parameters)
+    graph = fold_batchnorm(scalars_behind(drop_no_ops(graph), parameters))
+    return share_constants(strip_defaults(separate_gains(graph, parameters)), parameters)
 
 
 def drop_no_ops(graph: Graph) -> Graph:
@@ -47,7 +48,8 @@ def fold_batchnorm(graph: Graph) -> Graph:
     """Fold BatchNormalization into the convolution or linear layer before it.
 
     Requires that the layer's output goes to the BN alone and that its weight and bias are read by
-    it alone; a BN that fails this (a pre-activation network, a shared weight) stays.
+    it alone; a BN that fails this (a pre-activation network) stays. For shared weights see
+    ``gains.py``.
     """
     readers, outputs = graph.readers(), graph.output_names()
     producers = {node.output[0]: node for node in graph.nodes if node.output}
@@ -156,7 +158,8 @@ def share_constants(graph: Graph, parameters: Collection[str]) -> Graph:
     alias: dict[str, str] = {}
     own = {*parameters, *(fold.bias for fold in graph.folds)}
     for name, array in graph.tensors.items():
-        if array.nbytes <= 1024 and name not in own:
+        # Passes put "//" into the name of what they make of parameters.
+        if array.nbytes <= 1024 and name not in own and "//" not in name:
             key = (array.dtype.str, array.shape, array.tobytes())
             alias[name] = first.setdefault(key, name)
     nodes = [rename(node, alias) for node in graph.nodes]

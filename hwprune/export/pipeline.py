@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hwprune.encoding import unpack
 from hwprune.export.deadness import Dead, find_dead
+from hwprune.export.gains import undone
 from hwprune.export.lower import lower
 from hwprune.export.passes import slim
 from hwprune.export.prunable import find_prunable
@@ -84,7 +85,17 @@ def decoded_parameters(
             values[fold.weight] = np.where(factor == 0, 0.0, values[fold.weight] / safe).astype(
                 np.float32
             )
+    for gain in graph.gains:
+        if gain.name in written.gains:
+            factor, bias = (
+                spread(name, arrays[name], written.kept, graph.tensors[name])
+                for name, arrays in ((gain.name, written.gains), (gain.bias, written.biases))
+            )
+            values |= undone(gain, factor, bias, raw)
+    apart = {gain.bias for gain in graph.gains}
     for name, stored in written.biases.items():
+        if name in apart:
+            continue
         whole = spread(name, stored, written.kept, graph.tensors[name])
         folded = folded_biases.get(name)
         if folded is None:

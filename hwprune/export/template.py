@@ -20,15 +20,11 @@ from hwprune.encoding.values import LEVELS, NIBBLE_TYPES, channel_scales, codebo
 from hwprune.encoding.wire import field_bytes, tensor_field_bytes
 from hwprune.errors import ExportError, HwpruneError
 from hwprune.export.body import DOMAIN, DOMAIN_VERSION
-from hwprune.export.graph import Graph, attributes, rename
+from hwprune.export.gains import stored_gain
+from hwprune.export.graph import Graph, rename
 from hwprune.export.layout import Layout, layout_of
-from hwprune.export.operators import (
-    OPERATOR_ATTRIBUTES,
-    Operator,
-    count_name,
-    expand,
-    function_for,
-)
+from hwprune.export.nodes import Made, Stored, nodes_of, numbered
+from hwprune.export.operators import count_name, function_for
 from hwprune.export.passes import short_names
 from hwprune.export.shrink import Kept, Removal, without
 from hwprune.ir import CodecName, Masks, Packed, PrunableTensor, ValueType
@@ -49,6 +45,8 @@ class Written:
         packed: the packed tensors by name.
         biases: the biases of the pruned layers as stored, by their name in the graph.
         kept: what is left of the tensors that lost channels.
+        gains: the gains of layers that share their weights as stored, likewise, where they are in
+            the layers' scales.
     """
 
     data: bytes
@@ -56,6 +54,7 @@ class Written:
     packed: Mapping[str, Packed]
     biases: Mapping[str, NDArray[np.float32]]
     kept: Kept = field(default_factory=dict)
+    gains: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +102,10 @@ class Template:
             forms: dict[tuple[CodecName, ValueType], Form] = {}
             weight = self.graph.tensors[tensor.name]
             for value_type in value_types:
-                table = _table_bytes(layout.keys[number], weight, tensor, value_type)
+                scale = _scale(weight, tensor, value_type)
+                table = _table_bytes(layout, number, tensor, value_type, scale)
                 for codec in self._codecs_for(tensor, value_type):
-                    operators, nodes, biases = self._nodes(
-                        number, tensor, layout, codec, value_type
-                    )
+                    operators, nodes, biases = self._nodes(layout, number, codec, value_type, scale)
                     every = [node for group in nodes for node in group]
                     counted = [node.ByteSize() for node in every if _carries_count(node)]
                     fixed = sum(field_bytes(n.ByteSize()) for n in every if not _carries_count(n))
@@ -194,27 +192,33 @@ class Template:
         replaced: dict[int, list[onnx.NodeProto]] = {}
         tensors: list[onnx.TensorProto] = []
         stored_biases: dict[str, NDArray[np.float32]] = {}
+        gains: dict[str, NDArray[np.float32]] = {}
         needed: dict[str, None] = {}
         for number, tensor in enumerate(self.prunable):
             operators, nodes, biases = self._nodes(
-                number,
-                tensor,
                 layout,
+                number,
                 encoding.codecs[tensor.name],
                 value_type,
+                packed[tensor.name].arrays.get("scale"),
                 packed[tensor.name].nonzeros,
             )
             uses = layout.uses[tensor.name]
-            for use, group in zip(uses, nodes, strict=True):
+            arrays = packed[tensor.name].arrays
+            for place, (use, group) in enumerate(zip(uses, nodes, strict=True)):
                 # What it adds was made before its last part, not always before its first.
                 replaced |= {id(node): [] for node in layout.parts(use)}
                 replaced[id(layout.parts(use)[-1])] = group
                 name = layout.bias(use)
-                if name in self.graph.tensors:
+                gain = layout.epilogue(use).gain
+                if gain and value_type in LEVELS:
+                    scale = biases[numbered(layout.keys[number], "s", place)]
+                    gains[gain] = stored_gain(scale, arrays["scale"], self.graph.tensors[gain])
+                if name in self.graph.tensors and bool(gain) == (gain in gains):
                     bias = self.graph.tensors[name]
                     stored_biases[name] = compact_floats(bias, value_type).astype(np.float32)
             key = layout.keys[number]
-            arrays = packed[tensor.name].arrays
+            # Where uses have scales of their own, these are among the biases.
             stored = {f"{key}{role[0]}": array for role, array in arrays.items()} | biases
             tensors += [numpy_helper.from_array(array, name) for name, array in stored.items()]
             if not self.inline:
@@ -235,7 +239,7 @@ class Template:
                 f"the file has {len(data)} bytes where {encoding.file_bytes} were predicted",
                 hint="this is a defect of hwprune: please report it with the command",
             )
-        return Written(data, encoding, packed, stored_biases, self.kept)
+        return Written(data, encoding, packed, stored_biases, self.kept, gains)
 
     # -- pieces -----------------------------------------------------------------------------------
 
@@ -265,67 +269,15 @@ class Template:
 
     def _nodes(
         self,
-        number: int,
-        tensor: PrunableTensor,
         layout: Layout,
+        number: int,
         codec: CodecName,
         value_type: ValueType,
+        scale: NDArray[Any] | None,
         count: int = 0,
-    ) -> tuple[list[Operator], list[list[onnx.NodeProto]], dict[str, NDArray[Any]]]:
-        """Return the operators, nodes (per use) and biases of one pruned tensor in one form.
-
-        ``count`` is the number of its stored values, which only some value types write down.
-        """
-        key = layout.keys[number]
-        names = layout.names
-        operators: list[Operator] = []
-        nodes: list[list[onnx.NodeProto]] = []
-        biases: dict[str, NDArray[Any]] = {}
-        for place, use in enumerate(layout.uses[tensor.name]):
-            bias, after = layout.bias(use), layout.epilogue(use)
-            operator = Operator(
-                use.kind, codec, value_type, bool(bias), bool(after.residual), after.activation
-            )
-            if bias in layout.private:
-                bias_name = f"{key}b" if place == 0 else f"{key}b{place}"
-                biases[bias_name] = compact_floats(self.graph.tensors[bias], value_type)
-            else:
-                bias_name = names.get(bias, bias)
-            stored = {
-                "values": f"{key}v",
-                "index": f"{key}i",
-                "scale": f"{key}s",
-                "codebook": f"{key}c",
-                "bias": bias_name,
-                "residual": names.get(after.residual, after.residual),
-            }
-            source = use.node.input[0]
-            inputs = [names.get(source, source)]
-            inputs += [stored[role] for role in operator.input_roles[1:]]
-            output = layout.parts(use)[-1].output[0]
-            given = attributes(use.node)
-            kept = {k: given[k] for k in OPERATOR_ATTRIBUTES[use.kind] if k in given}
-            if after.alpha is not None:
-                kept["alpha"] = after.alpha
-            if codec != "dense":
-                kept["shape"] = list(tensor.shape)
-            if value_type in NIBBLE_TYPES:
-                kept["count"] = count
-            # onnxruntime wants node names unique: further readers of a shared tensor are numbered.
-            label = tensor.name if place == 0 else f"{tensor.name}#{place}"
-            node = helper.make_node(
-                operator.name, inputs, [names.get(output, output)],
-                name=label, domain=DOMAIN, **kept,
-            )  # fmt: skip
-            operators.append(operator)
-            if self.inline:
-                inner = expand(node, f"{key}_{place}_", self.graph.opset)
-                dims = "x".join(map(str, tensor.shape))
-                inner[-1].name = f"{label}|{operator.name}|{dims}|{key}"
-                nodes.append(inner)
-            else:
-                nodes.append([node])
-        return operators, nodes, biases
+    ) -> Made:
+        tensor, form = self.prunable[number], Stored(codec, value_type, scale, count)
+        return nodes_of(self.graph, layout, tensor, layout.keys[number], form, inline=self.inline)
 
     def _model(
         self,
@@ -356,12 +308,26 @@ def _tensor_bytes(name: str, array: NDArray[Any]) -> int:
     return tensor_field_bytes(name, array.shape, array.nbytes)
 
 
+def _scale(
+    weight: NDArray[np.float32], tensor: PrunableTensor, value_type: ValueType
+) -> NDArray[Any] | None:
+    if value_type not in LEVELS:
+        return None
+    return channel_scales(weight, tensor.channel_axis, value_type)
+
+
 def _table_bytes(
-    key: str, weight: NDArray[np.float32], tensor: PrunableTensor, value_type: ValueType
+    layout: Layout,
+    number: int,
+    tensor: PrunableTensor,
+    value_type: ValueType,
+    scale: NDArray[Any] | None,
 ) -> int:
     """Return what scales or a codebook of fixed length take; one that grows is counted later."""
-    if value_type in LEVELS:
-        return _tensor_bytes(f"{key}s", channel_scales(weight, tensor.channel_axis, value_type))
+    key = layout.keys[number]
+    if scale is not None:
+        own = any(layout.epilogue(use).gain for use in layout.uses[tensor.name])
+        return 0 if own else _tensor_bytes(f"{key}s", scale)
     if value_type != "codebook16":
         return 0
     entries = codebook_entries(value_type, 0)

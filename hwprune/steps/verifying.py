@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from hwprune.errors import HwpruneError
-from hwprune.export.artifact import csr_arrays, read_artifact
+from hwprune.export.artifact import read_artifact
 from hwprune.export.operators import altered_functions
 from hwprune.export.pipeline import decoded_parameters
 from hwprune.export.template import Written
@@ -71,7 +71,7 @@ def verify_file(
         if altered := altered_functions(onnx.load(str(path))):
             problems.append(f"function bodies differ from their names: {', '.join(altered)}")
         if masks is not None:
-            stored = sum(array.nnz for array in csr_arrays(str(path)).values())
+            stored = sum(layer.nonzeros for layer in read_artifact(str(path)).layers)
             expected = sum(int(np.count_nonzero(masks[name])) for name in masks)
             if stored != expected:
                 problems.append(f"{stored} nonzeros are stored, the masks hold {expected}")
