@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,8 @@ class Paths:
         inputs: Callable[[], tuple[torch.Tensor, ...]],
     ) -> None:
         """Look at nothing yet."""
-        self._module, self._sparse, self._inputs = module, sparse, inputs
+        self._module, self._sparse = module, sparse
+        self._inputs = cache(inputs)
         self._judged: bool | None = None
         self.mended = self.moved = self.left = 0
 

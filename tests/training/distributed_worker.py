@@ -103,6 +103,7 @@ def main() -> int:
             if sys.argv[1] == "train":
                 saw["plain"] = train("plain", world)
                 saw["batchnorm"] = train("batchnorm", world)
+                saw["phased"] = train("batchnorm", world, strategy=make("east", density=0.1))
                 saw["resumed"] = resumed(world, folder)
                 saw["lead"] = world.lead(world.rank)
                 try:

@@ -58,7 +58,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return saw
 
 
-@pytest.mark.parametrize("kind", ["plain", "batchnorm"])
+@pytest.mark.parametrize("kind", ["plain", "batchnorm", "phased"])
 def test_every_process_ends_with_the_same_bits(pair: list[dict[str, Any]], kind: str) -> None:
     first, second = (saw[kind] for saw in pair)
     assert first["masks"] == second["masks"]
