@@ -29,19 +29,18 @@ TITLES = {
 OURS = {"iterative": "#1f77b4", "one-shot": "#2ca02c"}
 PAPER, OTHERS = "#d62728", "#7f7f7f"
 MARKERS = "sD^vPX*"
+KILOBYTES, BYTES = (20, 30, 50, 100, 200, 300, 400), (15, 500)
 TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 Series = Sequence[tuple[float, Sequence[float]]]
 
 
-def chosen(experiment: Experiment, full: Config, short: Config, **named: Any) -> Config:
+def chosen(experiment: Experiment, network: str, full: Config, short: Config) -> Config:
     """Return the scale to draw: the full one, or the short one where only that was run."""
-    del named
-    keys = ("epochs", "train_images")
 
     def has(scale: Config) -> bool:
-        wanted = {key: scale[key] for key in keys}
+        wanted = {"network": network, **scale}
         return any(
-            row.status == "run" and {key: row.config.get(key) for key in keys} == wanted
+            row.status == "run" and {key: row.config.get(key) for key in wanted} == wanted
             for row in experiment.rows()
         )
 
@@ -80,9 +79,11 @@ def _sparsity_axis(axis: Any, low: float, high: float) -> None:
     axis.set_ylabel("CIFAR-10 test accuracy, %")
 
 
-def _not_run(axis: Any, anything: bool) -> None:
+def _head(axis: Any, title: str, scale: str, anything: bool) -> None:
+    """Name a panel, and say how its rows were run, or that none was."""
+    axis.set_title(f"{title}, {scale}" if anything else title)
     if not anything:
-        axis.text(0.5, 0.5, "hwprune: not run", transform=axis.transAxes, ha="center", alpha=0.6)
+        axis.text(0.5, 0.6, "hwprune: not run", transform=axis.transAxes, ha="center", alpha=0.6)
 
 
 def _kept(sparsity: float) -> float:
@@ -104,17 +105,19 @@ def _others(axis: Any, network: str, low: float = 0.0) -> None:
 
 def draw_fig1(pyplot: Any, experiment: Experiment) -> Any:
     """Return Figure 1: a panel for each network."""
-    scale = chosen(experiment, fig1.FULL, fig1.SHORT)
     figure, axes = pyplot.subplots(2, 2, figsize=(12, 9))
     for axis, network in zip(axes.flat, fig1.NETWORKS, strict=True):
+        scale = chosen(experiment, network, fig1.FULL, fig1.SHORT)
         found = fig1.curves(experiment, network, scale)
         for mode, points in found.items():
             series = [(sparsity, seen) for sparsity, _, seen in points]
             _line(axis, series, f"hwprune, {mode}", OURS[mode], _kept)
-        for point in published.PAPER_ONE_WAY:
-            if point.network == network:
-                label = f"{published.PAPER} {point.source}".strip()
-                axis.plot(1 - point.sparsity, point.accuracy, "*", color=PAPER, ms=11, label=label)
+        paper = [point for point in published.PAPER_ONE_WAY if point.network == network]
+        if paper:
+            x, y = [1 - point.sparsity for point in paper], [point.accuracy for point in paper]
+            axis.plot(x, y, "*", color=PAPER, ms=11, label=published.PAPER)
+        for point in paper:
+            axis.annotate(f" {point.source}", (1 - point.sparsity, point.accuracy), fontsize=7)
         if network in published.PAPER_DENSE:
             dense = published.PAPER_DENSE[network]
             axis.axhline(dense, color=PAPER, lw=0.8, ls=":", label=f"{published.PAPER}, dense")
@@ -123,16 +126,15 @@ def draw_fig1(pyplot: Any, experiment: Experiment) -> Any:
             note = f"{published.PAPER}: {loss} points lost at {100 * at:g} %"
             axis.text(0.03, 0.94, note, transform=axis.transAxes, color=PAPER)
         _others(axis, network)
-        _not_run(axis, any(found.values()))
         _sparsity_axis(axis, 0.0, 0.995)
-        axis.set_title(f"{TITLES[network]}, {words(scale, 'stage')}")
+        _head(axis, TITLES[network], words(scale, "stage"), any(found.values()))
         _legend(axis)
     return figure
 
 
 def draw_fig2(pyplot: Any, experiment: Experiment) -> Any:
     """Return Figure 2: a panel for each mode."""
-    scale = chosen(experiment, fig2.FULL, fig2.SHORT)
+    scale = chosen(experiment, fig2.NETWORK, fig2.FULL, fig2.SHORT)
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 5))
     for axis, (mode, states) in zip(axes, fig2.STATES.items(), strict=True):
         random = fig2.trajectory(mode, scale, regrow_score="random")
@@ -161,9 +163,8 @@ def draw_fig2(pyplot: Any, experiment: Experiment) -> Any:
             color=PAPER, ms=11, lw=0.8, label=f"{published.PAPER}, regrown",
         )  # fmt: skip
         _others(axis, fig2.NETWORK, 0.9)
-        _not_run(axis, any(arms.values()))
         _sparsity_axis(axis, 0.9, 0.995)
-        axis.set_title(f"VGG16, {mode}, {words(scale, 'stage')}")
+        _head(axis, f"VGG16, {mode}", words(scale, "stage"), any(arms.values()))
         _legend(axis)
     return figure
 
@@ -176,9 +177,9 @@ def _states(experiment: Experiment, config: Config, states: Sequence[float]) -> 
 def draw_bytes_at_accuracy(pyplot: Any, experiment: Experiment) -> Any:
     """Return accuracy against the bytes of files, and against the entropy of what is in them."""
     module = bytes_at_accuracy
-    scale = chosen(experiment, module.FULL, module.SHORT)
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 5))
     for axis, (network, cells) in zip(axes, module.CELLS.items(), strict=True):
+        scale = chosen(experiment, network, module.FULL, module.SHORT)
         files: dict[str, list[tuple[float, list[float]]]] = {}
         bounds: list[tuple[float, list[float]]] = []
         for kilobytes, values in cells:
@@ -202,18 +203,20 @@ def draw_bytes_at_accuracy(pyplot: Any, experiment: Experiment) -> Any:
                 [code.kilobytes for code in mine], [code.accuracy for code in mine],
                 MARKERS[number], color=PAPER, label=source,
             )  # fmt: skip
-        _not_run(axis, bool(files))
         axis.set_xscale("log")
+        axis.set_xlim(*BYTES)
+        axis.set_xticks(KILOBYTES, [str(each) for each in KILOBYTES])
+        axis.minorticks_off()
         axis.set_xlabel("KB (1,000 bytes)")
         axis.set_ylabel("CIFAR-10 test accuracy, %")
-        axis.set_title(f"{TITLES[network]}, {words(scale, 'run')}")
-        _legend(axis)
+        _head(axis, TITLES[network], words(scale, "run"), bool(files))
+        _legend(axis, "lower right")
     return figure
 
 
-def _legend(axis: Any) -> None:
+def _legend(axis: Any, place: str = "lower left") -> None:
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=7, loc="lower left")
+        axis.legend(fontsize=7, loc=place)
 
 
 FIGURES = {"fig1": draw_fig1, "fig2": draw_fig2, "bytes_at_accuracy": draw_bytes_at_accuracy}

@@ -41,7 +41,7 @@ def scales(module: ModuleType) -> list[dict[str, Any]]:
 def test_every_row_is_there_once_and_its_strategy_can_be_made(study: ModuleType) -> None:
     for scale in scales(study):
         rows = study.rows(scale)
-        assert all(config.items() >= scale.items() for config, _ in rows)
+        assert all(config["train_images"] == scale["train_images"] for config, _ in rows)
         seen: list[Any] = []
         for config, seed in rows:
             make(config["strategy"], density=0.05, **config["options"])
