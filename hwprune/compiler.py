@@ -65,6 +65,8 @@ class Options:
         budget_bytes: None for the target's default.
         strategy: a key of ``hwprune.sparsity.STRATEGIES``.
         strategy_options: keyword arguments of that strategy.
+        share_weights: which layers share theirs, as ``--share-weights`` spells it; without, as the
+            strategy does.
         values: a value type, or ``auto``.
         epochs: passes over the training data; 0 trains nothing.
         seed: of everything that is random.
@@ -85,6 +87,7 @@ class Options:
     budget_bytes: int | None = None
     strategy: str = DEFAULT_STRATEGY
     strategy_options: Mapping[str, Any] | None = None
+    share_weights: Sequence[str] = ()
     values: str = "auto"
     epochs: int = DEFAULT_EPOCHS
     seed: int = 0
@@ -123,6 +126,7 @@ class Options:
                 strategy_options=course.options if course.strategy else self.strategy_options,
                 epochs=self.epochs if course.epochs is None else course.epochs,
                 recipe=course.recipe,
+                share_weights=self.share_weights or course.share_weights,
             )
         if strategy is not None and strategy != found.strategy:
             found = replace(found, strategy=strategy, strategy_options=None)
@@ -210,6 +214,7 @@ def compile_model(
             packed = pack_model(prepared, trained.masks, choice.value_type, pretrained)
             written, masks = packed.written, packed.masks
             notes += _packing_notes(packed, choice.value_type)
+            notes += sharing.counted(masks)
         if folder is None:
             return world.follow(Artifact)
         save_checkpoint(prepared.model.module, masks, folder.staging / "checkpoint")
@@ -261,7 +266,13 @@ def _check_options(options: Options, model: Model, data: Data | None) -> None:
     if not isinstance(options.epochs, int) or options.epochs < 0:
         raise UsageError(f"epochs is {options.epochs!r}", hint="expected a whole number, 0 or more")
     check_seed(options.seed)
-    if not model.trained and (data is None or options.epochs == 0):
+    untrained = data is None or options.epochs == 0
+    if _sharing_wishes(options) and untrained:
+        raise UsageError(
+            "layers that come to share weights have to be trained, and there is nothing to do it",
+            hint="give --data and --epochs above 0, or --share-weights off",
+        )
+    if not model.trained and untrained:
         raise UsageError(
             f"{model.source} has random weights, and there is nothing to train it with",
             hint="give --data and --epochs above 0, or a trained MODEL",
@@ -273,14 +284,18 @@ def _check_options(options: Options, model: Model, data: Data | None) -> None:
         )
 
 
+def _sharing_wishes(options: Options) -> tuple[str, ...]:
+    return wishes_of(options.share_weights, options.strategy, options.strategy_options or {})
+
+
 def _check_something_is_pruned(prepared: Prepared, plan: Plan | None = None) -> None:
-    """Refuse random weights where all fit: what is not pruned is not trained either."""
+    """Refuse random weights where all fit: what is not pruned is not trained."""
     fits = prepared.fits_dense if plan is None else plan.limited_by == "weights"
     if fits and not prepared.model.trained:
         raise UsageError(
             f"every weight of {prepared.model.source} fits {format_bytes(prepared.budget_bytes)}:"
-            " nothing would be pruned, and random weights stay random",
-            hint="lower --budget, or train the dense network and give its file as MODEL",
+            " nothing would be pruned, and what is not pruned is not trained",
+            hint="lower --budget, or give a trained network and another strategy",
         )
 
 

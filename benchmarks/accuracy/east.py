@@ -2,8 +2,9 @@
 
 The protocol is that of arXiv 2411.13545 (``--recipe east``): 250 epochs, batches of 128, SGD 0.1
 with Nesterov momentum, a tenth of the rate at half and at three quarters, gradients clipped at 1.
-RigL and SET have the same budget, ERK, magnitudes and exchanges; EAST without both of its parts is
-RigL. Validation is a tenth of the training images, so that training sees 45,000.
+RigL and SET have as many connections, ERK, magnitudes and exchanges; EAST without its parts is
+RigL. A sparsity is one of the network that shares nothing. Validation is a tenth of the training
+images, so that training sees 45,000.
 
     python benchmarks/accuracy/east.py --data-dir DIR [--short | --smoke] [--rows 0,2-4] [--table]
 
@@ -30,12 +31,14 @@ SAME: Config = {
     "score": "magnitude", "allocation": "erk", "grow_allocation": "towards-erk",
     "updates": 18, "drop": 0.5,
 }  # fmt: skip
-FIRST: dict[str, Config] = {EAST: arm("east"), RIGL: arm("rigl", **SAME)}
+SHARED: Config = {"sharing": True}
+FIRST: dict[str, Config] = {EAST: {**arm("east"), **SHARED}, RIGL: arm("rigl", **SAME)}
 ARMS: dict[str, Config] = {
     **FIRST,
     "SET": arm("set", **SAME),
-    "EAST without DyReLU": arm("east", dyrelu=False),
-    "EAST without cycles": arm("east", cyclic=False),
+    "EAST without DyReLU": {**arm("east", dyrelu=False), **SHARED},
+    "EAST without cycles": {**arm("east", cyclic=False), **SHARED},
+    "EAST without sharing": arm("east"),
 }
 # The network and its data, in the order in which they are wanted.
 NETWORKS = {

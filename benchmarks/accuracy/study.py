@@ -59,7 +59,8 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
             stages (and regrow); epochs (of each stage); train_images (None for all); recipe, where
             fields differ from their defaults; ``start: random`` for a network that is not trained,
             with the dense one as its teacher, ``start: scratch`` for one without a teacher; data,
-            where it is not cifar10; eval_images in a trial.
+            where it is not cifar10; sharing, for residual stages that share their weights;
+            eval_images in a trial.
         seed: of the split, the batches and the strategy.
         folder: the data folder.
         experiment: the record.
@@ -68,11 +69,13 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
     from hwprune.targets import load
     from hwprune.training import Checkpoint, Recipe, finetune
     from hwprune.training.devices import resolve
+    from hwprune.training.sharing import share
 
     watch, cpu = Stopwatch(), time.process_time()
     scratch = config.get("start") == "scratch"
     model = fresh_network(config, seed) if scratch else open_network(config, folder)
     data = open_data(config, folder, seed)
+    saved = share(model.module, pretrained=model.trained).saved if config.get("sharing") else 0
     prepared = prepare(model, load(TARGET), config.get("budget_bytes"))
     device = resolve()
     checkpoint = Checkpoint(
@@ -93,7 +96,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
         progress=lambda event: _tell(event, watch),
         checkpoint=checkpoint,
         observe=(lambda now: test_accuracy(now, data, device)) if "stages" in config else None,
-        **_course(config, prepared),
+        **_course(config, prepared, saved),
     )
     tested = test_accuracy(module, data, device)
     stages = {}
@@ -108,7 +111,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
         dense_validation_accuracy=result.dense_accuracy,
         extreme_validation_accuracy=result.extreme_accuracy,
         nonzeros=result.masks.nonzeros,
-        sparsity=1 - result.masks.nonzeros / result.masks.weights,
+        sparsity=1 - result.masks.nonzeros / (result.masks.weights + saved),
         steps=result.steps,
         cpu_seconds=round(time.process_time() - cpu, 1),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -125,8 +128,11 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
     checkpoint.discard()
 
 
-def _course(config: Config, prepared: Any) -> dict[str, Any]:
-    """Return the strategy and what fills its budget: connections, or a file's bytes."""
+def _course(config: Config, prepared: Any, saved: int) -> dict[str, Any]:
+    """Return the strategy and what fills its budget: connections, or a file's bytes.
+
+    A sparsity is one of the network as it was: what sharing has saved counts among its weights.
+    """
     from hwprune.sparsity import make
     from hwprune.steps.planning import plans_of
     from hwprune.steps.pricing import pricer
@@ -134,7 +140,7 @@ def _course(config: Config, prepared: Any) -> dict[str, Any]:
 
     if "sparsity" in config or "stages" in config:
         sparsity = config["stages"][-1] if "stages" in config else config["sparsity"]
-        count = round((1 - sparsity) * prepared.weights)
+        count = round((1 - sparsity) * (prepared.weights + saved))
         if "stages" in config:
             strategy = staged.course(config["stages"], **config.get("regrow", {}))
         else:

@@ -186,7 +186,7 @@ def _try(prepared: Prepared, plan: Plan, data: Data, recipe: Recipe, training: T
         strategy=strategy,
         fill=filler(prepared, plan),
         recipe=recipe,
-        teacher=copy.deepcopy(prepared.model.module) if prepared.model.trained else None,
+        teacher=prepared.teacher(),
         seed=training.seed,
         device=resolve(training.device),
         train_batchnorm=not prepared.model.batchnorm_frozen,

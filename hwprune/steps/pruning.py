@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -219,10 +218,11 @@ def _train(
         loss = "" if event.loss is None else f", loss {event.loss:.3f}"
         say(Status("train", f"{event.message}{loss}{accuracy}", event.step, event.of))
 
-    # Random weights have nothing to teach.
-    teacher = copy.deepcopy(prepared.model.module) if prepared.model.trained else None
+    teacher = prepared.teacher()
     started: list[str] = []
-    if data.train.labels is None and strategy.name == "one-shot":
+    # Where weights are shared there is no dense network of the same layers to be fitted to.
+    fits = strategy.name == "one-shot" and training.teacher is None
+    if data.train.labels is None and fits:
         masks, note = start_from_fit(
             prepared, fill, data, seed=training.seed, device=training.device, tell=_teller(say)
         )

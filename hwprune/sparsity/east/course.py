@@ -38,6 +38,8 @@ def east(
     the mask freezes as in RigL (arXiv 1911.11134).
 
     With ``cyclic`` and ``dyrelu`` off this is ``rigl`` with ERK, magnitudes and these exchanges.
+    The paper's third part, weights that residual blocks share, is not a matter of events: the
+    network is made so before (``hwprune.training.sharing``).
 
     Args:
         density: the density the plan expects.
