@@ -31,6 +31,7 @@ def compile(
     unsafe_load: bool = False,
     budget: int | str | None = None,
     strategy: str | None = None,
+    share_weights: str | Sequence[str | Sequence[str]] = (),
     values: str = "auto",
     epochs: int | None = None,
     seed: int = 0,
@@ -53,6 +54,9 @@ def compile(
         unsafe_load: read a pickled module, which runs code that the file holds.
         budget: bytes, or a size such as ``"64KiB"``; the target's default without.
         strategy: how to prune; the recipe's, else ``bidirectional``.
+        share_weights: ``"auto"`` lets blocks of residual stages share weights (``"stages"``: an
+            error where there are none); or groups of parameters by name; or ``"off"``. The
+            strategy's without.
         values: the type of the stored values, or ``auto``.
         epochs: passes over the training data; the recipe's, else 12.
         seed: of everything that is random.
@@ -82,6 +86,7 @@ def compile(
     folder = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="hwprune-"))
     options = Options(
         budget_bytes=parse_bytes(budget) if isinstance(budget, str) else budget,
+        share_weights=_wishes(share_weights),
         values=values,
         seed=seed,
         limits=(require,) if isinstance(require, str) else tuple(require),
@@ -97,6 +102,12 @@ def compile(
             with suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def _wishes(share_weights: str | Sequence[str | Sequence[str]]) -> tuple[str, ...]:
+    """Return what is to share weights, as the command line spells it."""
+    given = [share_weights] if isinstance(share_weights, str) else share_weights
+    return tuple(each if isinstance(each, str) else ",".join(each) for each in given)
 
 
 def _data(data: str | Data | None, seed: int) -> Data | None:

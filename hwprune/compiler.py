@@ -42,6 +42,7 @@ from hwprune.steps.pruning import (
 )
 from hwprune.steps.recording import Outcome, record_of, with_verdict, write_reports
 from hwprune.steps.resuming import checkpoint_of, discard_checkpoint
+from hwprune.steps.sharing import unshared_sparsity, wishes_of, with_shared_weights
 from hwprune.steps.verifying import measure_files, verify_file
 from hwprune.targets import Target
 from hwprune.training import ALONE, World
@@ -167,6 +168,8 @@ def compile_model(
         options.epochs, options.seed, options.recipe or {}, resolve(options.device), world=world
     )
     recipe = recipe_of(training)  # a wrong field is found before any work is done
+    trains = data is not None and options.epochs > 0
+    wishes = wishes_of(options.share_weights, options.strategy, trains=trains)
     racing = RACING_VALUE_TYPES if may_race(data, recipe) else ()
     kinds = value_types(target, options.values, also=racing)
     with opened(output) if world.leads else nullcontext() as folder:
@@ -187,6 +190,8 @@ def compile_model(
         else:
             if data is not None:
                 check_batch(model)
+            prepared, shared = with_shared_weights(prepared, wishes)
+            notes += shared
             say(Status("plan", "solving the budget"))
             pretrained = {name: array.copy() for name, array in module_weights(prepared).items()}
             plans = plans_of(prepared, kinds)
@@ -214,7 +219,7 @@ def compile_model(
             packed = pack_model(prepared, trained.masks, choice.value_type, pretrained)
             written, masks = packed.written, packed.masks
             notes += _packing_notes(packed, choice.value_type)
-            notes += sharing.counted(masks)
+            notes += unshared_sparsity(prepared, masks)
         if folder is None:
             return world.follow(Artifact)
         save_checkpoint(prepared.model.module, masks, folder.staging / "checkpoint")
@@ -266,13 +271,7 @@ def _check_options(options: Options, model: Model, data: Data | None) -> None:
     if not isinstance(options.epochs, int) or options.epochs < 0:
         raise UsageError(f"epochs is {options.epochs!r}", hint="expected a whole number, 0 or more")
     check_seed(options.seed)
-    untrained = data is None or options.epochs == 0
-    if _sharing_wishes(options) and untrained:
-        raise UsageError(
-            "layers that come to share weights have to be trained, and there is nothing to do it",
-            hint="give --data and --epochs above 0, or --share-weights off",
-        )
-    if not model.trained and untrained:
+    if not model.trained and (data is None or options.epochs == 0):
         raise UsageError(
             f"{model.source} has random weights, and there is nothing to train it with",
             hint="give --data and --epochs above 0, or a trained MODEL",
@@ -282,10 +281,6 @@ def _check_options(options: Options, model: Model, data: Data | None) -> None:
             f"{model.source} is a TorchScript archive: it can be planned, not compiled",
             hint="save the state dict: torch.save(model.state_dict(), 'model.pt')",
         )
-
-
-def _sharing_wishes(options: Options) -> tuple[str, ...]:
-    return wishes_of(options.share_weights, options.strategy, options.strategy_options or {})
 
 
 def _check_something_is_pruned(prepared: Prepared, plan: Plan | None = None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,8 @@ class Prepared:
         template: its artifact without masks, over the weights as loaded.
         skipped: parameters that stay dense.
         dense_bytes: the dense fp32 file.
+        unshared: the module before its layers shared weights, where they do; see ``sharing.py``.
+        saved_weights: what it has fewer than that.
     """
 
     model: Model
@@ -46,6 +50,17 @@ class Prepared:
     template: Template
     skipped: tuple[SkippedTensor, ...]
     dense_bytes: int
+    unshared: Any = None
+    saved_weights: int = 0
+
+    def teacher(self) -> Any:
+        """Return a copy of the dense network, None where its weights are random: nothing to teach.
+
+        Of a network that shares weights it is the one before: the other is not trained yet.
+        """
+        if not self.model.trained:
+            return None
+        return copy.deepcopy(self.model.module if self.unshared is None else self.unshared)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -221,7 +221,7 @@ def _train(
     teacher = prepared.teacher()
     started: list[str] = []
     # Where weights are shared there is no dense network of the same layers to be fitted to.
-    fits = strategy.name == "one-shot" and training.teacher is None
+    fits = strategy.name == "one-shot" and prepared.unshared is None
     if data.train.labels is None and fits:
         masks, note = start_from_fit(
             prepared, fill, data, seed=training.seed, device=training.device, tell=_teller(say)

@@ -57,6 +57,7 @@ class RecipeFile:
         epochs: passes over the training data, None where it does not say.
         strategy: the strategy's name, None where it does not say.
         options: keyword arguments of that strategy.
+        share_weights: which layers share their weights, as ``--share-weights`` spells it.
     """
 
     source: str
@@ -64,6 +65,7 @@ class RecipeFile:
     epochs: int | None
     strategy: str | None
     options: Mapping[str, Any]
+    share_weights: tuple[str, ...] = ()
 
 
 def names() -> list[str]:
@@ -86,13 +88,14 @@ def load(name_or_path: str | os.PathLike[str]) -> RecipeFile:
     path = Path(text) if text.lower().endswith(".toml") or os.sep in text else _built_in(text)
     table = _read(path)
     strategy, options = _strategy_of(table.pop("strategy", None), str(path))
+    shared = _texts(table.pop("share_weights", ()), str(path))
     given = _checked(_recipe_model(), table, str(path), "")
     try:
         Recipe(**given)
     except UsageError as error:
         raise UsageError(f"{path}: {error.message}", hint="see docs/recipes.md") from None
     epochs = given.pop("epochs", None)
-    return RecipeFile(text, given, epochs, strategy, options)
+    return RecipeFile(text, given, epochs, strategy, options, shared)
 
 
 def _built_in(name: str) -> Path:
@@ -125,6 +128,16 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} is not TOML: {reason}", hint="https://toml.io shows the syntax"
         ) from None
     return table
+
+
+def _texts(value: Any, path: str) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (tuple, list)) or not all(isinstance(text, str) for text in texts):
+        raise UsageError(
+            f"{path}: share_weights = {_give(value)}: expected a text or a list of texts",
+            hint='"auto", or groups such as ["a.weight,b.weight"]',
+        )
+    return tuple(texts)
 
 
 def _strategy_of(table: Any, path: str) -> tuple[str | None, dict[str, Any]]:
