@@ -284,13 +284,13 @@ def _check_options(options: Options, model: Model, data: Data | None) -> None:
 
 
 def _check_something_is_pruned(prepared: Prepared, plan: Plan | None = None) -> None:
-    """Refuse random weights where all fit: what is not pruned is not trained."""
+    """Refuse weights that have to be trained where all fit: what is not pruned is not trained."""
     fits = prepared.fits_dense if plan is None else plan.limited_by == "weights"
-    if fits and not prepared.model.trained:
+    if fits and (prepared.saved_weights or not prepared.model.trained):
         raise UsageError(
             f"every weight of {prepared.model.source} fits {format_bytes(prepared.budget_bytes)}:"
             " nothing would be pruned, and what is not pruned is not trained",
-            hint="lower --budget, or give a trained network and another strategy",
+            hint="lower --budget, or give a trained network that shares no weights",
         )
 
 

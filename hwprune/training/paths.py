@@ -4,7 +4,8 @@ At 99.99 % a mask may leave an output without any way from the input (layer coll
 case, arXiv 2006.05467): it is a constant then, and no gradient ever mends it. Whether there is a
 way is asked of the network itself, not of its graph: it is run once on positive numbers, with every
 living weight positive and every dead one zero, biases zero, and normalisations passing on what they
-get. What comes out is positive exactly where a path of living connections leads.
+get. What comes out is positive exactly where a path of living connections leads. Where every row
+and column of every tensor has a living connection there is nothing to ask.
 
 To mend, dead connections are opened a little: the flow through them says which of them lies on the
 way that needs the fewest, and of those the one with the largest pretrained weights. For each one
@@ -88,11 +89,17 @@ class Paths:
 
     def mend(self, masks: Masks) -> Mended:
         """Return the masks with a path to every output that can have one; their count stays."""
-        if not self._can_judge():
+        if _reaches_everything(masks) or not self._can_judge():
             return Mended(masks)
         cut = self.cut(masks)
         if not cut:
             return Mended(masks)
+        try:
+            return self._with_ways(masks, cut)
+        except RuntimeError:  # a network that insists on one type of numbers: flows need another
+            return Mended(masks, left=len(cut))
+
+    def _with_ways(self, masks: Masks, cut: Sequence[int]) -> Mended:
         whole = _copied(masks.by_name)
         kept = self._mended(whole, cut)
         if kept is None:  # too few can live to reach them all: as many as it goes
@@ -159,21 +166,20 @@ class Paths:
         if self._judged is None:
             full = {n: np.ones(shape, np.bool_) for n, shape in self._sparse.shapes.items()}
             try:
-                with torch.no_grad():
-                    every, nothing = (
-                        self._outputs(self._weights(full, 0.0), size) for size in (_INPUT, 0.0)
-                    )
-                self._judged = bool((every > 0).all() and every.isfinite().all()) and not bool(
-                    nothing.any()
-                )
+                every, nothing = (self._reached(full, size) for size in (1.0, 0.0))
+                self._judged = bool(every.all()) and not nothing.any()
             # Whatever a network does with numbers of another type: it is not judged.
             except (RuntimeError, TypeError, ValueError, NotImplementedError):
                 self._judged = False
         return self._judged
 
-    def _reached(self, masks: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    def _reached(
+        self, masks: Mapping[str, NDArray[np.bool_]], size: float = 1.0
+    ) -> NDArray[np.bool_]:
+        """Return which outputs a path leads to: every number on the way is 0 or 1."""
+        weights = {name: torch.from_numpy(mask.astype(np.float32)) for name, mask in masks.items()}
         with torch.no_grad():
-            return (self._outputs(self._weights(masks, 0.0), _INPUT) > 0).numpy()
+            return (self._outputs(weights, size, _Passing(binary=True)) > 0).numpy()
 
     def _mended(self, masks: Arrays, outputs: Sequence[int]) -> Arrays | None:
         """Open ways to some outputs and close as much elsewhere; None where that cannot be."""
@@ -194,8 +200,8 @@ class Paths:
 
     def _best(self, masks: Arrays, outputs: Sequence[int]) -> tuple[str, int] | None:
         """Return the dead connection through which most would flow to some outputs."""
-        weights = self._weights(masks, _BRIDGE, grad=True)
-        flow = self._outputs(weights, _INPUT)[list(outputs)]
+        weights = self._weights(masks, _BRIDGE)
+        flow = self._outputs(weights, _INPUT, _Passing())[list(outputs)]
         gains = _through(flow[flow > 0].log().sum(), weights)
         best, most = None, 0.0
         for name, mask in masks.items():
@@ -247,12 +253,12 @@ class Paths:
 
     def _flows(self, masks: Mapping[str, NDArray[np.bool_]]) -> dict[str, NDArray[np.float64]]:
         """Return through each connection the parts of all outputs' flows: 1 where all of one's."""
-        weights = self._weights(masks, 0.0, grad=True)
-        outputs = self._outputs(weights, _INPUT)
+        weights = self._weights(masks, 0.0)
+        outputs = self._outputs(weights, _INPUT, _Passing())
         return _through(outputs[outputs > 0].log().sum(), weights)
 
     def _weights(
-        self, masks: Mapping[str, NDArray[np.bool_]], bridge: float, *, grad: bool = False
+        self, masks: Mapping[str, NDArray[np.bool_]], bridge: float
     ) -> dict[str, torch.Tensor]:
         """Return positive weights where connections live, and less where they are dead."""
         weights = {}
@@ -264,35 +270,47 @@ class Paths:
             if bridge:
                 size = np.abs(pretrained[name]).astype(np.float64)
                 value = np.where(mask, value, bridge * (1 + size / max(1e-30, size.max())))
-            weights[name] = torch.from_numpy(value / rows).requires_grad_(grad)
+            weights[name] = torch.from_numpy(value / rows).requires_grad_()
         return weights
 
-    def _outputs(self, weights: Mapping[str, torch.Tensor], size: float) -> torch.Tensor:
+    def _outputs(
+        self, weights: Mapping[str, torch.Tensor], size: float, passing: _Passing
+    ) -> torch.Tensor:
         """Run the network on positive weights and inputs of one size; return (outputs,)."""
+        kind = next(iter(weights.values())).dtype
         state: dict[str, torch.Tensor] = {}
         for name, buffer in self._module.named_buffers():
-            state[name] = buffer.cpu().double() if buffer.is_floating_point() else buffer.cpu()
+            state[name] = buffer.cpu().to(kind) if buffer.is_floating_point() else buffer.cpu()
         for name, parameter in self._module.named_parameters():
             if name in weights:
                 continue
             # A bias adds nothing; a scalar and a matrix that cannot be pruned pass things on.
             each = 0.0 if parameter.ndim == 1 else 1.0 / max(1, parameter[:1].numel())
             each = each if parameter.ndim else 1.0
-            state[name] = torch.full(parameter.shape, each, dtype=torch.float64)
+            state[name] = torch.full(parameter.shape, each, dtype=kind)
         inputs = tuple(
-            torch.full((1, *part.shape[1:]), size, dtype=torch.float64)
+            torch.full((1, *part.shape[1:]), size, dtype=kind)
             if part.is_floating_point()
             else part[:1].cpu()
             for part in self._inputs()
         )
-        with _in_eval(self._module), _NormsPass():
+        with _in_eval(self._module), passing:
             output = functional_call(self._module, {**state, **weights}, inputs)
         output = output[0] if isinstance(output, (tuple, list)) else output
         return output.reshape(-1)
 
 
-class _NormsPass(TorchFunctionMode):
-    """Lets normalisations return what they get: they may not take a path away, nor make one."""
+class _Passing(TorchFunctionMode):
+    """Lets normalisations return what they get: they may not take a path away, nor make one.
+
+    Args:
+        binary: make 1 of every positive number and 0 of all others after each step, so that nothing
+            gets too large or too small however deep the network is.
+    """
+
+    def __init__(self, *, binary: bool = False) -> None:
+        super().__init__()
+        self._binary = binary
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -300,7 +318,10 @@ class _NormsPass(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__name__", "").partition(".")[0] in _NORMS:
             return args[0] if args else kwargs["input"]
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if self._binary and isinstance(result, torch.Tensor) and result.is_floating_point():
+            return (result > 0).to(result.dtype)
+        return result
 
 
 @contextmanager
@@ -323,6 +344,18 @@ def _through(
         name: np.zeros(weight.shape) if grad is None else (weight * grad).detach().numpy()
         for (name, weight), grad in zip(weights.items(), found, strict=True)
     }
+
+
+def _reaches_everything(masks: Masks) -> bool:
+    """Return whether every row and every column of every tensor has a living connection.
+
+    Whichever of them are its outputs: each is then reached from something that is reached itself.
+    """
+    for mask in masks.by_name.values():
+        flat = mask.reshape(*mask.shape[:2], -1)
+        if not (flat.any((1, 2)).all() and flat.any((0, 2)).all()):
+            return False
+    return True
 
 
 def _copied(masks: Mapping[str, NDArray[np.bool_]]) -> Arrays:

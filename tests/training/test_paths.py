@@ -193,7 +193,7 @@ class Strict(nn.Module):
         return self.layer(x) @ torch.eye(3, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("kind", [Positions, Difference, Strict])
+@pytest.mark.parametrize("kind", [Positions, Difference])
 def test_networks_that_cannot_be_judged_are_left_alone(kind: Callable[[], nn.Module]) -> None:
     module = kind()
     sparse = SparseParameters(module, ["layer.weight"])
@@ -202,6 +202,31 @@ def test_networks_that_cannot_be_judged_are_left_alone(kind: Callable[[], nn.Mod
     mended = paths.mend(masks)
     assert mended.masks is masks
     assert paths.notes == ()
+
+
+def test_what_cannot_be_mended_is_reported() -> None:
+    module = Strict()
+    paths = Paths(module, SparseParameters(module, ["layer.weight"]), lambda: (torch.zeros(2, 4),))
+    masks = Masks({"layer.weight": np.eye(3, 4, dtype=bool) & (np.arange(3) < 2)[:, None]})
+    mended = paths.mend(masks)
+    assert mended.masks is masks
+    paths.count(mended)
+    assert paths.notes == ("1 outputs have no path of living connections from the input",)
+
+
+def test_depth_does_not_matter() -> None:
+    """Forty dense layers in a row: numbers that shrink by a row's length each would be lost."""
+    module = nn.Sequential(*(nn.Linear(200, 200, bias=False) for _ in range(40)))
+    names = [name for name, _ in module.named_parameters()]
+    paths = Paths(module, SparseParameters(module, names), lambda: (torch.zeros(1, 200),))
+    masks = Masks({name: np.ones((200, 200), bool) for name in names})
+    masks["39.weight"][5] = False
+    masks["20.weight"][:, 1:] = False
+    assert paths.cut(masks) == (5,)
+    mended = paths.mend(masks)
+    assert (mended.mended, mended.left) == (1, 0)
+    assert mended.opened is not None
+    assert np.count_nonzero(mended.opened["39.weight"][5]) == mended.opened.nonzeros == 1
 
 
 def test_looking_changes_nothing() -> None:
