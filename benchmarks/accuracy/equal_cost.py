@@ -44,9 +44,12 @@ LARGER_ARMS: dict[str, Config] = {
     "bidirectional": arm("bidirectional"),
     "cyclic": arm("cyclic"),
     "RigL from scratch": {
-        **arm("rigl", score="magnitude", allocation="erk", updates=100), "start": "random",
+        **arm(
+            "rigl", score="magnitude", allocation="erk", grow_allocation="towards-erk", updates=100
+        ),
+        "start": "random",
     },
-}  # fmt: skip
+}
 
 
 def cell(sparsity: float, name: str, scale: Config) -> Config:

@@ -115,7 +115,7 @@ def test_a_start_from_random_weights_is_taught_by_the_dense_network(
     opened: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
     study = opened("study")
-    options = study.arm("rigl", score="magnitude", allocation="erk", updates=2)
+    options = study.arm("rigl", allocation="erk", grow_allocation="towards-erk", updates=2)
     config = {"network": NAME, "sparsity": 0.9, **options, **SCALE, "start": "random"}
     experiment = study.Experiment("rigl", ["python"])
     study.run(config, 0, tmp_path, experiment)
