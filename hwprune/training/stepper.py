@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -61,8 +61,9 @@ class Stepper:
         self.precision: Literal["fp32", "bf16"] = precision
         self._module, self._teacher = setting.module, setting.teacher
         if recipe.compiled:
-            self._module = torch.compile(setting.module)
-            self._teacher = setting.teacher and torch.compile(setting.teacher)
+            self._module = cast("nn.Module", torch.compile(setting.module))
+            if setting.teacher is not None:
+                self._teacher = cast("nn.Module", torch.compile(setting.teacher))
         self.optimizer = sgd(setting.module, setting.recipe)
 
     def step(self, batch: Batch, rate: float) -> torch.Tensor:
