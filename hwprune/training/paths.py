@@ -17,6 +17,7 @@ not zero for zero inputs, such as with learnt positions) are left as they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -285,8 +286,7 @@ class Paths:
             if name in weights:
                 continue
             # A bias adds nothing; a scalar and a matrix that cannot be pruned pass things on.
-            each = 0.0 if parameter.ndim == 1 else 1.0 / max(1, parameter[:1].numel())
-            each = each if parameter.ndim else 1.0
+            each = 0.0 if parameter.ndim == 1 else 1.0 / max(1, math.prod(parameter.shape[1:]))
             state[name] = torch.full(parameter.shape, each, dtype=kind)
         inputs = tuple(
             torch.full((1, *part.shape[1:]), size, dtype=kind)

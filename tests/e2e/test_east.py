@@ -12,6 +12,35 @@ from e2e_tools import Runner, accuracy_of, state_of
 from hwprune.frontend import new_model
 
 KIB12 = 12 * 1024
+# Four blocks alike, so that the last three share two tensors.
+RESIDUAL = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(2))
+
+    def forward(self, x):
+        y = F.relu(self.norms[0](self.first(x)))
+        return torch.relu_(x + self.norms[1](self.second(y)))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.stage = nn.Sequential(*(Block() for _ in range(4)))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.stage(F.relu(self.norm(self.stem(x)), inplace=True))
+        return self.head(x.mean((2, 3)))
+"""
 # What DyReLU would leave behind: its means, sigmoids and the larger of two lines.
 DYNAMIC = {"Max", "Sigmoid", "Tanh", "Greater", "Where"}
 
@@ -60,6 +89,23 @@ class TestEast:
         assert state_of(out).keys() == start.keys()
         weight = state_of(out)["features.1.0.weight"]
         assert not np.array_equal(weight[weight != 0], start["features.1.0.weight"][weight != 0])
+
+    def test_all_parts_together_on_a_residual_network(
+        self, hwprune: Runner, recipe: Path, tmp_path: Path
+    ) -> None:
+        net, out = tmp_path / "net.py", tmp_path / "o"
+        net.write_text(RESIDUAL)
+        words = [*self.words(recipe, out, "--epochs", 2)]
+        words[words.index(KIB12)] = "8KiB"
+        ran = hwprune("compile", "--arch", f"{net}:Net", *words)
+        assert ran.code == 0, ran.err
+        notes = " ".join(ran.document["notes"])
+        assert "6 layers share 2 tensors" in notes
+        assert "DyReLU stood in for 9 ReLUs" in notes
+        path = out / "model.onnx"
+        assert path.stat().st_size <= 8 * 1024
+        assert ran.document["accuracy"]["final"] == accuracy_of(path) > 0.2
+        assert hwprune("check", path, "--target", "nrf52840").code == 0
 
     def test_from_a_checkpoint_with_a_part_left_out(
         self, hwprune: Runner, recipe: Path, digits_pt: Path, tmp_path: Path

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from hwprune.ir import Masks, Ranking
 from hwprune.training.paths import Paths
+from hwprune.training.sharing import share
 from hwprune.training.sparse import SparseParameters
 
 SIZES = (6, 9, 9, 9, 5)
@@ -135,6 +136,24 @@ def test_a_residual_network_has_its_ways_around(seed: int) -> None:
     assert paths.cut(masks) == (0, 1, 2, 3)
     mended = paths.mend(masks)
     assert paths.cut(mended.masks) == ()
+    assert mended.masks.nonzeros == masks.nonzeros
+
+
+def test_shared_weights_have_their_ways_too() -> None:
+    """A scalar in front of a shared tensor lets everything through; a bias does not."""
+    module = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    share(module, groups=[["1.weight", "2.weight"]], pretrained=False)
+    sparse = SparseParameters(module, ["0.weight", "1.weight"])
+    paths = Paths(module, sparse, lambda: (torch.zeros(1, 4),))
+    masks = Masks({name: np.eye(4, dtype=bool) for name in sparse.shapes})
+    masks["1.weight"][:] = np.roll(masks["1.weight"], 1, axis=0)
+    assert paths.cut(masks) == ()
+    masks["0.weight"][2] = False
+    assert paths.cut(masks) == (0,)  # 2 goes to 3, and from there to 0
+    masks["1.weight"][3] = False
+    assert paths.cut(masks) == (0, 3)
+    mended = paths.mend(masks)
+    assert mended.mended + mended.left == 2
     assert mended.masks.nonzeros == masks.nonzeros
 
 
