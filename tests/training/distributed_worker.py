@@ -17,6 +17,7 @@ from torch import nn
 from hwprune.errors import DataError, HwpruneError
 from hwprune.sparsity import make
 from hwprune.training import Checkpoint, Recipe, World, finetune, joined
+from hwprune.training.sharing import share
 
 RECIPE = Recipe(epochs=2, batch_size=31, precision="fp32", learning_rate=0.02, cutout=2)
 
@@ -31,12 +32,35 @@ def without_batchnorm() -> nn.Module:
         )  # fmt: skip
 
 
-NAMES = {"plain": ("0.weight", "4.weight"), "batchnorm": nets.NAMES}
+def with_shared_weights() -> nn.Module:
+    """A network two of whose convolutions are one tensor."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        module = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Flatten(), nn.Linear(128, 10),
+        )  # fmt: skip
+    share(module, groups=[("4.weight", "7.weight")])
+    return module
+
+
+NAMES = {
+    "plain": ("0.weight", "4.weight"),
+    "batchnorm": nets.NAMES,
+    "shared": ("0.weight", "4.weight", "11.weight"),
+}
+MODULES: dict[str, Any] = {
+    "plain": without_batchnorm,
+    "batchnorm": lambda: nets.small_cnn(dropout=0.2),
+    "shared": with_shared_weights,
+}
 
 
 def train(kind: str, world: World, **changes: Any) -> dict[str, Any]:
     """Train one network and return what came of it."""
-    module = without_batchnorm() if kind == "plain" else nets.small_cnn(dropout=0.2)
+    module = MODULES[kind]()
     arguments: dict[str, Any] = {
         "data": nets.digits(samples=301),
         "names": NAMES[kind],
@@ -65,7 +89,7 @@ def digest(module: nn.Module) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def resumed(world: World, folder: Path) -> dict[str, Any]:
+def resumed(world: World, folder: Path, kind: str = "batchnorm") -> dict[str, Any]:
     """Train to the end, and once more from a checkpoint between the two epochs."""
     checkpoint = Checkpoint(folder / "run", every_seconds=0)
     kept: list[bytes] = []
@@ -74,11 +98,11 @@ def resumed(world: World, folder: Path) -> dict[str, Any]:
         if event.message.startswith("epoch 2 of") and world.leads:
             kept.append(checkpoint.path.read_bytes())
 
-    whole = train("batchnorm", world, checkpoint=checkpoint, progress=progress)
+    whole = train(kind, world, checkpoint=checkpoint, progress=progress)
     if world.leads:
         checkpoint.path.write_bytes(kept[0])
     world.gather(None)  # the file is there for everyone
-    again = train("batchnorm", world, checkpoint=dataclasses.replace(checkpoint, resume=True))
+    again = train(kind, world, checkpoint=dataclasses.replace(checkpoint, resume=True))
     return {"whole": whole["digest"], "again": again["digest"], "notes": again["notes"]}
 
 
@@ -110,6 +134,9 @@ def main() -> int:
                     train("plain", world, seed=world.rank)
                 except HwpruneError as error:
                     saw["different"] = error.message
+            elif sys.argv[1] == "shared":
+                saw["shared"] = train("shared", world)
+                saw["resumed"] = resumed(world, folder, "shared")
             elif sys.argv[1] == "fail":
                 failing(world)
             elif world.rank == 1:
