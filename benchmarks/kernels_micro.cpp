@@ -6,7 +6,8 @@
 //
 // Usage: kernels_micro NETWORK DENSITY [batch] [threads] [--all]
 //   networks: vgg16 resnet20 mobilenetv1 mobilenetv2 resnet50; --all also times every layout that was not chosen, --sum
-//   prints the total only, --fit what benchmarks/fit_kernels.py fits the constants of choice.cpp to.
+//   prints the total only, --in-turn runs the layers one after the other as a network does, which leaves the caches to none of
+//   them, --fit what benchmarks/fit_kernels.py fits the constants of choice.cpp to.
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -14,6 +15,7 @@
 #include <cstring>
 #include <ctime>
 #include <functional>
+#include <memory>
 #include <random>
 #include <string>
 #include <thread>
@@ -187,6 +189,59 @@ class Pool {
   std::atomic<bool> stop_{false};
 };
 
+// All layers one after the other, as a network runs them: the weights of one drive those of the others out of the caches.
+void in_turn(const std::vector<Layer>& net, double density, int64_t batch, bool wall, const Parallel& parallel) {
+  struct Stage {
+    std::unique_ptr<SparseConv> kernel;
+    int64_t spatial[2];
+    double gigaflops;
+    std::vector<float> x, y;
+    std::vector<double> times;
+  };
+  std::mt19937 random(1);
+  std::vector<Stage> stages;
+  for (const Layer& layer : net) {
+    const int64_t pad = layer.kernel / 2;
+    const ConvSpec spec{layer.in, layer.out, layer.group, {layer.kernel, layer.kernel}, {layer.stride, layer.stride}, {1, 1}, {pad, pad, pad, pad}};
+    Epilogue epilogue;
+    epilogue.bias.assign(static_cast<size_t>(layer.out), 0.1f);
+    epilogue.activation = Activation::relu;
+    Stage stage;
+    SparseMatrix matrix = weights_of(layer, density, random);
+    const double nonzeros = static_cast<double>(matrix.value.size());
+    stage.kernel = std::make_unique<SparseConv>(spec, std::move(matrix), epilogue);
+    stage.spatial[0] = stage.spatial[1] = layer.size;
+    int64_t out[2];
+    output_shape(spec, stage.spatial, out);
+    stage.x.assign(static_cast<size_t>(batch * layer.in * layer.size * layer.size), 0.5f);
+    stage.y.assign(static_cast<size_t>(batch * layer.out * out[0] * out[1]), 0.0f);
+    stage.gigaflops = 2e-9 * nonzeros * static_cast<double>(batch * out[0] * out[1]);
+    stages.push_back(std::move(stage));
+  }
+  for (double spent = 0; spent < 1000;) {
+    for (Stage& stage : stages) {
+      const double begin = now(wall);
+      stage.kernel->run(stage.x.data(), batch, stage.spatial, stage.y.data(), nullptr, parallel);
+      stage.times.push_back(now(wall) - begin);
+      spent += stage.times.back();
+    }
+  }
+  double sums[2] = {};
+  size_t bytes = 0;
+  for (size_t i = 0; i < stages.size(); ++i) {
+    std::vector<double>& times = stages[i].times;
+    std::sort(times.begin(), times.end());
+    const double fifth = times[times.size() / 5], median = times[times.size() / 2];
+    sums[0] += fifth;
+    sums[1] += median;
+    bytes += stages[i].kernel->resident_bytes();
+    std::printf("%5lld -> %5lld %3lldx%-3lld fifth %8.4f ms %6.1f GFLOP/s median %8.4f ms\n", static_cast<long long>(net[i].in),
+                static_cast<long long>(net[i].out), static_cast<long long>(net[i].size), static_cast<long long>(net[i].size), fifth,
+                stages[i].gigaflops / fifth * 1e3, median);
+  }
+  std::printf("in turn: sum of fifths %.3f ms, of medians %.3f ms, %zu bytes resident\n", sums[0], sums[1], bytes);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -201,6 +256,10 @@ int main(int count, char** arguments) {
   parallel.threads = threads;
   if (threads > 1) parallel.run = [&](size_t items, const std::function<void(size_t)>& body) { pool.run(items, body); };
   std::mt19937 random(1);
+  if (count > 5 && std::strcmp(arguments[5], "--in-turn") == 0) {
+    in_turn(network(name), density, batch, threads > 1, parallel);
+    return 0;
+  }
   double total = 0, pruned = 0;
   for (const Layer& layer : network(name)) {
     const int64_t pad = layer.kernel / 2;

@@ -327,6 +327,15 @@ void check_special_values() {
   }
 }
 
+// Weights that no second-level cache holds are walked in one go where tiles are short; see kScattered in plan.h.
+void check_streamed() {
+  const ConvShape shape = make_shape({512, 512, 1, {3, 3}, {1, 1}, {1, 1}, {1, 1, 1, 1}});
+  const PlanChoice choice = candidates(shape, {1, 2, 2}, 512 * 512 * 9 / 10, 1, 1).front();
+  if (choice.split_channels == 512) return;
+  std::printf("FAILED streamed weights are split by %lld channels\n", static_cast<long long>(choice.split_channels));
+  ++failures;
+}
+
 void check_refusals() {
   const auto refused = [](const char* what, const ConvSpec& spec, SparseMatrix weights, Epilogue epilogue) {
     try {
@@ -372,6 +381,7 @@ int main(int count_of_arguments, char** arguments) {
   Random random(1);
   check_concurrent(random);
   check_special_values();
+  check_streamed();
   check_refusals();
   Problem empty;  // no images, and a map smaller than the kernel: nothing to write, nothing to read
   const int64_t spatial[] = {2, 2}, tall[] = {0, 4};

@@ -51,7 +51,7 @@ void add_tiles(const Problem& problem, const Tiling& tiling, double times, Work&
   if (tiling.touched > static_cast<double>(kFirstLevelFloats)) work[kSecondLevel] += nonzeros * vectors;
   if (problem.nonzeros * kWeightBytes > kStreamBytes) {
     work[kStreamed] += nonzeros;
-    if (tiling.splits > 1) work[kScattered] += times * problem.nonzeros;
+    if (tiling.splits > 1 && vectors < 4) work[kScattered] += times * problem.nonzeros;
   }
   work[kRows] += tiles * rows * tiling.splits;
   work[kResults] += tiles * rows * vectors;

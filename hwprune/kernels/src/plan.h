@@ -38,7 +38,8 @@ enum WorkKind : size_t {
   kUnaligned,    // of the vectors, those of layouts whose loads mostly straddle cache lines
   kSecondLevel,  // of the vectors, those of tiles whose input exceeds the first-level cache
   kStreamed,     // of the nonzeros, those of layers whose weights exceed the second-level cache
-  kScattered,    // the same once a block, where several splits read them piece by piece: nothing fetches them ahead
+  kScattered,    // the same once a block, where several splits read them piece by piece, which nothing fetches ahead, for tiles
+                 // too short to wait for them unnoticed
   kRows,         // weight rows times tiles and splits: loop set-up, segment bounds
   kResults,      // vectors of results: bias, bounds, store
   kParts,        // rows of results whose last vector is cut short
