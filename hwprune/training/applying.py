@@ -33,7 +33,7 @@ def apply_due(run: Run, epoch: int, *, at_end: bool = False) -> None:
             if mended.opened is not None:
                 run.sparse.restart(mended.opened)
         run.paths.count(mended)
-        _note_collapse(run, masks)
+        _note_collapse(run, mended.untouched)
         run.changed_at = run.step
         run.record(epoch, event.action)
         density = masks.nonzeros / run.sparse.weights

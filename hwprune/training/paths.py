@@ -61,6 +61,13 @@ class Mended:
     mended: int = 0
     left: int = 0
 
+    @property
+    def untouched(self) -> Masks:
+        """Return the masks without what was opened."""
+        if self.opened is None:
+            return self.masks
+        return Masks({name: self.masks[name] & ~self.opened[name] for name in self.masks})
+
 
 class Paths:
     """Looks for paths through one network.

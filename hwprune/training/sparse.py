@@ -131,7 +131,7 @@ class SparseParameters:
                 self._dead[name] = dead
 
     def restart(self, opened: Masks) -> None:
-        """Give connections their pretrained values, whatever they started from.
+        """Give connections that are at zero their pretrained values.
 
         While there are dense weights these stay: they are what a connection starts from.
         """
@@ -140,7 +140,7 @@ class SparseParameters:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 if opened[name].any():
-                    here = torch.from_numpy(opened[name]).to(parameter.device)
+                    here = torch.from_numpy(opened[name]).to(parameter.device) & (parameter == 0)
                     parameter.copy_(torch.where(here, self.pretrained[name], parameter))
 
     def keep_dense(self, initial: Initial) -> None:

@@ -177,8 +177,10 @@ def test_a_collapse_is_reported_by_name(data: Data) -> None:
         module, data=data, names=nets.NAMES, strategy=Strategy("x", events, 0.01),
         fill=nets.fill_count(30), recipe=dataclasses.replace(QUICK, epochs=0), teacher=None, seed=0,
     )  # fmt: skip
-    assert result.masks["4.weight"].sum() == 1
     assert "layer collapse in 4.weight: its best connection was kept" in result.notes
+    assert 1 <= result.masks["4.weight"].sum() < 5  # what the outputs need
+    assert result.masks.nonzeros == 30
+    assert "had no path of living connections from the input" in " ".join(result.notes)
 
 
 def test_a_second_order_start_is_the_step(data: Data) -> None:
