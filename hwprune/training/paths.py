@@ -304,7 +304,8 @@ class Paths:
         with _in_eval(self._module), passing:
             output = functional_call(self._module, {**state, **weights}, inputs)
         output = output[0] if isinstance(output, (tuple, list)) else output
-        return output.reshape(-1)
+        flat: torch.Tensor = output.reshape(-1)
+        return flat
 
 
 class _Passing(TorchFunctionMode):
