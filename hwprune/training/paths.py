@@ -39,6 +39,9 @@ from hwprune.training.sparse import SparseParameters
 # What goes in, small, so that no activation saturates; what a dead connection passes on: less than
 # one part in the connections that a row can have, and large enough for twenty of them in a row.
 _INPUT, _BRIDGE = 1e-3, 1e-8
+# How often a network is looked at to mend a mask, and after how many outputs that cannot be reached
+# the others are not tried: what is left is left to the next change of the masks.
+_MOST_LOOKS, _PATIENCE = 200, 3
 _NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})
 
 Arrays = dict[str, NDArray[np.bool_]]
@@ -111,10 +114,13 @@ class Paths:
         whole = _copied(masks.by_name)
         kept = self._mended(whole, cut)
         if kept is None:  # too few can live to reach them all: as many as it goes
-            kept = whole
+            kept, failures = whole, 0
             for output in cut:
+                if failures == _PATIENCE:
+                    break
                 if not self._reached(kept)[output]:
-                    kept = self._mended(kept, (output,)) or kept
+                    tried = self._mended(kept, (output,))
+                    kept, failures = tried or kept, failures + (tried is None)
         left = len(self.cut(Masks(kept)))
         opened = {name: kept[name] & ~masks[name] for name in kept}
         return Mended(Masks(kept), Masks(opened), len(cut) - left, left)
@@ -192,32 +198,40 @@ class Paths:
     def _mended(self, masks: Arrays, outputs: Sequence[int]) -> Arrays | None:
         """Open ways to some outputs and close as much elsewhere; None where that cannot be."""
         tried, count = _copied(masks), 0
-        while True:
+        for _ in range(_MOST_LOOKS):
             reached = self._reached(tried)
             cut = [output for output in outputs if not reached[output]]
             if not cut:
                 break
             best = self._best(tried, cut)
-            if best is None or count > len(outputs) * len(tried):
+            if not best:
                 return None
-            name, place = best
-            tried[name].flat[place] = True
-            count += 1
+            for name, place in best:
+                tried[name].flat[place] = True
+            count += len(best)
         opened = {name: tried[name] & ~masks[name] for name in tried}
         return tried if self._close(tried, opened, count) else None
 
-    def _best(self, masks: Arrays, outputs: Sequence[int]) -> tuple[str, int] | None:
-        """Return the dead connection through which most would flow to some outputs."""
+    def _best(self, masks: Arrays, outputs: Sequence[int]) -> list[tuple[str, int]]:
+        """Return the dead connection through which most would flow to some outputs.
+
+        Where all that flows to an output goes through one empty row, as in a last layer, that row's
+        best one is needed anyway: those of all such rows together.
+        """
         weights = self._weights(masks, _BRIDGE)
         flow = self._outputs(weights, _INPUT, _Passing())[list(outputs)]
         gains = _through(flow[flow > 0].log().sum(), weights)
-        best, most = None, 0.0
+        needed: list[tuple[str, int]] = []
+        best, most = needed, 0.0
         for name, mask in masks.items():
-            gain = np.where(mask, 0.0, gains[name])
+            gain = np.where(mask, 0.0, gains[name]).reshape(len(mask), -1)
+            empty = ~mask.reshape(len(mask), -1).any(1)
+            rows = np.flatnonzero(empty & (gain.sum(1) > 1 - 1e-3))
+            needed += [(name, int(r) * gain.shape[1] + int(np.argmax(gain[r]))) for r in rows]
             place = int(np.argmax(gain))
             if gain.flat[place] > most:
-                best, most = (name, place), float(gain.flat[place])
-        return best
+                best, most = [(name, place)], float(gain.flat[place])
+        return needed or best
 
     def _close(self, masks: Arrays, opened: Arrays, count: int) -> bool:
         """Close connections that no output needs, in place; return whether there were so many."""
