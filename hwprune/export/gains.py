@@ -40,12 +40,18 @@ def scalars_behind(graph: Graph, parameters: Collection[str]) -> Graph:
         found = _scaled_weight(node, graph, parameters)
         if found is None or node.output[0] in outputs:
             continue
-        if all(slot == 1 and _is_layer(reader) for reader, slot in readers[node.output[0]]):
+        uses = readers[node.output[0]]
+        if all(_passes_on(reader, slot, readers, outputs) for reader, slot in uses):
             scaled[node.output[0]] = found
     nodes: list[onnx.NodeProto] = []
     tensors: dict[str, NDArray[Any]] = dict(graph.tensors)
     for node in graph.nodes:
         if node.output and node.output[0] in scaled:
+            continue
+        if node.op_type == "Transpose" and node.input[0] in scaled:
+            weight, scalar = scaled[node.input[0]]
+            scaled[node.output[0]] = (node.output[0], scalar)
+            nodes.append(rename(node, {node.input[0]: weight}))
             continue
         if len(node.input) < 2 or node.input[1] not in scaled:
             nodes.append(node)
@@ -198,6 +204,21 @@ def _is_layer(node: onnx.NodeProto) -> bool:
         scaled = given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0
         return given.get("transB", 0) == 1 and not given.get("transA", 0) and not scaled
     return node.op_type == "Conv"
+
+
+def _passes_on(
+    node: onnx.NodeProto,
+    slot: int,
+    readers: Mapping[str, list[tuple[onnx.NodeProto, int]]],
+    outputs: set[str],
+) -> bool:
+    """Return whether a factor on what a node reads there is one on what layers give."""
+    if node.op_type == "Transpose":
+        turned = readers.get(node.output[0], [])
+        return node.output[0] not in outputs and all(
+            (reader.op_type, at) == ("MatMul", 1) for reader, at in turned
+        )
+    return slot == 1 and (node.op_type == "MatMul" or _is_layer(node))
 
 
 def _trailing(layer: onnx.NodeProto, weight: NDArray[Any]) -> int:

@@ -87,21 +87,22 @@ def decoded_parameters(
             )
     for gain in graph.gains:
         if gain.name in written.gains:
-            factor, bias = (
-                spread(name, arrays[name], written.kept, graph.tensors[name])
-                for name, arrays in ((gain.name, written.gains), (gain.bias, written.biases))
-            )
-            values |= undone(gain, factor, bias, raw)
+            stored = {gain.name: written.gains[gain.name], gain.bias: written.biases[gain.bias]}
+            whole = [
+                spread(name, array, written.kept, graph.tensors[name])
+                for name, array in stored.items()
+            ]
+            values |= undone(gain, whole[0], whole[1], raw)
     apart = {gain.bias for gain in graph.gains}
-    for name, stored in written.biases.items():
+    for name, stored_bias in written.biases.items():
         if name in apart:
             continue
-        whole = spread(name, stored, written.kept, graph.tensors[name])
+        bias = spread(name, stored_bias, written.kept, graph.tensors[name])
         folded = folded_biases.get(name)
         if folded is None:
-            values[name] = whole
+            values[name] = bias
         else:
-            values[folded.norm[1]] = (whole.astype(np.float64) - folded.shift).astype(np.float32)
+            values[folded.norm[1]] = (bias.astype(np.float64) - folded.shift).astype(np.float32)
     return {name: value for name, value in values.items() if name in raw}
 
 

@@ -11,8 +11,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+import hwprune
 from hwprune.errors import UsageError
 from hwprune.export.artifact import csr_arrays, read_artifact
 from hwprune.ir import Masks, Model, TensorSpec, ValueType
@@ -23,6 +25,7 @@ from hwprune.steps.sharing import unshared_sparsity, wishes_of, with_shared_weig
 from hwprune.steps.storing import store_of
 from hwprune.steps.verifying import verify_file
 from hwprune.targets import load
+from hwprune.verify import check
 
 
 class Block(nn.Module):
@@ -43,7 +46,7 @@ class Block(nn.Module):
 
 
 class Deconvolved(nn.Module):
-    """Shared transposed convolutions and linear layers with BN, a ReLU6 behind one."""
+    """Shared transposed convolutions and linear layers: with BN, and without on tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,11 +57,13 @@ class Deconvolved(nn.Module):
         self.first = nn.Linear(6, 6, bias=False)
         self.second = nn.Linear(6, 6, bias=False)
         self.flat = nn.ModuleList([nn.BatchNorm1d(6), nn.BatchNorm1d(6)])
+        self.q, self.k = nn.Linear(6, 6), nn.Linear(6, 6)
         self.head = nn.Linear(6, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(self.norms[0](self.one(self.stem(x))))
-        y = torch.nn.functional.relu6(self.norms[1](self.two(y))).mean((2, 3))
+        y = torch.nn.functional.relu6(self.norms[1](self.two(y))).flatten(2).transpose(1, 2)
+        y = torch.tanh(self.q(y) + self.k(y)).mean(1)
         y = torch.nn.functional.relu6(self.flat[0](self.first(y)))
         return self.head(self.flat[1](self.second(y)))
 
@@ -72,7 +77,7 @@ def residual() -> nn.Module:
 
 
 STAGE = ("auto",)
-NAMED = ("one.weight,two.weight", "first.weight,second.weight")
+NAMED = ("one.weight,two.weight", "first.weight,second.weight", "q.weight,k.weight")
 
 
 @cache
@@ -115,7 +120,7 @@ def packed_and_checked(
     nothing = {name: np.zeros(masks[name].shape, np.float32) for name in masks}
     packed = pack_model(prepared, masks, kind, nothing)
     assert len(packed.written.data) <= size
-    if not packed.useless and not packed.dropped:
+    if not packed.useless and not packed.dropped and not packed.removed:
         assert len(packed.written.data) == size
     path.write_bytes(packed.written.data)
     checked = verify_file(path, packed.written, packed.masks, prepared, None)
@@ -163,7 +168,7 @@ def test_inlined_files_and_firmware_share_too(
 @pytest.mark.parametrize("value_type", ["fp32", "int8"])
 def test_transposed_and_linear_layers_share_by_name(value_type: ValueType, tmp_path: Path) -> None:
     prepared, masks = sparse("named", "raspberry-pi-5", 0.5)
-    assert set(masks) == {"stem.weight", "one.weight", "first.weight", "head.weight"}
+    assert set(masks) == {"stem.weight", "one.weight", "first.weight", "q.weight", "head.weight"}
     packed_and_checked(prepared, masks, value_type, tmp_path / "model.onnx")
 
 
@@ -273,3 +278,26 @@ def test_stages_that_are_not_there() -> None:
         with_shared_weights(plain, ("stages",))
     with pytest.raises(UsageError, match=r"'gone.weight' is not a parameter"):
         with_shared_weights(plain, ("one.weight,gone.weight",))
+
+
+def test_a_whole_compilation(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    module = residual()
+    artifact = hwprune.compile(
+        module, target="raspberry-pi-5", data="digits", budget=6000, values="int8", epochs=2,
+        strategy="cubic", share_weights="auto", output=tmp_path, device="cpu",
+    )  # fmt: skip
+    assert artifact.verdict.exit_code == 0
+    assert artifact.bytes <= 6000
+    assert artifact.report["parity"]["relative_error"] < 1e-4
+    notes = " ".join(artifact.report["notes"])
+    assert "6 layers share 2 tensors, each layer with a learnt scalar: 5,184 weights fewer" in notes
+    assert "weights before sharing live" in notes
+    found = read_artifact(artifact.path)
+    assert {layer.name: layer.uses for layer in found.layers}["3.1.conv2.weight"] == 3
+    state = load_file(tmp_path / "checkpoint" / "weights.safetensors")
+    assert "3.2.conv1.parametrizations.weight.0.scale" in state
+    assert "3.2.conv1.weight" not in state
+    assert isinstance(module[3][2].conv1.weight, nn.Parameter)  # the user's own is as it was
+    assert check(artifact.path).exit_code == 0

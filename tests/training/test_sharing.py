@@ -58,7 +58,7 @@ def test_a_cifar_resnet_shares_from_the_third_block_on() -> None:
     left = sum(p.numel() for p in module.parameters() if p.ndim > 1)
     assert weights - left == sharing.saved == 2 * 9 * (16**2 + 32**2 + 64**2)
     scalars = dict(module.named_parameters())
-    assert all(float(scalars[n]) == 1 for shared in sharing.tensors for n in shared.scalars)
+    assert all(scalars[n].item() == 1 for shared in sharing.tensors for n in shared.scalars)
     # One in a hundred of what was there before: denser among what is stored.
     assert sharing.density(0.01, left) * left == pytest.approx(0.01 * weights)
     assert sharing.density(0.99, left) == 1
@@ -120,9 +120,10 @@ def test_a_trained_network_starts_with_weights_of_its_own_sizes() -> None:
     with torch.no_grad():
         module[3].weight.mul_(5)
         module[2].weight.zero_()
-    before = copy.deepcopy(module)
+    before = copy.deepcopy(module).requires_grad_(False)
     sharing = share(module, groups=[("3.weight", "1.weight", "2.weight")])
     assert sharing.tensors[0].weight == "1.weight"  # the first one in the network
+    module.requires_grad_(False)
     assert torch.equal(module[1].weight, before[1].weight)
     assert module[3].weight.norm() == pytest.approx(float(before[3].weight.norm()), rel=1e-5)
     assert torch.equal(module[2].weight, module[1].weight)  # zeros say no size: the scalar is 1
@@ -139,14 +140,13 @@ def is_shared(module: nn.Module) -> bool:
 def test_gradients_of_all_uses_are_summed() -> None:
     module = worker.with_shared_weights()
     plain = copy.deepcopy(module)
-    nn.utils.parametrize.remove_parametrizations(plain[7], "weight")
-    plain[7].weight = nn.Parameter(plain[7].weight.detach().clone())
-    plain[4].weight = nn.Parameter(plain[4].weight.detach().clone())
+    plain[7] = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+    plain[7].weight.data.copy_(module[7].weight.detach())
     images = torch.randn(6, 1, 8, 8)
     for each in (module, plain):
         each(images).square().sum().backward()
     scale = dict(module.named_parameters())[SCALE]
-    two = plain[4].weight.grad + float(scale.detach()) * plain[7].weight.grad
+    two = plain[4].weight.grad + scale.item() * plain[7].weight.grad
     assert torch.allclose(module[4].weight.grad, two, rtol=1e-4, atol=1e-5)
     product = (plain[7].weight.grad * module[4].weight).sum()
     assert torch.allclose(scale.grad, product, rtol=1e-3, atol=1e-5)
