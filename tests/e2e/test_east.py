@@ -9,6 +9,8 @@ import onnx
 import pytest
 from e2e_tools import Runner, accuracy_of, state_of
 
+import hwprune as python
+from hwprune.errors import UsageError
 from hwprune.frontend import new_model
 
 KIB12 = 12 * 1024
@@ -130,3 +132,7 @@ class TestEast:
             says=("nothing would be pruned", "lower --budget"),
         )  # fmt: skip
         hwprune.refused("compile", "--target", "nrf52840", says=("neither a MODEL nor an --arch",))
+        with pytest.raises(UsageError, match="neither a model nor an arch"):
+            python.compile(None, target="nrf52840")
+        with pytest.raises(UsageError, match="digits-cnn has random weights"):
+            python.compile(None, arch="digits-cnn", target="nrf52840", output=tmp_path / "o")
