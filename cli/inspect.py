@@ -152,7 +152,7 @@ def _print_layers(found: ArtifactFile) -> None:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for layer in found.layers:
         cells = (
-            layer.name if layer.uses == 1 else f"{layer.name} (shared by {layer.uses})",
+            layer.name if layer.uses == 1 else f"{layer.name} ×{layer.uses}",
             "×".join(map(str, layer.shape)),
             layer.codec,
             layer.value_type,
