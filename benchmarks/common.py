@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +22,7 @@ Config = dict[str, Any]
 _toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 RESULTS = Path(__file__).resolve().parent / "results"
+BUILD = RESULTS.parents[1] / "build"
 
 
 def data_folder(given: str | None) -> Path | None:
@@ -139,6 +142,12 @@ class Experiment:
         """Return all rows."""
         record = bench_record.read(self.path)
         return [] if record is None else list(record.rows)
+
+    def state_path(self, config: Mapping[str, Any], seed: int) -> Path:
+        """Return where a row keeps its state between epochs."""
+        text = json.dumps([dict(config), seed], sort_keys=True)
+        name = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return BUILD / "studies" / self.path.stem / f"{name}.state"
 
     def _update(self, row: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,18 +8,19 @@ onnxruntime.
     python benchmarks/resnet20_budgets.py --data-dir DIR [--epochs N] [--rows 0,2-4] [--table]
 
 DIR holds ``cifar-10-batches-py`` and ``weights/cifar10_resnet20.pth`` (the checkpoint of
-akamaster/pytorch_resnet_cifar10). Every row is saved when it is done; rows that were saved are not
-run again.
+akamaster/pytorch_resnet_cifar10). The compiler keeps its state after every epoch, and a row that
+was interrupted goes on from there; rows that were saved are not run again.
 """
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from common import Experiment, Stopwatch, command_line, data_folder, measure_rows, scratch
+from common import Experiment, Stopwatch, command_line, data_folder, measure_rows
 
 from hwprune.targets import load
 
@@ -61,18 +62,19 @@ def run(config: dict[str, Any], seed: int, folder: Path, experiment: Experiment)
         values=config["values"],
         epochs=config["epochs"],
         seed=seed,
+        resume=True,
+        checkpoint_seconds=0.0,
     )
 
     def say(status: Any) -> None:
-        if "validation" in status.message:
+        if "validation" in status.message or "continued" in status.message:
             print(f"  {watch.seconds:6.0f} s  {status.message}", flush=True)
 
-    with scratch() as output:
-        target = load(TARGET)
-        artifact = compile_model(model, target, data, Path(output) / "out", options, say)
-    report = artifact.report
+    output = experiment.state_path(config, seed).with_suffix(".compiled")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    report = compile_model(model, load(TARGET), data, output, options, say).report
     experiment.add(
-        config, seed, watch.seconds, config["epochs"],
+        config, seed, report["seconds"], config["epochs"],
         accuracy=report["accuracy"]["final"],
         dense_accuracy=report["accuracy"]["dense"],
         extreme_validation_accuracy=report["accuracy"]["extreme"],
@@ -88,6 +90,7 @@ def run(config: dict[str, Any], seed: int, folder: Path, experiment: Experiment)
             if point["accuracy"] is not None
         ],
     )  # fmt: skip
+    shutil.rmtree(output)
 
 
 def table(experiment: Experiment) -> str:

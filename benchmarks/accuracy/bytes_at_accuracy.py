@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from networks import device_name, open_data, open_network, state_path
+from networks import device_name, open_data, open_network
 from study import Config, Experiment, Rows, Stopwatch, by_seed, main, spread
 
 TARGET = "raspberry-pi-zero-2w"
@@ -70,7 +70,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
     watch = Stopwatch()
     model = open_network(config, folder)
     data = open_data(config, folder, seed)
-    output = state_path(experiment.path.stem, config, seed).with_suffix(".compiled")
+    output = experiment.state_path(config, seed).with_suffix(".compiled")
     output.parent.mkdir(parents=True, exist_ok=True)
     options = Options(
         budget_bytes=config["budget_bytes"],

@@ -7,8 +7,7 @@ hashes in benchmarks/results/train_dense.json.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import BUILD
+
 Config = Mapping[str, Any]
 
-ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build"
 # What a network that is trained here was not trained on, whatever the seed of a study: choices are
 # made on images that the network has not seen.
 SPLIT_SEED = 0
@@ -62,13 +63,6 @@ def work_folder(config: Config) -> Path:
 def dense_path(network: str, config: Config, seed: int = SPLIT_SEED) -> Path:
     """Return where train_dense.py puts a network, and studies look for it."""
     return work_folder(config) / "dense" / f"{network}-seed{seed}.pth"
-
-
-def state_path(experiment: str, config: Config, seed: int) -> Path:
-    """Return where a row keeps its state between epochs."""
-    text = json.dumps([dict(config), seed], sort_keys=True)
-    name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return BUILD / "studies" / experiment / f"{name}.state"
 
 
 def open_network(config: Config, folder: Path) -> Any:

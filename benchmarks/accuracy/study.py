@@ -30,7 +30,6 @@ from networks import (
     fresh_network,
     open_data,
     open_network,
-    state_path,
     test_accuracy,
     untrained,
 )
@@ -78,9 +77,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
     saved = share(model.module, pretrained=model.trained).saved if config.get("sharing") else 0
     prepared = prepare(model, load(TARGET), config.get("budget_bytes"))
     device = resolve()
-    checkpoint = Checkpoint(
-        state_path(experiment.path.stem, config, seed), resume=True, every_seconds=0.0
-    )
+    checkpoint = Checkpoint(experiment.state_path(config, seed), resume=True, every_seconds=0.0)
     module = model.module
     if config.get("start") == "random":
         module = untrained(config["network"], seed)

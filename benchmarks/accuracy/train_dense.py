@@ -33,7 +33,6 @@ from networks import (
     dense_path,
     device_name,
     open_data,
-    state_path,
     test_accuracy,
     untrained,
 )
@@ -102,9 +101,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment, **how: 
     compiled = how.get("compiled", True) and device.startswith("cuda")
     module = untrained(config["network"], seed)
     data = open_data(config, folder, seed)
-    checkpoint = Checkpoint(
-        state_path(experiment.path.stem, config, seed), resume=True, every_seconds=0.0
-    )
+    checkpoint = Checkpoint(experiment.state_path(config, seed), resume=True, every_seconds=0.0)
     recipe = {"distillation_weight": 0.0, "compiled": compiled, **config["recipe"]}
     result = finetune(
         module,

@@ -46,7 +46,8 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], M
         common, networks, module = map(importlib.import_module, ("common", "networks", name))
         monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
         monkeypatch.setattr(common, "build", lambda: "0 (a test)")
-        monkeypatch.setattr(networks, "BUILD", tmp_path)
+        for holder in (common, networks):
+            monkeypatch.setattr(holder, "BUILD", tmp_path)
         monkeypatch.setattr(module, "open_data", lambda *_: few(), raising=False)
         monkeypatch.setattr(module, "open_network", open_network, raising=False)
         return module
