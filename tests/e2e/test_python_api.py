@@ -135,9 +135,16 @@ def test_wrong_arguments(digits_net: nn.Module, options: dict[str, Any], name: s
     assert not options["output"].exists()
 
 
-@pytest.mark.parametrize("model", [3, None, [nn.Linear(2, 2)]])
-def test_what_is_no_model(model: Any, options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="model is a"):
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (3, "model is a"),
+        ([nn.Linear(2, 2)], "model is a"),
+        (None, "neither a model nor an arch"),
+    ],
+)
+def test_what_is_no_model(model: Any, message: str, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=message):
         hwprune.compile(model, **options)
 
 
