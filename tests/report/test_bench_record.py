@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,42 @@ def test_a_row_that_was_not_run(tmp_path: Path) -> None:
     bench_record.update(path, row(64, 0), **SETTING)
     found = bench_record.update(path, skipped, **SETTING)
     assert found.rows[0].status == "run"
+
+
+def test_rows_that_were_not_run_leave_the_environment_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "budgets.json"
+    skipped = {"status": "not-run", "cost": None}
+    bench_record.update(path, row(64, 0), **SETTING)
+    later = {"environment": {"python": "3.14"}, "command": "python bench.py"}
+    both = [{**row(64, seed, None), **skipped} for seed in (0, 1)]
+    found = bench_record.update(path, both, **later)
+    assert [each.status for each in found.rows] == ["run", "not-run"]
+    assert found.environment == {"python": "3.11"}
+    found = bench_record.update(path, row(64, 1, hwprune="1.0"), **later)
+    assert found.environment == {"python": "3.14"}
+    assert [each.hwprune for each in found.rows] == [None, "1.0"]
+
+
+WRITER = """
+import sys
+from hwprune.report import bench_record
+for seed in range(25):
+    row = {"config": {"writer": sys.argv[2]}, "seed": seed, "status": "run",
+           "cost": {"epochs": 0, "seconds": 0}}
+    bench_record.update(sys.argv[1], row, environment={}, command="")
+"""
+
+
+def test_two_processes_lose_none_of_each_others_rows(tmp_path: Path) -> None:
+    path = tmp_path / "shared.json"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path), name]) for name in ("a", "b")
+    ]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    found = bench_record.read(path)
+    assert found is not None
+    assert len(found.rows) == 50
+    assert [entry.name for entry in tmp_path.iterdir()] == ["shared.json"]
 
 
 def test_own_measurements_survive(tmp_path: Path) -> None:
