@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hwprune.errors import ModelError
+from hwprune.errors import ModelError, UsageError
 from hwprune.frontend import exported, pickled, program, scripted, state
 from hwprune.frontend.arch import Arch, find_arch
 from hwprune.frontend.archive import ModelFile, identify
@@ -91,14 +91,14 @@ def new_model(
         sample_shapes: the data set's shapes per input, without the batch.
 
     Raises:
-        UsageError: an input specification that cannot be parsed.
+        UsageError: an input specification that cannot be parsed, or weights that are not random.
         ModelError: the architecture cannot be used.
     """
     given = tuple(parse_input(text) for text in inputs)
     chosen = find_arch(arch)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = chosen.build().eval().float()
+    module = _drawn(chosen, seed)
+    if not chosen.meta:  # somebody's own code
+        _check_is_random(chosen, module, _drawn(chosen, seed + 1))
     sources = InputSources(
         given=given,
         known=chosen.inputs,
@@ -116,6 +116,28 @@ def new_model(
         notes=(f"trained from scratch: {chosen.spec} with random weights, seed {seed}",),
     )
     return _with_inputs(model, sources, fixed_batch=fixed_batch)
+
+
+def _drawn(arch: Arch, seed: int) -> nn.Module:
+    # Not torch.manual_seed: it seeds CUDA's generators as well, which nobody puts back.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return arch.build().eval().float()
+
+
+def _check_is_random(arch: Arch, module: nn.Module, other: nn.Module) -> None:
+    """Refuse a builder that gives the same weights whatever the seed: most often trained ones."""
+    states = module.state_dict(), other.state_dict()
+    same = states[0].keys() == states[1].keys() and all(
+        tensor.shape == states[1][name].shape and torch.equal(tensor, states[1][name])
+        for name, tensor in states[0].items()
+    )
+    if same and any(True for _ in module.parameters()):
+        raise UsageError(
+            f"--arch {arch.spec} gives the same weights whatever the seed: they are not random",
+            hint="trained weights: save the module's state dict and give it as MODEL, with --arch;"
+            " else leave seeding to --seed",
+        )
 
 
 def _with_inputs(model: Model, sources: InputSources, *, fixed_batch: bool) -> Model:

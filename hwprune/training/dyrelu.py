@@ -113,8 +113,9 @@ class Phased:
             f" and less and less until {plan.gone:.0%}",
         )
         device = batch[0].device
+        # Not torch.manual_seed: it seeds CUDA's generators as well, which nobody puts back.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self._standins = nn.ModuleList(DyReLU(size) for size in channels).to(device)
         self.count, self.active = len(channels), True
         module.add_module(_CHILD, self._standins)

@@ -4,9 +4,11 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
-from hwprune.errors import ModelError
+from hwprune.errors import ModelError, UsageError
+from hwprune.frontend import new_model
 from hwprune.frontend.arch import find_arch, parse_spec
 from hwprune.frontend.zoo import ARCHITECTURES
 
@@ -149,3 +151,25 @@ def test_the_catalogue_is_listed_where_nothing_is_near() -> None:
     with pytest.raises(ModelError) as caught:
         find_arch("zzzzzz")
     assert all(name in (caught.value.hint or "") for name in ARCHITECTURES)
+
+
+def test_random_weights_follow_the_seed_and_loaded_ones_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "network.py"
+    path.write_text(
+        "import torch\nfrom torch import nn\n"
+        "def fresh():\n    return nn.Linear(4, 3)\n"
+        "def loaded():\n    layer = nn.Linear(4, 3)\n    layer.load_state_dict(\n"
+        "        {'weight': torch.ones(3, 4), 'bias': torch.zeros(3)})\n    return layer\n"
+    )
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, again, other = (
+        new_model(f"{path}:fresh", seed=seed, inputs=["x:Nx4"]).module.state_dict()["weight"]
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    with pytest.raises(UsageError, match="not random") as caught:
+        new_model(f"{path}:loaded", inputs=["x:Nx4"])
+    assert "give it as MODEL" in str(caught.value.hint)

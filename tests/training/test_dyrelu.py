@@ -108,6 +108,19 @@ def test_a_share_of_zero_is_relu_to_the_bit(
     assert module.state_dict().keys() == state.keys()
 
 
+def test_drawing_the_stand_ins_leaves_every_generator_alone(
+    images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also CUDA's: each process has seeded its own, and goes on with it."""
+    module = network(Everything)
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    phased(module, images)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert seeded == []
+
+
 def test_the_share_falls_linearly_after_a_quarter(images: torch.Tensor) -> None:
     found = phased(network(Everything), images)
     shares = []
