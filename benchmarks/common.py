@@ -7,6 +7,8 @@ import hashlib
 import importlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hwprune.errors import CheckpointError
 from hwprune.report import bench_record
 from hwprune.verify.host import environment
 
@@ -59,7 +62,7 @@ def parse_rows(text: str | None, count: int) -> list[int]:
 
 
 def command_line(
-    doc: str | None, *, data: bool = True, table: bool = True
+    doc: str | None, *, data: bool = True, table: bool = True, resumes: bool = False
 ) -> argparse.ArgumentParser:
     """Return a parser with the options that the benchmarks share: --data-dir, --rows, --table.
 
@@ -67,6 +70,7 @@ def command_line(
         doc: the benchmark's docstring, whose first line describes it.
         data: whether it reads the data folder.
         table: whether it prints a table.
+        resumes: whether its rows go on from a kept state: then there is --restart.
     """
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     if data:
@@ -74,6 +78,12 @@ def command_line(
     parser.add_argument("--rows", help="which rows, such as 0,2-4 (default all)")
     if table:
         parser.add_argument("--table", action="store_true", help="print the table and run nothing")
+    if resumes:
+        parser.add_argument(
+            "--restart",
+            action="store_true",
+            help="begin a row anew whose kept state is refused (other code, a damaged file)",
+        )
     return parser
 
 
@@ -89,6 +99,8 @@ def measure_rows(
 ) -> int:
     """Run the rows that were asked for and are not in the record yet, then print the table.
 
+    A row whose kept state is refused, as of other code, does not keep the others from running.
+
     Args:
         arguments: of ``command_line``'s parser.
         experiment: the record.
@@ -97,17 +109,34 @@ def measure_rows(
         table: the record as text.
 
     Returns:
-        the exit code.
+        the exit code: 1 where a kept state was refused.
     """
+    refused = 0
     if not arguments.table:
         for number in parse_rows(arguments.rows, len(wanted)):
             config, seed = wanted[number]
-            if not experiment.done(config, seed):
-                print(f"row {number}: {config}, seed {seed}", flush=True)
+            if experiment.done(config, seed):
+                continue
+            print(f"row {number}: {config}, seed {seed}", flush=True)
+            try:
                 run(config, seed)
+            except CheckpointError as error:
+                if getattr(arguments, "restart", False):
+                    print(f"  beginning anew: {error.message}", flush=True)
+                    experiment.discard(config, seed)
+                    run(config, seed)
+                    continue
+                refused += 1
+                kept = " and ".join(map(str, experiment.kept(config, seed)))
+                print(
+                    f"row {number} was not run: {error.message}\n"
+                    f"to begin it anew, add --restart, or delete {kept}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         experiment.declare(wanted)
     print(table(experiment))
-    return 0
+    return 1 if refused else 0
 
 
 class Experiment:
@@ -117,6 +146,8 @@ class Experiment:
         """Open the record of ``name``; ``command`` is what reproduces it."""
         self.path = RESULTS / f"{name}.json"
         self.command = " ".join(command)
+        # What runs is what was imported, whatever is committed until a row is done.
+        self.build = build()
 
     def done(self, config: Mapping[str, Any], seed: int) -> bool:
         """Return whether this row was measured already."""
@@ -126,17 +157,22 @@ class Experiment:
     def add(
         self, config: Mapping[str, Any], seed: int, seconds: float, epochs: float, **measured: Any
     ) -> None:
-        """Write a measured row."""
+        """Write a measured row, with where and by which build it was measured."""
         cost = {"epochs": epochs, "seconds": round(seconds, 1)}
-        row = {"config": dict(config), "seed": seed, "status": "run", "cost": cost, **measured}
-        self._update(row)
+        where = {"environment": environment(), "hwprune": self.build}
+        row = {"config": dict(config), "seed": seed, "status": "run", "cost": cost}
+        self._update([{**row, **where, **measured}])
 
     def declare(self, rows: Iterable[tuple[Mapping[str, Any], int]]) -> None:
         """Write rows that were not run as such, so that a table shows them."""
-        for config, seed in rows:
-            if not self.done(config, seed):
-                row = {"config": dict(config), "seed": seed, "status": "not-run", "cost": None}
-                self._update(row)
+        there = {row.key for row in self.rows()}
+        new = [
+            {"config": dict(config), "seed": seed, "status": "not-run", "cost": None}
+            for config, seed in rows
+        ]
+        new = [row for row in new if bench_record.Row.model_validate(row).key not in there]
+        if new:
+            self._update(new)
 
     def rows(self) -> list[bench_record.Row]:
         """Return all rows."""
@@ -147,27 +183,57 @@ class Experiment:
         """Return where a row keeps its state between epochs."""
         text = json.dumps([dict(config), seed], sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return BUILD / "studies" / self.path.stem / f"{name}.state"
+        # Trials, whose records lie elsewhere, keep theirs beside the record.
+        folder = BUILD if self.path.parent == RESULTS else self.path.parent
+        return folder / "studies" / self.path.stem / f"{name}.state"
 
-    def _update(self, row: Mapping[str, Any]) -> None:
+    def output_path(self, config: Mapping[str, Any], seed: int) -> Path:
+        """Return the folder that a row compiles into, which holds the compiler's state too."""
+        return self.state_path(config, seed).with_suffix(".compiled")
+
+    def kept(self, config: Mapping[str, Any], seed: int) -> list[Path]:
+        """Return what is there to go on from: a file, a folder or nothing."""
+        places = self.state_path(config, seed), self.output_path(config, seed)
+        return [place for place in places if place.exists()]
+
+    def discard(self, config: Mapping[str, Any], seed: int) -> None:
+        """Remove what a row would go on from."""
+        for place in self.kept(config, seed):
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink()
+
+    def _update(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        host = {**environment(), "hwprune": build()}
-        bench_record.update(self.path, row, environment=host, command=self.command)
+        host = {**environment(), "hwprune": self.build}
+        bench_record.update(self.path, rows, environment=host, command=self.command)
 
 
 def build() -> str:
     """Return what measures: hwprune's version and the checkout's commit, where git knows it.
 
-    Such as ``0.1.0 (checkout 343f0ee, changed)``.
+    Such as ``0.1.0 (checkout 343f0ee, changed)``; without git ``0.1.0 (code 0123456789ab)``, a
+    digest of hwprune's and the benchmarks' sources.
     """
     root = RESULTS.parents[1]
     version = _toml.loads((root / "pyproject.toml").read_text())["project"]["version"]
     top = _git(root, "rev-parse", "--show-toplevel")
     commit = _git(root, "rev-parse", "--short", "HEAD")
     if top is None or commit is None or Path(top) != root:
-        return f"{version}"
+        return f"{version} (code {_sources_digest(root)})"
     changed = ", changed" if _git(root, "status", "--porcelain", "--untracked-files=no") else ""
     return f"{version} (checkout {commit}{changed})"
+
+
+def _sources_digest(root: Path) -> str:
+    digest = hashlib.sha256()
+    for room in ("hwprune", "cli", "targets", "benchmarks"):
+        for path in sorted((root / room).rglob("*")):
+            if path.suffix in (".py", ".toml", ".cpp", ".h", ".hpp") and path.is_file():
+                digest.update(f"{path.relative_to(root)}\n".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _git(folder: Path, *words: str) -> str | None:
@@ -191,6 +257,30 @@ class Stopwatch:
     def seconds(self) -> float:
         """Return the seconds so far."""
         return time.perf_counter() - self._start
+
+
+def seconds_of(report: Mapping[str, Any]) -> float:
+    """Return what a compilation took, in seconds, where it was resumed too.
+
+    The report's own clock begins with the last call; the training's goes on from where it was
+    interrupted. So of a resumed row this is a lower bound: what the earlier calls spent before
+    training, such as tracing, is not in it.
+    """
+    trained = [float(point["seconds"]) for point in report["accuracy"]["trajectory"]]
+    return max([float(report["seconds"]), *trained])
+
+
+def device_name(device: str) -> str:
+    """Return what a device is called, such as ``NVIDIA H200`` or ``cpu``."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def precision_of(report: Mapping[str, Any]) -> str | None:
+    """Return what a compilation's forward passes ran in, ``fp32`` or ``bf16``, by its notes."""
+    found = (re.search(r"trained in (\w+) on ", str(note)) for note in report["notes"])
+    return next((match[1] for match in found if match), None)
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:
