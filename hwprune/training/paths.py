@@ -12,14 +12,13 @@ way that needs the fewest, and of those the one with the largest pretrained weig
 that is opened another is closed that no output needs, so that their number stays.
 
 Networks of which this cannot be said (an output that is zero with every weight alive, or that is
-not zero for zero inputs, such as with learnt positions) are left as they are.
+not zero for zero inputs, such as with learnt positions) are left as they are, and the report says
+so.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -28,12 +27,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 
 from hwprune.ir import Masks, Ranking
 from hwprune.sparsity import rank
-from hwprune.training.modes import set_mode
+from hwprune.training.passing import (
+    CannotPassError,
+    has_grouped_transposed,
+    passed,
+    through,
+)
 from hwprune.training.sparse import SparseParameters
 
 # What goes in, small, so that no activation saturates; what a dead connection passes on: less than
@@ -42,9 +44,11 @@ _INPUT, _BRIDGE = 1e-3, 1e-8
 # How often a network is looked at to mend a mask, and after how many outputs that cannot be reached
 # the others are not tried: what is left is left to the next change of the masks.
 _MOST_LOOKS, _PATIENCE = 200, 3
-_NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})
+# Up to so many outputs each one's share in a connection is looked at by itself.
+_MOST_OUTPUTS = 100
 
 Arrays = dict[str, NDArray[np.bool_]]
+Flows = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +60,15 @@ class Mended:
         opened: those of them that were dead; they are to start from their pretrained values, since
             two zeros in a row have no gradient.
         mended: how many outputs have a path again.
-        left: how many have none: too few connections live to reach all.
+        left: how many were not reached: mostly since too few connections live to reach all.
+        problem: why ways could not be looked for, though a row or a column is empty.
     """
 
     masks: Masks
     opened: Masks | None = None
     mended: int = 0
     left: int = 0
+    problem: str = ""
 
     @property
     def untouched(self) -> Masks:
@@ -84,6 +90,7 @@ class Paths:
         mended: how often an output that was cut off was given a path.
         moved: the connections that this took.
         left: how many outputs have none in the present masks.
+        problem: why ways could not be looked for.
     """
 
     def __init__(
@@ -95,31 +102,38 @@ class Paths:
         """Look at nothing yet."""
         self._module, self._sparse = module, sparse
         self._inputs = cache(inputs)
-        self._judged: bool | None = None
+        self._unjudged: str | None = None  # why not; empty where it can be judged
+        self._by_sides = not has_grouped_transposed(module)
         self.mended = self.moved = self.left = 0
+        self.problem = ""
 
     def mend(self, masks: Masks) -> Mended:
         """Return the masks with a path to every output that can have one; their count stays."""
-        if _reaches_everything(masks) or not self._can_judge():
+        if self._by_sides and _reaches_everything(masks):
             return Mended(masks)
+        if self._why_unjudged():
+            problem = "" if _reaches_everything(masks) else f"judged: {self._why_unjudged()}"
+            return Mended(masks, problem=problem)
         cut = self.cut(masks)
         if not cut:
             return Mended(masks)
         try:
             return self._with_ways(masks, cut)
-        except RuntimeError:  # a network that insists on one type of numbers: flows need another
-            return Mended(masks, left=len(cut))
+        # A network that insists on one type of numbers: flows need another.
+        except CannotPassError as error:
+            return Mended(masks, left=len(cut), problem=f"mended: {error}")
 
     def _with_ways(self, masks: Masks, cut: Sequence[int]) -> Mended:
         whole = _copied(masks.by_name)
-        kept = self._mended(whole, cut)
+        bridges = self._bridges()
+        kept = self._mended(whole, cut, bridges)
         if kept is None:  # too few can live to reach them all: as many as it goes
             kept, failures = whole, 0
             for output in cut:
                 if failures == _PATIENCE:
                     break
                 if not self._reached(kept)[output]:
-                    tried = self._mended(kept, (output,))
+                    tried = self._mended(kept, (output,), bridges)
                     kept, failures = tried or kept, failures + (tried is None)
         left = len(self.cut(Masks(kept)))
         opened = {name: kept[name] & ~masks[name] for name in kept}
@@ -145,6 +159,7 @@ class Paths:
         """Remember what was mended, for the report."""
         self.mended, self.left = self.mended + mended.mended, mended.left
         self.moved += 0 if mended.opened is None else mended.opened.nonzeros
+        self.problem = mended.problem or self.problem
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -158,15 +173,18 @@ class Paths:
             )
         if self.left:
             said.append(f"{self.left} outputs have no path of living connections from the input")
+        if self.problem:
+            said.append(f"paths from the input to the outputs could not be {self.problem}")
         return tuple(said)
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         """Return what was mended so far."""
-        return {"mended": self.mended, "moved": self.moved, "left": self.left}
+        return {name: getattr(self, name) for name in ("mended", "moved", "left", "problem")}
 
-    def load(self, state: Mapping[str, int]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state`` returned."""
-        self.mended, self.moved, self.left = (state[k] for k in ("mended", "moved", "left"))
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def cut(self, masks: Masks) -> tuple[int, ...]:
         """Return the outputs that no path of living connections leads to."""
@@ -176,16 +194,21 @@ class Paths:
         """Return the living connections that lie on a path."""
         return Masks({name: flow > 0 for name, flow in self._flows(masks.by_name).items()})
 
-    def _can_judge(self) -> bool:
-        if self._judged is None:
+    def _why_unjudged(self) -> str:
+        """Return why nothing can be said of the network's paths; empty where it can."""
+        if self._unjudged is None:
             full = {n: np.ones(shape, np.bool_) for n, shape in self._sparse.shapes.items()}
             try:
                 every, nothing = (self._reached(full, size) for size in (1.0, 0.0))
-                self._judged = bool(every.all()) and not nothing.any()
-            # Whatever a network does with numbers of another type: it is not judged.
-            except (RuntimeError, TypeError, ValueError, NotImplementedError):
-                self._judged = False
-        return self._judged
+            except CannotPassError as error:
+                self._unjudged = str(error)
+            else:
+                self._unjudged = ""
+                if not every.all():
+                    self._unjudged = "an output may be zero with every weight alive"
+                elif nothing.any():
+                    self._unjudged = "an output is not zero where all inputs are"
+        return self._unjudged
 
     def _reached(
         self, masks: Mapping[str, NDArray[np.bool_]], size: float = 1.0
@@ -193,9 +216,12 @@ class Paths:
         """Return which outputs a path leads to: every number on the way is 0 or 1."""
         weights = {name: torch.from_numpy(mask.astype(np.float32)) for name, mask in masks.items()}
         with torch.no_grad():
-            return (self._outputs(weights, size, _Passing(binary=True)) > 0).numpy()
+            outputs = passed(self._module, weights, self._inputs(), size, binary=True)
+        return (outputs > 0).numpy()
 
-    def _mended(self, masks: Arrays, outputs: Sequence[int]) -> Arrays | None:
+    def _mended(
+        self, masks: Arrays, outputs: Sequence[int], bridges: Mapping[str, NDArray[np.float32]]
+    ) -> Arrays | None:
         """Open ways to some outputs and close as much elsewhere; None where that cannot be."""
         tried, count = _copied(masks), 0
         for _ in range(_MOST_LOOKS):
@@ -203,7 +229,7 @@ class Paths:
             cut = [output for output in outputs if not reached[output]]
             if not cut:
                 break
-            best = self._best(tried, cut)
+            best = self._best(tried, cut, bridges)
             if not best:
                 return None
             for name, place in best:
@@ -212,15 +238,17 @@ class Paths:
         opened = {name: tried[name] & ~masks[name] for name in tried}
         return tried if self._close(tried, opened, count) else None
 
-    def _best(self, masks: Arrays, outputs: Sequence[int]) -> list[tuple[str, int]]:
+    def _best(
+        self, masks: Arrays, outputs: Sequence[int], bridges: Mapping[str, NDArray[np.float32]]
+    ) -> list[tuple[str, int]]:
         """Return the dead connection through which most would flow to some outputs.
 
         Where all that flows to an output goes through one empty row, as in a last layer, that row's
         best one is needed anyway: those of all such rows together.
         """
-        weights = self._weights(masks, _BRIDGE)
-        flow = self._outputs(weights, _INPUT, _Passing())[list(outputs)]
-        gains = _through(flow[flow > 0].log().sum(), weights)
+        weights = _weights(masks, bridges)
+        flow = self._outputs(weights)[list(outputs)]
+        gains = _numbers(through(flow[flow > 0].log().sum(), weights))
         needed: list[tuple[str, int]] = []
         best, most = needed, 0.0
         for name, mask in masks.items():
@@ -242,10 +270,11 @@ class Paths:
                 name: mask & ~opened[name] & (np.count_nonzero(mask) > 1)
                 for name, mask in masks.items()
             }
-            least = min(
-                (float(flows[n][may[n]].min()) for n in masks if may[n].any()), default=np.inf
-            )
-            if least > 1 - 1e-6:  # all that some output has
+            least = _least(flows, may)
+            if least > 1 - 1e-6:  # in all outputs together: it may be all that one of them has
+                flows = self._largest(masks)
+                least = _least(flows, may)
+            if least > 1 - 1e-6:
                 return False
             if least == 0:
                 closed = self._close_useless(masks, may, flows, count)
@@ -256,16 +285,17 @@ class Paths:
             count -= closed
         return True
 
-    def _close_useless(
-        self, masks: Arrays, may: Arrays, flows: Mapping[str, NDArray[np.float64]], count: int
-    ) -> int:
+    def _close_useless(self, masks: Arrays, may: Arrays, flows: Flows, count: int) -> int:
         """Close up to so many that lie on no path, the smallest weights first."""
         values = self._sparse.values()
-        found = [
-            (abs(float(values[name].flat[place])), name, int(place))
-            for name in masks
-            for place in np.flatnonzero(may[name] & (flows[name] == 0))
-        ]
+        found: list[tuple[float, str, int]] = []
+        for name, mask in may.items():
+            places = np.flatnonzero(mask & (flows[name] == 0))
+            if places.size:  # each look at the values makes the whole array anew
+                sizes = np.abs(values[name].reshape(-1)[places])
+                found += [
+                    (s, name, p) for s, p in zip(sizes.tolist(), places.tolist(), strict=True)
+                ]
         closed = 0
         for _, name, place in sorted(found):
             if closed < count and np.count_nonzero(masks[name]) > 1:
@@ -273,99 +303,39 @@ class Paths:
                 closed += 1
         return closed
 
-    def _flows(self, masks: Mapping[str, NDArray[np.bool_]]) -> dict[str, NDArray[np.float64]]:
+    def _flows(self, masks: Mapping[str, NDArray[np.bool_]]) -> Flows:
         """Return through each connection the parts of all outputs' flows: 1 where all of one's."""
-        weights = self._weights(masks, 0.0)
-        outputs = self._outputs(weights, _INPUT, _Passing())
-        return _through(outputs[outputs > 0].log().sum(), weights)
+        weights = _weights(masks)
+        outputs = self._outputs(weights)
+        return _numbers(through(outputs[outputs > 0].log().sum(), weights))
 
-    def _weights(
-        self, masks: Mapping[str, NDArray[np.bool_]], bridge: float
-    ) -> dict[str, torch.Tensor]:
-        """Return positive weights where connections live, and less where they are dead."""
-        weights = {}
-        pretrained = self._sparse.pretrained_values() if bridge else {}
-        for name, mask in masks.items():
-            # Rows sum to one at most, so that values stay in range however deep the network is.
-            rows = max(1, int(mask.reshape(mask.shape[0], -1).sum(1).max()))
-            value = mask.astype(np.float64)
-            if bridge:
-                size = np.abs(pretrained[name]).astype(np.float64)
-                value = np.where(mask, value, bridge * (1 + size / max(1e-30, size.max())))
-            weights[name] = torch.from_numpy(value / rows).requires_grad_()
-        return weights
+    def _largest(self, masks: Mapping[str, NDArray[np.bool_]]) -> Flows:
+        """Return through each connection the largest part of a single output's flow.
 
-    def _outputs(
-        self, weights: Mapping[str, torch.Tensor], size: float, passing: _Passing
-    ) -> torch.Tensor:
-        """Run the network on positive weights and inputs of one size; return (outputs,)."""
-        kind = next(iter(weights.values())).dtype
-        state: dict[str, torch.Tensor] = {}
-        for name, buffer in self._module.named_buffers():
-            state[name] = buffer.cpu().to(kind) if buffer.is_floating_point() else buffer.cpu()
-        for name, parameter in self._module.named_parameters():
-            if name in weights:
-                continue
-            # A bias adds nothing; a scalar and a matrix that cannot be pruned pass things on.
-            each = 0.0 if parameter.ndim == 1 else 1.0 / max(1, math.prod(parameter.shape[1:]))
-            state[name] = torch.full(parameter.shape, each, dtype=kind)
-        inputs = tuple(
-            torch.full((1, *part.shape[1:]), size, dtype=kind)
-            if part.is_floating_point()
-            else part[:1].cpu()
-            for part in self._inputs()
-        )
-        with _in_eval(self._module), passing:
-            output = functional_call(self._module, {**state, **weights}, inputs)
-        output = output[0] if isinstance(output, (tuple, list)) else output
-        flat: torch.Tensor = output.reshape(-1)
-        return flat
+        One look for each output; of more than a few of them the parts are summed as elsewhere.
+        """
+        weights = _weights(masks)
+        outputs = self._outputs(weights)
+        reached = outputs[outputs > 0].log()
+        if len(reached) > _MOST_OUTPUTS:
+            return _numbers(through(reached.sum(), weights))
+        largest = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        for flow in reached:
+            for name, part in through(flow, weights).items():
+                torch.maximum(largest[name], part, out=largest[name])
+        return _numbers(largest)
 
+    def _bridges(self) -> dict[str, NDArray[np.float32]]:
+        """Return what dead connections pass on, the more the larger their pretrained weights."""
+        bridges = {}
+        for name, values in self._sparse.pretrained_values().items():
+            size = np.abs(values)
+            bridges[name] = np.float32(_BRIDGE) * (1 + size / max(np.float32(1e-30), size.max()))
+        return bridges
 
-class _Passing(TorchFunctionMode):
-    """Lets normalisations return what they get: they may not take a path away, nor make one.
-
-    Args:
-        binary: make 1 of every positive number and 0 of all others after each step, so that nothing
-            gets too large or too small however deep the network is.
-    """
-
-    def __init__(self, *, binary: bool = False) -> None:
-        super().__init__()
-        self._binary = binary
-
-    def __torch_function__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "").partition(".")[0] in _NORMS:
-            return args[0] if args else kwargs["input"]
-        result = func(*args, **kwargs)
-        if self._binary and isinstance(result, torch.Tensor) and result.is_floating_point():
-            return (result > 0).to(result.dtype)
-        return result
-
-
-@contextmanager
-def _in_eval(module: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
-    set_mode(module, training=False)
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-def _through(
-    total: torch.Tensor, weights: Mapping[str, torch.Tensor]
-) -> dict[str, NDArray[np.float64]]:
-    """Return what each weight has in a total: the weight times its derivative."""
-    found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
-    return {
-        name: np.zeros(weight.shape) if grad is None else (weight * grad).detach().numpy()
-        for (name, weight), grad in zip(weights.items(), found, strict=True)
-    }
+    def _outputs(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return (outputs,) what flows to each of them."""
+        return passed(self._module, weights, self._inputs(), _INPUT)
 
 
 def _reaches_everything(masks: Masks) -> bool:
@@ -378,6 +348,31 @@ def _reaches_everything(masks: Masks) -> bool:
         if not (flat.any((1, 2)).all() and flat.any((0, 2)).all()):
             return False
     return True
+
+
+def _weights(
+    masks: Mapping[str, NDArray[np.bool_]],
+    bridges: Mapping[str, NDArray[np.float32]] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Return positive weights where connections live, and zero or less than one where dead."""
+    weights = {}
+    for name, mask in masks.items():
+        # Rows sum to one at most, so that values stay in range however deep the network is.
+        rows = max(1, int(mask.reshape(mask.shape[0], -1).sum(1).max()))
+        value = mask.astype(np.float64)
+        if bridges is not None:
+            value = np.where(mask, value, bridges[name])
+        weights[name] = torch.from_numpy(value / rows).requires_grad_()
+    return weights
+
+
+def _least(flows: Flows, may: Arrays) -> float:
+    """Return the least that flows through a connection that may go; infinite where none may."""
+    return min((float(flows[n][may[n]].min()) for n in may if may[n].any()), default=np.inf)
+
+
+def _numbers(parts: Mapping[str, torch.Tensor]) -> Flows:
+    return {name: part.numpy() for name, part in parts.items()}
 
 
 def _copied(masks: Mapping[str, NDArray[np.bool_]]) -> Arrays:

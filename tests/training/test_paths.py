@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from hwprune.ir import Masks, Ranking
-from hwprune.training.paths import Paths
+from hwprune.sparsity import Streamed
+from hwprune.training.paths import Mended, Paths
 from hwprune.training.sharing import share
 from hwprune.training.sparse import SparseParameters
 
@@ -153,8 +154,95 @@ def test_shared_weights_have_their_ways_too() -> None:
     masks["1.weight"][3] = False
     assert paths.cut(masks) == (0, 3)
     mended = paths.mend(masks)
-    assert mended.mended + mended.left == 2
+    assert (mended.mended, mended.left) == (2, 0)
+    assert paths.cut(mended.masks) == ()
     assert mended.masks.nonzeros == masks.nonzeros
+
+
+def test_what_each_of_several_outputs_can_spare_is_closed() -> None:
+    """Two inputs feed one unit that three outputs read: halves of each, more than one in all."""
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 4))
+    paths, _ = looked(module, (1, 2))
+    masks = Masks({"0.weight": np.zeros((2, 2), bool), "1.weight": np.zeros((4, 2), bool)})
+    masks["0.weight"][0] = True
+    masks["1.weight"][:3, 0] = True
+    mended = paths.mend(masks)
+    assert (mended.mended, mended.left) == (1, 0)
+    assert mended.masks.nonzeros == 5
+    assert paths.cut(mended.masks) == ()
+
+
+class Grouped(nn.Module):
+    """A transposed convolution in groups: its columns are shared by outputs of all groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(4, 4, 2, groups=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (n, 4, 1, 1) to (n, 4)."""
+        return self.up(x).amax((2, 3))
+
+
+def test_columns_of_grouped_transposed_convolutions_are_no_outputs() -> None:
+    paths, _ = looked(Grouped(), (1, 4, 1, 1))
+    masks = Masks({"up.weight": np.zeros((4, 2, 2, 2), bool)})
+    masks["up.weight"][:2, 0] = True
+    masks["up.weight"][2:, 1] = True  # every row and every column has something
+    assert paths.cut(masks) == (1, 2)
+    mended = paths.mend(masks)
+    assert (mended.mended, mended.left) == (2, 0)
+
+
+class LayerScale(nn.Module):
+    """A learnt factor by channel, as ConvNeXt has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.gamma = nn.Linear(4, 4), nn.Parameter(torch.full((4,), 1e-6))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (n, 4) to (n, 3)."""
+        return self.head(self.gamma * self.layer(x))
+
+
+def test_a_scale_by_channel_passes_things_on() -> None:
+    module = LayerScale()
+    paths, sparse = looked(module, (1, 4))
+    masks = Masks({name: np.ones(shape, bool) for name, shape in sparse.shapes.items()})
+    masks["head.weight"][1] = False
+    mended = paths.mend(masks)
+    assert (mended.mended, mended.problem) == (1, "")
+
+
+def test_weights_are_looked_at_once_for_all_that_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each look makes the array anew: one for each connection would take hours."""
+    module = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
+    paths, sparse = looked(module, (1, 40))
+    masks = Masks({name: np.zeros((40, 40), bool) for name in sparse.shapes})
+    masks["0.weight"][:20] = True  # 800 that lead nowhere
+    masks["1.weight"][:, 30] = True
+    made: list[str] = []
+
+    def values() -> Streamed:
+        def value(name: str) -> np.ndarray:
+            made.append(name)
+            return sparse.parameters[name].detach().numpy()
+
+        return Streamed(sparse.shapes, value)
+
+    monkeypatch.setattr(sparse, "values", values)
+    mended = paths.mend(masks)
+    assert (mended.mended, mended.left) == (40, 0)
+    assert len(made) <= 2 * _looks(mended)
+
+
+def _looks(mended: Mended) -> int:
+    assert mended.opened is not None
+    return mended.opened.nonzeros
 
 
 def test_bytes_decide_last_and_what_is_needed_goes_last() -> None:
@@ -212,15 +300,45 @@ class Strict(nn.Module):
         return self.layer(x) @ torch.eye(3, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("kind", [Positions, Difference])
-def test_networks_that_cannot_be_judged_are_left_alone(kind: Callable[[], nn.Module]) -> None:
+class Refusing(nn.Module):
+    """Fails on numbers that are all alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (n, 4) to (n, 3)."""
+        if bool((x == x[0, 0]).all()):
+            raise ValueError("these are no pictures")
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Positions, "judged: an output is not zero where all inputs are"),
+        (Difference, "judged: an output may be zero with every weight alive"),
+        (Refusing, "judged: these are no pictures"),
+    ],
+)
+def test_networks_that_cannot_be_judged_are_left_alone(
+    kind: Callable[[], nn.Module], reason: str
+) -> None:
     module = kind()
     sparse = SparseParameters(module, ["layer.weight"])
     paths = Paths(module, sparse, lambda: (torch.zeros(2, 4),))
     masks = Masks({"layer.weight": np.zeros((3, 4), bool)})
     mended = paths.mend(masks)
     assert mended.masks is masks
-    assert paths.notes == ()
+    paths.count(mended)
+    assert paths.notes == (f"paths from the input to the outputs could not be {reason}",)
+    again = Paths(module, sparse, lambda: (torch.zeros(2, 4),))
+    again.load(paths.state())
+    assert again.notes == paths.notes
+    # Where every row and column has something there is nothing to say.
+    full = paths.mend(Masks({"layer.weight": np.ones((3, 4), bool)}))
+    assert full.problem == ""
 
 
 def test_what_cannot_be_mended_is_reported() -> None:
@@ -230,7 +348,21 @@ def test_what_cannot_be_mended_is_reported() -> None:
     mended = paths.mend(masks)
     assert mended.masks is masks
     paths.count(mended)
-    assert paths.notes == ("1 outputs have no path of living connections from the input",)
+    first, second = paths.notes
+    assert first == "1 outputs have no path of living connections from the input"
+    assert second.startswith("paths from the input to the outputs could not be mended: ")
+
+
+def test_memory_that_is_short_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.Sequential(nn.Linear(4, 3))
+    paths, _ = looked(module, (1, 4))
+
+    def short(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(module[0], "forward", short)
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        paths.mend(Masks({"0.weight": np.zeros((3, 4), bool)}))
 
 
 def test_depth_does_not_matter() -> None:
