@@ -1,8 +1,9 @@
 """Checkpoints of a run: where they lie, when they are written, and whose they are.
 
 A run that is continued from one ends bit for bit as the run would have that was not interrupted, on
-the same device, processes and threads. So a checkpoint is only taken by a run of the same identity:
-another network, other data, seed, options or code are refused by name.
+the same device, processes and threads, compiled by torch or not; on others it goes on too, and says
+so. A checkpoint is only taken by a run of the same identity: another network, other data, seed,
+options or code are refused by name.
 """
 
 from __future__ import annotations

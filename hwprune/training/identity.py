@@ -20,6 +20,8 @@ from hwprune.training.setting import Setting
 _ROOMS = ("training", "sparsity", "budget", "encoding")
 # Samples of a split that are looked at: the whole of a large data set would take minutes.
 _LOOKED_AT = 256
+# Fields of the recipe that say how steps are computed: other kernels, other last bits.
+_SURROUNDINGS = ("compiled",)
 
 
 def identity_of(setting: Setting) -> Identity:
@@ -44,17 +46,19 @@ def identity_of(setting: Setting) -> Identity:
         **{
             f"recipe.{field.name}": _plain(getattr(setting.recipe, field.name))
             for field in dataclasses.fields(setting.recipe)
+            if field.name not in _SURROUNDINGS
         },
     }
 
 
 def surroundings_of(setting: Setting) -> Identity:
-    """Return what changes the last bits of a run, not what it does: where it is run."""
+    """Return what changes the last bits of a run, not what it does: where and how it is run."""
     return {
         "device": setting.device,
         "processes": setting.world.size,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        **{name: getattr(setting.recipe, name) for name in _SURROUNDINGS},
     }
 
 

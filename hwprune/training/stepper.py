@@ -96,9 +96,16 @@ class Stepper:
         with self.average.exchanged(), self.values.exchanged():
             yield
 
-    def backward(self, batch: Batch) -> torch.Tensor:
-        """Put the gradients of one batch into the parameters and return the loss."""
-        setting, teacher = self._setting, self._teacher
+    def backward(self, batch: Batch, *, eager: bool = False) -> torch.Tensor:
+        """Put the gradients of one batch into the parameters and return the loss.
+
+        Args:
+            batch: what to learn from.
+            eager: run the network as it is, where ordinary steps go through ``torch.compile``.
+        """
+        setting = self._setting
+        module = setting.module if eager else self._network
+        teacher = setting.teacher if eager else self._teacher
         self.optimizer.zero_grad(set_to_none=True)
         kind = torch.device(setting.device).type
         with self.values.exchanged():
@@ -107,7 +114,7 @@ class Stepper:
                 if teacher is not None and self._wants_teacher(batch):
                     with torch.no_grad():
                         teacher_logits = logits_of(teacher, batch.inputs)
-                logits = logits_of(self._network, batch.inputs)
+                logits = logits_of(module, batch.inputs)
             loss = loss_of(logits, batch.labels, teacher_logits, setting.recipe)
             loss.backward()  # type: ignore[no-untyped-call]
         return setting.world.mean_gradients(
@@ -118,6 +125,8 @@ class Stepper:
         self, batches: Batches, generator: torch.Generator, count: int | None = None
     ) -> Iterator[None]:
         """Put the gradient of one batch after the other into the parameters, dead ones included.
+
+        A few batches with BN held still are no reason to compile the network for that too.
 
         Args:
             batches: where to draw from.
@@ -131,7 +140,7 @@ class Stepper:
                 index = torch.randperm(batches.size, generator=generator)
                 index = index[: setting.batch_size][setting.rows]
                 for batch in batches.take((index,)):
-                    self.backward(setting.augmented(batch, generator))
+                    self.backward(setting.augmented(batch, generator), eager=True)
                 yield
 
     @property

@@ -88,3 +88,51 @@ def test_a_compiled_step_asks_torch_to_compile(monkeypatch: pytest.MonkeyPatch) 
     tune(module, strategy=strategy, recipe=dataclasses.replace(recipe, compiled=True),
          teacher=teacher)  # fmt: skip
     assert compiled == [module, teacher]
+
+
+class Counted(nn.Module):
+    """What torch.compile returns: it runs the module that it shares weights with."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.calls = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        logits: torch.Tensor = self.module(images)
+        return logits
+
+
+def test_gradients_for_scores_do_not_go_through_what_was_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Counted] = []
+
+    def compile_(module: nn.Module) -> Counted:
+        made.append(Counted(module))
+        return made[-1]
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    recipe = dataclasses.replace(RECIPE, epochs=1, compiled=True, gradient_batches=3)
+    result = tune(nets.small_cnn(), strategy=make("one-shot", density=0.5, score="gradient"),
+                  recipe=recipe)  # fmt: skip
+    assert [each.calls for each in made] == [result.steps]
+
+
+def test_a_run_that_is_compiled_goes_on_from_one_that_was_not(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "state", resume=True, every_seconds=0)
+
+    def killed(event: Any) -> None:
+        if "epoch 2 of" in event.message:
+            raise KeyboardInterrupt
+
+    strategy = make("one-shot", density=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        tune(nets.small_cnn(), strategy=strategy, checkpoint=checkpoint, progress=killed)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "compile", lambda module: module)
+        result = tune(nets.small_cnn(), strategy=strategy, checkpoint=checkpoint,
+                      recipe=dataclasses.replace(RECIPE, compiled=True))  # fmt: skip
+    assert any("continued after epoch 1" in note for note in result.notes)
+    assert any("compiled" in note and "not bit for bit" in note for note in result.notes)
