@@ -233,7 +233,7 @@ def _screen(
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A split cut down to the samples at ``chosen``."""
+    """A split cut down to the samples at ``chosen``; as bytes where the whole has them."""
 
     whole: Split
     chosen: NDArray[np.int64]
@@ -250,3 +250,16 @@ class Part:
     def batch(self, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         """Return their inputs."""
         return self.whole.batch(self.chosen[indices])
+
+    def stored(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return their images as bytes; only where ``affine`` says what these mean."""
+        whole: Any = self.whole
+        found: NDArray[np.uint8] = whole.stored(self.chosen[indices])
+        return found
+
+    def affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Return (factor, shift) per channel of the whole; None where it has no bytes."""
+        of_whole: Any = getattr(self.whole, "affine", None)
+        found: tuple[NDArray[np.float32], NDArray[np.float32]] | None
+        found = None if of_whole is None else of_whole()
+        return found

@@ -23,6 +23,7 @@ from hwprune.steps.planning import (
 )
 from hwprune.steps.pruning import Training, recipe_of
 from hwprune.targets import load
+from hwprune.training.batches import Batches
 
 At = Callable[[int], Prepared]
 ALL: tuple[ValueType, ...] = (*AUTO_VALUE_TYPES, *RACING_VALUE_TYPES)
@@ -123,3 +124,29 @@ def test_when_there_may_be_a_race(data: Data) -> None:
         kind for kind in target.value_types if kind in ALL
     )
     assert value_types(load("nrf52840"), "auto", also=RACING_VALUE_TYPES) == AUTO_VALUE_TYPES
+
+
+class Bytes(Images):
+    """Images that are held as bytes."""
+
+    def stored(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return np.round(self.images[indices] * 100 + 100).astype(np.uint8)
+
+    def affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return np.array([0.01], np.float32), np.array([1.0], np.float32)
+
+
+def test_a_part_of_images_that_are_bytes_is_held_as_bytes() -> None:
+    images = np.linspace(-1, 1, 3 * 16, dtype=np.float32).reshape(3, 1, 4, 4)
+    chosen = np.array([2, 0])
+    part = choosing.Part(Bytes(images, None), chosen)
+    assert part.stored(np.array([0])).tolist() == part.whole.stored(np.array([2])).tolist()
+    batches = Batches(part, device="cpu", resident_bytes=2**20, channels_last=False)
+    assert [held.dtype for held in batches._held or ()] == [torch.uint8]
+    (batch,) = batches.in_order(slice(None))
+    assert batch.inputs[0].numpy() == pytest.approx(images[chosen], abs=0.006)
+
+    plain = choosing.Part(Images(images, None), chosen)
+    assert plain.affine() is None
+    (batch,) = Batches(plain, device="cpu", resident_bytes=2**20, channels_last=False)
+    assert batch.inputs[0].numpy() == pytest.approx(images[chosen], abs=0)
