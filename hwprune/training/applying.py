@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from hwprune.ir import Masks
 from hwprune.sparsity import Event
 from hwprune.training import events
@@ -24,14 +26,13 @@ def apply_due(run: Run, epoch: int, *, at_end: bool = False) -> None:
         if event.action == "regrow":
             _look_at_extreme(run, epoch)
         with run.witness.seen(event, len(run.pending)) as seen:
-            mended = run.setting.world.lead(masks_after(run, event, seen))
+            mended = agreed_masks(run, event, seen)
             masks = mended.masks
             if event.action == "redraw" and masks.nonzeros > run.sparse.masks.nonzeros:
                 _look_at_extreme(run, epoch)
             step = events.start_of(seen, run.sparse)
             run.sparse.set_masks(masks, stepper.optimizer, initial=event.initial, step=step)
-            if mended.opened is not None:
-                run.sparse.restart(mended.opened)
+            run.sparse.restart(mended.opened)
         run.paths.count(mended)
         _note_collapse(run, mended.untouched)
         run.changed_at = run.step
@@ -42,8 +43,11 @@ def apply_due(run: Run, epoch: int, *, at_end: bool = False) -> None:
     stepper.feedback.after_events(run.step, stepper.optimizer, at_end=at_end)
 
 
-def masks_after(run: Run, event: Event, seen: Seen) -> Mended:
-    """Return the masks that an event leads to in this run, with a path to every output."""
+def agreed_masks(run: Run, event: Event, seen: Seen) -> Mended:
+    """Return the masks that an event leads to in this run, with a path to every output.
+
+    The same in all processes: the leader's.
+    """
     setting = run.setting
     masks = events.masks_after(
         event,
@@ -53,12 +57,18 @@ def masks_after(run: Run, event: Event, seen: Seen) -> Mended:
         density=setting.strategy.density,
         marginal=setting.marginal,
     )
-    fraction = event.budget_fraction
-    with run.phased.plain():
-        mended = run.paths.mend(masks)
-        if mended.opened is None or fraction is None:
-            return mended
-        return run.paths.filled(mended, lambda ranking: setting.fill(ranking, fraction))
+    mended = Mended(masks)
+    if setting.world.leads:
+        with run.phased.plain(), torch.enable_grad():
+            mended = _with_paths(run, masks, event.budget_fraction)
+    return setting.world.lead(mended)
+
+
+def _with_paths(run: Run, masks: Masks, fraction: float | None) -> Mended:
+    mended = run.paths.mend(masks)
+    if mended.opened is None or fraction is None:
+        return mended
+    return run.paths.filled(mended, lambda ranking: run.setting.fill(ranking, fraction))
 
 
 def _look_at_extreme(run: Run, epoch: int) -> None:

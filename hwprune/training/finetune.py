@@ -16,7 +16,7 @@ from hwprune.ir import Data
 from hwprune.sparsity import Event as MaskEvent
 from hwprune.sparsity import Fill, Marginal, Strategy
 from hwprune.training import events, precision
-from hwprune.training.applying import apply_due, masks_after
+from hwprune.training.applying import agreed_masks, apply_due
 from hwprune.training.averaging import Pool
 from hwprune.training.batches import epoch_order, steps_per_epoch
 from hwprune.training.checkpoints import Checkpoint, Keeper
@@ -38,7 +38,7 @@ from hwprune.training.modes import (
     set_mode,
     share_parameters,
 )
-from hwprune.training.paths import Paths
+from hwprune.training.paths import Mended, Paths
 from hwprune.training.quantised import Quantised, Store
 from hwprune.training.recipe import Recipe
 from hwprune.training.result import Event, TrainResult
@@ -296,17 +296,21 @@ class Run:
         if self.best is not None and self.best[0] > accuracy:
             accuracy, self.best_epoch, state = self.best
             self.setting.module.load_state_dict(state)
-        before = self.sparse.masks
+        before, tried = self.sparse.masks, list[Mended]()
 
         def finish() -> None:
             if self.sparse.masks.nonzeros > before.nonzeros:
                 event = MaskEvent(1.0, "prune", budget_fraction=1.0)
-                self.sparse.set_masks(masks_after(self, event, NOTHING).masks, None)
+                tried.append(agreed_masks(self, event, NOTHING))
+                self.sparse.set_masks(tried[-1].masks, None)
+                self.sparse.restart(tried[-1].opened)
             with values.calibrating():
                 self.recalibrate()
 
         with torch.no_grad():
             joined = self.pool.merge(self.sparse, finish, self.measure)
+        for mended in (each for each in tried if each.masks is self.sparse.masks):
+            self.paths.count(mended)  # others did not join
         if joined:
             accuracy = self.measure()
             self.record(self.epochs, "average", accuracy=accuracy)

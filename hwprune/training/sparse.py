@@ -130,12 +130,12 @@ class SparseParameters:
             else:
                 self._dead[name] = dead
 
-    def restart(self, opened: Masks) -> None:
-        """Give connections that are at zero their pretrained values.
+    def restart(self, opened: Masks | None) -> None:
+        """Give connections that are at zero their pretrained values; None where there are none.
 
         While there are dense weights these stay: they are what a connection starts from.
         """
-        if self.dense:
+        if self.dense or opened is None:
             return
         with torch.no_grad():
             for name, parameter in self.parameters.items():
