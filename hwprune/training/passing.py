@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.fx import GraphModule
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
@@ -91,7 +92,7 @@ def has_grouped_transposed(module: nn.Module) -> bool:
     for part in module.modules():
         if isinstance(part, _ConvNd) and part.transposed and part.groups > 1:
             return True
-        if isinstance(part, torch.fx.GraphModule) and any(
+        if isinstance(part, GraphModule) and any(
             "conv_transpose" in str(node.target) for node in part.graph.nodes
         ):
             return True

@@ -320,17 +320,18 @@ class Paths:
         if len(reached) > _MOST_OUTPUTS:
             return _numbers(through(reached.sum(), weights))
         largest = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        for flow in reached:
+        for flow in reached.unbind():
             for name, part in through(flow, weights).items():
                 torch.maximum(largest[name], part, out=largest[name])
         return _numbers(largest)
 
     def _bridges(self) -> dict[str, NDArray[np.float32]]:
         """Return what dead connections pass on, the more the larger their pretrained weights."""
-        bridges = {}
+        bridges: dict[str, NDArray[np.float32]] = {}
         for name, values in self._sparse.pretrained_values().items():
             size = np.abs(values)
-            bridges[name] = np.float32(_BRIDGE) * (1 + size / max(np.float32(1e-30), size.max()))
+            share = size / max(1e-30, float(size.max()))
+            bridges[name] = (_BRIDGE * (1 + share)).astype(np.float32)
         return bridges
 
     def _outputs(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
