@@ -24,8 +24,9 @@ from hwprune.verify.host import environment
 Config = dict[str, Any]
 _toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
-RESULTS = Path(__file__).resolve().parent / "results"
-BUILD = RESULTS.parents[1] / "build"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BUILD = ROOT / "build"
 
 
 def data_folder(given: str | None) -> Path | None:
@@ -216,13 +217,12 @@ def build() -> str:
     Such as ``0.1.0 (checkout 343f0ee, changed)``; without git ``0.1.0 (code 0123456789ab)``, a
     digest of hwprune's and the benchmarks' sources.
     """
-    root = RESULTS.parents[1]
-    version = _toml.loads((root / "pyproject.toml").read_text())["project"]["version"]
-    top = _git(root, "rev-parse", "--show-toplevel")
-    commit = _git(root, "rev-parse", "--short", "HEAD")
-    if top is None or commit is None or Path(top) != root:
-        return f"{version} (code {_sources_digest(root)})"
-    changed = ", changed" if _git(root, "status", "--porcelain", "--untracked-files=no") else ""
+    version = _toml.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    top = _git(ROOT, "rev-parse", "--show-toplevel")
+    commit = _git(ROOT, "rev-parse", "--short", "HEAD")
+    if top is None or commit is None or Path(top) != ROOT:
+        return f"{version} (code {_sources_digest(ROOT)})"
+    changed = ", changed" if _git(ROOT, "status", "--porcelain", "--untracked-files=no") else ""
     return f"{version} (checkout {commit}{changed})"
 
 
@@ -266,7 +266,7 @@ def seconds_of(report: Mapping[str, Any]) -> float:
     interrupted. So of a resumed row this is a lower bound: what the earlier calls spent before
     training, such as tracing, is not in it.
     """
-    trained = [float(point["seconds"]) for point in report["accuracy"]["trajectory"]]
+    trained = [point.get("seconds") or 0.0 for point in report["accuracy"]["trajectory"]]
     return max([float(report["seconds"]), *trained])
 
 

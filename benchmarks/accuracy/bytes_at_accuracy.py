@@ -21,7 +21,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from networks import device_name, open_data, open_network
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import device_name, precision_of, seconds_of
+from networks import open_data, open_network, retraining, source_digest
 from study import Config, Experiment, Rows, Stopwatch, by_seed, main, spread
 
 TARGET = "raspberry-pi-zero-2w"
@@ -48,7 +51,7 @@ def cell(network: str, kilobytes: int, values: str, scale: Config) -> Config:
 
     codecs = list(load(TARGET).codecs)
     budget: Config = {"budget_bytes": kilobytes * KB, "values": values, "codecs": codecs}
-    return {"network": network, **budget, **STRATEGY, **scale}
+    return {"network": network, **budget, **STRATEGY, **scale, **retraining(network)}
 
 
 def rows(scale: Config) -> Rows:
@@ -67,10 +70,11 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
     from hwprune.targets import load
     from hwprune.training.devices import resolve
 
-    watch = Stopwatch()
+    watch, device = Stopwatch(), resolve()
     model = open_network(config, folder)
     data = open_data(config, folder, seed)
-    output = experiment.state_path(config, seed).with_suffix(".compiled")
+    output = experiment.output_path(config, seed)
+    resumed = output.exists()
     output.parent.mkdir(parents=True, exist_ok=True)
     options = Options(
         budget_bytes=config["budget_bytes"],
@@ -79,7 +83,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
         values=config["values"],
         epochs=config["epochs"],
         seed=seed,
-        recipe=config.get("recipe"),
+        recipe={"compiled": device.startswith("cuda"), **config.get("recipe", {})},
         resume=True,
         checkpoint_seconds=0.0,
     )
@@ -91,7 +95,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
     artifact = compile_model(model, load(TARGET), data, output, options, say)
     report = artifact.report
     experiment.add(
-        config, seed, report["seconds"], config["epochs"],
+        config, seed, seconds_of(report), config["epochs"],
         accuracy=report["accuracy"]["final"],
         dense_accuracy=report["accuracy"]["dense"],
         artifact_bytes=report["artifact"]["bytes"],
@@ -102,7 +106,10 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
         relative_error=report["parity"]["relative_error"],
         verified=report["verdict"]["verified"],
         samples=report["accuracy"]["samples"],
-        device=device_name(resolve()),
+        device=device_name(device),
+        precision=precision_of(report),
+        resumed=resumed,
+        dense_sha256=source_digest(model),
     )  # fmt: skip
     shutil.rmtree(output)
 

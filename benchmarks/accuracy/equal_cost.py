@@ -3,7 +3,8 @@
 All arms of a cell have the same pretrained network, epochs, recipe, distillation and nonzeros; what
 differs is how connections come and go. One-way is the strongest there is (cubic, distilled): the
 other arms are compared with it. Controls: regrowth of random connections, RigL's exchange from the
-pretrained weights, and one-way pruning straight to the final density (one-shot).
+pretrained weights, and one-way pruning straight to the final density (one-shot). The arms were
+fixed beforehand, each with its strategy's defaults: no result of tuning.py chose them.
 
 ResNet-20 first, then VGG16 and ResNet-50 with fewer arms, three seeds and more epochs. Their RigL
 starts from random weights, masked by Erdős-Rényi-kernel densities, with the dense network as its
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import sys
 
+from networks import retraining
 from study import FULL, Config, Experiment, Rows, arm, by_seed, main, paired, spread
 
 NETWORK = "cifar-resnet20"
@@ -38,6 +40,8 @@ ARMS: dict[str, Config] = {
 }
 LARGER = {"cifar-vgg16-bn": (0.982, 0.99, 0.995), "cifar-resnet50": (0.95, 0.99)}
 LARGER_SEEDS = range(3)
+# At the full scale, whose epochs are ResNet-20's: --epochs 12 is that scale, any other number holds
+# for all networks.
 LARGER_EPOCHS = 60
 LARGER_ARMS: dict[str, Config] = {
     ONE_WAY: arm("cubic"),
@@ -59,8 +63,12 @@ def cell(sparsity: float, name: str, scale: Config) -> Config:
 
 def larger(network: str, sparsity: float, name: str, scale: Config) -> Config:
     """Return the configuration of an arm on a network of LARGER."""
-    whole = {"epochs": LARGER_EPOCHS} if scale == FULL else {}
-    return {"network": network, "sparsity": sparsity, **scale, **whole, **LARGER_ARMS[name]}
+    is_full = {key: scale.get(key) for key in FULL} == FULL
+    whole = {"epochs": LARGER_EPOCHS} if is_full else {}
+    return {
+        "network": network, "sparsity": sparsity, **scale, **whole, **retraining(network),
+        **LARGER_ARMS[name],
+    }  # fmt: skip
 
 
 def rows(scale: Config) -> Rows:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 
 import staged
+from networks import retraining
 from study import Config, Experiment, Rows, by_seed, main, spread
 
 NETWORKS = (
@@ -32,12 +33,12 @@ SHORT: Config = {"epochs": 1, "train_images": 10_000}
 
 def iterative(network: str, scale: Config) -> Config:
     """Return the configuration of a network's iterative curve."""
-    return {"network": network, "stages": staged.rounds(ROUNDS), **scale}
+    return {"network": network, "stages": staged.rounds(ROUNDS), **scale, **retraining(network)}
 
 
 def one_shot(network: str, sparsity: float, scale: Config) -> Config:
     """Return the configuration of one one-shot point."""
-    return {"network": network, "stages": [sparsity], **scale}
+    return {"network": network, "stages": [sparsity], **scale, **retraining(network)}
 
 
 def rows(scale: Config) -> Rows:

@@ -17,6 +17,7 @@ import sys
 from typing import Any
 
 import staged
+from networks import retraining
 from study import Config, Experiment, Rows, main, paired, spread
 
 NETWORK = "cifar-vgg16-bn"
@@ -40,7 +41,7 @@ def _down(mode: str, sparsity: float) -> list[float]:
 def trajectory(mode: str, scale: Config, **regrow: Any) -> Config:
     """Return the configuration of a trajectory of regrowth: one row is all of its states."""
     extreme, *later = STATES[mode]
-    rest: Config = {"regrow": regrow} if regrow else {}
+    rest: Config = {**retraining(NETWORK), **({"regrow": regrow} if regrow else {})}
     return {"network": NETWORK, "stages": [*_down(mode, extreme), *later], **scale, **rest}
 
 
@@ -49,7 +50,8 @@ def one_way(mode: str, number: int, scale: Config) -> Config:
     sparsity = STATES[mode][number]
     stages = _down(mode, sparsity)
     cost = len(_down(mode, STATES[mode][0])) + number
-    return {"network": NETWORK, "stages": stages + [sparsity] * (cost - len(stages)), **scale}
+    stages += [sparsity] * (cost - len(stages))
+    return {"network": NETWORK, "stages": stages, **scale, **retraining(NETWORK)}
 
 
 def rows(scale: Config) -> Rows:

@@ -2,11 +2,13 @@
 
 ResNet-20 starts from a checkpoint that others published. The other networks are trained here, by
 train_dense.py, whose files are too large for a repository: they lie below ``build/dense``, their
-hashes in benchmarks/results/train_dense.json.
+hashes in benchmarks/results/train_dense.json. A study prunes the dense network of its own scale
+(all images, the short scale's or a trial's), and only a file that the record knows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import BUILD
+import common
+from common import BUILD, bench_record
 
 Config = Mapping[str, Any]
 
@@ -50,6 +53,49 @@ NETWORKS = {
 }
 
 
+# Scales at which networks are trained, by the part of a study's scale that tells them apart.
+DENSE_FULL: Config = {"epochs": 200, "train_images": None}
+DENSE_SHORT: Config = {"epochs": 3, "train_images": 10_000}
+DENSE_SMOKE: Config = {"epochs": 2, "train_images": 512, "eval_images": 200}
+COMMON_RECIPE: Config = {
+    "learning_rate": 0.1, "weight_decay": 5e-4, "warmup_fraction": 0.025, "cutout": 16,
+}  # fmt: skip
+# Where they differ from COMMON_RECIPE. EfficientNet-B0 has dropout and stochastic depth already:
+# a square of 16 pixels cut out of 32, or smoothed labels, on top of these would underfit.
+RECIPES: dict[str, Config] = {
+    "cifar-vgg16-bn": {"learning_rate": 0.05},
+    "cifar-efficientnet-b0": {"learning_rate": 0.05, "cutout": 0},
+    "cifar-mobilenet-v2": {"learning_rate": 0.05},
+    "cifar-resnet20": {"weight_decay": 1e-4, "cutout": 0},
+}
+
+
+def dense_recipe(network: str) -> Config:
+    """Return how a network is trained from scratch, where that differs from ``Recipe``."""
+    return {**COMMON_RECIPE, **RECIPES.get(network, {})}
+
+
+def retraining(network: str) -> Config:
+    """Return the part of a study's row by which a network keeps its weight decay when pruned.
+
+    Empty for ResNet-20, whose weight decay is ``Recipe``'s own.
+    """
+    if NETWORKS[network].weights is not None:
+        return {}
+    return {"recipe": {"weight_decay": dense_recipe(network)["weight_decay"]}}
+
+
+def dense_scale(config: Config) -> Config:
+    """Return the scale of the dense network that a study's row prunes.
+
+    Args:
+        config: the row's; ``dense_epochs``, where it is not what the scale has.
+    """
+    scale = DENSE_FULL if config["train_images"] is None else DENSE_SHORT
+    scale = DENSE_SMOKE if is_smoke(config) else scale
+    return {**scale, "epochs": config.get("dense_epochs", scale["epochs"])}
+
+
 def is_smoke(config: Config) -> bool:
     """Return whether a row is a trial of the mechanics, whose accuracy means nothing."""
     return "eval_images" in config
@@ -60,35 +106,75 @@ def work_folder(config: Config) -> Path:
     return BUILD / "smoke" if is_smoke(config) else BUILD
 
 
-def dense_path(network: str, config: Config, seed: int = SPLIT_SEED) -> Path:
-    """Return where train_dense.py puts a network, and studies look for it."""
-    return work_folder(config) / "dense" / f"{network}-seed{seed}.pth"
+def dense_path(network: str, scale: Config, seed: int = SPLIT_SEED) -> Path:
+    """Return where train_dense.py puts a network that it trained at a scale.
+
+    Args:
+        network: its name.
+        scale: ``epochs`` and ``train_images``; ``eval_images`` in a trial.
+        seed: of its training.
+    """
+    images = "all" if scale["train_images"] is None else scale["train_images"]
+    name = f"{network}-{scale['epochs']}-epochs-{images}-images-seed{seed}.pth"
+    return work_folder(scale) / "dense" / name
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def source_digest(model: Any) -> str | None:
+    """Return the SHA-256 of the file that a network was read from; None where there is none."""
+    path = Path(model.source)
+    return digest(path) if path.is_file() else None
 
 
 def open_network(config: Config, folder: Path) -> Any:
     """Return the dense network of a row, as ``hwprune.frontend.load_model`` does.
 
     Args:
-        config: ``network``.
+        config: ``network``, and the scale where it is one that is trained here.
         folder: the data folder.
 
     Raises:
-        InputError: it has to be trained first; says how.
+        InputError: it has to be trained first, or the file is not the one that was; says how.
     """
-    from hwprune.errors import InputError
     from hwprune.frontend import load_model
 
     name = config["network"]
     weights = NETWORKS[name].weights
-    path = dense_path(name, config) if weights is None else folder / weights
-    if weights is None and not path.is_file():
-        scale = " --smoke" if is_smoke(config) else ""
-        raise InputError(
-            f"{name} is not trained yet: there is no {path}",
-            hint=f"python benchmarks/accuracy/train_dense.py --data-dir {folder}{scale}"
-            f" --rows {list(TRAINED).index(name)}",
-        )
+    path = _trained(name, dense_scale(config), folder) if weights is None else folder / weights
     return load_model(str(path), arch=name)
+
+
+def _trained(name: str, scale: Config, folder: Path) -> Path:
+    """Return the file of a network that was trained at a scale, if it is in the record."""
+    from hwprune.errors import InputError
+
+    path = dense_path(name, scale)
+    how = "--smoke" if is_smoke(scale) else "--short" if scale["train_images"] is not None else ""
+    command = f"python benchmarks/accuracy/train_dense.py --data-dir {folder} {how}".rstrip()
+    hint = f"{command} --epochs {scale['epochs']} --rows {list(TRAINED).index(name)}"
+    if not path.is_file():
+        raise InputError(f"{name} is not trained yet: there is no {path}", hint=hint)
+    results = BUILD / "smoke" if is_smoke(scale) else common.RESULTS
+    record = bench_record.read(results / "train_dense.json")
+    known = {
+        (row.model_extra or {}).get("sha256")
+        for row in (() if record is None else record.rows)
+        if row.status == "run"
+        and row.seed == SPLIT_SEED
+        and row.config["network"] == name
+        and all(row.config.get(key) == value for key, value in scale.items())
+    }
+    if (found := digest(path)) not in known:
+        raise InputError(
+            f"{path} is not a network that train_dense.json knows: its SHA-256 is {found}, expected"
+            f" that of {name} after {scale['epochs']} epochs",
+            hint=f"train it anew: {hint}",
+        )
+    return path
 
 
 def fresh_network(config: Config, seed: int) -> Any:
@@ -148,13 +234,6 @@ def test_accuracy(module: Any, data: Any, device: str) -> float:
     from hwprune.training import accuracy
 
     return accuracy(module.to(device), data.test, device=device)
-
-
-def device_name(device: str) -> str:
-    """Return what a device is called, such as ``NVIDIA H200`` or ``cpu``."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 # In the order of what is wanted first when time is short: train_dense.py's rows.

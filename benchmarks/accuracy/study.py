@@ -6,7 +6,7 @@ Rows of one study differ in their configuration only, so that arms at the same e
 recipe can be paired by seed.
 
 A row that was killed goes on from its last epoch: its state lies below build/studies until the row
-is in the record.
+is in the record. On CUDA steps go through torch.compile, unless TORCHDYNAMO_DISABLE=1 is set.
 """
 
 from __future__ import annotations
@@ -23,13 +23,20 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import staged
-from common import Experiment, Stopwatch, command_line, data_folder, measure_rows
+from common import (
+    Experiment,
+    Stopwatch,
+    command_line,
+    data_folder,
+    device_name,
+    measure_rows,
+)
 from networks import (
     BUILD,
-    device_name,
     fresh_network,
     open_data,
     open_network,
+    source_digest,
     test_accuracy,
     untrained,
 )
@@ -59,6 +66,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
             fields differ from their defaults; ``start: random`` for a network that is not trained,
             with the dense one as its teacher, ``start: scratch`` for one without a teacher; data,
             where it is not cifar10; sharing, for residual stages that share their weights;
+            dense_epochs, where the dense network was not trained as long as its scale has it;
             eval_images in a trial.
         seed: of the split, the batches and the strategy.
         folder: the data folder.
@@ -78,15 +86,18 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
     prepared = prepare(model, load(TARGET), config.get("budget_bytes"))
     device = resolve()
     checkpoint = Checkpoint(experiment.state_path(config, seed), resume=True, every_seconds=0.0)
+    resumed = checkpoint.path.exists()
     module = model.module
     if config.get("start") == "random":
         module = untrained(config["network"], seed)
-    recipe = {"per_round": "stages" in config, **config.get("recipe", {})}
+    compiled = device.startswith("cuda")
+    given = {"per_round": "stages" in config, "compiled": compiled, **config.get("recipe", {})}
+    recipe = replace(Recipe(), epochs=config["epochs"], **given)
     result = finetune(
         module,
         data=data,
         names=prepared.names,
-        recipe=replace(Recipe(), epochs=config["epochs"], **recipe),
+        recipe=recipe,
         teacher=None if scratch else model.module,
         seed=seed,
         device=device,
@@ -110,10 +121,14 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
         nonzeros=result.masks.nonzeros,
         sparsity=1 - result.masks.nonzeros / (result.masks.weights + saved),
         steps=result.steps,
-        cpu_seconds=round(time.process_time() - cpu, 1),
+        # The CPU's clock does not go on from an earlier process.
+        **({} if resumed else {"cpu_seconds": round(time.process_time() - cpu, 1)}),
+        resumed=resumed,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         device=device_name(device),
         precision=result.precision,
+        compiled=recipe.compiled,
+        dense_sha256=None if scratch else source_digest(model),
         **stages,
         trajectory=[
             {key: point[key] for key in ("epoch", "action", "nonzeros", "accuracy")}
@@ -225,11 +240,20 @@ def main(
     """
     from hwprune.errors import HwpruneError
 
-    parser = command_line(doc)
+    parser = command_line(doc, resumes=True)
     parser.add_argument("--short", action="store_true", help=f"the scale of a CPU: {short}")
     parser.add_argument("--smoke", action="store_true", help=f"the mechanics only: {SMOKE}")
+    parser.add_argument("--epochs", type=int, help="instead of the scale's: rows of their own")
+    parser.add_argument(
+        "--dense-epochs", type=int, help="of the dense network, instead of its scale's: other rows"
+    )
     arguments = parser.parse_args()
     scale = SMOKE if arguments.smoke else short if arguments.short else full
+    for name_, value in (("epochs", arguments.epochs), ("dense_epochs", arguments.dense_epochs)):
+        if value is not None:
+            if value < 1:
+                parser.error("epochs must be 1 or more")
+            scale = {**scale, name_: value}
     command = ["python", f"benchmarks/accuracy/{name}.py", "--data-dir", "DIR"]
     experiment = Experiment(name, command)
     if arguments.smoke:

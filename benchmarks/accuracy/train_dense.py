@@ -5,18 +5,17 @@ bytes and are cropped, mirrored and cut there; bf16, NHWC and torch.compile wher
 45,000 images of the training split are used, and the last epoch's weights: nothing is chosen, and
 the validation tenth stays unseen for the studies.
 
-    python benchmarks/accuracy/train_dense.py --data-dir DIR [--short | --smoke] [--rows 0,2-4]
-        [--table] [--device auto] [--no-compile]
+    python benchmarks/accuracy/train_dense.py --data-dir DIR [--short | --smoke] [--epochs N]
+        [--rows 0,2-4] [--table] [--device auto] [--no-compile] [--restart]
 
 DIR holds ``cifar-10-batches-py``. The state is kept after every epoch, and a row that was
-interrupted goes on from there. Weights go to ``build/dense``, what they are to
-benchmarks/results/train_dense.json. ``--smoke`` tries the mechanics in minutes of a CPU: 512
-images, two epochs, a record below ``build/smoke``.
+interrupted goes on from there. Weights go to ``build/dense``, in files whose names say the scale,
+what they are to benchmarks/results/train_dense.json. Accuracy is torch's. ``--smoke`` tries the
+mechanics in minutes of a CPU: 512 images, two epochs, a record below ``build/smoke``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Mapping
@@ -26,12 +25,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import Experiment, command_line, data_folder, measure_rows
+from common import Experiment, command_line, data_folder, device_name, measure_rows
 from networks import (
     BUILD,
+    DENSE_FULL,
+    DENSE_SHORT,
+    DENSE_SMOKE,
     TRAINED,
     dense_path,
-    device_name,
+    dense_recipe,
+    digest,
     open_data,
     test_accuracy,
     untrained,
@@ -39,20 +42,9 @@ from networks import (
 
 Config = dict[str, Any]
 
-FULL: Config = {"epochs": 200, "train_images": None}
-SHORT: Config = {"epochs": 3, "train_images": 10_000}
-SMOKE: Config = {"epochs": 2, "train_images": 512, "eval_images": 200}
+FULL, SHORT, SMOKE = DENSE_FULL, DENSE_SHORT, DENSE_SMOKE
 SEEDS = range(3)
-COMMON: Config = {
-    "learning_rate": 0.1, "weight_decay": 5e-4, "warmup_fraction": 0.025, "cutout": 16,
-}  # fmt: skip
-# Where they differ from COMMON, and what the project asks of them, in per cent.
-RECIPES: dict[str, Config] = {
-    "cifar-vgg16-bn": {"learning_rate": 0.05},
-    "cifar-efficientnet-b0": {"learning_rate": 0.05, "label_smoothing": 0.1},
-    "cifar-mobilenet-v2": {"learning_rate": 0.05},
-    "cifar-resnet20": {"weight_decay": 1e-4, "cutout": 0},
-}
+# What the project asks of them, in per cent.
 AIMS = {
     "cifar-vgg16-bn": 94.0, "cifar-densenet121": 95.0, "cifar-efficientnet-b0": 93.5,
     "cifar-resnet50": 95.0,
@@ -61,7 +53,7 @@ AIMS = {
 
 def cell(network: str, scale: Config) -> Config:
     """Return the configuration of a network."""
-    return {"network": network, **scale, "recipe": {**COMMON, **RECIPES.get(network, {})}}
+    return {"network": network, **scale, "recipe": dense_recipe(network)}
 
 
 def rows(scale: Config) -> list[tuple[Config, int]]:
@@ -138,11 +130,6 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment, **how: 
     checkpoint.discard()
 
 
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _tell(event: Any) -> None:
     if event.accuracy is not None:
         loss = f"loss {event.loss:.3f}, validation {100 * event.accuracy:.2f} %"
@@ -186,13 +173,18 @@ def main() -> int:
     """Train the rows that were asked for, then print the table."""
     from hwprune.errors import HwpruneError
 
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, resumes=True)
     parser.add_argument("--short", action="store_true", help=f"the scale of a CPU: {SHORT}")
     parser.add_argument("--smoke", action="store_true", help=f"the mechanics only: {SMOKE}")
+    parser.add_argument("--epochs", type=int, help="instead of the scale's: rows of their own")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--no-compile", action="store_true", help="no torch.compile on CUDA")
     arguments = parser.parse_args()
     scale = SMOKE if arguments.smoke else SHORT if arguments.short else FULL
+    if arguments.epochs is not None:
+        if arguments.epochs < 1:
+            parser.error("--epochs must be 1 or more")
+        scale = {**scale, "epochs": arguments.epochs}
     name = "train_dense"
     experiment = Trained(name, ["python", f"benchmarks/accuracy/{name}.py", "--data-dir", "DIR"])
     if arguments.smoke:

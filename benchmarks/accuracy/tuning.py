@@ -1,8 +1,9 @@
 """Which settings each side of the comparison does best with, before it is made. ResNet-20, 97 %.
 
 One-way pruning and bidirectional pruning each get the same number of candidates at the same epochs
-and seed; the validation split decides, and the winners are what equal_cost.py compares with other
-seeds.
+and seed, and the validation split decides. equal_cost.py's arms were fixed beforehand, with the
+strategies' defaults: a candidate that wins here says whether they hold a side back, and takes part
+there only where somebody adds it as an arm, with other seeds.
 
     python benchmarks/accuracy/tuning.py --data-dir DIR [--short] [--rows 0,2-4] [--table]
 

@@ -95,6 +95,31 @@ def test_the_rows_on_resnet20_keep_their_numbers_and_keys(modules: Modules) -> N
     )  # fmt: skip
 
 
+def test_arms_of_a_cell_differ_in_nothing_but_how_connections_come_and_go(
+    modules: Modules,
+) -> None:
+    equal_cost = modules.equal_cost
+    for scale in modules.scales("equal_cost"):
+        cells: dict[Any, list[dict[str, Any]]] = {}
+        for config, seed in equal_cost.rows(scale):
+            cells.setdefault((config["network"], config["sparsity"], seed), []).append(config)
+        for (network, _, _), arms in cells.items():
+            known = equal_cost.ARMS if network == equal_cost.NETWORK else equal_cost.LARGER_ARMS
+            assert len(arms) == len(known)
+            for arm in arms:
+                alike = {key: arm.get(key) for key in ("epochs", "train_images", "recipe")}
+                assert alike == {key: arms[0].get(key) for key in alike}
+                ways = {"strategy", "options", "start"}
+                assert arm.keys() - ways == arms[0].keys() - ways
+                assert arm.get("recipe", {}).keys() <= {"weight_decay"}
+
+
+def test_rows_of_the_larger_networks_keep_their_weight_decay(modules: Modules) -> None:
+    for config, _ in modules.fig1.rows(modules.fig1.FULL):
+        asked = config.get("recipe", {}).get("weight_decay", 1e-4)
+        assert asked == modules.networks.dense_recipe(config["network"])["weight_decay"]
+
+
 def test_one_way_pruning_costs_what_the_trajectory_has_cost_there(modules: Modules) -> None:
     fig2, scale = modules.fig2, modules.fig2.FULL
     for mode, states in fig2.STATES.items():

@@ -22,7 +22,7 @@ from hwprune.steps.choosing import Part
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
 SCALE = {"epochs": 1, "train_images": None, "eval_images": 100}
-RECIPE = {"precision": "fp32", "batch_size": 64, "learning_rate": 0.1}
+RECIPE = {"precision": "fp32", "batch_size": 64, "learning_rate": 0.1, "compiled": False}
 NAME = "digits-cnn"
 
 
@@ -109,6 +109,9 @@ def test_a_staged_row_is_measured_after_each_stage_and_resumes(
     again = measured(halves, config)
     assert any("continued after epoch 2 of 3" in note for note in again.model_extra["notes"])
     assert again.model_extra["stages"] == found
+    assert again.model_extra["resumed"] is True
+    assert "cpu_seconds" in row.model_extra
+    assert "cpu_seconds" not in again.model_extra
     assert not (tmp_path / "studies" / "halves").exists()
 
 
@@ -117,7 +120,8 @@ def test_a_start_from_random_weights_is_taught_by_the_dense_network(
 ) -> None:
     study = opened("study")
     options = study.arm("rigl", allocation="erk", grow_allocation="towards-erk", updates=2)
-    config = {"network": NAME, "sparsity": 0.9, **options, **SCALE, "start": "random"}
+    config = {"network": NAME, "sparsity": 0.9, **options, **SCALE, "start": "random",
+              "recipe": RECIPE}  # fmt: skip
     experiment = study.Experiment("rigl", ["python"])
     study.run(config, 0, tmp_path, experiment)
     row = measured(experiment, config)
@@ -134,12 +138,12 @@ def test_a_dense_network_is_trained_kept_and_found_again(
     with monkeypatch.context() as killing:
         stopping(2, dense, killing)
         with pytest.raises(KeyboardInterrupt):
-            dense.run(config, 0, tmp_path, experiment)
-    dense.run(config, 0, tmp_path, experiment)
+            dense.run(config, 0, tmp_path, experiment, device="cpu")
+    dense.run(config, 0, tmp_path, experiment, device="cpu")
     row = measured(experiment, config)
     assert any("continued after epoch 1 of 3" in note for note in row.model_extra["notes"])
     assert row.accuracy > 0.3
-    assert row.model_extra["compiled"] is False  # no CUDA, or a network that takes no time
+    assert row.model_extra["compiled"] is False
 
     path = dense.dense_path(NAME, config, 0)
     assert path.is_relative_to(tmp_path / "smoke")
@@ -160,10 +164,45 @@ def test_a_network_that_is_not_trained_yet_is_said_to_be(
     opened("common")
     networks = sys.modules["networks"]
     with pytest.raises(InputError, match="not trained yet") as caught:
-        networks.open_network({"network": "cifar-resnet50"}, Path("DIR"))
+        networks.open_network({"network": "cifar-resnet50", "train_images": None}, Path("DIR"))
     rows = importlib.import_module("train_dense").rows({"epochs": 1, "train_images": None})
     number = int((caught.value.hint or "").split()[-1])
     assert (rows[number][0]["network"], rows[number][1]) == ("cifar-resnet50", 0)
+
+
+def test_a_study_prunes_the_network_of_its_scale_and_no_other_file(
+    opened: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened("common")
+    networks = sys.modules["networks"]
+    loaded: list[str] = []
+    monkeypatch.setattr("hwprune.frontend.load_model", lambda path, arch: loaded.append(path))
+    experiment = sys.modules["common"].Experiment("train_dense", ["python"])
+    name = "cifar-vgg16-bn"
+
+    def trained(scale: dict[str, Any], weights: bytes) -> Path:
+        path: Path = networks.dense_path(name, scale)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(weights)
+        experiment.add({"network": name, **scale, "recipe": {}}, 0, 1.0, 1.0,
+                       sha256=networks.digest(path))  # fmt: skip
+        return path
+
+    full = trained(networks.DENSE_FULL, b"200 epochs")
+    short = trained(networks.DENSE_SHORT, b"3 epochs")
+    assert full.read_bytes() == b"200 epochs"  # a short training overwrites nothing
+    row = {"network": name, "epochs": 12, "train_images": None}
+    networks.open_network(row, Path("DIR"))
+    networks.open_network({**row, "train_images": 10_000}, Path("DIR"))
+    assert loaded == [str(full), str(short)]
+    with pytest.raises(InputError, match="not trained yet") as caught:
+        networks.open_network({**row, "dense_epochs": 60}, Path("DIR"))
+    assert "--epochs 60" in (caught.value.hint or "")
+    full.write_bytes(short.read_bytes())
+    with pytest.raises(InputError, match=r"not a network that train_dense\.json knows") as caught:
+        networks.open_network(row, Path("DIR"))
+    assert "train_dense.py" in (caught.value.hint or "")
+    assert len(loaded) == 2
 
 
 def test_a_file_is_compiled_measured_and_set_against_its_entropy(
