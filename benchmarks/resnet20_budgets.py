@@ -6,6 +6,7 @@ epochs, recipe and distillation. Accuracy is that of the written file on the tes
 onnxruntime.
 
     python benchmarks/resnet20_budgets.py --data-dir DIR [--epochs N] [--rows 0,2-4] [--table]
+        [--restart]
 
 DIR holds ``cifar-10-batches-py`` and ``weights/cifar10_resnet20.pth`` (the checkpoint of
 akamaster/pytorch_resnet_cifar10). The compiler keeps its state after every epoch, and a row that
@@ -20,7 +21,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import Experiment, Stopwatch, command_line, data_folder, measure_rows
+from common import (
+    Experiment,
+    Stopwatch,
+    command_line,
+    data_folder,
+    device_name,
+    measure_rows,
+    precision_of,
+    seconds_of,
+)
 
 from hwprune.targets import load
 
@@ -51,6 +61,7 @@ def run(config: dict[str, Any], seed: int, folder: Path, experiment: Experiment)
     """Compile one row and save it."""
     from hwprune.compiler import Options, compile_model
     from hwprune.frontend import load_data, load_model
+    from hwprune.training.devices import resolve
 
     watch = Stopwatch()
     model = load_model(str(folder / "weights" / "cifar10_resnet20.pth"))
@@ -70,11 +81,12 @@ def run(config: dict[str, Any], seed: int, folder: Path, experiment: Experiment)
         if "validation" in status.message or "continued" in status.message:
             print(f"  {watch.seconds:6.0f} s  {status.message}", flush=True)
 
-    output = experiment.state_path(config, seed).with_suffix(".compiled")
+    output = experiment.output_path(config, seed)
+    resumed = output.exists()
     output.parent.mkdir(parents=True, exist_ok=True)
     report = compile_model(model, load(TARGET), data, output, options, say).report
     experiment.add(
-        config, seed, report["seconds"], config["epochs"],
+        config, seed, seconds_of(report), config["epochs"],
         accuracy=report["accuracy"]["final"],
         dense_accuracy=report["accuracy"]["dense"],
         extreme_validation_accuracy=report["accuracy"]["extreme"],
@@ -84,6 +96,9 @@ def run(config: dict[str, Any], seed: int, folder: Path, experiment: Experiment)
         relative_error=report["parity"]["relative_error"],
         verified=report["verdict"]["verified"],
         samples=report["accuracy"]["samples"],
+        device=device_name(resolve()),
+        precision=precision_of(report),
+        resumed=resumed,
         trajectory=[
             {key: point[key] for key in ("epoch", "action", "nonzeros", "accuracy")}
             for point in report["accuracy"]["trajectory"]
@@ -94,7 +109,10 @@ def run(config: dict[str, Any], seed: int, folder: Path, experiment: Experiment)
 
 
 def table(experiment: Experiment) -> str:
-    """Return the rows of today's codecs as a Markdown table: means over seeds, their number."""
+    """Return the rows of today's codecs as a Markdown table: means over seeds, their number.
+
+    Nonzeros are the means of each arm: bytes are equal, and what positions cost differs.
+    """
     groups: dict[tuple[int, int], dict[str, list[Any]]] = {}
     codecs = list(load(TARGET).codecs)
     for row in experiment.rows():
@@ -104,31 +122,30 @@ def table(experiment: Experiment) -> str:
         key = (int(config["epochs"]), int(config["budget_bytes"]))  # type: ignore[arg-type]
         groups.setdefault(key, {}).setdefault(str(config["strategy"]), []).append(row)
     lines = [
-        "| epochs | budget | nonzeros | one-way (cubic) | bidirectional | seeds |",
-        "|---|---|---|---|---|---|",
+        "| epochs | budget | one-way (cubic) | nonzeros | bidirectional | nonzeros | seeds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for (epochs, budget), arms in sorted(
         groups.items(), key=lambda item: (item[0][0], -item[0][1])
     ):
-        cells, nonzeros, seeds = [], "", []
+        cells, seeds = [], []
         for name in ("cubic", "bidirectional"):
             done = [row for row in arms.get(name, []) if row.status == "run"]
             seeds.append(str(len(done)))
             values = [100 * row.accuracy for row in done]
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "not run")
-            if done:
-                nonzeros = f"{done[0].nonzeros:,}"
+            counts = [row.nonzeros for row in done]
+            cells.append(f"{statistics.mean(counts):,.0f}" if counts else "")
         lines.append(
-            f"| {epochs} | {budget // KIB} KiB | {nonzeros} | {cells[0]} | {cells[1]} | "
-            f"{' and '.join(seeds)} |"
+            f"| {epochs} | {budget // KIB} KiB | {' | '.join(cells)} | {' and '.join(seeds)} |"
         )
     return "\n".join(lines)
 
 
 def main() -> int:
     """Run the rows that were asked for, then print the table."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, resumes=True)
     parser.add_argument("--epochs", type=int, default=12, help="epochs a run, at most 12")
     arguments = parser.parse_args()
     if not 1 <= arguments.epochs <= 12:
