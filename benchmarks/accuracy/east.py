@@ -3,8 +3,10 @@
 The protocol is that of arXiv 2411.13545 (``--recipe east``): 250 epochs, batches of 128, SGD 0.1
 with Nesterov momentum, a tenth of the rate at half and at three quarters, gradients clipped at 1.
 RigL and SET have as many connections, ERK, magnitudes and exchanges; EAST without its parts is
-RigL. A sparsity is one of the network that shares nothing. Validation is a tenth of the training
-images, so that training sees 45,000.
+RigL. In all arms a mask that leaves an output without a way from the input is mended, RigL's and
+SET's too: the published RigL, 10.03 at 99.99 %, is not comparable in that respect. A sparsity is
+one of the network that shares nothing. Validation is a tenth of the training images, so that
+training sees 45,000.
 
     python benchmarks/accuracy/east.py --data-dir DIR [--short | --smoke] [--rows 0,2-4] [--table]
 
@@ -29,7 +31,7 @@ EAST, RIGL = "EAST", "RigL"
 # What all of them have in common; EAST has it as its defaults.
 SAME: Config = {
     "score": "magnitude", "allocation": "erk", "grow_allocation": "towards-erk",
-    "updates": 18, "drop": 0.5,
+    "updates": 18, "drop": 0.5, "last_drop": 0.005,
 }  # fmt: skip
 SHARED: Config = {"sharing": True}
 FIRST: dict[str, Config] = {EAST: {**arm("east"), **SHARED}, RIGL: arm("rigl", **SAME)}

@@ -166,6 +166,7 @@ def rigl(
     *,
     updates: int = 20,
     drop: float = 0.3,
+    last_drop: float = 0.0,
     until: float = 0.75,
     score: str = "lamp",
     allocation: str = "global",
@@ -180,8 +181,9 @@ def rigl(
     Args:
         density: the density the plan expects.
         updates: exchanges.
-        drop: the share of the living that an exchange drops at first; a cosine takes it to zero.
-        until: the progress at which it is zero.
+        drop: the share of the living that an exchange drops at first; a cosine lets it fall.
+        last_drop: that share at ``until``.
+        until: the progress at which the mask freezes.
         score: what ranks the living.
         allocation: how they are shared out.
         grow_score: what ranks the dead.
@@ -190,7 +192,9 @@ def rigl(
         initial: the value that a grown connection starts from.
     """
     growing = Growing(grow_score, initial, grow_allocation)
-    events = _exchanged(density, updates, drop, until, Pruning(score, allocation), growing)
+    events = _exchanged(
+        density, updates, (drop, last_drop), until, Pruning(score, allocation), growing
+    )
     return Strategy("rigl", events, density)
 
 
@@ -199,6 +203,7 @@ def set_(
     *,
     updates: int = 20,
     drop: float = 0.3,
+    last_drop: float = 0.0,
     until: float = 0.75,
     score: str = "lamp",
     allocation: str = "global",
@@ -210,25 +215,34 @@ def set_(
     Args:
         density: the density the plan expects.
         updates: exchanges.
-        drop: the share of the living that an exchange drops at first; a cosine takes it to zero.
-        until: the progress at which it is zero.
+        drop: the share of the living that an exchange drops at first; a cosine lets it fall.
+        last_drop: that share at ``until``.
+        until: the progress at which the mask freezes.
         score: what ranks the living.
         allocation: how they are shared out.
         grow_allocation: how what is grown is shared out.
         initial: the value that a grown connection starts from.
     """
     growing = Growing("random", initial, grow_allocation)
-    events = _exchanged(density, updates, drop, until, Pruning(score, allocation), growing)
+    events = _exchanged(
+        density, updates, (drop, last_drop), until, Pruning(score, allocation), growing
+    )
     return Strategy("set", events, density)
 
 
 def _exchanged(
-    density: float, updates: int, drop: float, until: float, pruning: Pruning, growing: Growing
+    density: float,
+    updates: int,
+    drops: tuple[float, float],
+    until: float,
+    pruning: Pruning,
+    growing: Growing,
 ) -> tuple[Event, ...]:
-    if updates < 1 or not 0 < drop < 1 or not 0 < until <= 1:
+    drop, last = drops
+    if updates < 1 or not 0 <= last <= drop < 1 or drop == 0 or not 0 < until <= 1:
         raise UsageError(
-            f"{updates} exchanges of {drop} until {until} (density {density})",
-            hint="at least one, drop in (0, 1), until in (0, 1]",
+            f"{updates} exchanges of {drop} to {last} until {until} (density {density})",
+            hint="at least one, drop in (0, 1), last_drop in [0, drop], until in (0, 1]",
         )
     start = pruning.at(0.0, budget_fraction=1.0)
-    return (start, *exchanges(updates, drop, until, pruning=pruning, growing=growing))
+    return (start, *exchanges(updates, drop, until, last=last, pruning=pruning, growing=growing))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ import training_nets as nets
 from torch import nn
 
 from hwprune.ir import Data, Masks, Ranking
-from hwprune.sparsity import make
+from hwprune.sparsity import Event, Strategy, make
 from hwprune.sparsity.allocation import erk
 from hwprune.sparsity.east import density_at
 from hwprune.training import Recipe, finetune
+from hwprune.training.meter import Meter
+from hwprune.training.sparse import SparseParameters
 from hwprune.training.stepper import Stepper
 
 RECIPE = Recipe(epochs=2, batch_size=20, precision="fp32", distillation_weight=0.0)
@@ -91,15 +94,15 @@ def test_each_part_can_be_left_out(
 
 
 def test_without_its_parts_east_is_rigl() -> None:
-    plain = make("east", density=0.01, cyclic=False, dyrelu=False, last_drop=0.0, updates=18)
+    plain = make("east", density=0.01, cyclic=False, dyrelu=False)
     rigl = make(
         "rigl", density=0.01, score="magnitude", allocation="erk", grow_allocation="towards-erk",
-        updates=18, drop=0.5,
+        updates=18, drop=0.5, last_drop=0.005,
     )  # fmt: skip
     assert dataclasses.replace(plain, name="rigl") == rigl
     noisy = make(
         "set", density=0.01, score="magnitude", allocation="erk", grow_allocation="towards-erk",
-        updates=18, drop=0.5,
+        updates=18, drop=0.5, last_drop=0.005,
     )  # fmt: skip
     grown = [(a, b) for a, b in zip(rigl.events, noisy.events, strict=True) if a != b]
     assert all(dataclasses.replace(a, score="random") == b for a, b in grown)
@@ -124,24 +127,70 @@ class Wide(nn.Module):
         return self.layers[-1](x)
 
 
-def test_gradients_flow_at_99_99_per_cent(data: Data, living: list[Masks]) -> None:
+def outputs_reached(masks: Masks, inputs: int) -> np.ndarray:
+    """Follow the living connections through layers in a row, from all inputs."""
+    alive = np.ones(inputs, bool)
+    for mask in masks.by_name.values():
+        matrix = mask.reshape(*mask.shape[:2], -1).any(2)
+        alive = matrix @ alive.repeat(matrix.shape[1] // len(alive))  # flattened pictures
+    return alive
+
+
+@pytest.mark.parametrize(
+    ("build", "names", "inputs", "budget"),
+    [(Wide, tuple(f"layers.{n}.weight" for n in range(4)), 64, 54),
+     (nets.small_cnn, nets.NAMES, 1, 16)],
+)  # fmt: skip
+def test_gradients_flow_at_extreme_sparsities(
+    build: Callable[[], nn.Module], names: tuple[str, ...], inputs: int, budget: int,
+    data: Data, living: list[Masks], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     torch.manual_seed(0)
-    module = Wide()
-    names = [f"layers.{n}.weight" for n in range(4)]
-    total = sum(dict(module.named_parameters())[name].numel() for name in names)
-    budget = round(1e-4 * total)
+    module = build()
+    flowed: list[dict[str, int]] = []
+    real = SparseParameters.mask_gradients
+
+    def noted(self: SparseParameters, **given: Any) -> None:
+        real(self, **given)
+        found = {name: p.grad for name, p in self.parameters.items()}
+        flowed.append({n: 0 if g is None else int(g.count_nonzero()) for n, g in found.items()})
+
+    monkeypatch.setattr(SparseParameters, "mask_gradients", noted)
     result = tune(module, data, names, budget)
-    assert result.masks.nonzeros == budget == 54
+    assert result.masks.nonzeros == budget
     assert any("had no path" in note for note in result.notes)
     for masks in [*living, result.masks]:
-        alive = np.ones(64, bool)
-        for name in names:
-            alive = masks[name] @ alive
-        assert alive.all()  # every output, at every step
+        assert outputs_reached(masks, inputs).all()  # every output, at every step
+    assert len(flowed) >= len(living) > 0
+    for counts in flowed:  # each tensor learns at every step
+        assert min(counts.values()) > 0, counts
     for name in names:
         parameter = dict(module.named_parameters())[name]
         alive = torch.from_numpy(result.masks[name])
         # What lives is not zero: it has learnt, or stands ready to.
+        assert torch.count_nonzero(parameter[alive]) == alive.sum()
+
+
+def test_an_average_of_solutions_has_its_ways_too(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What three times as many connections learnt is pruned again, and mended where it is cut."""
+    monkeypatch.setattr(Meter, "measure", lambda self: 0.5)  # whatever it does, it joins
+    torch.manual_seed(0)
+    module = Wide()
+    names = tuple(f"layers.{n}.weight" for n in range(4))
+    events = (Event(0.0, "prune", density=3e-4), Event(0.5, "prune", budget_fraction=1.0))
+    result = finetune(
+        module, data=data, names=names, fill=nets.fill_count(54), teacher=None, seed=0,
+        strategy=Strategy("rounds", events, 1e-4, restarts=(0.5,)),
+        recipe=dataclasses.replace(RECIPE, interpolate=1),
+    )  # fmt: skip
+    assert any("averaged with 1 of its" in note for note in result.notes)
+    assert result.masks.nonzeros == 54
+    assert outputs_reached(result.masks, 64).all()
+    for name in names:
+        parameter = dict(module.named_parameters())[name]
+        alive = torch.from_numpy(result.masks[name])
         assert torch.count_nonzero(parameter[alive]) == alive.sum()
 
 
