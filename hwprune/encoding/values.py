@@ -111,15 +111,21 @@ def scales_of(largest: NDArray[np.float32], value_type: ValueType) -> NDArray[An
     # A tiny channel may make its scale zero in float32 too; the smallest number there is stands in.
     scales = np.maximum(scales, np.finfo(np.float32).smallest_subnormal)
     alive = scales[largest > 0]
-    if alive.size and (
-        alive.max() > _FP16_MAX or (alive.min() < _FINE_SCALE and alive.max() < _COARSE_SCALE)
-    ):
+    if not holds_scales(alive):
         return scales
     compact = scales.astype(np.float16)
     # Rounding up where rounding down would push the channel's largest weight half a level off.
     short = largest > (levels + 0.5) * compact.astype(np.float32)
     rounded: NDArray[Any] = np.where(short, np.nextafter(compact, np.float16(np.inf)), compact)
     return rounded
+
+
+def holds_scales(scales: NDArray[Any]) -> bool:
+    """Return whether float16 holds a tensor's scales well: sizes above zero, in any shape."""
+    if not scales.size:
+        return True
+    fine = scales.min() < _FINE_SCALE and scales.max() < _COARSE_SCALE
+    return not (fine or scales.max() > _FP16_MAX)
 
 
 def quantise(

@@ -18,11 +18,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from hwprune.encoding.values import holds_scales
 from hwprune.export.graph import Gain, Graph, attributes, clone, rename, used_tensors
-
-# What no scale of float16 can tell: see ``encoding.values``.
-_FP16_MAX = float(np.finfo(np.float16).max)
-_FINE_SCALE, _COARSE_SCALE = 2.0**-20, 2.0**-17
 
 
 def scalars_behind(graph: Graph, parameters: Collection[str]) -> Graph:
@@ -123,11 +120,7 @@ def own_scale(scale: NDArray[Any], gain: NDArray[Any]) -> NDArray[Any]:
         float16 where its range holds the products well, else float32; in the shape of ``scale``.
     """
     wide = scale.astype(np.float64) * gain.astype(np.float64).reshape(scale.shape)
-    size = np.abs(wide[wide != 0])
-    fine = size.size and size.min() < _FINE_SCALE and size.max() < _COARSE_SCALE
-    if size.size and (size.max() > _FP16_MAX or fine):
-        return wide.astype(np.float32)
-    return wide.astype(np.float16)
+    return wide.astype(np.float16 if holds_scales(np.abs(wide[wide != 0])) else np.float32)
 
 
 def stored_gain(

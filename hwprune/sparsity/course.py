@@ -142,14 +142,6 @@ class Phasing:
                 hint="0 <= hold <= gone < 1, and gone above 0: what is exported holds plain ReLU",
             )
 
-    def share(self, progress: float) -> float:
-        """Return the share of the adaptive activation in the output, beta: from 1 to 0."""
-        if progress < self.hold:
-            return 1.0
-        if progress >= self.gone:
-            return 0.0
-        return (self.gone - progress) / (self.gone - self.hold)
-
 
 @dataclass(frozen=True, slots=True)
 class Strategy:

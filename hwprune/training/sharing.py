@@ -64,22 +64,6 @@ class Sharing:
         """Return how many weights the network has less than before."""
         return sum(shared.elements * len(shared.users) for shared in self.tensors)
 
-    def density(self, density: float, weights: int) -> float:
-        """Return the density among stored weights that a density of the unshared network means.
-
-        A sparsity is said of the network as it was: at 99 % of ResNet-34 one connection in a
-        hundred of the *unshared* network lives, so the shared tensors are denser. Bytes need no
-        such rule: a file holds each tensor once, and is counted as it is.
-
-        Args:
-            density: nonzeros over the weights of the unshared network.
-            weights: prunable weights of the network that shares, each shared tensor once.
-
-        Returns:
-            nonzeros over ``weights``; 1 at most, where every stored weight lives.
-        """
-        return min(1.0, density * (weights + self.saved) / weights)
-
 
 class Scaled(nn.Module):
     """A learnable scalar times a tensor that is somebody else's as well."""

@@ -10,7 +10,7 @@ import pytest
 
 from hwprune.errors import UsageError
 from hwprune.ir import Masks
-from hwprune.sparsity import Phasing, growth, make
+from hwprune.sparsity import growth, make
 from hwprune.sparsity.allocation import erk
 from hwprune.sparsity.east import cycles, density_at
 from hwprune.sparsity.pieces import Growing, Pruning
@@ -65,13 +65,6 @@ def test_the_exchanges_share_falls_over_the_whole_run() -> None:
     times, values = list(shares), [share for share in shares.values() if share is not None]
     found = [event.share for event in late]
     assert found == pytest.approx(np.interp([e.progress for e in late], times, values), abs=2e-3)
-
-
-def test_the_adaptive_share_is_one_then_a_line_then_nothing() -> None:
-    plan = Phasing(0.25, 0.5)
-    found = [plan.share(at) for at in (0, 0.2499, 0.25, 0.375, 0.4999, 0.5, 1)]
-    assert found == pytest.approx([1, 1, 1, 0.5, 0.0004, 0, 0])
-    assert Phasing(0.5, 0.5).share(0.5) == 0
 
 
 # -- ERK ------------------------------------------------------------------------------------------

@@ -127,7 +127,8 @@ def test_the_share_falls_linearly_after_a_quarter(images: torch.Tensor) -> None:
     for step in range(100):
         found.at(step, None)
         shares.append(found.beta)
-    assert shares == pytest.approx([HALF.share(step / 100) for step in range(100)])
+    falling = [1 - n / 25 for n in range(25)]
+    assert shares == pytest.approx([*[1.0] * 25, *falling, *[0.0] * 50])
     assert shares[24:27] == pytest.approx([1.0, 1.0, 0.96])
     assert shares[49:51] == pytest.approx([0.04, 0.0])
 
