@@ -4,7 +4,8 @@ Quantisation turns some survivors into zeros, and some lead nowhere: to a channe
 or from one that says nothing. They are dropped, channels that are dead then are removed from the
 file, and the bytes are spent again, on dead connections with the largest pretrained weights, which
 get the smallest value that their channel can store: a connection that was never trained may hardly
-disturb the others.
+disturb the others. In a channel in which nothing lives one comes back with its pretrained value;
+where that means nothing (random weights, a tensor that layers came to share) it stays dead.
 
 The module and the masks keep the shapes of the whole network.
 """
@@ -98,7 +99,7 @@ def pack_model(
             masks = alive
             break
         limit = ranking_limit(cost, budget, value_type)
-        ranking = _alive_first(prepared, dead, pretrained if spend else None, limit)
+        ranking = _alive_first(prepared, dead, pretrained if spend else None, limit, value_type)
         # Not the masks of the fit: a tensor that is cheapest dense lives in full there, at zero.
         chosen = ranking.masks(fit(cost, ranking, budget, value_type).count)
         masks = _spread(chosen, kept, alive)
@@ -176,6 +177,7 @@ def _alive_first(
     dead: Dead,
     pretrained: Mapping[str, NDArray[np.float32]] | None,
     limit: int,
+    value_type: ValueType,
 ) -> Ranking:
     """Return what lives, the best first, then what may come back; of the channels that are left."""
     kept, alive = dead.removal.kept, dead.masks
@@ -188,8 +190,12 @@ def _alive_first(
     if pretrained is None:
         return first
     scores = {}
+    axes = {tensor.name: tensor.channel_axis for tensor in prepared.template.prunable}
     for name, before in pretrained.items():
         out = alive[name] | (before == 0) | ~dead.matter.get(name, np.True_)
+        if prepared.has_to_train:  # what it was before says nothing of its size
+            masked = np.where(alive[name], weights[name], np.float32(0))
+            out |= quantum(masked, value_type, axes[name]) == 0
         scores[name] = cut(name, np.where(out, np.float32(-np.inf), np.abs(before)), kept)
     return followed_by(first, rank(scores, limit=max(0, limit - len(first))))
 

@@ -77,6 +77,11 @@ class Prepared:
         """Return whether the dense fp32 file fits, on a target that reads fp32 weights."""
         return self.dense_bytes <= self.budget_bytes and "fp32" in self.target.value_types
 
+    @property
+    def has_to_train(self) -> bool:
+        """Return whether its weights mean nothing yet: random ones, or layers that just share."""
+        return bool(self.saved_weights) or not self.model.trained
+
     def template_now(self) -> Template:
         """Return the template over the module's weights as they are now."""
         return _template(self.traced, self.model, self.target)[0]
@@ -204,6 +209,30 @@ def plans_of(prepared: Prepared, kinds: tuple[ValueType, ...]) -> dict[ValueType
         assert isinstance(failure, InfeasibleError)
         raise failure
     return plans
+
+
+def pruning_plans(prepared: Prepared, kinds: tuple[ValueType, ...]) -> dict[ValueType, Plan]:
+    """Return a plan per value type, of those that can be compiled.
+
+    What is not pruned is not trained: where weights have to be, plans in which all of them fit are
+    left out; it may be all of the plans.
+
+    Raises:
+        InfeasibleError: the floor is above the budget for every one of them.
+    """
+    plans = plans_of(prepared, kinds)
+    if not prepared.has_to_train:
+        return plans
+    return {kind: plan for kind, plan in plans.items() if plan.limited_by != "weights"}
+
+
+def nothing_to_prune(prepared: Prepared) -> UsageError:
+    """Return the refusal of weights that have to be trained where all of them fit."""
+    return UsageError(
+        f"every weight of {prepared.model.source} fits {format_bytes(prepared.budget_bytes)}:"
+        " nothing would be pruned, and what is not pruned is not trained",
+        hint="lower --budget, or give a trained network that shares no weights",
+    )
 
 
 def _prefixes(

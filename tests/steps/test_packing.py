@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -78,6 +79,23 @@ def test_survivors_that_quantise_to_zero_are_dropped_and_their_bytes_spent_again
     assert packed.respent > 0.2 * masks.nonzeros
     assert len(packed.written.data) >= FULL_FRACTION * budget
     assert packed.masks.nonzeros >= 0.9 * masks.nonzeros
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_random_values_never_come_back_into_empty_channels(prepared: At, trained: bool) -> None:
+    now = prepared(7_000)
+    now = dataclasses.replace(now, model=dataclasses.replace(now.model, trained=trained))
+    pretrained = {name: weight.copy() for name, weight in module_weights(now).items()}
+    masks = _masks(now, "int8")
+    for name in masks:
+        masks[name][: len(masks[name]) // 2] = False
+    _train(now, masks, flatten=0.0)
+    empty = {name: ~mask.reshape(len(mask), -1).any(1) for name, mask in masks.by_name.items()}
+    packed = pack_model(now, masks, "int8", pretrained)
+    _check(now, packed)
+    assert packed.respent > 0
+    came = sum(int(packed.masks[name][empty[name]].sum()) for name in masks)
+    assert (came > 0) == trained
 
 
 def test_a_mask_that_is_too_large_is_trimmed(prepared: At) -> None:
