@@ -26,7 +26,7 @@ from hwprune.steps.planning import (
     Prepared,
     check_budget,
     module_weights,
-    plans_of,
+    nothing_to_prune,
     prepare,
     value_types,
 )
@@ -42,7 +42,7 @@ from hwprune.steps.pruning import (
 )
 from hwprune.steps.recording import Outcome, record_of, with_verdict, write_reports
 from hwprune.steps.resuming import checkpoint_of, discard_checkpoint
-from hwprune.steps.sharing import unshared_sparsity, wishes_of, with_shared_weights
+from hwprune.steps.sharing import left_unshared, planned, unshared_sparsity, wishes_of
 from hwprune.steps.verifying import measure_files, verify_file
 from hwprune.targets import Target
 from hwprune.training import ALONE, World
@@ -182,19 +182,20 @@ def compile_model(
         notes = [*model.notes, *prepared.traced.notes, *(data.notes if data else ()), *matched]
         plan: Plan | None = None
         masks: Masks | None = None
-        _check_something_is_pruned(prepared)
         if prepared.fits_dense:
-            notes.append(_fits_dense(prepared))
+            if prepared.has_to_train:
+                raise nothing_to_prune(prepared)
+            notes += [_fits_dense(prepared), *left_unshared(prepared, wishes)]
             written = dense
             trained = Trained("dense", all_alive(prepared), 0, None, None, (), ())
         else:
             if data is not None:
                 check_batch(model)
-            prepared, shared = with_shared_weights(prepared, wishes)
-            notes += shared
             say(Status("plan", "solving the budget"))
+            asked = bool(options.share_weights)
+            prepared, plans, shared = planned(prepared, wishes, kinds, asked=asked)
+            notes += shared
             pretrained = {name: array.copy() for name, array in module_weights(prepared).items()}
-            plans = plans_of(prepared, kinds)
             if options.strategy == "dense":  # nothing may be pruned: only what holds every weight
                 whole = {k: plan for k, plan in plans.items() if plan.limited_by == "weights"}
                 plans = whole or plans
@@ -203,7 +204,6 @@ def compile_model(
             )
             notes.append(choice.note)
             plan = plans[choice.value_type]
-            _check_something_is_pruned(prepared, plan)
             strategy = strategy_for(options.strategy, plan, options.strategy_options or {})
             say(Status("plan", _plan_line(plan)))
             checkpoint = checkpoint_of(
@@ -280,17 +280,6 @@ def _check_options(options: Options, model: Model, data: Data | None) -> None:
         raise ModelError(
             f"{model.source} is a TorchScript archive: it can be planned, not compiled",
             hint="save the state dict: torch.save(model.state_dict(), 'model.pt')",
-        )
-
-
-def _check_something_is_pruned(prepared: Prepared, plan: Plan | None = None) -> None:
-    """Refuse weights that have to be trained where all fit: what is not pruned is not trained."""
-    fits = prepared.fits_dense if plan is None else plan.limited_by == "weights"
-    if fits and (prepared.saved_weights or not prepared.model.trained):
-        raise UsageError(
-            f"every weight of {prepared.model.source} fits {format_bytes(prepared.budget_bytes)}:"
-            " nothing would be pruned, and what is not pruned is not trained",
-            hint="lower --budget, or give a trained network that shares no weights",
         )
 
 

@@ -10,11 +10,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from hwprune.errors import UsageError
-from hwprune.ir import Masks
-from hwprune.steps.planning import Prepared, prepare
+from hwprune.ir import Masks, Plan, ValueType
+from hwprune.steps.planning import Prepared, nothing_to_prune, prepare, pruning_plans
 from hwprune.units import format_percent
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hwprune.training.sharing import Sharing
 
 OFF, AUTO, STAGES = "off", "auto", "stages"
 
@@ -66,22 +72,11 @@ def with_shared_weights(
         UsageError: a group that cannot share, or residual stages were asked for and there are none.
         ExportError: the network cannot be expressed for the target.
     """
-    from hwprune.training.sharing import share
-
     if not wishes:
         return prepared, ()
-    groups = None
-    if wishes[0] not in (AUTO, STAGES):
-        groups = [[name.strip() for name in wish.split(",")] for wish in wishes]
-    module = copy.deepcopy(prepared.model.module)
-    sharing = share(module, groups=groups, pretrained=prepared.model.trained)
-    if not sharing and AUTO in wishes:
-        return prepared, ("no stage has three blocks alike: no weights are shared",)
+    module, sharing = _shared(prepared, wishes)
     if not sharing:
-        raise UsageError(
-            f"nothing of {prepared.model.name} can be shared: no stage has three blocks alike",
-            hint="name parameters: --share-weights layer1.1.weight,layer1.2.weight",
-        )
+        return prepared, ("no stage has three blocks alike: no weights are shared",)
     again = prepare(replace(prepared.model, module=module), prepared.target, prepared.budget_bytes)
     layers = sum(1 + len(shared.users) for shared in sharing.tensors)
     note = (
@@ -97,6 +92,43 @@ def with_shared_weights(
     return whole, (note,)
 
 
+def left_unshared(prepared: Prepared, wishes: Sequence[str]) -> tuple[str, ...]:
+    """Return a sentence where the dense network is written although layers were to share.
+
+    Raises:
+        UsageError: as ``with_shared_weights``: a wrong name is one whatever fits.
+    """
+    if wishes and _shared(prepared, wishes)[1]:
+        return ("weights are not shared: the dense network fits",)
+    return ()
+
+
+def planned(
+    prepared: Prepared, wishes: Sequence[str], kinds: tuple[ValueType, ...], *, asked: bool
+) -> tuple[Prepared, dict[ValueType, Plan], tuple[str, ...]]:
+    """Return the network with shared weights, a plan per value type, and sentences about it.
+
+    Args:
+        prepared: the network as it is; its module is not changed.
+        wishes: as ``wishes_of`` returns them.
+        kinds: value types.
+        asked: whether the user wished it; else nothing is shared where everything would fit then.
+
+    Raises:
+        UsageError: as ``with_shared_weights``, or nothing would be pruned, and so nothing trained.
+        ExportError: the network cannot be expressed for the target.
+        InfeasibleError: the floor is above the budget.
+    """
+    whole, notes = with_shared_weights(prepared, wishes)
+    plans = pruning_plans(whole, kinds)
+    if not plans and whole.saved_weights and not asked:
+        whole, notes = prepared, ("weights are not shared: all of them would fit, untrained",)
+        plans = pruning_plans(whole, kinds)
+    if not plans:
+        raise nothing_to_prune(whole)
+    return whole, plans, notes
+
+
 def unshared_sparsity(prepared: Prepared, masks: Masks) -> tuple[str, ...]:
     """Return a sentence that counts what lives against the network before it shared."""
     if not prepared.saved_weights:
@@ -104,3 +136,20 @@ def unshared_sparsity(prepared: Prepared, masks: Masks) -> tuple[str, ...]:
     every = prepared.weights + prepared.saved_weights
     sparse = format_percent(1 - masks.nonzeros / every)
     return (f"{masks.nonzeros:,} of the {every:,} weights before sharing live ({sparse} sparse)",)
+
+
+def _shared(prepared: Prepared, wishes: Sequence[str]) -> tuple[nn.Module, Sharing]:
+    """Return a copy of the module that shares as wished, and what: with auto, maybe nothing."""
+    from hwprune.training.sharing import share
+
+    groups = None
+    if wishes[0] not in (AUTO, STAGES):
+        groups = [[name.strip() for name in wish.split(",")] for wish in wishes]
+    module = copy.deepcopy(prepared.model.module)
+    sharing = share(module, groups=groups, pretrained=prepared.model.trained)
+    if not sharing and AUTO not in wishes:
+        raise UsageError(
+            f"nothing of {prepared.model.name} can be shared: no stage has three blocks alike",
+            hint="name parameters: --share-weights layer1.1.weight,layer1.2.weight",
+        )
+    return module, sharing

@@ -21,7 +21,13 @@ from hwprune.ir import Masks, Model, TensorSpec, ValueType
 from hwprune.sparsity import rank_weights
 from hwprune.steps.packing import pack_model
 from hwprune.steps.planning import Prepared, module_weights, prepare
-from hwprune.steps.sharing import unshared_sparsity, wishes_of, with_shared_weights
+from hwprune.steps.sharing import (
+    left_unshared,
+    planned,
+    unshared_sparsity,
+    wishes_of,
+    with_shared_weights,
+)
 from hwprune.steps.storing import store_of
 from hwprune.steps.verifying import verify_file
 from hwprune.targets import load
@@ -301,3 +307,41 @@ def test_a_whole_compilation(tmp_path: Path) -> None:
     assert "3.2.conv1.weight" not in state
     assert isinstance(module[3][2].conv1.weight, nn.Parameter)  # the user's own is as it was
     assert check(artifact.path).exit_code == 0
+
+
+# -- where everything fits ------------------------------------------------------------------------
+
+
+def unshared(budget: int, *, trained: bool = True) -> Prepared:
+    """Return the residual network before it shares, at a budget."""
+    shared = _prepared("residual", "raspberry-pi-5")
+    model = dataclasses.replace(shared.model, module=shared.unshared, trained=trained)
+    return prepare(model, load("raspberry-pi-5"), budget)
+
+
+def test_plans_in_which_everything_fits_are_left_out_before_one_is_chosen() -> None:
+    whole = _prepared("residual", "raspberry-pi-5").template
+    small, large = (whole.cost((kind,)) for kind in ("int8", "fp32"))
+    every = {t.name: np.arange(t.weights, dtype=np.int64) for t in whole.prunable}
+    least = small.encoding(every, "int8").file_bytes
+    most = large.encoding(every, "fp32").file_bytes
+    between = (least + most) // 2
+    _, plans, _ = planned(unshared(between), STAGE, ("fp32", "int8"), asked=True)
+    assert set(plans) == {"fp32"}  # shared, all of it fits as int8
+    prepared, plans, notes = planned(unshared(between), STAGE, ("int8",), asked=False)
+    assert prepared.saved_weights == 0
+    assert set(plans) == {"int8"}
+    assert notes == ("weights are not shared: all of them would fit, untrained",)
+    with pytest.raises(UsageError, match="nothing would be pruned"):
+        planned(unshared(between), STAGE, ("int8",), asked=True)
+    with pytest.raises(UsageError, match="nothing would be pruned"):
+        planned(unshared(10 * most, trained=False), (), ("fp32", "int8"), asked=False)
+
+
+def test_a_wish_is_looked_at_where_the_dense_network_fits() -> None:
+    plain = unshared(10**6)
+    assert plain.fits_dense
+    assert left_unshared(plain, STAGE) == ("weights are not shared: the dense network fits",)
+    assert left_unshared(plain, ()) == ()
+    with pytest.raises(UsageError, match=r"'gone.weight' is not a parameter"):
+        left_unshared(plain, ("3.1.conv1.weight,gone.weight",))
