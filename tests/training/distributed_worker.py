@@ -33,13 +33,13 @@ def without_batchnorm() -> nn.Module:
 
 
 def with_shared_weights() -> nn.Module:
-    """A network two of whose convolutions are one tensor."""
+    """A network two of whose convolutions are one tensor; without BN, as above."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(6)
         module = nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-            nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(1, 8, 3, padding=1), nn.Identity(), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.Identity(), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.Identity(), nn.ReLU(),
             nn.Flatten(), nn.Linear(128, 10),
         )  # fmt: skip
     share(module, groups=[("4.weight", "7.weight")])

@@ -18,6 +18,7 @@ from hwprune.frontend.torchvision_shim import import_torchvision
 from hwprune.frontend.zoo import ARCHITECTURES
 from hwprune.training import ALONE, Checkpoint
 from hwprune.training.sharing import share, stages
+from hwprune.training.statefile import read_state
 
 SCALE = "7.parametrizations.weight.0.scale"
 
@@ -59,9 +60,6 @@ def test_a_cifar_resnet_shares_from_the_third_block_on() -> None:
     assert weights - left == sharing.saved == 2 * 9 * (16**2 + 32**2 + 64**2)
     scalars = dict(module.named_parameters())
     assert all(scalars[n].item() == 1 for shared in sharing.tensors for n in shared.scalars)
-    # One in a hundred of what was there before: denser among what is stored.
-    assert sharing.density(0.01, left) * left == pytest.approx(0.01 * weights)
-    assert sharing.density(0.99, left) == 1
 
 
 def test_blocks_of_a_flat_network_are_told_from_stages() -> None:
@@ -193,7 +191,10 @@ def test_training_and_resuming_keep_it_shared(tmp_path: Path) -> None:
         dead = module[4].weight == 0  # type: ignore[index]
         assert dead.any()
         assert torch.equal(module[7].weight == 0, dead)  # type: ignore[index]
-    assert isinstance(Checkpoint(tmp_path / "run").path, Path)
+    # In what a run continues from as well.
+    saved = read_state(Checkpoint(tmp_path / "run").path)["state"]["module"]
+    assert torch.equal(saved["7.parametrizations.weight.original"], saved["4.weight"])
+    assert saved[SCALE] != worker.with_shared_weights().state_dict()[SCALE]
 
 
 def test_two_processes_share_what_one_does(tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_two_processes_share_what_one_does(tmp_path: Path) -> None:
     assert first["digest"] == second["digest"]
     assert first["masks"] == second["masks"]
     alone = worker.train("shared", ALONE)
-    np.testing.assert_allclose(first["losses"], alone["losses"], rtol=0.1)
+    np.testing.assert_allclose(first["losses"], alone["losses"], rtol=1e-4)
     for each in saw:
         weights = each["shared"]["weights"]
         assert weights["7.parametrizations.weight.original"] == weights["4.weight"]
