@@ -34,6 +34,8 @@ TRAINED = {"resnet20": "weights/cifar10_resnet20.pth"}
 # DeepSparse 1.8 and every onnxruntime of the last years read this one.
 DENSE_OPSET = 13
 SPARSE_OPSET = 18
+# Shapes that are computed in the graph cannot be written at 13.
+DENSE_OPSETS = {"vit-b-16": SPARSE_OPSET}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,8 @@ def write_files(
             mask = np.asarray(masks[name])
             kept = max(mask.mean(), 1 / mask.size) if data is None else 1.0
             parameters[name].mul_(torch.from_numpy(mask / np.sqrt(kept)).to(torch.float32))
-    low, _ = template_of(traced, model.module, opset=DENSE_OPSET, **arguments)
+    opset = DENSE_OPSETS.get(network, DENSE_OPSET)
+    low, _ = template_of(traced, model.module, opset=opset, **arguments)
     dense = folder / f"{network}-{sparsity:g}-dense.onnx"
     dense.write_bytes(low.write_dense().data)
     if sparsity == 0:
