@@ -7,7 +7,6 @@ import hashlib
 import importlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -259,28 +258,11 @@ class Stopwatch:
         return time.perf_counter() - self._start
 
 
-def seconds_of(report: Mapping[str, Any]) -> float:
-    """Return what a compilation took, in seconds, where it was resumed too.
-
-    The report's own clock begins with the last call; the training's goes on from where it was
-    interrupted. So of a resumed row this is a lower bound: what the earlier calls spent before
-    training, such as tracing, is not in it.
-    """
-    trained = [point.get("seconds") or 0.0 for point in report["accuracy"]["trajectory"]]
-    return max([float(report["seconds"]), *trained])
-
-
 def device_name(device: str) -> str:
     """Return what a device is called, such as ``NVIDIA H200`` or ``cpu``."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-
-
-def precision_of(report: Mapping[str, Any]) -> str | None:
-    """Return what a compilation's forward passes ran in, ``fp32`` or ``bf16``, by its notes."""
-    found = (re.search(r"trained in (\w+) on ", str(note)) for note in report["notes"])
-    return next((match[1] for match in found if match), None)
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:

@@ -15,22 +15,14 @@ was interrupted goes on from there; rows that were saved are not run again.
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common import (
-    Experiment,
-    Stopwatch,
-    command_line,
-    data_folder,
-    device_name,
-    measure_rows,
-    precision_of,
-    seconds_of,
-)
+from common import Experiment, command_line, data_folder, measure_rows
+from compiling import compile_row
 
 from hwprune.targets import load
 
@@ -59,53 +51,24 @@ def rows(epochs: int) -> list[tuple[dict[str, Any], int]]:
 
 def run(config: dict[str, Any], seed: int, folder: Path, experiment: Experiment) -> None:
     """Compile one row and save it."""
-    from hwprune.compiler import Options, compile_model
     from hwprune.frontend import load_data, load_model
-    from hwprune.training.devices import resolve
 
-    watch = Stopwatch()
     model = load_model(str(folder / "weights" / "cifar10_resnet20.pth"))
     data = load_data(f"cifar10:{folder}?normalize=imagenet", seed=seed)
-    options = Options(
-        budget_bytes=config["budget_bytes"],
-        strategy=config["strategy"],
-        strategy_options=config["options"],
-        values=config["values"],
-        epochs=config["epochs"],
-        seed=seed,
-        resume=True,
-        checkpoint_seconds=0.0,
-    )
+    compile_row(experiment, config, seed, model, data, TARGET, further=_course)
 
-    def say(status: Any) -> None:
-        if "validation" in status.message or "continued" in status.message:
-            print(f"  {watch.seconds:6.0f} s  {status.message}", flush=True)
 
-    output = experiment.output_path(config, seed)
-    resumed = output.exists()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    report = compile_model(model, load(TARGET), data, output, options, say).report
-    experiment.add(
-        config, seed, seconds_of(report), config["epochs"],
-        accuracy=report["accuracy"]["final"],
-        dense_accuracy=report["accuracy"]["dense"],
-        extreme_validation_accuracy=report["accuracy"]["extreme"],
-        artifact_bytes=report["artifact"]["bytes"],
-        nonzeros=report["result"]["nonzeros"],
-        sparsity=report["result"]["sparsity"],
-        relative_error=report["parity"]["relative_error"],
-        verified=report["verdict"]["verified"],
-        samples=report["accuracy"]["samples"],
-        device=device_name(resolve()),
-        precision=precision_of(report),
-        resumed=resumed,
-        trajectory=[
+def _course(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a row holds of the way to its file."""
+    found = report["accuracy"]
+    return {
+        "extreme_validation_accuracy": found["extreme"],
+        "trajectory": [
             {key: point[key] for key in ("epoch", "action", "nonzeros", "accuracy")}
-            for point in report["accuracy"]["trajectory"]
+            for point in found["trajectory"]
             if point["accuracy"] is not None
         ],
-    )  # fmt: skip
-    shutil.rmtree(output)
+    }
 
 
 def table(experiment: Experiment) -> str:

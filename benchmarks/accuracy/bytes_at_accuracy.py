@@ -16,16 +16,15 @@ on from there. figures.py draws the record.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import device_name, precision_of, seconds_of
+from compiling import compile_row
 from networks import open_data, open_network, retraining, source_digest
-from study import Config, Experiment, Rows, Stopwatch, by_seed, main, spread
+from study import Config, Experiment, Rows, by_seed, main, spread
 
 TARGET = "raspberry-pi-zero-2w"
 KB = 1000
@@ -66,52 +65,23 @@ def rows(scale: Config) -> Rows:
 
 def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None:
     """Compile one row and add it to the record."""
-    from hwprune.compiler import Options, compile_model
-    from hwprune.targets import load
     from hwprune.training.devices import resolve
 
-    watch, device = Stopwatch(), resolve()
     model = open_network(config, folder)
-    data = open_data(config, folder, seed)
-    output = experiment.output_path(config, seed)
-    resumed = output.exists()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    options = Options(
-        budget_bytes=config["budget_bytes"],
-        strategy=config["strategy"],
-        strategy_options=config["options"],
-        values=config["values"],
-        epochs=config["epochs"],
-        seed=seed,
-        recipe={"compiled": device.startswith("cuda"), **config.get("recipe", {})},
-        resume=True,
-        checkpoint_seconds=0.0,
+    compile_row(
+        experiment,
+        config,
+        seed,
+        model,
+        open_data(config, folder, seed),
+        TARGET,
+        recipe={"compiled": resolve().startswith("cuda"), **config.get("recipe", {})},
+        further=lambda report: {
+            "sha256": report["artifact"]["sha256"],
+            "bound_bytes": round(report["result"]["bound_bytes"], 1),
+            "dense_sha256": source_digest(model),
+        },
     )
-
-    def say(status: Any) -> None:
-        if "validation" in status.message or "continued" in status.message:
-            print(f"  {watch.seconds:6.0f} s  {status.message}", flush=True)
-
-    artifact = compile_model(model, load(TARGET), data, output, options, say)
-    report = artifact.report
-    experiment.add(
-        config, seed, seconds_of(report), config["epochs"],
-        accuracy=report["accuracy"]["final"],
-        dense_accuracy=report["accuracy"]["dense"],
-        artifact_bytes=report["artifact"]["bytes"],
-        sha256=report["artifact"]["sha256"],
-        bound_bytes=round(report["result"]["bound_bytes"], 1),
-        nonzeros=report["result"]["nonzeros"],
-        sparsity=report["result"]["sparsity"],
-        relative_error=report["parity"]["relative_error"],
-        verified=report["verdict"]["verified"],
-        samples=report["accuracy"]["samples"],
-        device=device_name(device),
-        precision=precision_of(report),
-        resumed=resumed,
-        dense_sha256=source_digest(model),
-    )  # fmt: skip
-    shutil.rmtree(output)
 
 
 def table(experiment: Experiment, scale: Config) -> str:

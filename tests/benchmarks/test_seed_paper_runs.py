@@ -31,7 +31,8 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], M
     """Return what imports a benchmark whose network is the digits', in folders of the test."""
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.syspath_prepend(str(FOLDER.parent))
-    names = ("common", "networks", "staged", "study", "train_dense", "bytes_at_accuracy", "fig2")
+    shared = ("common", "compiling", "networks", "staged", "study")
+    names = (*shared, "train_dense", "bytes_at_accuracy", "fig2")
     for name in names:
         sys.modules.pop(name, None)
 
