@@ -86,14 +86,15 @@ def layers(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     import onnxruntime
 
     import hwprune
-    from hwprune.export.densify import densify
+    from hwprune.kernels.dense_model import densify
     from hwprune.kernels.dense_path import layer_problems
+    from hwprune.kernels.model_file import read_model
 
     network = config["network"]
     files = [write_files(network, 1 - d, folder, seed=SEED).sparse for d in DENSITIES]
-    models = [onnx.load(str(file)) for file in files]
-    packed = {i: n for i, n in enumerate(models[0].graph.node) if n.domain == "hwprune"}
-    dense = densify(models[0], packed.keys())
+    models = [read_model(file.read_bytes()) for file in files if file is not None]
+    packed = {i: n for i, n in enumerate(models[0].nodes) if n.domain == "hwprune"}
+    dense = onnx.load_from_string(densify(models[0], packed.keys()).data)
     convolutions = {n.output[0]: n.name for n in dense.graph.node if n.op_type in _LAYERS}
     producers = {n.output[0]: n for n in dense.graph.node}
 

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sparsity": set(),
     "encoding": set(),
     "report": set(),
-    "kernels": {"export"},  # for layers that are faster dense; onnx is imported for these alone
+    "kernels": set(),
     "firmware": {"encoding"},
     "budget": {"encoding", "targets"},
     "export": {"encoding"},
@@ -164,13 +164,13 @@ def test_encoding_knows_numpy_and_scipy_only() -> None:
     assert broken == []
 
 
-def test_sparsity_knows_no_onnx() -> None:
+def test_sparsity_and_kernels_know_no_onnx() -> None:
+    forbidden = {"sparsity": {"onnx", "onnxruntime"}, "kernels": {"onnx"}}
     broken = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in FILES
-        if room_of(module_of(path)) == "sparsity"
         for name in imports(ast.parse(path.read_text()))
-        if name.startswith("onnx")
+        if name.partition(".")[0] in forbidden.get(room_of(module_of(path)), set())
     ]
     assert broken == []
 

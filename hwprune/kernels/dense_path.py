@@ -14,20 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from mmap import mmap
 
-from hwprune.errors import HwpruneError
-from hwprune.kernels import library
 from hwprune.kernels.costs import Problem, dense_cost, kernel_cost, reorder_cost
-
-if TYPE_CHECKING:
-    import onnx
+from hwprune.kernels.dense_model import densify
+from hwprune.kernels.model_file import DOMAIN, ModelFile, Node, read_model, stored_values
+from hwprune.kernels.shapes import activation_shapes, packed_kind, weight_shape
 
 # No layer of more than 22 microseconds with a smaller share of its weights was faster dense: see
 # benchmarks/results/dense_or_sparse.json.
 FEWEST_STORED = 0.2
-# Nor is it worth a look at the whole model, and importing onnx, where such layers hold less than
-# this of a file's weights: a first layer that was not pruned, beside others that were.
+# Nor is it worth rewriting the model where such layers hold less than this of a file's weights: a
+# first layer that was not pruned, beside others that were.
 LEAST_PART = 0.1
 # A kernel has to be cheaper by this factor: estimates err by about as much, and a file shall not be
 # slower than its dense network.
@@ -65,7 +63,9 @@ class _Link:
     cost: float
 
 
-def dense_layers(data: bytes, threads: int, inputs: Mapping[str, Sequence[int]]) -> Dense | None:
+def dense_layers(
+    data: bytes | mmap, threads: int, inputs: Mapping[str, Sequence[int]]
+) -> Dense | None:
     """Return what is better left to onnxruntime; None where nothing is, or nothing is known.
 
     Args:
@@ -74,92 +74,76 @@ def dense_layers(data: bytes, threads: int, inputs: Mapping[str, Sequence[int]])
         inputs: shapes of the model's inputs; a first axis that is free counts as 1.
     """
     try:
-        import google.protobuf.message
-        import onnx
-
-        from hwprune.export.densify import densify
-        from hwprune.export.operators import OPERATORS, Operator
-    except ImportError:  # a board with onnxruntime and NumPy alone: every layer runs its kernel
-        return None
-
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(data)
-        problems = layer_problems(model, inputs)
-        chosen = _choose(model, problems, threads)
+        model = read_model(memoryview(data))
+        chosen = set[int]()
+        if _dense_part(model) >= LEAST_PART:
+            chosen = _choose(model, layer_problems(model, inputs), threads)
         if not chosen:
             return None
-
-        def decode(packed: Any) -> Any:
-            name = Operator("Conv", packed.codec, packed.value_type, False).name
-            arrays = list(packed.arrays.values())
-            dense = library.unpack(name, packed.shape, packed.count, arrays)
-            if dense is None:
-                raise HwpruneError(f"{packed.name}: malformed")
-            return dense
-
-        result = densify(model, chosen, decode)
+        result = densify(model, chosen)
     # What is wrong with a file is said by onnxruntime and the kernels.
-    except (google.protobuf.message.DecodeError, HwpruneError, ValueError, TypeError, KeyError):
+    except (ValueError, LookupError, ArithmeticError):
         return None
-    nodes = [model.graph.node[place] for place in sorted(chosen)]
-    before = {tensor.name for tensor in model.graph.initializer}
-    made = [t for t in result.graph.initializer if t.name not in before]
+    left = {node.operator for place, node in enumerate(model.nodes) if place not in chosen}
+    nodes = [model.nodes[place] for place in sorted(chosen)]
     return Dense(
-        result.SerializeToString(),
+        result.data,
         tuple(node.name for node in nodes),
-        frozenset(node.op_type for node in nodes)
-        - {node.op_type for node in result.graph.node if node.op_type in OPERATORS},
-        sum(len(tensor.raw_data) for tensor in made),
+        frozenset(node.operator for node in nodes) - left,
+        result.weight_bytes,
     )
 
 
-def layer_problems(
-    model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]
-) -> dict[int, Problem]:
-    """Return what packed nodes compute, by their places, where the shape of the input is known.
-
-    Raises:
-        VerificationError: the packed arrays of a node are not there.
-    """
-    from hwprune.export.artifact import packed_of
-    from hwprune.export.densify import tensor_shapes
-    from hwprune.export.operators import OPERATORS
-
-    shapes = tensor_shapes(model, inputs)
-
-    tensors = {entry.name: entry for entry in model.graph.initializer}
-    found = {}
-    for place, node in enumerate(model.graph.node):
-        operator = OPERATORS.get(node.op_type)
-        shape: Any = shapes.get(node.input[0]) if operator is not None else None
-        if operator is None or shape is None or not all(isinstance(n, int) for n in shape):
+def _dense_part(model: ModelFile) -> float:
+    """Return the share of a file's packed weights in layers that may be faster dense."""
+    dense = whole = 0
+    for node in model.nodes:
+        weight = weight_shape(node, model.tensors)
+        if node.domain != DOMAIN or weight is None:
             continue
-        if operator.codec == "dense" and operator.kind != "Depthwise":
+        stored = stored_values(node, model.tensors)
+        whole += stored
+        standard = node.operator.startswith("Dense") or packed_kind(node) == "Depthwise"
+        if not standard and stored >= FEWEST_STORED * math.prod(weight):
+            dense += stored
+    return dense / whole if whole else 0
+
+
+def layer_problems(model: ModelFile, inputs: Mapping[str, Sequence[int]]) -> dict[int, Problem]:
+    """Return what packed nodes compute, by their places, where the shape of the input is known."""
+    shapes = activation_shapes(model, inputs)
+    found = {}
+    for place, node in enumerate(model.nodes):
+        if node.domain != DOMAIN or len(node.inputs) < 2:
+            continue
+        shape, weight = shapes.get(node.inputs[0]), weight_shape(node, model.tensors)
+        kind = packed_kind(node)
+        if shape is None or weight is None:
+            continue
+        if node.operator.startswith("Dense") and kind != "Depthwise":
             continue  # onnxruntime's anyway
-        packed = packed_of(node, tensors)
-        lists = {a.name: tuple(a.ints) for a in node.attribute if a.ints}
-        numbers = {a.name: a.i for a in node.attribute}
-        nonzeros, residual = packed.nonzeros, operator.residual
-        if operator.kind in ("Conv", "Depthwise") and len(packed.shape) > 2:
-            axes = len(packed.shape) - 2
-            group = numbers.get("group", 1)
+        nonzeros = stored_values(node, model.tensors)
+        residual = "Add" in node.operator
+        if kind in ("Conv", "Depthwise") and 2 < len(weight) == len(shape):
+            axes = len(weight) - 2
+            group = node.number("group", 1)
+            ones = (1,) * axes
             found[place] = Problem(
-                inputs=packed.shape[1] * group,
-                outputs=packed.shape[0],
+                inputs=weight[1] * group,
+                outputs=weight[0],
                 group=group,
-                kernel=packed.shape[2:],
-                strides=lists.get("strides", (1,) * axes),
-                dilations=lists.get("dilations", (1,) * axes),
-                pads=lists.get("pads", (0,) * 2 * axes),
-                spatial=tuple(shape[2:]),
+                kernel=weight[2:],
+                strides=node.ints("strides", ones),
+                dilations=node.ints("dilations", ones),
+                pads=node.ints("pads", (0,) * 2 * axes),
+                spatial=shape[2:],
                 batch=shape[0],
                 nonzeros=nonzeros,
                 residual=residual,
             )
-        elif operator.kind in ("Gemm", "Linear", "MatMul") and len(packed.shape) == 2:
-            rows = operator.kind == "Linear" or numbers.get("transB", 0)
-            outputs, features = packed.shape if rows else packed.shape[::-1]
+        elif kind in ("Gemm", "Linear", "MatMul") and len(weight) == 2:
+            rows = kind == "Linear" or node.number("transB", 0)
+            outputs, features = weight if rows else weight[::-1]
             found[place] = Problem(
                 inputs=features, outputs=outputs, group=1, kernel=(1,), strides=(1,),
                 dilations=(1,), pads=(0, 0), spatial=(1,), batch=math.prod(shape[:-1]),
@@ -168,7 +152,7 @@ def layer_problems(
     return found
 
 
-def _choose(model: onnx.ModelProto, problems: Mapping[int, Problem], threads: int) -> set[int]:
+def _choose(model: ModelFile, problems: Mapping[int, Problem], threads: int) -> set[int]:
     """Return the places of the nodes to make dense."""
     costs: dict[int, dict[bool, float]] = {}
     for place, problem in problems.items():
@@ -212,10 +196,10 @@ def _settled(costs: Mapping[int, dict[bool, float]], links: list[_Link], start: 
     return {place for place in costs if side[place] == _DENSE}
 
 
-def _links(model: onnx.ModelProto, problems: Mapping[int, Problem]) -> list[_Link]:
+def _links(model: ModelFile, problems: Mapping[int, Problem]) -> list[_Link]:
     """Return the activations that change their layout where their two ends differ."""
-    nodes = model.graph.node
-    makers = {name: place for place, node in enumerate(nodes) for name in node.output}
+    nodes = model.nodes
+    makers = {name: place for place, node in enumerate(nodes) for name in node.outputs}
 
     def is_map(place: int) -> bool:
         return place in problems and len(problems[place].kernel) == 2
@@ -229,14 +213,13 @@ def _links(model: onnx.ModelProto, problems: Mapping[int, Problem]) -> list[_Lin
         if is_map(place):
             return {place}
         node = nodes[place]
-        if node.domain == "" and node.op_type in _EITHER:
-            return {found for given in node.input if given for found in sources(given, seen)}
-        standard = node.op_type == "Conv" or node.op_type.startswith("DenseConv")
-        return {_END[_DENSE if standard else _KERNEL]}
+        if node.domain == "" and node.operator in _EITHER:
+            return {found for given in node.inputs if given for found in sources(given, seen)}
+        return {_END[_DENSE if _is_standard(node) else _KERNEL]}
 
     found = []
     for place, node in enumerate(nodes):
-        either = node.domain == "" and node.op_type in _EITHER
+        either = node.domain == "" and node.operator in _EITHER
         if is_map(place):
             problem = problems[place]
             size = problem.batch * problem.inputs * math.prod(problem.spatial)
@@ -244,15 +227,20 @@ def _links(model: onnx.ModelProto, problems: Mapping[int, Problem]) -> list[_Lin
             if problem.inputs >= 8:
                 one = place
                 found += [
-                    _Link(one, other, reorder_cost(size)) for other in sources(node.input[0], set())
+                    _Link(one, other, reorder_cost(size))
+                    for other in sources(node.inputs[0], set())
                 ]
         elif not either:
-            standard = node.op_type == "Conv" or node.op_type.startswith("DenseConv")
-            end = _END[_DENSE if standard else _KERNEL]
-            for name in node.input:
+            end = _END[_DENSE if _is_standard(node) else _KERNEL]
+            for name in node.inputs:
                 for other in sources(name, set()) if name in makers else ():
                     if other >= 0:
                         last = problems[other]
                         size = last.batch * last.outputs * last.positions
                         found.append(_Link(end, other, reorder_cost(size)))
     return found
+
+
+def _is_standard(node: Node) -> bool:
+    """Return whether it is a convolution that onnxruntime does."""
+    return node.operator == "Conv" or node.operator.startswith("DenseConv")

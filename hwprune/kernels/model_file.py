@@ -1,130 +1,252 @@
-"""How densely the packed layers of a file are filled, without reading it as ONNX.
-
-Most files have none that a dense operator could be faster for, and then nothing more is to be done:
-importing onnx would take more memory than many of them.
-"""
+"""An ONNX file as far as a session has to know it: without onnx, and without copying weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-Buffer = bytes | memoryview
+import numpy as np
+from numpy.typing import NDArray
+
+from hwprune.kernels.wire import Value, fields, numbers
+
+DOMAIN = "hwprune"
 # Field numbers of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
-_GRAPH = 7  # of ModelProto
-_NODE, _INITIALIZER = 1, 5  # of GraphProto
-_INPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 1, 4, 5, 7  # of NodeProto
-_ATTRIBUTE_NAME, _INT, _INTS = 1, 3, 8  # of AttributeProto
-_DIMS, _TENSOR_NAME = 1, 8  # of TensorProto
+MODEL_OPSETS, MODEL_GRAPH, MODEL_FUNCTIONS = 8, 7, 25
+GRAPH_NODE, GRAPH_INITIALIZER, _GRAPH_INPUT = 1, 5, 11
+NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 1, 2, 3, 4, 5, 7
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_INTS, _ATTRIBUTE_REFERENCE = 1, 3, 8, 21
+TENSOR_DIMS, TENSOR_TYPE, TENSOR_NAME, TENSOR_DATA = 1, 2, 8, 9
+_FUNCTION_NAME, _FUNCTION_INPUT, _FUNCTION_OUTPUT, _FUNCTION_NODE, _FUNCTION_DOMAIN = 1, 4, 5, 7, 10
+_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_DIM, _DIM_VALUE = 1, 2, 1, 2, 1, 1
+_OPSET_DOMAIN, _OPSET_VERSION = 1, 2
+# onnx.TensorProto.DataType, of what packed layers and shapes are stored as.
+_DTYPES = {1: "f4", 2: "u1", 3: "i1", 4: "u2", 6: "i4", 7: "i8", 10: "f2"}
 
 
-def densities(data: Buffer) -> list[tuple[str, int, float]]:
-    """Return, per node of domain ``hwprune``, its operator and the share of weights it stores.
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """An attribute of a node.
 
-    What is damaged or no ONNX model has none; onnxruntime says so better.
+    Attributes:
+        message: all of it, as the file has it.
+        ints: its whole numbers, one or many.
+        reference: the parameter of the function around it that it takes its value from, or empty.
+    """
+
+    message: memoryview
+    ints: tuple[int, ...]
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of a graph or of a function."""
+
+    name: str
+    domain: str
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Attribute]
+
+    def ints(self, name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Return an attribute's whole numbers; the default where the node does not have it."""
+        found = self.attributes.get(name)
+        return default if found is None else found.ints
+
+    def number(self, name: str, default: int) -> int:
+        """Return an attribute that is one whole number."""
+        return next(iter(self.ints(name)), default)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A stored tensor. ``data`` is None where it is not stored as plain bytes."""
+
+    dims: tuple[int, ...]
+    element: int
+    data: memoryview | None
+
+    @property
+    def size(self) -> int:
+        """Return how many elements it has."""
+        return math.prod(self.dims)
+
+    def array(self) -> NDArray[Any]:
+        """Return its elements, in the file's own memory.
+
+        Raises:
+            ValueError: they are not stored as bytes, of another type, or not as many.
+        """
+        if self.data is None or self.element not in _DTYPES:
+            raise ValueError("a tensor that is not stored as plain bytes")
+        return np.frombuffer(self.data, f"<{_DTYPES[self.element]}").reshape(self.dims)
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """What an operator of a file stands for."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """What a file holds.
+
+    Attributes:
+        data: of the whole file.
+        nodes: of its graph, in order.
+        tensors: its initializers.
+        inputs: the shapes of its inputs; None for an axis without a fixed size.
+        opset: of the standard operators.
+    """
+
+    data: memoryview
+    nodes: tuple[Node, ...]
+    tensors: Mapping[str, Tensor]
+    inputs: Mapping[str, tuple[int | None, ...]]
+    opset: int
+
+    def function(self, operator: str) -> Function | None:
+        """Return what an operator of domain ``hwprune`` stands for.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        for field, message in _messages(self.data):
+            if field != MODEL_FUNCTIONS:
+                continue
+            texts = _texts(message, _FUNCTION_NAME, _FUNCTION_DOMAIN)
+            if texts[_FUNCTION_NAME] == [operator] and texts[_FUNCTION_DOMAIN] == [DOMAIN]:
+                ends = _texts(message, _FUNCTION_INPUT, _FUNCTION_OUTPUT)
+                return Function(
+                    tuple(ends[_FUNCTION_INPUT]),
+                    tuple(ends[_FUNCTION_OUTPUT]),
+                    tuple(_node(part) for f, part in _messages(message) if f == _FUNCTION_NODE),
+                )
+        return None
+
+
+def read_model(data: bytes | memoryview) -> ModelFile:
+    """Read a file's graph.
+
+    Raises:
+        ValueError: it is damaged, or no ONNX model.
     """
     view = memoryview(data)
-    try:
-        return _densities(view)
-    except (IndexError, UnicodeDecodeError, ZeroDivisionError):
-        return []
+    nodes, tensors, inputs, opset = [], dict[str, Tensor](), {}, 0
+    for field, message in _messages(view):
+        if field == MODEL_OPSETS:
+            domain, version = "", 0
+            for part, value in fields(message):
+                if part == _OPSET_DOMAIN:
+                    domain = _text(value)
+                elif part == _OPSET_VERSION:
+                    version = numbers(value)[0]
+            if domain in ("", "ai.onnx"):
+                opset = version
+        if field != MODEL_GRAPH:
+            continue
+        for part, inner in _messages(message):
+            if part == GRAPH_NODE:
+                nodes.append(_node(inner))
+            elif part == GRAPH_INITIALIZER:
+                name, tensor = _tensor(inner)
+                tensors[name] = tensor
+            elif part == _GRAPH_INPUT:
+                name, shape = _input(inner)
+                inputs[name] = shape
+    given = {name: shape for name, shape in inputs.items() if name not in tensors}
+    return ModelFile(view, tuple(nodes), tensors, given, opset)
 
 
-def _densities(data: memoryview) -> list[tuple[str, int, float]]:
-    sizes: dict[bytes, int] = {}
-    nodes = []
-    for field, graph in _fields(data):
-        if field != _GRAPH or isinstance(graph, int):
-            continue
-        for part, message in _fields(graph):
-            if isinstance(message, int):
-                continue
-            if part == _INITIALIZER:
-                name, size = _tensor(message)
-                sizes[name] = size
-            elif part == _NODE:
-                nodes.append(message)
-    found = []
-    for node in nodes:
-        texts: dict[int, list[bytes]] = {_INPUT: [], _OP_TYPE: [], _DOMAIN: []}
-        given: dict[bytes, list[int]] = {}
-        for field, value in _fields(node):
-            if isinstance(value, int):
-                continue
-            if field in texts:
-                texts[field].append(bytes(value))
-            elif field == _ATTRIBUTE:
-                name, numbers = _attribute(value)
-                given[name] = numbers
-        if texts[_DOMAIN] != [b"hwprune"] or len(texts[_INPUT]) < 2 or not texts[_OP_TYPE]:
-            continue
-        stored = given.get(b"count", [sizes.get(texts[_INPUT][1], 0)])[0]
-        shape = given.get(b"shape")
-        share = stored / math.prod(shape) if shape else 1.0
-        found.append((texts[_OP_TYPE][0].decode(), stored, share))
+def stored_values(node: Node, tensors: Mapping[str, Tensor]) -> int:
+    """Return how many weights a packed node stores; where two share a byte, it says so itself."""
+    values = tensors.get(node.inputs[1])
+    return node.number("count", 0 if values is None else values.size)
+
+
+def _messages(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    for field, value in fields(data):
+        if not isinstance(value, int):
+            yield field, value
+
+
+def _text(value: Value) -> str:
+    if isinstance(value, int):
+        raise ValueError("a number in place of a text")
+    return bytes(value).decode()  # UnicodeDecodeError is a ValueError
+
+
+def _texts(message: memoryview, *wanted: int) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {field: [] for field in wanted}
+    for field, value in _messages(message):
+        if field in found:
+            found[field].append(_text(value))
     return found
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield the fields of a message: numbers as they are, everything else as its bytes."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 0:
-            number, at = _varint(data, at)
-            yield tag >> 3, number
-            continue
-        if kind == 2:
-            size, at = _varint(data, at)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise IndexError
-        if at + size > len(data):
-            raise IndexError
-        yield tag >> 3, data[at : at + size]
-        at += size
+def _node(message: memoryview) -> Node:
+    texts = _texts(message, NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OPERATOR, NODE_DOMAIN)
+    attributes = dict(_attribute(part) for f, part in _messages(message) if f == NODE_ATTRIBUTE)
+    name, operator, domain = (
+        "".join(texts[field]) for field in (NODE_NAME, NODE_OPERATOR, NODE_DOMAIN)
+    )
+    return Node(
+        name, domain, operator, tuple(texts[NODE_INPUT]), tuple(texts[NODE_OUTPUT]), attributes
+    )
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
-        if shift > 63:
-            raise IndexError
+def _attribute(message: memoryview) -> tuple[str, Attribute]:
+    name, reference, ints = "", "", list[int]()
+    for field, value in fields(message):
+        if field == _ATTRIBUTE_NAME:
+            name = _text(value)
+        elif field == _ATTRIBUTE_REFERENCE:
+            reference = _text(value)
+        elif field in (_ATTRIBUTE_INT, _ATTRIBUTE_INTS):
+            ints += numbers(value)
+    return name, Attribute(message, tuple(ints), reference)
 
 
-def _numbers(value: int | memoryview) -> list[int]:
-    """Return a repeated field's numbers, which may be packed into one."""
-    if isinstance(value, int):
-        return [value]
-    numbers, at = [], 0
-    while at < len(value):
-        number, at = _varint(value, at)
-        numbers.append(number)
-    return numbers
+def _tensor(message: memoryview) -> tuple[str, Tensor]:
+    name, dims, element, data = "", list[int](), 0, None
+    for field, value in fields(message):
+        if field == TENSOR_DIMS:
+            dims += numbers(value)
+        elif field == TENSOR_TYPE:
+            element = numbers(value)[0]
+        elif field == TENSOR_NAME:
+            name = _text(value)
+        elif field == TENSOR_DATA and not isinstance(value, int):
+            data = value
+    if data is None and 0 in dims:
+        data = memoryview(b"")
+    return name, Tensor(tuple(dims), element, data)
 
 
-def _tensor(message: memoryview) -> tuple[bytes, int]:
-    name, dims = b"", list[int]()
-    for field, value in _fields(message):
-        if field == _DIMS:
-            dims += _numbers(value)
-        elif field == _TENSOR_NAME and not isinstance(value, int):
-            name = bytes(value)
-    return name, math.prod(dims)
-
-
-def _attribute(message: memoryview) -> tuple[bytes, list[int]]:
-    name, numbers = b"", list[int]()
-    for field, value in _fields(message):
-        if field == _ATTRIBUTE_NAME and not isinstance(value, int):
-            name = bytes(value)
-        elif field in (_INT, _INTS):
-            numbers += _numbers(value)
-    return name, numbers
+def _input(message: memoryview) -> tuple[str, tuple[int | None, ...]]:
+    name, shape = "", list[int | None]()
+    for field, value in fields(message):
+        if field == _VALUE_NAME:
+            name = _text(value)
+        elif field == _VALUE_TYPE and not isinstance(value, int):
+            dims = [
+                dim
+                for kind, tensor in _messages(value)
+                if kind == _TYPE_TENSOR
+                for part, inner in _messages(tensor)
+                if part == _TENSOR_SHAPE
+                for place, dim in _messages(inner)
+                if place == _SHAPE_DIM
+            ]
+            for dim in dims:
+                sizes = [numbers(size)[0] for part, size in fields(dim) if part == _DIM_VALUE]
+                shape.append(sizes[0] if sizes else None)
+    return name, tuple(shape)

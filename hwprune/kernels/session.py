@@ -20,8 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from hwprune.errors import ArtifactError, KernelsError
 from hwprune.kernels import library
-from hwprune.kernels.dense_path import FEWEST_STORED, LEAST_PART, Dense, dense_layers
-from hwprune.kernels.model_file import densities
+from hwprune.kernels.dense_path import Dense, dense_layers
 
 CPU = "CPUExecutionProvider"
 # A node's op_type in protocol buffers: field 4, a length of one byte, the name. What is stored
@@ -166,17 +165,7 @@ def session(
 def _dense(
     source: str | Path | bytes, threads: int, inputs: Mapping[str, Sequence[int]]
 ) -> Dense | None:
-    """Return what is better left to onnxruntime, if any layer may be dense enough for that."""
-    layers = _mapped(source, densities)
-    dense = sum(
-        stored
-        for name, stored, share in layers
-        if share >= FEWEST_STORED and name.startswith("Csr") and "Depthwise" not in name
-    )
-    if dense < LEAST_PART * sum(stored for _, stored, _ in layers) or not dense:
-        return None
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    return dense_layers(data, threads, inputs)
+    return _mapped(source, lambda data: dense_layers(data, threads, inputs))
 
 
 def operator_names(path_or_bytes: str | Path | bytes) -> tuple[str, ...]:
@@ -199,8 +188,8 @@ def _mapped(source: str | Path | bytes, read: Callable[[Any], T]) -> T:
             # An empty file cannot be mapped.
             if not file.seek(0, 2):
                 return read(b"")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return read(data)
+            # Unmapped when the last view of it is gone.
+            return read(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise ArtifactError(f"{source} cannot be read: {error.strerror}") from None
 

@@ -19,11 +19,12 @@ from kernel_cases import Layer, expected, make_layer, model_of
 import hwprune
 from hwprune import kernels
 from hwprune.encoding import unpack
-from hwprune.export.densify import densify, tensor_shapes
 from hwprune.export.operators import Operator
 from hwprune.kernels import dense_path, library
 from hwprune.kernels.costs import Problem, dense_cost, kernel_cost
-from hwprune.kernels.model_file import densities
+from hwprune.kernels.dense_model import densify
+from hwprune.kernels.model_file import read_model, stored_values
+from hwprune.kernels.shapes import activation_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_kernels = pytest.mark.skipif(library.path() is None, reason="the kernels are not built here")
@@ -84,9 +85,10 @@ def test_a_dense_layer_is_left_to_onnxruntime(tmp_path: Path) -> None:
 
 
 @needs_kernels
-def test_a_sparse_layer_stays_with_its_kernel_and_onnx_is_not_imported(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("density", "sides"), [(0.1, "() 1"), (0.95, "('layer',) 0")])
+def test_no_session_imports_onnx(tmp_path: Path, density: float, sides: str) -> None:
     path = tmp_path / "model.onnx"
-    path.write_bytes(data(conv(0.1)))
+    path.write_bytes(data(conv(density)))
     code = (
         f"import sys, hwprune; s = hwprune.session({str(path)!r}, threads=1)\n"
         "print(s.hwprune.dense, len(s.hwprune.registered), 'onnx' in sys.modules)"
@@ -94,7 +96,7 @@ def test_a_sparse_layer_stays_with_its_kernel_and_onnx_is_not_imported(tmp_path:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert done.stdout.split("\n")[0] == "() 1 False"
+    assert done.stdout.split("\n")[0] == f"{sides} False"
 
 
 @needs_kernels
@@ -195,7 +197,7 @@ def test_a_small_gain_is_not_worth_two_changes_of_layout() -> None:
 
 
 def test_layouts_change_where_a_kernel_meets_an_operator_with_its_own() -> None:
-    made = model(conv(0.5))
+    made = read_model(data(conv(0.5)))
     found = dense_path._links(made, dense_path.layer_problems(made, {}))
     # From the graph's input and to nothing that would read another layout.
     assert [(link.one, link.other) for link in found] == [(0, -2)]
@@ -204,23 +206,35 @@ def test_layouts_change_where_a_kernel_meets_an_operator_with_its_own() -> None:
 # -- reading and rewriting -----------------------------------------------------------------------
 
 
-def test_densities_are_read_without_onnx() -> None:
+def test_files_are_read_as_onnx_reads_them() -> None:
     for value_type in ("int8", "int4"):
         layer = conv(0.4, value_type=value_type)
-        ((name, stored, share),) = densities(data(layer))
-        assert name == layer.operator.name
-        assert stored == layer.packed.nonzeros
-        assert share == pytest.approx(layer.packed.nonzeros / (64 * 64 * 9))
-    assert densities(b"") == []
+        read, right = read_model(data(layer)), model(layer)
+        (node,), (same,) = read.nodes, right.graph.node
+        assert (node.name, node.operator, node.domain) == (same.name, same.op_type, same.domain)
+        assert (node.inputs, node.outputs) == (tuple(same.input), tuple(same.output))
+        assert node.ints("pads") == (1, 1, 1, 1)
+        assert node.ints("shape") == layer.packed.shape
+        assert stored_values(node, read.tensors) == layer.packed.nonzeros
+        assert read.tensors.keys() == {tensor.name for tensor in right.graph.initializer}
+        for tensor in right.graph.initializer:
+            array = onnx.numpy_helper.to_array(tensor)
+            np.testing.assert_array_equal(read.tensors[tensor.name].array(), array)
+        assert read.opset == right.opset_import[0].version
+        function = read.function(node.operator)
+        assert function is not None
+        assert [n.operator for n in function.nodes][-2:] == ["Conv", "Relu"]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@needs_kernels
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.data())
-def test_damaged_files_have_no_densities_or_some(draw: st.DataObject) -> None:
-    whole = bytearray(data(conv(0.02)))
+def test_damaged_files_are_left_to_onnxruntime(draw: st.DataObject) -> None:
+    whole = bytearray(data(conv(0.9)))
     for _ in range(draw.draw(st.integers(0, 4))):
         whole[draw.draw(st.integers(0, len(whole) - 1))] = draw.draw(st.integers(0, 255))
-    densities(bytes(whole[: draw.draw(st.integers(0, len(whole)))]))
+    found = dense_path.dense_layers(bytes(whole[: draw.draw(st.integers(0, len(whole)))]), 1, {})
+    assert found is None or found.layers
 
 
 @needs_kernels
@@ -252,9 +266,13 @@ def test_densified_layers_are_what_the_functions_are(
     layer = make_layer(operator, shape, density=0.6, seed=6, **options)
     rank = 4 if kind == "Conv" else 2
     before = model_of(layer, rank, rank)
-    after = densify(before, [0])
+    made = densify(read_model(before.SerializeToString()), [0])
+    after = onnx.load_from_string(made.data)
+    onnx.checker.check_model(after)
     assert not any(node.domain for node in after.graph.node)
     assert not after.functions
+    weights = int(np.prod(shape)) + (shape[0] if fused else 0)
+    assert made.weight_bytes == 4 * weights
     features = 8 if kind == "MatMul" else 16
     x = np.random.default_rng(0).standard_normal((5, 4, 9, 7) if rank == 4 else (5, features))
     feeds = {"x": x.astype(np.float32)}
@@ -268,6 +286,6 @@ def test_densified_layers_are_what_the_functions_are(
 
 
 def test_shapes_are_inferred_through_packed_layers() -> None:
-    made = model(conv(0.5))
-    assert tensor_shapes(made, {})["y"] == (1, 64, 8, 8)
-    assert tensor_shapes(made, {"x": (7, 64, 5, 9)})["y"] == (7, 64, 5, 9)
+    made = read_model(data(conv(0.5)))
+    assert activation_shapes(made, {})["y"] == (1, 64, 8, 8)
+    assert activation_shapes(made, {"x": (7, 64, 5, 9)})["y"] == (7, 64, 5, 9)
