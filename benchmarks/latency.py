@@ -99,19 +99,25 @@ class Engine:
         if self.error:
             return
         if not self.burst:
-            first = self._ask(FEWEST_RUNS)  # warm-up, and how long a run takes
+            self.ask(FEWEST_RUNS)
+            first = self.answer()  # warm-up, and how long a run takes
             if not first:
                 return
             per_run = min(first) / 1000
             self.burst = max(FEWEST_RUNS, min(MOST_RUNS, int(BURST_SECONDS / per_run)))
         # The first fifth of a burst fills the caches that another engine has emptied.
-        times = self._ask(self.burst)
+        self.ask(self.burst)
+        times = self.answer()
         self.times += times[len(times) // 5 :]
 
-    def _ask(self, runs: int) -> list[float]:
+    def ask(self, runs: int) -> None:
+        """Have it run so many times; another engine may be asked before it answers."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{runs}\n")
         self.process.stdin.flush()
+
+    def answer(self) -> list[float]:
+        """Return the milliseconds of each run that it was asked for; none where it failed."""
         answer = self._read("times")
         return answer if isinstance(answer, list) else []
 
