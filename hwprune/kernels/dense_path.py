@@ -30,6 +30,9 @@ LEAST_PART = 0.1
 # A kernel has to be cheaper by this factor: estimates err by about as much, and a file shall not be
 # slower than its dense network.
 MARGIN = 1.1
+# And all dense layers together have to save this part of the file's time: rewriting the model makes
+# the session later, and its weights dense.
+LEAST_GAIN = 0.05
 # Operators that onnxruntime runs in either layout.
 _EITHER = {"Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Relu", "Sum"}
 _DENSE, _KERNEL = True, False
@@ -160,10 +163,12 @@ def _choose(model: ModelFile, problems: Mapping[int, Problem], threads: int) -> 
         if kernel is not None and problem.batch:
             costs[place] = {_DENSE: dense_cost(problem), _KERNEL: MARGIN * kernel}
     links = [link for link in _links(model, problems) if {link.one, link.other} & costs.keys()]
-    return min(
+    best = min(
         (_settled(costs, links, start) for start in (_KERNEL, _DENSE)),
         key=lambda dense: _total(costs, links, dense),
     )
+    most = (1 - LEAST_GAIN) * _total(costs, links, set())
+    return best if _total(costs, links, best) <= most else set()
 
 
 def _total(costs: Mapping[int, dict[bool, float]], links: list[_Link], dense: set[int]) -> float:

@@ -181,7 +181,7 @@ def _messages(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 def _text(value: Value) -> str:
     if isinstance(value, int):
         raise ValueError("a number in place of a text")
-    return bytes(value).decode()  # UnicodeDecodeError is a ValueError
+    return str(value, "utf-8")  # UnicodeDecodeError is a ValueError
 
 
 def _texts(message: memoryview, *wanted: int) -> dict[int, list[str]]:
@@ -193,13 +193,20 @@ def _texts(message: memoryview, *wanted: int) -> dict[int, list[str]]:
 
 
 def _node(message: memoryview) -> Node:
-    texts = _texts(message, NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OPERATOR, NODE_DOMAIN)
-    attributes = dict(_attribute(part) for f, part in _messages(message) if f == NODE_ATTRIBUTE)
-    name, operator, domain = (
-        "".join(texts[field]) for field in (NODE_NAME, NODE_OPERATOR, NODE_DOMAIN)
-    )
+    texts = {NODE_NAME: "", NODE_OPERATOR: "", NODE_DOMAIN: ""}
+    ends: dict[int, list[str]] = {NODE_INPUT: [], NODE_OUTPUT: []}
+    attributes = {}
+    for field, value in _messages(message):
+        if field in ends:
+            ends[field].append(_text(value))
+        elif field in texts:
+            texts[field] = _text(value)
+        elif field == NODE_ATTRIBUTE:
+            name, attribute = _attribute(value)
+            attributes[name] = attribute
+    name, operator, domain = texts.values()
     return Node(
-        name, domain, operator, tuple(texts[NODE_INPUT]), tuple(texts[NODE_OUTPUT]), attributes
+        name, domain, operator, tuple(ends[NODE_INPUT]), tuple(ends[NODE_OUTPUT]), attributes
     )
 
 

@@ -20,21 +20,21 @@ def fields(data: memoryview) -> Iterator[tuple[int, Value]]:
     Raises:
         ValueError: this is no message.
     """
-    at = 0
-    while at < len(data):
+    at, end = 0, len(data)
+    while at < end:
         tag, at = _varint(data, at)
         kind = tag & 7
-        if kind == 0:
+        if kind == 2:
+            size, at = _varint(data, at)
+        elif kind == 0:
             number, at = _varint(data, at)
             yield tag >> 3, number
             continue
-        if kind == 2:
-            size, at = _varint(data, at)
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
             raise ValueError(f"wire type {kind}")
-        if at + size > len(data):
+        if at + size > end:
             raise ValueError("a field ends behind its message")
         yield tag >> 3, data[at : at + size]
         at += size
@@ -67,15 +67,20 @@ def written_number(field: int, value: int) -> bytes:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(data):
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
+    try:
+        value = data[at]
+        at += 1
+        if value < 128:  # as nearly all are
             return value, at
-        if shift > 63:
-            break
+        value, shift = value & 127, 7
+        while shift < 70:
+            byte = data[at]
+            value |= (byte & 127) << shift
+            at, shift = at + 1, shift + 7
+            if byte < 128:
+                return value, at
+    except IndexError:
+        pass
     raise ValueError("a number does not end")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,20 @@ def test_a_small_gain_is_not_worth_two_changes_of_layout() -> None:
     assert dense_path._settled(costs, links, start=False) == {0, 1, 2}
     assert dense_path._settled(costs, [], start=True) == {0, 2}
     assert dense_path._total(costs, links, {0, 2}) == 10 + 9 + 10 + 4
+
+
+@needs_kernels
+def test_a_file_is_not_rewritten_for_next_to_nothing() -> None:
+    made = read_model(data(conv(0.95)))
+    problems = dense_path.layer_problems(made, {})
+    assert dense_path._choose(made, problems, 1) == {0}
+    (only,) = problems.values()
+    nonzeros = next(
+        n
+        for n in range(0, only.weights, 64)
+        if dense_path.MARGIN * kernel_cost(replace(only, nonzeros=n), 1) > 1.02 * dense_cost(only)
+    )
+    assert dense_path._choose(made, {0: replace(only, nonzeros=nonzeros)}, 1) == set()
 
 
 def test_layouts_change_where_a_kernel_meets_an_operator_with_its_own() -> None:
