@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 from common import Experiment, Stopwatch, device_name
 
 if TYPE_CHECKING:
-    from hwprune.ir import Data, Model
-
-Report = Mapping[str, Any]
+    from hwprune.ir import Artifact, Data, Model
 
 
 def compile_row(
@@ -27,19 +25,19 @@ def compile_row(
     target: str,
     *,
     recipe: Mapping[str, Any] | None = None,
-    further: Callable[[Report], dict[str, Any]],
+    further: Callable[[Artifact], dict[str, Any]],
 ) -> None:
     """Compile one row and add it to the record.
 
     Args:
         experiment: the record.
-        config: budget_bytes, values, epochs, strategy and its options.
+        config: budget_bytes, values (int8 where it does not say), epochs, strategy and its options.
         seed: of everything that is random.
         model: the dense network.
         data: what it is trained, chosen and measured on.
         target: a profile's name.
         recipe: where fields differ from their defaults.
-        further: returns what the row holds besides, of the compiler's report.
+        further: returns what the row holds besides, of what was compiled.
     """
     from hwprune.compiler import Options, compile_model
     from hwprune.targets import load
@@ -53,7 +51,7 @@ def compile_row(
         budget_bytes=config["budget_bytes"],
         strategy=config["strategy"],
         strategy_options=config["options"],
-        values=config["values"],
+        values=config.get("values", "int8"),
         epochs=config["epochs"],
         seed=seed,
         recipe=recipe,
@@ -65,7 +63,8 @@ def compile_row(
         if "validation" in status.message or "continued" in status.message:
             print(f"  {watch.seconds:6.0f} s  {status.message}", flush=True)
 
-    report = compile_model(model, load(target), data, output, options, say).report
+    artifact = compile_model(model, load(target), data, output, options, say)
+    report = artifact.report
     experiment.add(
         config, seed, seconds_of(report), config["epochs"],
         accuracy=report["accuracy"]["final"],
@@ -79,7 +78,7 @@ def compile_row(
         device=device_name(resolve()),
         precision=precision_of(report),
         resumed=resumed,
-        **further(report),
+        **further(artifact),
     )  # fmt: skip
     shutil.rmtree(output)
 

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common import Experiment, command_line, data_folder, measure_rows
 from compiling import compile_row
 
+from hwprune.ir import Artifact
 from hwprune.targets import load
 
 KIB = 1024
@@ -58,9 +58,9 @@ def run(config: dict[str, Any], seed: int, folder: Path, experiment: Experiment)
     compile_row(experiment, config, seed, model, data, TARGET, further=_course)
 
 
-def _course(report: Mapping[str, Any]) -> dict[str, Any]:
+def _course(artifact: Artifact) -> dict[str, Any]:
     """Return what a row holds of the way to its file."""
-    found = report["accuracy"]
+    found = artifact.report["accuracy"]
     return {
         "extreme_validation_accuracy": found["extreme"],
         "trajectory": [

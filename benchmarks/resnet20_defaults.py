@@ -5,7 +5,9 @@ training images, for several depths of the extreme state, regrowth steps and ini
 regrown weights, next to one-way pruning (cubic) at the same cost. Validation accuracy of the
 written file decides; the choice does not look at the test set, though the record holds it too.
 
-    python benchmarks/resnet20_defaults.py --data-dir DIR [--rows 0,2-4] [--table]
+    python benchmarks/resnet20_defaults.py --data-dir DIR [--rows 0,2-4] [--table] [--restart]
+
+A row that was interrupted goes on from its last epoch.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Experiment, Stopwatch, command_line, data_folder, measure_rows, scratch
+from common import Experiment, command_line, data_folder, measure_rows
+from compiling import compile_row
 
 BUDGET_BYTES = 40 * 1024
 TRAIN_IMAGES, EPOCHS, SEED = 10_000, 2, 0
@@ -47,37 +50,24 @@ ROWS = [
 
 def run(config: dict[str, Any], folder: Path, experiment: Experiment) -> None:
     """Compile one row and save it."""
-    from hwprune.compiler import Options, compile_model
     from hwprune.frontend import load_data, load_model
     from hwprune.steps.choosing import Part
-    from hwprune.targets import load
     from hwprune.verify.accuracy import accuracy_of
 
-    watch = Stopwatch()
     data = load_data(f"cifar10:{folder}?normalize=imagenet", seed=SEED)
     data = replace(data, train=Part(data.train, np.arange(TRAIN_IMAGES, dtype=np.int64)))
-    options = Options(
-        budget_bytes=BUDGET_BYTES,
-        strategy=config["strategy"],
-        strategy_options=config["options"],
-        values="int8",
-        epochs=EPOCHS,
-        seed=SEED,
+    compile_row(
+        experiment,
+        config,
+        SEED,
+        load_model(str(folder / "weights" / "cifar10_resnet20.pth")),
+        data,
+        "raspberry-pi-zero-2w",
+        further=lambda artifact: {
+            "validation_accuracy": accuracy_of(artifact.path, data.validation),
+            "extreme_validation_accuracy": artifact.report["accuracy"]["extreme"],
+        },
     )
-    model = load_model(str(folder / "weights" / "cifar10_resnet20.pth"))
-    with scratch() as output:
-        target = load("raspberry-pi-zero-2w")
-        artifact = compile_model(model, target, data, Path(output) / "out", options)
-        validation = accuracy_of(artifact.path, data.validation)
-    report = artifact.report
-    experiment.add(
-        config, SEED, watch.seconds, EPOCHS * TRAIN_IMAGES / len(data.train.whole),
-        accuracy=report["accuracy"]["final"],
-        validation_accuracy=validation,
-        extreme_validation_accuracy=report["accuracy"]["extreme"],
-        artifact_bytes=report["artifact"]["bytes"],
-        nonzeros=report["result"]["nonzeros"],
-    )  # fmt: skip
 
 
 def table(experiment: Experiment) -> str:
@@ -100,7 +90,7 @@ def table(experiment: Experiment) -> str:
 
 def main() -> int:
     """Run the rows that were asked for, then print the table."""
-    arguments = command_line(__doc__).parse_args()
+    arguments = command_line(__doc__, resumes=True).parse_args()
     experiment = Experiment(
         "resnet20_defaults", ["python", "benchmarks/resnet20_defaults.py", "--data-dir", "DIR"]
     )

@@ -76,9 +76,9 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
         open_data(config, folder, seed),
         TARGET,
         recipe={"compiled": resolve().startswith("cuda"), **config.get("recipe", {})},
-        further=lambda report: {
-            "sha256": report["artifact"]["sha256"],
-            "bound_bytes": round(report["result"]["bound_bytes"], 1),
+        further=lambda artifact: {
+            "sha256": artifact.report["artifact"]["sha256"],
+            "bound_bytes": round(artifact.report["result"]["bound_bytes"], 1),
             "dense_sha256": source_digest(model),
         },
     )

@@ -6,9 +6,10 @@ distillation from the dense network on 5,000 images without labels, from the den
 strategy, or from what least squares gave; and no data at all, which is what ``hwprune compile``
 does without ``--data``. fp32 values, so that pruning alone is measured.
 
-    python benchmarks/accuracy/data_free.py --data-dir DIR [--rows 0,2-4] [--table]
+    python benchmarks/accuracy/data_free.py --data-dir DIR [--rows 0,2-4] [--table] [--restart]
 
-DIR holds ``cifar-10-batches-py`` and ``weights/cifar10_resnet20.pth``.
+A row that trains goes on from its last epoch where it was interrupted; its seconds are then those
+of the last call. DIR holds ``cifar-10-batches-py`` and ``weights/cifar10_resnet20.pth``.
 """
 
 from __future__ import annotations
@@ -93,11 +94,18 @@ def _part(split: Any, count: int) -> Any:
 
 
 def _distil(
-    config: Config, module: Any, dense: Any, names: tuple[str, ...], data: Any, masks: Any
+    config: Config,
+    module: Any,
+    dense: Any,
+    names: tuple[str, ...],
+    data: Any,
+    masks: Any,
+    checkpoint: Any,
 ) -> Any:
     """Train in place on the teacher's answers alone, and return the final masks.
 
-    The masks are those given, from the start; for None, the strategy's own.
+    The masks are those given, from the start; for None, the strategy's own. The state is kept
+    after every epoch.
     """
     from hwprune.sparsity import make
     from hwprune.training import Recipe, finetune
@@ -128,6 +136,7 @@ def _distil(
         teacher=dense,
         seed=SEED,
         train_batchnorm=config.get("train_batchnorm", True),
+        checkpoint=checkpoint,
         progress=lambda event: (
             print(f"  {event.message}, agreement {event.accuracy}", flush=True)
             if event.accuracy is not None
@@ -152,7 +161,9 @@ def _dense(folder: Path) -> Any:
     return load_model(str(folder / "weights" / "cifar10_resnet20.pth")).module
 
 
-def _made(config: Config, dense: Any, names: tuple[str, ...], data: Any) -> tuple[Any, Any]:
+def _made(
+    config: Config, dense: Any, names: tuple[str, ...], data: Any, checkpoint: Any
+) -> tuple[Any, Any]:
     """Return the network that a method leads to, and its masks."""
     from hwprune.training import recalibrate_batchnorm
     from hwprune.training.reconstruct import least_squares
@@ -162,7 +173,7 @@ def _made(config: Config, dense: Any, names: tuple[str, ...], data: Any) -> tupl
     split: Any = data.train
     if method == "distillation":
         module = copy.deepcopy(dense)
-        return module, _distil(config, module, dense, names, data, None)
+        return module, _distil(config, module, dense, names, data, None, checkpoint)
     if method == FITTED_FIRST:
         split = _part(split, config["images"])
     if method == "no data":
@@ -178,20 +189,22 @@ def _made(config: Config, dense: Any, names: tuple[str, ...], data: Any) -> tupl
     elif method != "mask alone":
         least_squares(module, dense, split, names, masks, samples=images, seed=SEED)
     if method == FITTED_FIRST:
-        _distil(config, module, dense, names, data, masks)
+        _distil(config, module, dense, names, data, masks, checkpoint)
     return module, masks
 
 
 def run(config: Config, folder: Path, experiment: Experiment) -> None:
     """Measure one row and save it."""
     from hwprune.frontend import load_data
-    from hwprune.training import accuracy
+    from hwprune.training import Checkpoint, accuracy
 
     data = load_data(f"cifar10:{folder}?normalize=imagenet", seed=SEED)
     dense = _dense(folder)
     names = tuple(name for name, weight in dense.named_parameters() if weight.ndim > 1)
     watch = Stopwatch()
-    module, masks = _made(config, dense, names, data)
+    checkpoint = Checkpoint(experiment.state_path(config, SEED), resume=True, every_seconds=0.0)
+    resumed = checkpoint.path.exists()
+    module, masks = _made(config, dense, names, data, checkpoint)
     seconds = watch.seconds
     experiment.add(
         config, SEED, seconds, config.get("epochs", 0) * config.get("images", 0) / 50_000,
@@ -199,7 +212,9 @@ def run(config: Config, folder: Path, experiment: Experiment) -> None:
         nonzeros=masks.nonzeros,
         weights=masks.weights,
         samples=len(data.test),
+        resumed=resumed,
     )  # fmt: skip
+    checkpoint.discard()
 
 
 def table(experiment: Experiment) -> str:
@@ -220,7 +235,7 @@ def table(experiment: Experiment) -> str:
 
 def main() -> int:
     """Run the rows that were asked for, then print the table."""
-    arguments = command_line(__doc__).parse_args()
+    arguments = command_line(__doc__, resumes=True).parse_args()
     experiment = Experiment(
         "data_free", ["python", "benchmarks/accuracy/data_free.py", "--data-dir", "DIR"]
     )
