@@ -111,7 +111,7 @@ def measure(config: Config, network: Network) -> dict[str, Any]:
     from hwprune.compiler import Options, compile_model
     from hwprune.export.artifact import read_artifact
     from hwprune.frontend import load_data, load_model
-    from hwprune.steps.planning import plan_model
+    from hwprune.steps.fitting import plan_model
 
     target = load(config["target"])
     budget = config["budget_bytes"]
@@ -123,7 +123,9 @@ def measure(config: Config, network: Network) -> dict[str, Any]:
     data = load_data(network.data, seed=SEED)
     with scratch() as output:
         try:
-            _, plans = plan_model(load_model(str(network.checkpoint)), target, budget_bytes=budget)
+            _, plans, _ = plan_model(
+                load_model(str(network.checkpoint)), target, budget_bytes=budget
+            )
             options = Options(
                 budget_bytes=budget, epochs=epochs_for(plans, config["epochs"]), seed=SEED
             )

@@ -37,12 +37,6 @@ if TYPE_CHECKING:
     "dense.",
 )  # fmt: skip
 @click.option(
-    "--share-weights", "share_weights", multiple=True, metavar="auto|NAME,NAME,...",
-    help="Let layers share weights, each with a scalar of its own: auto finds residual stages, "
-    "whose blocks from the third on use the second's convolutions (stages: an error where there "
-    "are none); or parameters by name, repeatable; off: not even with --strategy east.",
-)  # fmt: skip
-@click.option(
     "--values", default="auto", show_default=True, type=VALUES,
     metavar="auto|TYPE",
     help="The type of the stored weights: fp32, fp16 or int8; int4, codebook16 or codebook256. "

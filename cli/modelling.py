@@ -46,6 +46,13 @@ def model_options(function: _F) -> _F:
                 "--budget", type=SIZE, metavar="SIZE",
                 help="What the file may weigh, such as 64KiB; the target's default without it.",
             ),
+            click.option(
+                "--share-weights", "share_weights", multiple=True, metavar="auto|NAME,NAME,...",
+                help="Let layers share weights, each with a scalar of its own: auto finds residual "
+                "stages, whose blocks from the third on use the second's convolutions (stages: an "
+                "error where there are none); or parameters by name, repeatable; off: not even "
+                "where the strategy does, as east.",
+            ),
         )
     ):  # fmt: skip
         function = option(function)

@@ -38,6 +38,7 @@ def command(
     fixed_batch: bool,
     unsafe_load: bool,
     budget: int | None,
+    share_weights: tuple[str, ...],
     values: str,
     as_json: bool,
 ) -> None:
@@ -51,15 +52,20 @@ def command(
             model, arch=arch, inputs=inputs, fixed_batch=fixed_batch, unsafe_load=unsafe_load,
             mapped=True,
         )  # fmt: skip
-        from hwprune.steps.planning import plan_model
+        from hwprune.steps.fitting import plan_model
 
-        prepared, plans = plan_model(loaded, target, budget_bytes=budget, values=values)
+        prepared, plans, shared = plan_model(
+            loaded, target, budget_bytes=budget, values=values, share_weights=share_weights
+        )
+    notes = (*prepared.model.notes, *prepared.traced.notes, *shared)
     if as_json:
-        print_json(_document(prepared, plans))
-    _print(prepared, plans, to_stderr=as_json)
+        print_json(_document(prepared, plans, notes))
+    _print(prepared, plans, notes, to_stderr=as_json)
 
 
-def _document(prepared: Prepared, plans: dict[ValueType, Plan]) -> dict[str, object]:
+def _document(
+    prepared: Prepared, plans: dict[ValueType, Plan], notes: tuple[str, ...]
+) -> dict[str, object]:
     return {
         "model": prepared.model.name,
         "target": prepared.target.name,
@@ -83,11 +89,13 @@ def _document(prepared: Prepared, plans: dict[ValueType, Plan]) -> dict[str, obj
             for kind, plan in plans.items()
         },
         "not_pruned": [asdict(tensor) for tensor in prepared.skipped],
-        "notes": [*prepared.model.notes, *prepared.traced.notes],
+        "notes": list(notes),
     }
 
 
-def _print(prepared: Prepared, plans: dict[ValueType, Plan], *, to_stderr: bool) -> None:
+def _print(
+    prepared: Prepared, plans: dict[ValueType, Plan], notes: tuple[str, ...], *, to_stderr: bool
+) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -95,7 +103,7 @@ def _print(prepared: Prepared, plans: dict[ValueType, Plan], *, to_stderr: bool)
 
     out = console(stderr=to_stderr)
     out.print(Text(f"{prepared.model.name} for {prepared.target.name}", style="bold"))
-    for note in (*prepared.model.notes, *prepared.traced.notes):
+    for note in notes:
         out.print(f"  {note}", soft_wrap=True)
     out.print(f"  budget  {format_bytes(prepared.budget_bytes)}")
     if prepared.budget_bytes == prepared.target.budget_bytes:

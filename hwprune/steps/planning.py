@@ -176,20 +176,6 @@ def value_types(
     return chosen
 
 
-def plan_model(
-    model: Model, target: Target, *, budget_bytes: int | None = None, values: str = "auto"
-) -> tuple[Prepared, dict[ValueType, Plan]]:
-    """Say what fits a target, before any training: one plan per value type.
-
-    Raises:
-        UsageError, ExportError, InfeasibleError.
-    """
-    kinds = value_types(target, values)
-    check_budget(target, budget_bytes)
-    prepared = prepare(model, target, budget_bytes)
-    return prepared, plans_of(prepared, kinds)
-
-
 def plans_of(prepared: Prepared, kinds: tuple[ValueType, ...]) -> dict[ValueType, Plan]:
     """Return a plan per value type, for the ranking that LAMP scores of the weights give.
 

@@ -73,7 +73,8 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def trace(model: Any) -> Any:
         name = "digits-cnn" if type(model.module).__name__ == "DigitsCnn" else model.arch
-        key = (name, model.inputs)
+        # Layers that share weights are another structure.
+        key = (name, model.inputs, frozenset(model.module.state_dict()))
         if name not in ARCHITECTURES:
             return real(model)
         if key not in _TRACED:

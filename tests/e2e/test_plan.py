@@ -8,6 +8,7 @@ import pytest
 import torch
 from e2e_tools import Runner
 
+from hwprune.frontend import new_model
 from hwprune.frontend.zoo import ARCHITECTURES
 
 pytestmark = pytest.mark.usefixtures("traced_once")
@@ -47,6 +48,21 @@ def test_a_model_that_fits_is_said_to_fit(hwprune: Runner, digits_pt: Path) -> N
     assert ran.code == 0
     assert "The dense fp32 model fits. Pruning starts at a budget below" in ran.out
     assert "last-level cache" in ran.out  # why the default budget is what it is
+
+
+def test_shared_weights_are_counted_once(hwprune: Runner, tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    torch.save(new_model("cifar-resnet20", seed=0).module.state_dict(), path)
+    words = ("plan", path, "--target", "nrf52840", "--budget", "40KiB", "--values", "int8")
+    apart = hwprune(*words, "--json").document
+    shared = hwprune(*words, "--share-weights", "auto", "--json").document
+    # The third block of each stage uses the second one's two convolutions.
+    saved = 2 * 9 * (16**2 + 32**2 + 64**2)
+    assert shared["weights"] == apart["weights"] - saved
+    assert any(f"{saved:,} weights fewer" in note for note in shared["notes"])
+    layers = shared["plans"]["int8"]["layers"]
+    assert len(layers) == len(apart["plans"]["int8"]["layers"]) - 6
+    hwprune.refused(*words, "--share-weights", "no.such,other", code=2, says=["no.such"])
 
 
 def test_a_budget_below_every_floor_names_the_lowest(hwprune: Runner, digits_pt: Path) -> None:
