@@ -270,7 +270,7 @@ def fit(experiment: Experiment) -> None:
                 nonzeros = round(density * p.weights)
                 estimate = library.estimate(p.specification, nonzeros, 1, 1)
                 far = nonzeros * BYTES_PER_NONZERO > STREAMED_BYTES
-                kernel.append([us, estimate * (not far), estimate * far, nonzeros * far, 1])
+                kernel.append([us, estimate * (not far), estimate * far, 1])
     for name, lines in (("dense", dense), ("kernel", kernel)):
         data = np.array(lines, float)
         time_ns, work_done = 1000 * data[:, 0], data[:, 1:]

@@ -14,19 +14,20 @@ from dataclasses import dataclass
 from hwprune.kernels import library
 
 # -- the dense operators of onnxruntime
-CALL = 2200.0
-MAC = {False: 0.0197, True: 0.0183}  # by whether the kernel is pointwise
+CALL = 0.0
+MAC = {False: 0.0194, True: 0.0183}  # by whether the kernel is pointwise
 DEPTHWISE_MAC = 0.07
 OUTSIDE_BLOCKS = 1.6  # convolutions that onnxruntime does not do in its blocked layout
-WEIGHT_BYTE, INPUT, OUTPUT = 0.0882, 0.608, 0.106
+WEIGHT_BYTE, INPUT, OUTPUT = 0.0887, 0.437, 0.192
 # A sum with a second tensor is mostly a node of its own.
 ADDED, ADDED_CALL = 0.3, 4000.0
 # An activation that goes from one layout to the other, per element, and the node that does it.
 REORDER, REORDER_CALL = 0.25, 4000.0
 
 # -- kernels, beside the estimate of src/choice.cpp
-KERNEL_CALL = 4000.0
-KERNEL, KERNEL_STREAMED, NONZERO_STREAMED = 1.11, 1.25, 0.46
+KERNEL_CALL = 1440.0
+# The second holds where the weights come from the third-level cache or from memory.
+KERNEL, KERNEL_STREAMED = 1.09, 1.21
 STREAMED_BYTES, BYTES_PER_NONZERO = 300e3, 6
 DOT_NONZERO = 0.66  # of a linear layer with one row of input
 PLANE_MAC, PLANE_ROW = {1: 0.05, 2: 0.12}, 8.0  # of 3x3 depthwise layers, by their stride
@@ -128,9 +129,7 @@ def kernel_cost(problem: Problem, threads: int) -> float | None:
     if estimate < 0:
         return None
     streamed = problem.nonzeros * BYTES_PER_NONZERO > STREAMED_BYTES
-    if not streamed:
-        return KERNEL_CALL + KERNEL * estimate
-    return KERNEL_CALL + KERNEL_STREAMED * estimate + NONZERO_STREAMED * problem.nonzeros
+    return KERNEL_CALL + (KERNEL_STREAMED if streamed else KERNEL) * estimate
 
 
 def reorder_cost(elements: int) -> float:

@@ -21,17 +21,17 @@ from hwprune.kernels.dense_model import densify
 from hwprune.kernels.model_file import DOMAIN, ModelFile, Node, read_model, stored_values
 from hwprune.kernels.shapes import activation_shapes, packed_kind, weight_shape
 
-# No layer of more than 22 microseconds with a smaller share of its weights was faster dense: see
+# Kernels were faster for every layer with a smaller share of its weights: see
 # benchmarks/results/dense_or_sparse.json.
-FEWEST_STORED = 0.2
+FEWEST_STORED = 0.3
 # Nor is it worth rewriting the model where such layers hold less than this of a file's weights: a
 # first layer that was not pruned, beside others that were.
 LEAST_PART = 0.1
 # A kernel has to be cheaper by this factor: estimates err by about as much, and a file shall not be
 # slower than its dense network.
 MARGIN = 1.1
-# And all dense layers together have to save this part of the file's time: rewriting the model makes
-# the session later, and its weights dense.
+# And of the time of all layers that may be faster dense, this part has to be saved: rewriting the
+# model makes the session later, and its weights dense.
 LEAST_GAIN = 0.05
 # Operators that onnxruntime runs in either layout.
 _EITHER = {"Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Relu", "Sum"}
@@ -159,8 +159,10 @@ def _choose(model: ModelFile, problems: Mapping[int, Problem], threads: int) -> 
     """Return the places of the nodes to make dense."""
     costs: dict[int, dict[bool, float]] = {}
     for place, problem in problems.items():
+        if not problem.batch or problem.nonzeros < FEWEST_STORED * problem.weights:
+            continue
         kernel = kernel_cost(problem, threads)
-        if kernel is not None and problem.batch:
+        if kernel is not None:
             costs[place] = {_DENSE: dense_cost(problem), _KERNEL: MARGIN * kernel}
     links = [link for link in _links(model, problems) if {link.one, link.other} & costs.keys()]
     best = min(
