@@ -75,17 +75,11 @@ def _graph(
         if field == onnx_file.GRAPH_NODE:
             yield from rewritten[place] if place in rewritten else _again(field, value)
             place += 1
-        elif field != onnx_file.GRAPH_INITIALIZER or _name_of(value) in read:
+        elif field == onnx_file.GRAPH_INITIALIZER and not isinstance(value, int):
+            if onnx_file.read_tensor(value)[0] in read:
+                yield from _again(field, value)
+        else:
             yield from _again(field, value)
-
-
-def _name_of(tensor: int | memoryview) -> str:
-    names = (
-        bytes(value).decode()
-        for field, value in fields(memoryview(b"") if isinstance(tensor, int) else tensor)
-        if field == onnx_file.TENSOR_NAME and not isinstance(value, int)
-    )
-    return next(names, "")
 
 
 def _again(field: int, value: int | memoryview) -> Pieces:

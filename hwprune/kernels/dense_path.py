@@ -27,12 +27,12 @@ FEWEST_STORED = 0.3
 # Nor is it worth rewriting the model where such layers hold less than this of a file's weights: a
 # first layer that was not pruned, beside others that were.
 LEAST_PART = 0.1
-# A kernel has to be cheaper by this factor: estimates err by about as much, and a file shall not be
-# slower than its dense network.
-MARGIN = 1.1
 # And of the time of all layers that may be faster dense, this part has to be saved: rewriting the
 # model makes the session later, and its weights dense.
 LEAST_GAIN = 0.05
+# A kernel has to be cheaper by this factor: estimates err by about as much, and a file shall not be
+# slower than its dense network.
+MARGIN = 1.1
 # Operators that onnxruntime runs in either layout.
 _EITHER = {"Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Relu", "Sum"}
 _DENSE, _KERNEL = True, False
@@ -77,7 +77,7 @@ def dense_layers(
         inputs: shapes of the model's inputs; a first axis that is free counts as 1.
     """
     try:
-        model = read_model(memoryview(data))
+        model = read_model(data)
         chosen = set[int]()
         if _dense_part(model) >= LEAST_PART:
             chosen = _choose(model, layer_problems(model, inputs), threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,13 @@ from hwprune.kernels.wire import Value, fields, numbers
 
 DOMAIN = "hwprune"
 # Field numbers of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
-MODEL_OPSETS, MODEL_GRAPH, MODEL_FUNCTIONS = 8, 7, 25
+MODEL_GRAPH, MODEL_FUNCTIONS = 7, 25
 GRAPH_NODE, GRAPH_INITIALIZER, _GRAPH_INPUT = 1, 5, 11
 NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 1, 2, 3, 4, 5, 7
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_INTS, _ATTRIBUTE_REFERENCE = 1, 3, 8, 21
 TENSOR_DIMS, TENSOR_TYPE, TENSOR_NAME, TENSOR_DATA = 1, 2, 8, 9
 _FUNCTION_NAME, _FUNCTION_INPUT, _FUNCTION_OUTPUT, _FUNCTION_NODE, _FUNCTION_DOMAIN = 1, 4, 5, 7, 10
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_DIM, _DIM_VALUE = 1, 2, 1, 2, 1, 1
-_OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 # onnx.TensorProto.DataType, of what packed layers and shapes are stored as.
 _DTYPES = {1: "f4", 2: "u1", 3: "i1", 4: "u2", 6: "i4", 7: "i8", 10: "f2"}
 
@@ -104,14 +104,12 @@ class ModelFile:
         nodes: of its graph, in order.
         tensors: its initializers.
         inputs: the shapes of its inputs; None for an axis without a fixed size.
-        opset: of the standard operators.
     """
 
     data: memoryview
     nodes: tuple[Node, ...]
     tensors: Mapping[str, Tensor]
     inputs: Mapping[str, tuple[int | None, ...]]
-    opset: int
 
     def function(self, operator: str) -> Function | None:
         """Return what an operator of domain ``hwprune`` stands for.
@@ -133,37 +131,28 @@ class ModelFile:
         return None
 
 
-def read_model(data: bytes | memoryview) -> ModelFile:
+def read_model(data: bytes | mmap) -> ModelFile:
     """Read a file's graph.
 
     Raises:
         ValueError: it is damaged, or no ONNX model.
     """
     view = memoryview(data)
-    nodes, tensors, inputs, opset = [], dict[str, Tensor](), {}, 0
+    nodes, tensors, inputs = [], dict[str, Tensor](), {}
     for field, message in _messages(view):
-        if field == MODEL_OPSETS:
-            domain, version = "", 0
-            for part, value in fields(message):
-                if part == _OPSET_DOMAIN:
-                    domain = _text(value)
-                elif part == _OPSET_VERSION:
-                    version = numbers(value)[0]
-            if domain in ("", "ai.onnx"):
-                opset = version
         if field != MODEL_GRAPH:
             continue
         for part, inner in _messages(message):
             if part == GRAPH_NODE:
                 nodes.append(_node(inner))
             elif part == GRAPH_INITIALIZER:
-                name, tensor = _tensor(inner)
+                name, tensor = read_tensor(inner)
                 tensors[name] = tensor
             elif part == _GRAPH_INPUT:
                 name, shape = _input(inner)
                 inputs[name] = shape
     given = {name: shape for name, shape in inputs.items() if name not in tensors}
-    return ModelFile(view, tuple(nodes), tensors, given, opset)
+    return ModelFile(view, tuple(nodes), tensors, given)
 
 
 def stored_values(node: Node, tensors: Mapping[str, Tensor]) -> int:
@@ -222,7 +211,12 @@ def _attribute(message: memoryview) -> tuple[str, Attribute]:
     return name, Attribute(message, tuple(ints), reference)
 
 
-def _tensor(message: memoryview) -> tuple[str, Tensor]:
+def read_tensor(message: memoryview) -> tuple[str, Tensor]:
+    """Return a stored tensor and its name.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     name, dims, element, data = "", list[int](), 0, None
     for field, value in fields(message):
         if field == TENSOR_DIMS:

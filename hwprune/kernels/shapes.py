@@ -53,7 +53,7 @@ def packed_kind(node: Node) -> str:
 
 
 def weight_shape(node: Node, tensors: Mapping[str, Tensor]) -> Shape | None:
-    """Return the shape of the weight of a packed node, or of a standard one."""
+    """Return the shape of a node's weight, its second input, packed or stored in full."""
     if node.domain == DOMAIN and "shape" in node.attributes:
         return node.ints("shape")
     stored = tensors.get(node.inputs[1]) if len(node.inputs) > 1 else None
@@ -141,8 +141,8 @@ def _reshape(
     if wanted is None:
         return None
     given = shapes[0]
-    if given is None:  # what is free there is the batch
-        return wanted if min(wanted) > 0 and wanted.count(-1) == 0 else None
+    if given is None:
+        return wanted if min(wanted, default=1) > 0 else None
     sizes = [given[i] if n == 0 and i < len(given) else n for i, n in enumerate(wanted)]
     rest = math.prod(n for n in sizes if n > 0)
     return tuple(math.prod(given) // rest if n == -1 else n for n in sizes)

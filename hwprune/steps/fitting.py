@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hwprune.ir import Model, Plan, ValueType
 from hwprune.steps.planning import Prepared, check_budget, plans_of, prepare, value_types
-from hwprune.steps.sharing import wishes_of, with_shared_weights
+from hwprune.steps.sharing import left_unshared, planned, wishes_of
 from hwprune.targets import Target
 
 
@@ -33,5 +33,7 @@ def plan_model(
     kinds = value_types(target, values)
     check_budget(target, budget_bytes)
     wishes = wishes_of(share_weights, "", trains=True)
-    prepared, notes = with_shared_weights(prepare(model, target, budget_bytes), wishes)
-    return prepared, plans_of(prepared, kinds), notes
+    prepared = prepare(model, target, budget_bytes)
+    if prepared.fits_dense:  # then that is what compile writes
+        return prepared, plans_of(prepared, kinds), left_unshared(prepared, wishes)
+    return planned(prepared, wishes, kinds, asked=bool(share_weights))

@@ -34,7 +34,7 @@ def wishes_of(wishes: Sequence[str], strategy: str, *, trains: bool) -> tuple[st
     Args:
         wishes: as ``--share-weights`` spells them: ``off``, ``auto`` or ``stages`` alone, or groups
             of names with commas between.
-        strategy: a key of ``hwprune.sparsity.STRATEGIES``.
+        strategy: a key of ``hwprune.sparsity.STRATEGIES``; empty where none is chosen yet.
         trains: whether the network is going to be trained.
 
     Returns:

@@ -16,6 +16,7 @@ with pytest.MonkeyPatch.context() as patch:
     latency = importlib.import_module("latency")
     latency_plot = importlib.import_module("latency_plot")
     sparse_networks = importlib.import_module("sparse_networks")
+    two_cores = importlib.import_module("two_cores")
     common = importlib.import_module("common")
 
 DOCS = ROOT / "docs"
@@ -60,6 +61,9 @@ def test_the_page_holds_the_table_of_the_record() -> None:
     experiment = common.Experiment("latency", [])
     assert latency.table(experiment) in (DOCS / "latency.md").read_text()
     assert any(row.status == "run" for row in experiment.rows())
+    cores = common.Experiment("two_cores", [])
+    assert two_cores.table(cores) in (DOCS / "latency.md").read_text()
+    assert any(row.status == "run" for row in cores.rows())
 
 
 def test_the_plot_takes_measured_rows_only() -> None:

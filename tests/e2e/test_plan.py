@@ -63,6 +63,11 @@ def test_shared_weights_are_counted_once(hwprune: Runner, tmp_path: Path) -> Non
     layers = shared["plans"]["int8"]["layers"]
     assert len(layers) == len(apart["plans"]["int8"]["layers"]) - 6
     hwprune.refused(*words, "--share-weights", "no.such,other", code=2, says=["no.such"])
+    # As compile does: the dense network where it fits, and no sharing where all would fit then.
+    roomy = ("plan", path, "--target", "raspberry-pi-5", "--share-weights", "auto", "--json")
+    assert "weights are not shared: the dense network fits" in hwprune(*roomy).document["notes"]
+    loose = (*words[:5], "400KiB", *words[6:], "--share-weights", "auto")
+    hwprune.refused(*loose, code=2, says=["nothing would be pruned"])
 
 
 def test_a_budget_below_every_floor_names_the_lowest(hwprune: Runner, digits_pt: Path) -> None:

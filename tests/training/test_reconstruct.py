@@ -16,7 +16,7 @@ from hwprune.errors import HwpruneError
 from hwprune.ir import Masks
 from hwprune.training import normal
 from hwprune.training.modes import set_mode
-from hwprune.training.normal import Streamed, Sums, factor, solve
+from hwprune.training.normal import Sums
 from hwprune.training.reconstruct import Reconstruction, least_squares
 from hwprune.training.uses import capture, survey
 
@@ -367,35 +367,3 @@ def test_attention_and_exported_programs_are_seen() -> None:
     _, report = refit(module, Quiet(32, 3, 6, 6), masks)
     assert [layer.name for layer in report.layers] == list(names)
     assert all(layer.after < layer.before for layer in report.layers)
-
-
-def test_iterating_and_factorising_agree() -> None:
-    generator = torch.Generator().manual_seed(0)
-    columns = torch.randn(2, 20, 400, generator=generator)
-    columns += columns.mean(1, keepdim=True)
-    lacking = torch.randn(2, 5, 400, generator=generator) + 0.5 + columns[:, :5]
-    alive = torch.rand(2, 5, 20, generator=generator) < 0.5
-    alive[0, 0], alive[1, 1] = True, False
-    sums = Sums(2, 5, 20, torch.device("cpu"))
-    for part in range(0, 400, 100):
-        sums.add(columns[:, :, part : part + 100], lacking[:, :, part : part + 100])
-    streamed = Streamed(
-        lambda: iter(
-            [(columns[..., :150], lacking[..., :150]), (columns[..., 150:], lacking[..., 150:])]
-        )
-    )
-    for offset in (True, False):
-        one = solve(sums, alive, 1e-2, offset=offset)
-        two = solve(streamed, alive, 1e-2, offset=offset)
-        assert torch.allclose(one[0], two[0], atol=1e-5)
-        assert torch.allclose(one[1], two[1], atol=1e-5)
-        assert bool(one[1].any()) == offset
-        assert not torch.any(one[0][~alive])
-
-
-def test_moments_that_are_rounding_are_factorised_in_the_end() -> None:
-    # Behind constant inputs: no diagonal to speak of, and not positive definite.
-    rounding = torch.tensor([[0.0, 1e-5], [1e-5, 0.0]], dtype=torch.float64)
-    factors = factor(torch.stack([rounding, torch.eye(2, dtype=torch.float64)]))
-    assert bool(torch.isfinite(factors).all())
-    assert torch.equal(factors[1], torch.eye(2, dtype=torch.float64))
