@@ -85,7 +85,9 @@ def test_the_rows_on_resnet20_keep_their_numbers_and_keys(modules: Modules) -> N
     small = len(modules.equal_cost.SEEDS) * len(modules.equal_cost.SPARSITIES)
     small *= len(modules.equal_cost.ARMS)
     assert {config["network"] for config, _ in rows[:small]} == {"cifar-resnet20"}
-    assert "cifar-resnet20" not in {config["network"] for config, _ in rows[small:]}
+    tuned = small * len(modules.equal_cost.TUNED) // len(modules.equal_cost.ARMS)
+    assert "cifar-resnet20" not in {config["network"] for config, _ in rows[small:-tuned]}
+    assert {config["network"] for config, _ in rows[-tuned:]} == {"cifar-resnet20"}
     assert rows[0] == (
         {
             "network": "cifar-resnet20", "sparsity": 0.95, "epochs": 3, "train_images": 10_000,
@@ -104,7 +106,8 @@ def test_arms_of_a_cell_differ_in_nothing_but_how_connections_come_and_go(
         for config, seed in equal_cost.rows(scale):
             cells.setdefault((config["network"], config["sparsity"], seed), []).append(config)
         for (network, _, _), arms in cells.items():
-            known = equal_cost.ARMS if network == equal_cost.NETWORK else equal_cost.LARGER_ARMS
+            small = {**equal_cost.ARMS, **equal_cost.TUNED}
+            known = small if network == equal_cost.NETWORK else equal_cost.LARGER_ARMS
             assert len(arms) == len(known)
             for arm in arms:
                 alike = {key: arm.get(key) for key in ("epochs", "train_images", "recipe")}
