@@ -13,7 +13,7 @@ import pytest
 from hwprune.sparsity import make
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
-STUDIES = ("equal_cost", "regrowth_rules", "tuning")
+STUDIES = ("equal_cost", "regrowth_rules", "resnet20_sparsity", "tuning")
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch, results: Path) -> ModuleType:
