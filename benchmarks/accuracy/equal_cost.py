@@ -5,8 +5,8 @@ differs is how connections come and go. One-way is the strongest there is (cubic
 other arms are compared with it. Controls: regrowth of random connections, RigL's exchange from the
 pretrained weights, and one-way pruning straight to the final density (one-shot). These arms were
 fixed beforehand, each with its strategy's defaults. The tuned arms are what tuning.py chose of
-either side, at its short scale, with another seed and on the validation split; they are compared
-with each other.
+either side, at its short scale, with another seed and on the validation split, and of bidirectional
+pruning also the best that regrows by gradients; they are compared with each other.
 
 ResNet-20 first, then VGG16 and ResNet-50 with fewer arms, three seeds and more epochs. Their RigL
 starts from random weights, masked by Erdős-Rényi-kernel densities, with the dense network as its
@@ -40,13 +40,16 @@ ARMS: dict[str, Config] = {
     "RigL from the pretrained weights": arm("rigl"),
     "one-shot": arm("one-shot"),
 }
+EARLY: Config = {"prune_until": 0.2, "regrow_from": 0.22, "regrow_until": 0.3}
 ONE_WAY_TUNED = "one-way, tuned"
 TUNED: dict[str, Config] = {
     ONE_WAY_TUNED: arm("cubic", until=0.3, score="magnitude"),
     "bidirectional, tuned": arm(
-        "bidirectional", prune_until=0.2, regrow_from=0.22, regrow_until=0.3
+        "bidirectional", depth=0.8, **EARLY, score="magnitude", regrow_score="magnitude",
+        initial="pretrained",
     ),
-}
+    "bidirectional, by gradient": arm("bidirectional", **EARLY),
+}  # fmt: skip
 LARGER = {"cifar-vgg16-bn": (0.982, 0.99, 0.995), "cifar-resnet50": (0.95, 0.99)}
 LARGER_SEEDS = range(3)
 # At the full scale, whose epochs are ResNet-20's: --epochs 12 is that scale, any other number holds

@@ -2,8 +2,8 @@
 
 First a screen at 97 % sparsity with one seed: every rule with every initial value that suits it,
 next to one-way pruning, and by bytes what gain per byte adds. Then the rules in FINALISTS, random
-regrowth and one-way pruning with three seeds at 95 and 98.85 %. FINALISTS were fixed beforehand: no
-result of the screen chose them. Who chooses others does so on the validation split.
+regrowth and one-way pruning with three seeds at 95 and 98.85 %. FINALISTS are the three rules that
+did best in the screen at its short scale, on the validation split.
 
     python benchmarks/accuracy/regrowth_rules.py --data-dir DIR [--short] [--rows 0,2-4] [--table]
 
@@ -41,7 +41,9 @@ ARMS: dict[str, Config] = {
     },
     "drawn anew from feedback": arm("bidirectional-feedback", **DIP),
 }
-FINALISTS = ("gradient, from zero", "second-order, from second-order", "drawn anew from feedback")
+FINALISTS = (
+    "magnitude, from pretrained", "second-order, from zero", "second-order, from second-order"
+)  # fmt: skip
 FINAL_ARMS = (ONE_WAY, *FINALISTS, "random, from zero")
 # Gain per byte is a question of bytes.
 BY_BYTES: dict[str, Config] = {

@@ -1,8 +1,9 @@
 """Which settings each side of the comparison does best with, before it is made. ResNet-20, 97 %.
 
-One-way pruning and bidirectional pruning each get the same number of candidates at the same epochs
-and seed, and the validation split decides. What the first ones showed (a run this short wants its
-budget early, magnitude does better than LAMP here) chose those behind them, on both sides alike.
+One-way pruning and bidirectional pruning get the same epochs and seed, six candidates and eight,
+and the validation split decides. What the first ones showed (a run this short wants its budget
+early, magnitude does better than LAMP here) chose those behind them, on both sides alike; the last
+two of bidirectional pruning take the rule that regrowth_rules.py found best.
 What wins takes part in equal_cost.py as the tuned arm of its side, with other seeds.
 
     python benchmarks/accuracy/tuning.py --data-dir DIR [--short] [--rows 0,2-4] [--table]
@@ -14,6 +15,7 @@ goes on from its last epoch; a row that is in the record is not run again.
 from __future__ import annotations
 
 import sys
+from itertools import zip_longest
 
 from study import Config, Experiment, Rows, arm, by_seed, main
 
@@ -22,6 +24,7 @@ NETWORK, SPARSITY = "cifar-resnet20", 0.97
 SEED = 100
 EARLY = {"prune_until": 0.35, "regrow_from": 0.4, "regrow_until": 0.5}
 EARLIER = {"prune_until": 0.2, "regrow_from": 0.22, "regrow_until": 0.3}
+PRETRAINED = {"regrow_score": "magnitude", "initial": "pretrained"}
 SIDES: dict[str, dict[str, Config]] = {
     "one-way": {
         "budget reached at 0.3": arm("cubic", until=0.3),
@@ -40,6 +43,12 @@ SIDES: dict[str, dict[str, Config]] = {
             "cyclic", amplitude=0.1, prune_until=0.2, until=0.4
         ),
         "depth 0.95, back at 0.3, by magnitude": arm("bidirectional", **EARLIER, score="magnitude"),
+        "the same, regrown by pretrained magnitude": arm(
+            "bidirectional", **EARLIER, **PRETRAINED, score="magnitude"
+        ),
+        "the same, depth 0.8": arm(
+            "bidirectional", depth=0.8, **EARLIER, **PRETRAINED, score="magnitude"
+        ),
     },
 }
 
@@ -51,11 +60,12 @@ def cell(side: str, name: str, scale: Config) -> Config:
 
 def rows(scale: Config) -> Rows:
     """Return all rows, one side's next to the other's: a run may be cut short."""
-    pairs = zip(*(SIDES[side] for side in SIDES), strict=True)
+    pairs = zip_longest(*(SIDES[side] for side in SIDES))
     return [
         (cell(side, name, scale), SEED)
         for names in pairs
         for side, name in zip(SIDES, names, strict=True)
+        if name is not None
     ]
 
 
