@@ -38,8 +38,9 @@ anew, move `benchmarks/results/devices.json` away.
 - *Most nonzeros* is what fits the budget with the stored value type, for the connections that LAMP
   scores of the trained weights choose. *Nonzeros* is what the file holds; training chose them, and
   what lies elsewhere can take a few bytes more or less.
-- *Strategy* is hwprune's default where weights have to go, with the fraction of the budget that it
-  pruned down to before it regrew, and the epochs that were trained; the record has all its options.
+- *Strategy*, where weights have to go, is what was hwprune's default when the row was run (today it
+  is `cubic`, one-way), with the fraction of the budget that `bidirectional` pruned down to before
+  it regrew, and the epochs that were trained; the record has all its options.
   It is `dense (0)` where every weight fits, as fp32 or quantised: nothing was trained there, and
   only weights that are zero once quantised are not stored.
 - *Accuracy* is top-1 on the test split, of the file, in onnxruntime on the host; *dense* is the

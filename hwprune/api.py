@@ -53,7 +53,7 @@ def compile(
         arch: what a state dict was saved from, where it is not recognised.
         unsafe_load: read a pickled module, which runs code that the file holds.
         budget: bytes, or a size such as ``"64KiB"``; the target's default without.
-        strategy: how to prune; the recipe's, else ``bidirectional``.
+        strategy: how to prune; the recipe's, else ``cubic``.
         share_weights: ``"auto"`` lets blocks of residual stages share weights (``"stages"``: an
             error where there are none); or groups of parameters by name; or ``"off"``. The
             strategy's without.

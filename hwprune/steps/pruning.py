@@ -26,8 +26,8 @@ Fill = Callable[[Ranking, float], Masks]
 
 # What the project's own record says (a test compares the two); one run cannot know it by itself.
 ONE_WAY_NOTE = (
-    "one-way pruning (--strategy cubic) at the same cost did a little better where we measured "
-    "both, ResNet-20 at 40 KiB: see docs/results.md"
+    "one-way pruning (--strategy cubic, the default) was ahead or level at the same cost wherever "
+    "we measured both with three seeds or more, on ResNet-20: see docs/results.md"
 )
 
 

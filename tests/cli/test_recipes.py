@@ -33,8 +33,8 @@ def test_the_command_line_comes_before_the_file(recipe: Path) -> None:
 def test_without_a_file_nothing_changes() -> None:
     assert Options().following(None) == Options()
     assert (Options().epochs, Options().strategy) == (DEFAULT_EPOCHS, DEFAULT_STRATEGY)
-    assert Options().following(None, epochs=3, strategy="cubic") == Options(
-        epochs=3, strategy="cubic"
+    assert Options().following(None, epochs=3, strategy="one-shot") == Options(
+        epochs=3, strategy="one-shot"
     )
 
 

@@ -128,8 +128,9 @@ def trained(
     out = tmp_path_factory.mktemp("trained") / "out"
     ran = hwprune(
         "compile", digits_pt, "--target", "raspberry-pi-5", "--data", "digits", "--budget", "12KiB",
-        "--epochs", "3", "-o", out, "--require", "size<=12KiB", "--require", "sparsity>=0.9",
-        "--require", "parity<=1e-4", "--require", "accuracy_drop<=1", "--json",
+        "--epochs", "3", "--strategy", "bidirectional", "-o", out, "--json",
+        "--require", "size<=12KiB", "--require", "sparsity>=0.9",
+        "--require", "parity<=1e-4", "--require", "accuracy_drop<=1",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     assert ran.document == json.loads((out / "report.json").read_text())

@@ -101,7 +101,7 @@ def test_a_killed_run_ends_byte_for_byte_as_the_whole_one(
         (("--seed", "1"), "seed was 0 in the checkpoint, is 1 in this run"),
         (("--budget", "13KiB"), "the budget in bytes was 12288 in the checkpoint, is 13312"),
         (("--epochs", "4"), "recipe.epochs was 3 in the checkpoint, is 4 in this run"),
-        (("--strategy", "cubic"), "strategy was bidirectional"),
+        (("--strategy", "one-shot"), "strategy was cubic"),
         (("--values", "fp16"), "values was int8 in the checkpoint, is fp16"),
         (("--target", "stm32f746"), "the target was nrf52840 in the checkpoint, is stm32f746"),
         ((), "cannot be read: it was cut off"),
