@@ -70,6 +70,7 @@ ROWS: list[Config] = [
     _config("distillation", 0.95, **DISTILLED),
     _config(FITTED_FIRST, 0.8, **AFTERWARDS_LONG, learning_rate=0.005),
     _config(FITTED_FIRST, 0.8, **AFTERWARDS_LONG, learning_rate=0.01, cutout=8),
+    _config("no data", 0.9, images=IMAGES),
 ]
 
 

@@ -27,10 +27,9 @@ Fill = Callable[[Ranking, float], Masks]
 Tell = Callable[[str, int, int], None]
 
 # Up to here the way keeps most of the accuracy, and above here little is left: sparsities of
-# ResNet-20 on CIFAR-10 in benchmarks/results/data_free.json (a test compares the two). Its rows
-# without data are not run yet: there the figures are cautious guesses.
-GOOD_TO = {"data": 0.8, "none": 0.5}
-FAILS_ABOVE = {"data": 0.85, "none": 0.7}
+# ResNet-20 on CIFAR-10 in benchmarks/results/data_free.json (a test compares the two).
+GOOD_TO = {"data": 0.8, "none": 0.7, "mask": 0.5}
+FAILS_ABOVE = {"data": 0.85, "none": 0.8}
 _VALIDATED = 1000
 
 
@@ -250,10 +249,11 @@ def _limits(way: str, masks: Masks, instead: str) -> list[str]:
     """Say what a way is good for, and warn where it fails."""
     sparsity = 1 - masks.nonzeros / masks.weights
     good, fails = GOOD_TO[way], FAILS_ABOVE[way]
-    source, basis = "real", "measured on ResNet-20 and CIFAR-10: see docs/results.md"
-    if way == "none":
-        source, basis = "made-up", "a cautious guess: not measured yet"
-    notes = [f"least squares on {source} inputs is good to about {good:.0%} sparsity ({basis})"]
+    source = "made-up" if way == "none" else "real"
+    notes = [
+        f"least squares on {source} inputs is good to about {good:.0%} sparsity (measured on "
+        "ResNet-20 and CIFAR-10: see docs/results.md)"
+    ]
     if sparsity > good:
         worth = "little accuracy is left" if sparsity > fails else "accuracy falls fast"
         notes.append(
@@ -264,7 +264,7 @@ def _limits(way: str, masks: Masks, instead: str) -> list[str]:
 
 def _mask_alone(masks: Masks) -> list[str]:
     sparsity = 1 - masks.nonzeros / masks.weights
-    if sparsity <= GOOD_TO["none"]:
+    if sparsity <= GOOD_TO["mask"]:
         return []
     return [
         f"warning: at {format_percent(sparsity)} sparsity a network whose weights were only "
