@@ -26,6 +26,7 @@ import sys
 
 from networks import retraining
 from study import FULL, Config, Experiment, Rows, arm, by_seed, main, paired, spread
+from tuning import SIDES
 
 NETWORK = "cifar-resnet20"
 SPARSITIES = (0.95, 0.98)
@@ -40,16 +41,12 @@ ARMS: dict[str, Config] = {
     "RigL from the pretrained weights": arm("rigl"),
     "one-shot": arm("one-shot"),
 }
-EARLY: Config = {"prune_until": 0.2, "regrow_from": 0.22, "regrow_until": 0.3}
-ONE_WAY_TUNED = "one-way, tuned"
+ONE_WAY_TUNED, BIDIRECTIONAL_TUNED = "one-way, tuned", "bidirectional, tuned"
 TUNED: dict[str, Config] = {
-    ONE_WAY_TUNED: arm("cubic", until=0.3, score="magnitude"),
-    "bidirectional, tuned": arm(
-        "bidirectional", depth=0.8, **EARLY, score="magnitude", regrow_score="magnitude",
-        initial="pretrained",
-    ),
-    "bidirectional, by gradient": arm("bidirectional", **EARLY),
-}  # fmt: skip
+    ONE_WAY_TUNED: SIDES["one-way"]["at 0.3, by magnitude"],
+    BIDIRECTIONAL_TUNED: SIDES["bidirectional"]["the same, depth 0.8"],
+    "bidirectional, by gradient": SIDES["bidirectional"]["depth 0.95, back at 0.3"],
+}
 LARGER = {"cifar-vgg16-bn": (0.982, 0.99, 0.995), "cifar-resnet50": (0.95, 0.99)}
 LARGER_SEEDS = range(3)
 # At the full scale, whose epochs are ResNet-20's: --epochs 12 is that scale, any other number holds

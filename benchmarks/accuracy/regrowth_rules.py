@@ -47,7 +47,7 @@ FINALISTS = (
 FINAL_ARMS = (ONE_WAY, *FINALISTS, "random, from zero")
 # Gain per byte is a question of bytes.
 BY_BYTES: dict[str, Config] = {
-    ONE_WAY: arm("cubic", until=0.5),
+    ONE_WAY: ARMS[ONE_WAY],
     "gradient": arm("bidirectional", **DIP),
     "gradient per byte": arm("bidirectional", **DIP, per_byte=True),
 }

@@ -188,24 +188,36 @@ def spread(values: Sequence[float]) -> str:
     return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
 
 
-def paired(first: Mapping[int, float], second: Mapping[int, float]) -> str:
-    """Return the mean difference of two arms in points, with its 95 % interval (Student's t).
+def differences(first: Mapping[int, float], second: Mapping[int, float]) -> list[float]:
+    """Return by how many points the first arm is ahead, for each seed that both have.
 
     Args:
         first: accuracy by seed.
-        second: the same; seeds that only one of them has are left out.
+        second: the same.
     """
+    return [100 * (first[seed] - second[seed]) for seed in sorted({*first} & {*second})]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of two or more values (Student's t)."""
     from scipy import stats
 
-    differences = [100 * (first[seed] - second[seed]) for seed in sorted({*first} & {*second})]
-    if not differences:
+    mean = statistics.mean(values)
+    error = statistics.stdev(values) / len(values) ** 0.5
+    reach = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return mean - reach, mean + reach
+
+
+def paired(first: Mapping[int, float], second: Mapping[int, float]) -> str:
+    """Return the mean of ``differences`` in points, with its 95 % interval, as text."""
+    ahead = differences(first, second)
+    if not ahead:
         return ""
-    mean = statistics.mean(differences)
-    if len(differences) < 2:
+    mean = statistics.mean(ahead)
+    if len(ahead) < 2:
         return f"{mean:+.2f} (one seed)"
-    error = statistics.stdev(differences) / len(differences) ** 0.5
-    reach = float(stats.t.ppf(0.975, len(differences) - 1)) * error
-    return f"{mean:+.2f} [{mean - reach:+.2f}, {mean + reach:+.2f}]"
+    low, high = interval(ahead)
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def by_seed(experiment: Experiment, config: Config, key: str = "accuracy") -> dict[int, float]:

@@ -16,7 +16,7 @@ from hwprune.sparsity import make
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
 NAMES = (
     "common", "networks", "staged", "study", "fig1", "fig2", "equal_cost", "bytes_at_accuracy",
-    "published", "figures", "train_dense",
+    "published", "figures", "train_dense", "tuning",
 )  # fmt: skip
 BENCHMARKS = ("fig1", "fig2", "equal_cost", "bytes_at_accuracy", "train_dense")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,8 +12,12 @@ from typing import Any
 
 import pytest
 
+from hwprune.compiler import DEFAULT_STRATEGY
+from hwprune.report import bench_record
 from hwprune.sparsity import make
+from hwprune.steps.pruning import ONE_WAY_NOTE
 
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
 STUDIES = ("equal_cost", "regrowth_rules", "resnet20_sparsity", "tuning")
 
@@ -67,3 +73,57 @@ def test_a_difference_is_paired_by_seed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert shared.paired({0: 0.5}, {0: 0.25}) == "+25.00 (one seed)"
     assert shared.paired({0: 0.5}, {1: 0.25}) == ""
     assert shared.spread([0.5, 0.52]) == "51.00 ± 1.41"
+
+
+@pytest.mark.parametrize("name", ["resnet20_budgets", "equal_cost", "regrowth_rules"])
+def test_one_way_pruning_is_the_default_as_long_as_nothing_is_above_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shared = load("study", monkeypatch, tmp_path)
+    record = bench_record.read(RESULTS / f"{name}.json")
+    assert record is not None
+    cells: dict[str, dict[tuple[str, str], dict[int, float]]] = {}
+    for row in record.rows:
+        if row.status == "run" and row.accuracy is not None:
+            rest = {key: row.config[key] for key in row.config.keys() - {"strategy", "options"}}
+            arm = str(row.config["strategy"]), json.dumps(row.config["options"], sort_keys=True)
+            arms = cells.setdefault(json.dumps(rest, sort_keys=True), {})
+            arms.setdefault(arm, {})[row.seed] = row.accuracy
+    compared = 0
+    for arms in cells.values():
+        ours = [found for (strategy, _), found in arms.items() if strategy == DEFAULT_STRATEGY]
+        theirs = [found for (strategy, _), found in arms.items() if "bidirectional" in strategy]
+        for mine, other in itertools.product(ours, theirs):
+            ahead = shared.differences(other, mine)
+            if len(ahead) >= 3:
+                assert shared.interval(ahead)[0] <= 0, name
+                compared += 1
+    assert compared
+    assert "ahead or level" in ONE_WAY_NOTE
+
+
+def test_the_tuned_arms_and_the_finalists_are_what_validation_chose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rules, equal_cost = (
+        load(name, monkeypatch, RESULTS) for name in ("regrowth_rules", "equal_cost")
+    )
+    shared, tuning = sys.modules["study"], sys.modules["tuning"]
+
+    def reached(name: str, config: dict[str, Any], seed: int) -> float:
+        experiment = shared.Experiment(name, ["python"])
+        return float(shared.by_seed(experiment, config, "validation_accuracy")[seed])
+
+    tuned = (equal_cost.ONE_WAY_TUNED, equal_cost.BIDIRECTIONAL_TUNED)
+    for (side, candidates), arm in zip(tuning.SIDES.items(), tuned, strict=True):
+        seen = {
+            name: reached("tuning", tuning.cell(side, name, shared.SHORT), tuning.SEED)
+            for name in candidates
+        }
+        assert candidates[max(seen, key=seen.__getitem__)] == equal_cost.TUNED[arm]
+    screened = {
+        name: reached("regrowth_rules", rules.cell(name, rules.SCREENED, rules.SHORT), 0)
+        for name in rules.ARMS
+        if name != rules.ONE_WAY
+    }
+    assert set(rules.FINALISTS) == set(sorted(screened, key=screened.__getitem__)[-3:])
