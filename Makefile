@@ -37,7 +37,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
-	$(BIN)/python -m pytest -q tests/test_import_arrows.py
+	$(BIN)/python -m pytest -q -rP tests/test_import_arrows.py
 
 # The editable install makes the checkout itself importable, and puts `hwprune` into .venv/bin.
 $(STAMP): pyproject.toml constraints.txt

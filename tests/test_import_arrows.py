@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_LINES = 400
+# Of the library as a whole; `make check` prints what it has. A feature has to be worth its lines.
+MAX_LIBRARY_LINES = 30_600
 
 OPEN_TO_ALL = {"ir", "errors", "units"}
 STAGES = {
     "frontend", "budget", "sparsity", "training", "encoding", "export", "kernels", "firmware",
-    "targets", "verify", "report",
+    "targets", "verify", "report", "least_squares", "extreme",
 }  # fmt: skip
 # A room that is not listed here fails the test: whoever adds one decides what it may know.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -32,7 +33,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "firmware": {"encoding"},
     "budget": {"encoding", "targets"},
     "export": {"encoding"},
-    "training": {"sparsity"},
+    "training": {"sparsity", "extreme"},
+    "least_squares": {"sparsity", "training"},
+    "extreme": {"sparsity", "training"},
     "verify": {"encoding", "export", "kernels"},
     "compiler": STAGES | {"steps"},
     "steps": STAGES | {"steps"},  # the compiler's own stages, one file each
@@ -175,9 +178,13 @@ def test_sparsity_and_kernels_know_no_onnx() -> None:
     assert broken == []
 
 
-def test_no_file_is_too_long() -> None:
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in FILES}
-    assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+def library_lines() -> int:
+    return sum(len(path.read_text().splitlines()) for path in FILES)
+
+
+def test_the_library_stays_small() -> None:
+    print(f"the library has {library_lines():,} lines of Python, of {MAX_LIBRARY_LINES:,} at most")
+    assert library_lines() <= MAX_LIBRARY_LINES
 
 
 def test_folders_only_hand_on_names() -> None:

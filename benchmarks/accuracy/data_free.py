@@ -157,7 +157,7 @@ def _distil(
 @functools.cache
 def _synthetic(dense: Any, images: int) -> Any:
     """Return inputs made from the dense network; the same ones serve all rows of a run."""
-    from hwprune.training.synthesis import synthesise
+    from hwprune.least_squares.synthesis import synthesise
 
     return synthesise(dense, ((3, 32, 32),), samples=images, seed=SEED)
 
@@ -173,9 +173,9 @@ def _made(
     config: Config, dense: Any, names: tuple[str, ...], data: Any, checkpoint: Any
 ) -> tuple[Any, Any]:
     """Return the network that a method leads to, and its masks."""
+    from hwprune.least_squares.reconstruct import least_squares
+    from hwprune.least_squares.saliency import reconstruction_scores
     from hwprune.training import recalibrate_batchnorm
-    from hwprune.training.reconstruct import least_squares
-    from hwprune.training.saliency import reconstruction_scores
 
     method, sparsity = config["method"], config["sparsity"]
     split: Any = data.train

@@ -72,11 +72,11 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
         folder: the data folder.
         experiment: the record.
     """
+    from hwprune.extreme.sharing import share
     from hwprune.steps.planning import prepare
     from hwprune.targets import load
     from hwprune.training import Checkpoint, Recipe, finetune
     from hwprune.training.devices import resolve
-    from hwprune.training.sharing import share
 
     watch, cpu = Stopwatch(), time.process_time()
     scratch = config.get("start") == "scratch"

@@ -20,7 +20,7 @@ from hwprune.units import format_percent
 if TYPE_CHECKING:
     from torch import nn
 
-    from hwprune.training.reconstruct import Reconstruction
+    from hwprune.least_squares.reconstruct import Reconstruction
 
 Fill = Callable[[Ranking, float], Masks]
 # (message, steps done, steps in all)
@@ -109,7 +109,7 @@ def fit_without_data(
     prepared: Prepared, fill: Fill, *, seed: int, device: str, tell: Tell
 ) -> Fitted:
     """Prune and refit on inputs made from BN's statistics; without BN, by LAMP scores alone."""
-    from hwprune.training.synthesis import affordable, synthesise
+    from hwprune.least_squares.synthesis import affordable, synthesise
 
     device = _with_float64(device)
     module = prepared.model.module
@@ -159,7 +159,7 @@ def _prune(
     prepared: Prepared, fill: Fill, split: Split, *, seed: int, device: str, tell: Tell
 ) -> Masks:
     """Judge connections by what least squares can make up for, and mask the module."""
-    from hwprune.training.saliency import reconstruction_scores
+    from hwprune.least_squares.saliency import reconstruction_scores
 
     scores = reconstruction_scores(
         prepared.model.module, split, prepared.names, device=device, seed=seed,
@@ -222,7 +222,7 @@ def _refit(
     device: str,
     tell: Tell,
 ) -> Reconstruction:
-    from hwprune.training.reconstruct import least_squares
+    from hwprune.least_squares.reconstruct import least_squares
 
     return least_squares(
         prepared.model.module, dense, split, prepared.names, masks, device=device, seed=seed,

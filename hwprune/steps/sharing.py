@@ -20,7 +20,7 @@ from hwprune.units import format_percent
 if TYPE_CHECKING:
     from torch import nn
 
-    from hwprune.training.sharing import Sharing
+    from hwprune.extreme.sharing import Sharing
 
 OFF, AUTO, STAGES = "off", "auto", "stages"
 
@@ -140,7 +140,7 @@ def unshared_sparsity(prepared: Prepared, masks: Masks) -> tuple[str, ...]:
 
 def _shared(prepared: Prepared, wishes: Sequence[str]) -> tuple[nn.Module, Sharing]:
     """Return a copy of the module that shares as wished, and what: with auto, maybe nothing."""
-    from hwprune.training.sharing import share
+    from hwprune.extreme.sharing import share
 
     groups = None
     if wishes[0] not in (AUTO, STAGES):

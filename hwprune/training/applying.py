@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hwprune.extreme.reachability import Mended
 from hwprune.ir import Masks
 from hwprune.sparsity import Event
 from hwprune.training import events
 from hwprune.training.evidence import Seen
 from hwprune.training.modes import set_mode
-from hwprune.training.paths import Mended
 
 if TYPE_CHECKING:
     from hwprune.training.finetune import Run

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from hwprune.errors import DataError, UsageError
+from hwprune.extreme.dyrelu import Phased, strip
+from hwprune.extreme.reachability import Mended, Paths
 from hwprune.ir import Data
 from hwprune.sparsity import Event as MaskEvent
 from hwprune.sparsity import Fill, Marginal, Strategy
@@ -21,7 +23,6 @@ from hwprune.training.averaging import Pool
 from hwprune.training.batches import epoch_order, steps_per_epoch
 from hwprune.training.checkpoints import Checkpoint, Keeper
 from hwprune.training.distributed import ALONE, World
-from hwprune.training.dyrelu import Phased, strip
 from hwprune.training.evidence import NOTHING, Witness, needs
 from hwprune.training.feature import Feature
 from hwprune.training.feedback import FeedbackWeights
@@ -38,7 +39,6 @@ from hwprune.training.modes import (
     set_mode,
     share_parameters,
 )
-from hwprune.training.paths import Mended, Paths
 from hwprune.training.quantised import Quantised, Store
 from hwprune.training.recipe import Recipe
 from hwprune.training.result import Event, TrainResult

@@ -17,7 +17,7 @@ from hwprune.training.checkpoints import Identity
 from hwprune.training.setting import Setting
 
 # The rooms whose code decides what a training step does.
-_ROOMS = ("training", "sparsity", "budget", "encoding")
+_ROOMS = ("training", "extreme", "least_squares", "sparsity", "budget", "encoding")
 # Samples of a split that are looked at: the whole of a large data set would take minutes.
 _LOOKED_AT = 256
 # Fields of the recipe that say how steps are computed: other kernels, other last bits.

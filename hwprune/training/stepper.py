@@ -9,9 +9,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
+from hwprune.extreme.dyrelu import is_phased
 from hwprune.training.averaging import Average
 from hwprune.training.batches import Batch, Batches
-from hwprune.training.dyrelu import is_phased
 from hwprune.training.feedback import FeedbackWeights
 from hwprune.training.losses import loss_of
 from hwprune.training.modes import frozen_statistics, logits_of, set_mode

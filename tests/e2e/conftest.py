@@ -56,7 +56,7 @@ def digits_net(digits_pt: Path) -> nn.Module:
 @pytest.fixture(autouse=True)
 def little_synthesis(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let inputs be made without data for the smallest networks only: it takes minutes."""
-    from hwprune.training import synthesis
+    from hwprune.least_squares import synthesis
 
     monkeypatch.setattr(synthesis, "MOST_MACS", 1e10)
 

@@ -15,9 +15,9 @@ import training_nets as nets
 from torch import nn
 
 from hwprune.errors import DataError, HwpruneError
+from hwprune.extreme.sharing import share
 from hwprune.sparsity import make
 from hwprune.training import Checkpoint, Recipe, World, finetune, joined
-from hwprune.training.sharing import share
 
 RECIPE = Recipe(epochs=2, batch_size=31, precision="fp32", learning_rate=0.02, cutout=2)
 

@@ -39,7 +39,7 @@ def east(
 
     With ``cyclic`` and ``dyrelu`` off this is ``rigl`` with ERK, magnitudes and these exchanges.
     The paper's third part, weights that residual blocks share, is not a matter of events: the
-    network is made so before (``hwprune.training.sharing``).
+    network is made so before (``hwprune.extreme.sharing``).
 
     Args:
         density: the density the plan expects.

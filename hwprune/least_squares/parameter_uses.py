@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hwprune.training.columns import Convolution, LinearOperator, Product
+from hwprune.least_squares.im2col import Convolution, LinearOperator, Product
 
 _aten = torch.ops.aten
 _VIEWS = (_aten._unsafe_view.default,)

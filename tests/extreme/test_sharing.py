@@ -14,10 +14,10 @@ from test_distributed import launch
 from torch import nn
 
 from hwprune.errors import UsageError
+from hwprune.extreme.sharing import share, stages
 from hwprune.frontend.torchvision_shim import import_torchvision
 from hwprune.frontend.zoo import ARCHITECTURES
 from hwprune.training import ALONE, Checkpoint
-from hwprune.training.sharing import share, stages
 from hwprune.training.statefile import read_state
 
 SCALE = "7.parametrizations.weight.0.scale"

@@ -12,11 +12,11 @@ import training_nets as nets
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hwprune.least_squares.reconstruct import least_squares
+from hwprune.least_squares.synthesis import SAMPLES, STEPS, Synthetic, affordable, synthesise
 from hwprune.sparsity import make, rank_weights
 from hwprune.training import Recipe, accuracy, finetune
-from hwprune.training.reconstruct import least_squares
 from hwprune.training.sparse import SparseParameters
-from hwprune.training.synthesis import SAMPLES, STEPS, Synthetic, affordable, synthesise
 
 SHAPE = ((1, 8, 8),)
 

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hwprune.ir import Split
+from hwprune.least_squares.parameter_uses import capture, survey
+from hwprune.least_squares.ridge_solver import Sums, factor, systems
 from hwprune.sparsity import SCORES
 from hwprune.training.batches import Batches
 from hwprune.training.modes import place, set_mode
-from hwprune.training.normal import Sums, factor, systems
-from hwprune.training.uses import capture, survey
 
 _RIDGE = 1e-2
 _GOING = 0.25

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hwprune.extreme.reachability import Mended, Paths
+from hwprune.extreme.sharing import share
 from hwprune.ir import Masks, Ranking
 from hwprune.sparsity import Streamed
-from hwprune.training.paths import Mended, Paths
-from hwprune.training.sharing import share
 from hwprune.training.sparse import SparseParameters
 
 SIZES = (6, 9, 9, 9, 5)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from hwprune.least_squares import saliency
+from hwprune.least_squares.reconstruct import least_squares
+from hwprune.least_squares.saliency import reconstruction_scores
 from hwprune.sparsity import SCORES, rank
-from hwprune.training import saliency
-from hwprune.training.reconstruct import least_squares
-from hwprune.training.saliency import reconstruction_scores
 from hwprune.training.sparse import SparseParameters
 
 

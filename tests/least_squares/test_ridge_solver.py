@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hwprune.training.normal import Streamed, Sums, factor, solve
+from hwprune.least_squares.ridge_solver import Streamed, Sums, factor, solve
 
 
 def test_iterating_and_factorising_agree() -> None:

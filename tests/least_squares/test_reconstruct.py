@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from hwprune.errors import HwpruneError
 from hwprune.ir import Masks
-from hwprune.training import normal
+from hwprune.least_squares import ridge_solver as normal
+from hwprune.least_squares.parameter_uses import capture, survey
+from hwprune.least_squares.reconstruct import Reconstruction, least_squares
+from hwprune.least_squares.ridge_solver import Sums
 from hwprune.training.modes import set_mode
-from hwprune.training.normal import Sums
-from hwprune.training.reconstruct import Reconstruction, least_squares
-from hwprune.training.uses import capture, survey
 
 
 class Layer(nn.Module):

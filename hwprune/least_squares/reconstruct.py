@@ -21,11 +21,11 @@ from torch import nn
 
 from hwprune.errors import HwpruneError
 from hwprune.ir import Masks, Split
+from hwprune.least_squares.im2col import LinearOperator
+from hwprune.least_squares.parameter_uses import Captured, Uses, capture, survey
+from hwprune.least_squares.ridge_solver import Parts, Streamed, Sums, solve
 from hwprune.training.batches import Batch, Batches
-from hwprune.training.columns import LinearOperator
 from hwprune.training.modes import place, set_mode, share_parameters
-from hwprune.training.normal import Parts, Streamed, Sums, solve
-from hwprune.training.uses import Captured, Uses, capture, survey
 
 SAMPLES = 256
 # Each row takes the one that does best on held-out samples.

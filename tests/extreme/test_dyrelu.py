@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from hwprune.errors import UsageError
+from hwprune.extreme.dyrelu import DyReLU, Phased, is_phased, strip
 from hwprune.ir import Data
 from hwprune.sparsity import Phasing, Strategy, make
 from hwprune.training import Checkpoint, Recipe, finetune
-from hwprune.training.dyrelu import DyReLU, Phased, is_phased, strip
 
 RECIPE = Recipe(epochs=4, batch_size=32, precision="fp32", distillation_weight=0.0)
 HALF = Phasing(0.25, 0.5)

@@ -28,14 +28,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hwprune.ir import Masks, Ranking
-from hwprune.sparsity import rank
-from hwprune.training.passing import (
+from hwprune.extreme.passing import (
     CannotPassError,
     has_grouped_transposed,
     passed,
     through,
 )
+from hwprune.ir import Masks, Ranking
+from hwprune.sparsity import rank
 from hwprune.training.sparse import SparseParameters
 
 # What goes in, small, so that no activation saturates; what a dead connection passes on: less than

@@ -1,0 +1,1 @@
+"""Without training: what is left of every layer is fitted to the dense network by least squares."""
