@@ -7,24 +7,19 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from hwprune.errors import ModelError
-from hwprune.frontend.probe import first_line
 from hwprune.frontend.torchvision_shim import import_torchvision
+from hwprune.frontend.user_code import FAILURES, first_line, import_file, importable
 from hwprune.frontend.zoo import ARCHITECTURES
 from hwprune.ir import TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _IMAGENET = (TensorSpec("input", (None, 3, 224, 224), "float32"),)
 
@@ -58,14 +53,7 @@ class Arch:
 
     def with_kwargs(self, **more: Any) -> Arch:
         """Return the same architecture with further keyword arguments."""
-        return Arch(
-            self.name,
-            self.builder,
-            {**self.kwargs, **more},
-            self.inputs,
-            self.default_inputs,
-            self.meta,
-        )
+        return replace(self, kwargs={**self.kwargs, **more})
 
     def takes_num_classes(self) -> bool:
         """Return whether the size of the output can be asked for, and was not yet."""
@@ -84,7 +72,7 @@ class Arch:
                 module = self.builder(**self.kwargs)
         except ModelError:
             raise
-        except (Exception, SystemExit) as error:
+        except FAILURES as error:
             hint = None
             if isinstance(error, TypeError) and self.kwargs:
                 hint = f"it takes {_parameters(self.builder)}"
@@ -199,48 +187,19 @@ def _timm(name: str, kwargs: dict[str, Any]) -> Arch:
 def _file(name: str, kwargs: dict[str, Any]) -> Arch:
     file_name, _, callable_name = name.rpartition(":")
     path = Path(file_name)
-    if not path.is_file():
-        raise ModelError(
-            f"--arch {name}: there is no file {file_name}", hint="give path/to/file.py:callable"
-        )
     # The user names this file to be run; torch.load's concern is code that nobody named.
-    spec = importlib.util.spec_from_file_location(f"hwprune_arch_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"--arch {name}: {file_name} cannot be imported as Python")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        with _importable(path.resolve().parent):
-            spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[spec.name]
-        raise ModelError(
-            f"--arch {name}: importing {file_name} failed: {first_line(error)}",
-            hint=f"python {file_name} shows the whole traceback",
-        ) from error
-    builder = getattr(module, callable_name, None)
-    if not callable(builder):
-        named = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+    named = import_file(path, option="--arch", error=ModelError)
+    if callable_name not in named:
         raise _unknown(callable_name, f"a callable of {file_name}", named, prefix=f"{file_name}:")
+    builder = named[callable_name]
 
     def build(**given: Any) -> nn.Module:
-        with _importable(path.resolve().parent):
+        with importable(path.resolve().parent):
             made: nn.Module = builder(**given)
         return made
 
     build.__signature__ = _signature(builder)  # type: ignore[attr-defined]
     return Arch(name, build, kwargs)
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let a file import its neighbours, as it could when it is run as a script."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        if str(folder) in sys.path:
-            sys.path.remove(str(folder))
 
 
 def _signature(builder: Callable[..., Any]) -> inspect.Signature:

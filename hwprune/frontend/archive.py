@@ -22,7 +22,7 @@ SAVE_AGAIN = 'save its weights: torch.save(model.state_dict(), "model.pt")'
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFile:
+class IdentifiedFile:
     """A model file that exists and whose kind is known."""
 
     path: str
@@ -34,7 +34,7 @@ class ModelFile:
         return Path(self.path).name.partition(".")[0] or Path(self.path).name
 
 
-def identify(path: str) -> ModelFile:
+def identify(path: str) -> IdentifiedFile:
     """Tell what kind of model file ``path`` is.
 
     Raises:
@@ -59,11 +59,11 @@ def identify(path: str) -> ModelFile:
     if not head:
         raise ModelError(f"{path} is empty", hint="copy it again, or save the model again")
     if head.startswith(_ZIP):
-        return ModelFile(path, _zip_kind(path))
+        return IdentifiedFile(path, _zip_kind(path))
     if head.startswith(_LEGACY):
-        return ModelFile(path, "torch-legacy")
+        return IdentifiedFile(path, "torch-legacy")
     if _is_safetensors(path, head):
-        return ModelFile(path, "safetensors")
+        return IdentifiedFile(path, "safetensors")
     raise _not_a_model(path, head)
 
 

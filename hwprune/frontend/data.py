@@ -29,11 +29,11 @@ from hwprune.errors import DataError
 from hwprune.frontend import sources
 from hwprune.frontend.sources.image_folder import DEFAULT_SIZE
 from hwprune.frontend.sources.normalize import make_normalizer
-from hwprune.frontend.sources.parts import Source
+from hwprune.frontend.sources.parts import DataSource
 from hwprune.frontend.sources.splits import NormalizedSplit, with_test, with_validation
 from hwprune.ir import Data
 
-_PATH_SOURCES: Mapping[str, Callable[[Path], Source]] = {
+_PATH_SOURCES: Mapping[str, Callable[[Path], DataSource]] = {
     "cifar10": sources.read_cifar10,
     "cifar100": sources.read_cifar100,
     "fashion-mnist": sources.read_fashion_mnist,
@@ -104,7 +104,7 @@ def check_labels(data: Data, *, outputs: int) -> None:
         )
 
 
-def _read(base: str, options: Mapping[str, str]) -> Source:
+def _read(base: str, options: Mapping[str, str]) -> DataSource:
     kind, _, path = base.partition(":")
     python = _PYTHON.fullmatch(base)
     if kind not in _KINDS and python is None:

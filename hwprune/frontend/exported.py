@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from hwprune.errors import ModelError, UnsafeModelError
-from hwprune.frontend.archive import SAVE_AGAIN, ModelFile
-from hwprune.frontend.probe import first_line
+from hwprune.frontend.archive import SAVE_AGAIN, IdentifiedFile
+from hwprune.frontend.user_code import first_line
 
 # The members that torch.export.save writes; see torch/csrc/export/pt2_archive_constants.h.
 _PLAIN = re.compile(
@@ -120,7 +120,7 @@ class _Refused(Exception):
     """Something in the archive that no export writes."""
 
 
-def load(file: ModelFile) -> torch.export.ExportedProgram:
+def load(file: IdentifiedFile) -> torch.export.ExportedProgram:
     """Load a torch.export program.
 
     Raises:
@@ -303,7 +303,7 @@ def _require(known: object, what: str, text: str) -> None:
         raise _Refused(f"{what} {text[:60]!r}")
 
 
-def _damaged(file: ModelFile, error: Exception) -> ModelError:
+def _damaged(file: IdentifiedFile, error: Exception) -> ModelError:
     return ModelError(
         f"{file.path} is a torch.export program that cannot be loaded: {first_line(error)}",
         hint="it may be truncated, or written by another version of torch "

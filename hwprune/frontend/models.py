@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from hwprune.errors import ModelError, UsageError
 from hwprune.frontend import exported, pickled, program, scripted, state
 from hwprune.frontend.arch import Arch, find_arch
-from hwprune.frontend.archive import ModelFile, identify
+from hwprune.frontend.archive import IdentifiedFile, identify
 from hwprune.frontend.inputs import InputSources, choose_inputs, parse_input
-from hwprune.frontend.probe import first_line, forward_names, probe
+from hwprune.frontend.probe import forward_names, probe
 from hwprune.frontend.recognise import (
     compare,
     mismatch_error,
@@ -23,6 +23,7 @@ from hwprune.frontend.recognise import (
     recognise,
     shapes_of,
 )
+from hwprune.frontend.user_code import first_line
 from hwprune.ir import Model
 
 
@@ -170,7 +171,7 @@ Loaded = tuple[Model, InputSources]
 
 
 def _load_state_dict(
-    file: ModelFile, arch: Arch | None, how: Reading, sources: InputSources
+    file: IdentifiedFile, arch: Arch | None, how: Reading, sources: InputSources
 ) -> Loaded:
     """Read what torch.save wrote: a state dict, or (unsafe) a whole module."""
     payload, notes = pickled.read(file, unsafe=how.unsafe, mapped=how.mapped)
@@ -183,7 +184,7 @@ def _load_state_dict(
 
 
 def _load_safetensors(
-    file: ModelFile, arch: Arch | None, how: Reading, sources: InputSources
+    file: IdentifiedFile, arch: Arch | None, how: Reading, sources: InputSources
 ) -> Loaded:
     try:
         from safetensors.torch import load_file
@@ -203,7 +204,7 @@ def _load_safetensors(
 
 
 def _load_exported(
-    file: ModelFile, arch: Arch | None, how: Reading, sources: InputSources
+    file: IdentifiedFile, arch: Arch | None, how: Reading, sources: InputSources
 ) -> Loaded:
     module, specs, notes = program.as_module(exported.load(file), file.path)
     model = _model(file, "exported-program", module, notes)
@@ -211,13 +212,13 @@ def _load_exported(
 
 
 def _load_torchscript(
-    file: ModelFile, arch: Arch | None, how: Reading, sources: InputSources
+    file: IdentifiedFile, arch: Arch | None, how: Reading, sources: InputSources
 ) -> Loaded:
     model = _model(file, "torchscript", scripted.read(file), ())
     return replace(model, trainable=False, batchnorm_frozen=True), sources
 
 
-_READERS: dict[str, Callable[[ModelFile, Arch | None, Reading, InputSources], Loaded]] = {
+_READERS: dict[str, Callable[[IdentifiedFile, Arch | None, Reading, InputSources], Loaded]] = {
     "torch-zip": _load_state_dict,
     "torch-legacy": _load_state_dict,
     "safetensors": _load_safetensors,
@@ -226,7 +227,7 @@ _READERS: dict[str, Callable[[ModelFile, Arch | None, Reading, InputSources], Lo
 }
 
 
-def _model(file: ModelFile, kind: str, module: nn.Module, notes: tuple[str, ...]) -> Model:
+def _model(file: IdentifiedFile, kind: str, module: nn.Module, notes: tuple[str, ...]) -> Model:
     return Model(
         name=file.stem,
         source=file.path,
@@ -239,7 +240,7 @@ def _model(file: ModelFile, kind: str, module: nn.Module, notes: tuple[str, ...]
 
 
 def _from_state(
-    file: ModelFile,
+    file: IdentifiedFile,
     payload: object,
     arch: Arch | None,
     sources: InputSources,

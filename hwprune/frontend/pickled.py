@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from hwprune.errors import ModelError, UnsafeModelError
-from hwprune.frontend.archive import SAVE_AGAIN, ModelFile
-from hwprune.frontend.probe import first_line
+from hwprune.frontend.archive import SAVE_AGAIN, IdentifiedFile
+from hwprune.frontend.user_code import first_line
 
 # What rebuilds a NumPy number: NumPy 2 moved it, so checkpoints name it in two ways.
 _SCALAR: Any = np.float64(0).__reduce__()[0]
@@ -41,7 +41,9 @@ _EXPECTED = (
 )  # fmt: skip
 
 
-def read(file: ModelFile, *, unsafe: bool, mapped: bool = False) -> tuple[Any, tuple[str, ...]]:
+def read(
+    file: IdentifiedFile, *, unsafe: bool, mapped: bool = False
+) -> tuple[Any, tuple[str, ...]]:
     """Read what torch.save wrote: the safe way first, always.
 
     Args:
@@ -79,7 +81,7 @@ def read(file: ModelFile, *, unsafe: bool, mapped: bool = False) -> tuple[Any, t
     return payload, (f"{file.path} was unpickled with --unsafe-load: its code ran on this machine",)
 
 
-def foreign_names(file: ModelFile) -> list[str]:
+def foreign_names(file: IdentifiedFile) -> list[str]:
     """List the names that the pickle asks for beyond tensors and containers; nothing is run."""
     try:
         if file.kind == "torch-zip":
@@ -117,7 +119,7 @@ def _globals(pickled: bytes) -> list[str]:
     return list(found)
 
 
-def _unsafe(file: ModelFile, foreign: list[str]) -> UnsafeModelError:
+def _unsafe(file: IdentifiedFile, foreign: list[str]) -> UnsafeModelError:
     names = ", ".join(foreign[:4]) + (f" and {len(foreign) - 4} more" if len(foreign) > 4 else "")
     return UnsafeModelError(
         f"{file.path} is a whole pickled object, not only weights: reading it would run code "
@@ -127,7 +129,7 @@ def _unsafe(file: ModelFile, foreign: list[str]) -> UnsafeModelError:
     )
 
 
-def _damaged(file: ModelFile, error: Exception) -> ModelError:
+def _damaged(file: IdentifiedFile, error: Exception) -> ModelError:
     return ModelError(
         f"{file.path} cannot be read, it is truncated or damaged: {first_line(error)}",
         hint="copy it again, or save the model again",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hwprune.errors import ModelError
 from hwprune.frontend.inputs import describe
+from hwprune.frontend.user_code import first_line
 from hwprune.ir import TensorSpec
 
 # One sample would pass where a forward method bakes a batch of one in; two find it.
@@ -99,14 +100,6 @@ def _takes_shapes(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> bool:
     except Exception:  # whatever a stranger's forward method raises
         return False
     return any(True for _ in _tensors(output))
-
-
-def first_line(error: BaseException) -> str:
-    """Return the error's first line that says something, with its type where the text is bare."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if len(line) > 300:
-        line = line[:297] + "..."
-    return line if isinstance(error, RuntimeError) and line else f"{type(error).__name__}: {line}"
 
 
 def _tensors(output: object) -> Iterator[Tensor]:

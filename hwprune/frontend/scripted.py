@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from hwprune.errors import ModelError, UnsafeModelError
-from hwprune.frontend.archive import SAVE_AGAIN, ModelFile
-from hwprune.frontend.probe import first_line
+from hwprune.frontend.archive import SAVE_AGAIN, IdentifiedFile
+from hwprune.frontend.user_code import first_line
 
 # TorchScript has no import and no eval. These operators of torch are what reaches the file system;
 # the bare words are looked for, since the language lets a call be spelled over several lines.
 _FILE_OPERATORS = re.compile(r"\b(?:save|from_file|load_tensor)\b")
 
 
-def read(file: ModelFile) -> nn.Module:
+def read(file: IdentifiedFile) -> nn.Module:
     """Load a TorchScript archive on the CPU, in eval mode.
 
     Raises:
@@ -41,7 +41,7 @@ def read(file: ModelFile) -> nn.Module:
     return module.eval()
 
 
-def _check_code(file: ModelFile) -> None:
+def _check_code(file: IdentifiedFile) -> None:
     # Attributes' __setstate__ runs while torch.jit.load loads, so this looks before.
     try:
         with zipfile.ZipFile(file.path) as archive:

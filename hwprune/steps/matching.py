@@ -14,6 +14,8 @@ from hwprune.ir import Data, Model
 
 # Enough to tell a network that works from one that guesses, and quick on a large one.
 _SAMPLES, _BATCH = 256, 64
+# Of fewer samples nobody can say that a network guesses.
+_TELLING = 32
 
 
 def match(model: Model, data: Data) -> tuple[str, ...]:
@@ -100,7 +102,7 @@ def _scores(model: Model, data: Data, indices: Any) -> Any:
 
 
 def _near_chance(accuracy: float, count: int, data: Data) -> tuple[str, ...]:
-    if not data.classes or data.classes < 2:
+    if not data.classes or data.classes < 2 or count < _TELLING:
         return ()
     chance = 1 / data.classes
     if accuracy > chance + 2 * math.sqrt(chance * (1 - chance) / count):

@@ -295,3 +295,9 @@ def test_more_classes_than_outputs(unique_npz: str) -> None:
     check_labels(data, outputs=4)
     with pytest.raises(DataError, match="label 3 is out of range; the network has 3 outputs"):
         check_labels(data, outputs=3)
+
+
+def test_the_keys_of_an_npz_without_x_are_all_listed(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x_train=np.zeros((9, 4)), Y=np.zeros(9), x_test=np.zeros((9, 4)))
+    with pytest.raises(DataError, match="no array x; the file holds x_train, Y, x_test"):
+        load_data(f"npz:{tmp_path / 'd.npz'}")

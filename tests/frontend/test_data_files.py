@@ -227,6 +227,96 @@ def test_image_folders_that_are_refused(tmp_path: Path) -> None:
             load_data(f"imagefolder:{tmp_path}?size={size}")
 
 
+def grey_images(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 90, np.uint8)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [
+        ("Train", "Val", "Test"),
+        ("TRAINING", "valid", "testing"),
+        ("training_set", "dev set", "test_set"),
+        ("train2017", "val2017", "test2017"),
+    ],
+)
+def test_the_parts_folders_go_by_many_names(
+    tmp_path: Path, train: str, validation: str, test: str
+) -> None:
+    names = [f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(3)]
+    for part in (train, validation, test):
+        grey_images(tmp_path / part, *names)
+    (tmp_path / "extras").mkdir()
+    data = load_data(f"imagefolder:{tmp_path}?size=8")
+    assert data.classes == 2
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [6, 6, 6]
+    assert any("extras" in note for note in data.notes)
+
+
+def test_parts_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
+    grey_images(tmp_path / "a", "Test/cat/0.png", "val/cat/0.png")
+    with pytest.raises(DataError, match="there are Test, val, but no folder train"):
+        load_data(f"imagefolder:{tmp_path / 'a'}")
+    grey_images(tmp_path / "b", "train/cat/0.png", "training/cat/0.png")
+    with pytest.raises(DataError, match="train and training could both be train"):
+        load_data(f"imagefolder:{tmp_path / 'b'}")
+    # A class may be called so, where other classes are beside it.
+    grey_images(tmp_path / "c", *(f"{k}/{n}.png" for k in ("test", "cat") for n in range(5)))
+    assert load_data(f"imagefolder:{tmp_path / 'c'}?size=8").classes == 2
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_images_of_16_bits_keep_their_contrast(tmp_path: Path, mode: str) -> None:
+    (tmp_path / "all").mkdir()
+    ramp = np.linspace(2000, 38000, 64).astype(np.uint16).reshape(8, 8)
+    for number in range(9):
+        image = Image.fromarray(ramp if mode == "I;16" else ramp.astype(np.int32))
+        image.save(tmp_path / "all" / f"{number}.{'png' if mode == 'I;16' else 'tif'}")
+    data = load_data(f"imagefolder:{tmp_path}?size=8&normalize=none")
+    np.testing.assert_allclose(everything(data.test)[0, 0], ramp / 65535, atol=0.5 / 255)
+
+
+def test_images_whose_white_nobody_knows_are_named(tmp_path: Path) -> None:
+    (tmp_path / "all").mkdir()
+    for number in range(9):
+        Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "all" / f"{number}.tif")
+    with pytest.raises(DataError, match=r"tif: cannot be decoded: pixels of mode F"):
+        load_data(f"imagefolder:{tmp_path}?size=8")
+
+
+def test_hidden_files_and_folders_are_no_samples_and_links_are(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    grey_images(root, "cat/0.png", "cat/more/1.png", "dog/0.png", "dog/1.png")
+    grey_images(root, "cat/.hidden/9.png", "dog/._0.png", ".cache/0.png", "__MACOSX/._0.png")
+    grey_images(tmp_path / "elsewhere", "2.png", "deep/3.png")
+    (root / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "bird").symlink_to(tmp_path / "elsewhere")
+    data = load_data(f"imagefolder:{root}?size=8")
+    assert data.classes == 3
+    assert sum(len(split) for split in (data.train, data.validation, data.test)) == 8
+    (root / "cat" / "around").symlink_to(root)
+    with pytest.raises(DataError, match="around/cat: is a link to a folder around it"):
+        load_data(f"imagefolder:{root}")
+    (root / "cat" / "around").unlink()
+    (root / "cat" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    with pytest.raises(DataError, match=r"gone\.png: is a link to nothing"):
+        load_data(f"imagefolder:{root}")
+
+
+def test_files_that_only_stand_for_what_git_lfs_holds(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    for name in ("all/0.png", "all/1.png", "all/2.png", "d.npz", "test_batch", "data_batch_1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(pointer)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(pointer)
+    for spec in ("imagefolder:{}?size=8", "npz:{}/d.npz", "cifar10:{}", "fashion-mnist:{}"):
+        with pytest.raises(DataError, match="Git LFS pointer, run git lfs pull"):
+            load_data(spec.format(tmp_path))
+
+
 def test_a_broken_image_is_named(tmp_path: Path) -> None:
     write_images(tmp_path)
     path = tmp_path / "red" / "0.png"
@@ -288,7 +378,8 @@ def test_a_callable_without_labels(user_file: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ("raise RuntimeError('boom')", "RuntimeError: boom"),
+        ("raise RuntimeError('boom')", "failed: boom"),
+        ("raise SystemExit(0)", "it called sys.exit(0)"),
         ("return None", "returned None"),
         ("return 3", "no len() or no [index]"),
         ("return []", "has no samples"),
@@ -306,6 +397,48 @@ def test_callables_that_fail(tmp_path: Path, body: str, expected: str) -> None:
         load_data(f"{path}:make")
     assert expected in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("code", ["import sys; sys.exit(0)", "raise SystemExit('usage: FILE')"])
+def test_a_data_file_does_not_decide_how_hwprune_ends(tmp_path: Path, code: str) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text(code)
+    with pytest.raises(DataError, match=r"bad\.py: running it failed: .*sys\.exit"):
+        load_data(f"{path}:make")
+    lazily = (
+        "import sys\nclass Items:\n    labels = [0] * 9\n    def __len__(self): return 9\n"
+        "    def __getitem__(self, index): return ([1.0], 0) if index < 1 else sys.exit(0)\n"
+        "def make(split): return Items() if split == 'train' else None\n"
+    )
+    path.write_text(lazily)
+    with pytest.raises(DataError, match=r"sample \d+ failed: .*sys\.exit"):
+        everything(load_data(f"{path}:make").train)
+
+
+@pytest.mark.parametrize(
+    "change", ["requires_grad_()", "bfloat16()", "half()", "double()", "to_sparse()", "conj()"]
+)
+def test_tensors_of_any_kind_are_samples_or_named(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "tensors.py"
+    path.write_text(
+        "import torch\nvalues = torch.arange(40.).reshape(20, 2)\n"
+        f"def make(split): return [(row.clone().{change}, torch.tensor(0)) for row in values]\n"
+    )
+    if change == "to_sparse()":
+        with pytest.raises(
+            DataError, match=r"tensors\.py:make\('train'\): sample 0 cannot be turned"
+        ):
+            load_data(f"{path}:make")
+        return
+    values = everything(load_data(f"{path}:make").test)
+    np.testing.assert_array_equal(values, np.arange(40.0).reshape(20, 2))
+
+
+def test_a_data_file_may_import_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "hwprune_data_neighbour.py").write_text("ITEMS = [([1.0], 0)] * 9")
+    path = tmp_path / "mine.py"
+    path.write_text("from hwprune_data_neighbour import ITEMS\ndef make(split): return ITEMS\n")
+    assert len(load_data(f"{path}:make").test) == 9
 
 
 def test_samples_of_two_shapes_and_not_a_number(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from hwprune.errors import DataError
 from hwprune.frontend.sources.parts import (
     ArrayPart,
-    Part,
+    DataSource,
     PartName,
-    Source,
+    StoredPart,
     as_labels,
     check_finite,
     count_classes,
+    lfs_pointer,
 )
 
 _SUFFIXES: dict[PartName, str] = {"train": "", "validation": "_val", "test": "_test"}
@@ -26,7 +27,7 @@ _NPZ_HINT = (
 )
 
 
-def read_digits() -> Source:
+def read_digits() -> DataSource:
     """Read the 1,797 handwritten digits that scikit-learn ships: (n, 1, 8, 8), values 0..16.
 
     Raises:
@@ -43,10 +44,10 @@ def read_digits() -> Source:
     train = ArrayPart(
         pixels.reshape(-1, 1, 8, 8).astype(np.uint8), np.asarray(labels, dtype=np.int64)
     )
-    return Source("digits", {"train": train}, 10, full_scale=16.0, augment="shift")
+    return DataSource("digits", {"train": train}, 10, full_scale=16.0, augment="shift")
 
 
-def read_npz(path: Path) -> Source:
+def read_npz(path: Path) -> DataSource:
     """Read a .npz file: x (n, ...), y (n,), and optionally x_val, y_val, x_test, y_test.
 
     Nothing in the file is unpickled. Values stay in their stored type; float64 becomes float32.
@@ -56,9 +57,7 @@ def read_npz(path: Path) -> Source:
     """
     where = path.name
     stored, notes = _load(path)
-    if "x" not in stored:
-        raise DataError(f"{where}: there is no array x, only {sorted(stored)}", hint=_NPZ_HINT)
-    parts: dict[PartName, Part] = {}
+    parts: dict[PartName, StoredPart] = {}
     for name, suffix in _SUFFIXES.items():
         x_key, y_key = "x" + suffix, "y" + suffix
         if x_key not in stored:
@@ -79,7 +78,7 @@ def read_npz(path: Path) -> Source:
                 f"those of x {shape}",
                 hint="give every part the same shape per sample",
             )
-    return Source("npz", parts, count_classes(parts, where=where), notes=notes)
+    return DataSource("npz", parts, count_classes(parts, where=where), notes=notes)
 
 
 def _load(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
@@ -89,24 +88,28 @@ def _load(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
     try:
         # NumPy would read a lone .npy or a pickle by this name too; only a zip archive is a .npz.
         if not zipfile.is_zipfile(path):
-            raise DataError(f"{path}: this is not a .npz file", hint=_NPZ_HINT)
+            reason = lfs_pointer(path) or "this is not a .npz file"
+            raise DataError(f"{path}: {reason}", hint=_NPZ_HINT)
         with np.load(path, allow_pickle=False) as archive:
+            if "x" not in archive.files:
+                held = ", ".join(archive.files[:20]) or "nothing"
+                raise DataError(
+                    f"{path.name}: there is no array x; the file holds {held}", hint=_NPZ_HINT
+                )
             ignored = sorted(set(archive.files) - known)
             arrays = {key: archive[key] for key in archive.files if key in known}
-    except ValueError as error:
-        if "allow_pickle" in str(error):
+    except MemoryError as error:
+        raise DataError(
+            f"{path}: its arrays do not fit into memory", hint="give fewer samples"
+        ) from error
+    except (ValueError, OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile) as e:
+        if "allow_pickle" in str(e):
             raise DataError(
                 f"{path}: an array holds Python objects, which only unpickling could read; "
                 "that would run code stored in the file",
                 hint="store arrays of one number type, all samples of one shape",
             ) from None
-        raise DataError(f"{path}: cannot be read: {error}", hint=_NPZ_HINT) from error
-    except (OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read: {error}", hint=_NPZ_HINT) from error
-    except MemoryError as error:
-        raise DataError(
-            f"{path}: its arrays do not fit into memory", hint="give fewer samples"
-        ) from error
+        raise DataError(f"{path}: cannot be read: {e}", hint=_NPZ_HINT) from e
     for key, value in arrays.items():
         if not isinstance(value, np.ndarray):
             raise DataError(f"{path}: {key} is not an array", hint=_NPZ_HINT)

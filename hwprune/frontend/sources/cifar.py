@@ -18,7 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.errors import DataError
-from hwprune.frontend.sources.parts import ArrayPart, Source
+from hwprune.frontend.sources.parts import (
+    ArrayPart,
+    DataSource,
+    PartName,
+    StoredPart,
+    lfs_pointer,
+)
 
 CIFAR10_FOLDER = "cifar-10-batches-py"
 CIFAR10_TRAIN_MD5 = {
@@ -34,7 +40,7 @@ CIFAR100_TRAIN_MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d"}
 CIFAR100_TEST_MD5 = {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
 
 
-def read_cifar10(folder: Path) -> Source:
+def read_cifar10(folder: Path) -> DataSource:
     """Read CIFAR-10: 50,000 and 10,000 images (3, 32, 32), 10 classes.
 
     Args:
@@ -44,37 +50,17 @@ def read_cifar10(folder: Path) -> Source:
         DataError: a file is missing or is not the official one.
     """
     folder = _find(folder, CIFAR10_FOLDER, "data_batch_1")
-    return Source(
-        "cifar10",
-        {
-            "train": _read(folder, CIFAR10_TRAIN_MD5, label_key="labels"),
-            "test": _read(folder, CIFAR10_TEST_MD5, label_key="labels"),
-        },
-        10,
-        default_normalize="cifar10",
-        augment="crop-flip",
-    )
+    train, test = (_read(folder, md5, "labels") for md5 in (CIFAR10_TRAIN_MD5, CIFAR10_TEST_MD5))
+    parts: dict[PartName, StoredPart] = {"train": train, "test": test}
+    return DataSource("cifar10", parts, 10, default_normalize="cifar10", augment="crop-flip")
 
 
-def read_cifar100(folder: Path) -> Source:
-    """Read CIFAR-100: 50,000 and 10,000 images (3, 32, 32), 100 classes (the fine labels).
-
-    Args:
-        folder: ``cifar-100-python`` or the folder that holds it.
-
-    Raises:
-        DataError: a file is missing or is not the official one.
-    """
+def read_cifar100(folder: Path) -> DataSource:
+    """Read CIFAR-100 with its fine labels, 100 classes; all else is as in `read_cifar10`."""
     folder = _find(folder, CIFAR100_FOLDER, "train")
-    return Source(
-        "cifar100",
-        {
-            "train": _read(folder, CIFAR100_TRAIN_MD5, label_key="fine_labels"),
-            "test": _read(folder, CIFAR100_TEST_MD5, label_key="fine_labels"),
-        },
-        100,
-        augment="crop-flip",
-    )
+    both = (CIFAR100_TRAIN_MD5, CIFAR100_TEST_MD5)
+    train, test = (_read(folder, md5, "fine_labels") for md5 in both)
+    return DataSource("cifar100", {"train": train, "test": test}, 100, augment="crop-flip")
 
 
 def _find(folder: Path, name: str, member: str) -> Path:
@@ -87,7 +73,7 @@ def _find(folder: Path, name: str, member: str) -> Path:
     )
 
 
-def _read(folder: Path, files: dict[str, str], *, label_key: str) -> ArrayPart:
+def _read(folder: Path, files: dict[str, str], label_key: str) -> ArrayPart:
     images: list[NDArray[np.uint8]] = []
     labels: list[NDArray[np.int64]] = []
     for name, md5 in files.items():
@@ -112,9 +98,12 @@ def unpickle_verified(path: Path, *, md5: str) -> dict[str, Any]:
         ) from error
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
+        reason = lfs_pointer(path) or (
+            f"this is not the official file (MD5 {found}, expected {md5}); "
+            "it was not opened, since reading a pickle can run code"
+        )
         raise DataError(
-            f"{path}: this is not the official file (MD5 {found}, expected {md5}); "
-            "it was not opened, since reading a pickle can run code",
+            f"{path}: {reason}",
             hint="unpack the official archive again, or store your own images as npz:FILE",
         )
     result: dict[str, Any] = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.errors import DataError
-from hwprune.frontend.sources.parts import ArrayPart, Source, as_labels
+from hwprune.frontend.sources.parts import ArrayPart, DataSource, as_labels, lfs_pointer
 
 _FOLDERS = ("", "raw", "FashionMNIST/raw")
 _HINT = (
@@ -20,7 +20,7 @@ _HINT = (
 )
 
 
-def read_fashion_mnist(folder: Path) -> Source:
+def read_fashion_mnist(folder: Path) -> DataSource:
     """Read Fashion-MNIST: 60,000 and 10,000 images (1, 28, 28), 10 classes.
 
     Args:
@@ -33,7 +33,7 @@ def read_fashion_mnist(folder: Path) -> Source:
     if found is None:
         raise DataError(f"{folder}: there is no Fashion-MNIST here", hint=_HINT)
     train = _part(found, "train")
-    return Source(
+    return DataSource(
         "fashion-mnist", {"train": train, "test": _part(found, "t10k")}, 10, augment="shift"
     )
 
@@ -70,7 +70,8 @@ def _read_idx(path: Path, *, axes: int) -> NDArray[np.uint8]:
         raise DataError(f"{path}: cannot be read: {error}", hint=_HINT) from error
     header = 4 + 4 * axes
     if len(content) < header or content[:4] != bytes((0, 0, 8, axes)):
-        raise DataError(f"{path}: this is not an idx file of bytes with {axes} axes", hint=_HINT)
+        reason = lfs_pointer(path) or f"this is not an idx file of bytes with {axes} axes"
+        raise DataError(f"{path}: {reason}", hint=_HINT)
     shape = tuple(int(size) for size in np.frombuffer(content[4:header], dtype=">u4"))
     expected = header + math.prod(shape)
     if len(content) != expected:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.errors import DataError
-from hwprune.frontend.sources.parts import Part, PartName, Source, count_classes
+from hwprune.frontend.sources.parts import (
+    DataSource,
+    PartName,
+    StoredPart,
+    count_classes,
+    lfs_pointer,
+)
 
 DEFAULT_SIZE = 224
 # At and below this size a network looks at whole images, above it at the middle of larger ones.
@@ -19,10 +27,12 @@ _MAX_SIZE = 4096
 _RESIZE_RATIO = 256 / 224
 _KEEP_BYTES = 512 * 1024**2
 _ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
-_FOLDERS: dict[PartName, tuple[str, ...]] = {
-    "train": ("train",),
-    "validation": ("val", "validation", "valid"),
-    "test": ("test",),
+# What people call the folders of the parts: Train, testing, train2017, training_set, ...
+_AFTER = r"(?:[ _-]?(?:set|data|images|split))?(?:[ _-]?\d+)?"
+_FOLDERS: dict[PartName, re.Pattern[str]] = {
+    "train": re.compile("train(?:ing)?" + _AFTER, re.I),
+    "validation": re.compile("(?:val(?:id(?:ation|ate)?)?|dev|eval)" + _AFTER, re.I),
+    "test": re.compile("test(?:ing)?" + _AFTER, re.I),
 }
 _HINT = (
     "expected DIR/train/CLASS/image.png with optional DIR/val and DIR/test of the same form, "
@@ -30,7 +40,7 @@ _HINT = (
 )
 
 
-def read_image_folder(folder: Path, *, size: int = DEFAULT_SIZE) -> Source:
+def read_image_folder(folder: Path, *, size: int = DEFAULT_SIZE) -> DataSource:
     """Read folders of images as (3, size, size), red-green-blue, decoded on demand.
 
     Above 64 pixels the shorter side is resized to ``size * 256 / 224`` and the middle is cut out,
@@ -46,24 +56,47 @@ def read_image_folder(folder: Path, *, size: int = DEFAULT_SIZE) -> Source:
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder", hint=_HINT)
     _need_pillow()
-    roots = {
-        part: root
-        for part, names in _FOLDERS.items()
-        for root in [next((folder / name for name in names if (folder / name).is_dir()), None)]
-        if root is not None
-    }
-    if "train" not in roots:
-        # A flat folder; a class may well be called "test" or "val".
-        roots = {"train": folder}
+    roots, notes = _part_folders(folder)
     classes = _class_names(roots["train"])
-    parts: dict[PartName, Part] = {
+    parts: dict[PartName, StoredPart] = {
         part: _read_part(root, classes, size=size) for part, root in roots.items()
     }
-    return Source(
+    return DataSource(
         "imagefolder",
         parts,
         count_classes(parts, where=str(folder)),
         augment="crop-flip" if size <= SMALL_SIZE else "none",
+        notes=notes,
+    )
+
+
+def _part_folders(folder: Path) -> tuple[dict[PartName, Path], tuple[str, ...]]:
+    """Return the folder of each part (case does not matter), and notes.
+
+    Raises:
+        DataError: two folders for one part, or parts without train.
+    """
+    names = _class_names(folder)
+    found = {
+        part: [name for name in names if pattern.fullmatch(name)]
+        for part, pattern in _FOLDERS.items()
+    }
+    used = [name for group in found.values() for name in group]
+    if not found["train"]:
+        if used and len(used) == len(names):
+            raise DataError(
+                f"{folder}: there are {', '.join(names)}, but no folder train", hint=_HINT
+            )
+        return {"train": folder}, ()  # a flat folder; a class may well be called "test" or "val"
+    for part, group in found.items():
+        if len(group) > 1:
+            raise DataError(
+                f"{folder}: {' and '.join(group)} could both be {part}", hint="leave one of them"
+            )
+    ignored = [name for name in names if name not in used]
+    notes = (f"{folder}: folders that are no part were left out: {_few(ignored)}",)
+    return {part: folder / group[0] for part, group in found.items() if group}, (
+        notes if ignored else ()
     )
 
 
@@ -119,7 +152,7 @@ def decode(path: Path, *, size: int) -> NDArray[np.uint8]:
     shorter = size if size <= SMALL_SIZE else round(size * _RESIZE_RATIO)
     try:
         with Image.open(path) as opened:
-            image = opened.convert("RGB")
+            image = _eight_bits(opened).convert("RGB")
             width, height = image.size
             scale = shorter / min(width, height)
             resized = (max(round(width * scale), size), max(round(height * scale), size))
@@ -127,12 +160,29 @@ def decode(path: Path, *, size: int) -> NDArray[np.uint8]:
                 image = image.resize(resized, Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
-            f"{path}: cannot be decoded: {error}", hint="remove or replace this image"
+            f"{path}: cannot be decoded: {lfs_pointer(path) or error}",
+            hint="remove or replace this image",
         ) from error
     left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
     box = (left, top, left + size, top + size)
     pixels: NDArray[np.uint8] = np.asarray(image.crop(box)).transpose(2, 0, 1)
     return pixels
+
+
+def _eight_bits(image: Any) -> Any:
+    """Return an image whose pixels are bytes; Pillow's own conversion clips deeper ones to white.
+
+    Raises:
+        ValueError: pixels of which nobody can say what white is.
+    """
+    from PIL import Image
+
+    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
+        return image
+    pixels = np.asarray(image)
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError(f"pixels of mode {image.mode}, expected 8 or 16 bits")
+    return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
 def _read_part(root: Path, classes: tuple[str, ...], *, size: int) -> ImagePart:
@@ -162,23 +212,41 @@ def _read_part(root: Path, classes: tuple[str, ...], *, size: int) -> ImagePart:
 
 
 def _class_names(root: Path) -> tuple[str, ...]:
-    return tuple(
-        sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
-    )
+    return tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and _shown(path)))
 
 
-def _few(names: tuple[str, ...]) -> str:
+def _shown(path: Path) -> bool:
+    return path.name[0] != "." and path.name != "__MACOSX"
+
+
+def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-def _images(root: Path) -> list[Path]:
+def _images(root: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
+    """Return the images below a folder, links followed, hidden files and folders left out.
+
+    Raises:
+        DataError: an image that is a link to nothing, or a folder that is linked into itself.
+    """
     if not root.is_dir():
         return []
-    return sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in _ENDINGS and path.name[0] != "." and path.is_file()
-    )
+    above |= {root.resolve()}
+    found = []
+    for path in sorted(root.iterdir()):
+        if not _shown(path):
+            continue
+        if path.is_dir():
+            if path.resolve() in above:
+                raise DataError(f"{path}: is a link to a folder around it", hint="remove the link")
+            found += _images(path, above)
+        elif path.suffix.lower() in _ENDINGS:
+            if path.is_symlink() and not path.exists():
+                raise DataError(
+                    f"{path}: is a link to nothing", hint="fetch what it stands for, or remove it"
+                )
+            found.append(path)
+    return sorted(found)
 
 
 def _need_pillow() -> None:

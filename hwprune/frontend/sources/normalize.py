@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.errors import DataError
-from hwprune.frontend.sources.parts import Part
+from hwprune.frontend.sources.parts import StoredPart
 
 CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -80,7 +80,7 @@ def is_index(values: NDArray[Any]) -> bool:
 
 
 def make_normalizer(
-    option: str, *, train: Part, full_scale: float | None, where: str
+    option: str, *, train: StoredPart, full_scale: float | None, where: str
 ) -> tuple[Normalizer, tuple[str, ...]]:
     """Turn the ``normalize`` option into a normaliser, and notes for the report.
 
@@ -119,7 +119,7 @@ def make_normalizer(
 
 
 def _own(
-    example: tuple[NDArray[Any], ...], *, train: Part, full_scale: float | None
+    example: tuple[NDArray[Any], ...], *, train: StoredPart, full_scale: float | None
 ) -> tuple[Normalizer, tuple[str, ...]]:
     if len(example) > 1 or is_index(example[0]):
         return Normalizer("none", full_scale), ()
@@ -136,7 +136,7 @@ def _own(
 
 
 def _statistics(
-    train: Part, *, full_scale: float | None
+    train: StoredPart, *, full_scale: float | None
 ) -> tuple[tuple[float, ...], tuple[float, ...], int]:
     """Mean and standard deviation per channel; vectors (n, f) have one for all features."""
     lazy = getattr(train, "lazy", False)

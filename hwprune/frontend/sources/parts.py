@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ PartName = Literal["train", "validation", "test"]
 PART_NAMES: tuple[PartName, ...] = ("train", "validation", "test")
 
 
-class Part(Protocol):
+class StoredPart(Protocol):
     """Samples of one part, values as stored."""
 
     @property
@@ -50,7 +51,7 @@ class ArrayPart:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class DataSource:
     """A data source as read.
 
     Attributes:
@@ -66,12 +67,22 @@ class Source:
     """
 
     name: str
-    parts: Mapping[PartName, Part]
+    parts: Mapping[PartName, StoredPart]
     classes: int | None
     default_normalize: str = "own"
     full_scale: float | None = None
     augment: Literal["none", "shift", "crop-flip"] = "none"
     notes: tuple[str, ...] = ()
+
+
+def lfs_pointer(path: Path) -> str | None:
+    """Return what to say of a file that only stands for one that Git LFS holds, else None."""
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(24) == b"version https://git-lfs."
+    except OSError:
+        return None
+    return "it is a Git LFS pointer, run git lfs pull" if is_pointer else None
 
 
 def as_labels(values: NDArray[Any], *, samples: int, where: str) -> NDArray[np.int64]:
@@ -119,7 +130,7 @@ def as_labels(values: NDArray[Any], *, samples: int, where: str) -> NDArray[np.i
     return labels
 
 
-def count_classes(parts: Mapping[PartName, Part], *, where: str) -> int | None:
+def count_classes(parts: Mapping[PartName, StoredPart], *, where: str) -> int | None:
     """Return the number of classes that train has, None where no part has labels.
 
     Raises:

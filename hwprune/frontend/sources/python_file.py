@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +12,13 @@ from numpy.typing import NDArray
 from hwprune.errors import DataError
 from hwprune.frontend.sources.parts import (
     PART_NAMES,
-    Part,
+    DataSource,
     PartName,
-    Source,
+    StoredPart,
     as_labels,
     count_classes,
 )
+from hwprune.frontend.user_code import import_file, running
 
 _HINT = (
     "the callable gets 'train', 'validation' or 'test' and returns an object with len() and "
@@ -29,7 +27,7 @@ _HINT = (
 )
 
 
-def read_python_file(path: Path, attribute: str) -> Source:
+def read_python_file(path: Path, attribute: str) -> DataSource:
     """Run a Python file of the user's and call one of its functions once per part.
 
     An item is ``(inputs, label)``: inputs is an array (or tensor) without the batch axis, or a
@@ -41,20 +39,23 @@ def read_python_file(path: Path, attribute: str) -> Source:
         DataError: the file or the callable fails, or what it returns is not a data set.
     """
     where = f"{path.name}:{attribute}"
-    function = _import(path, attribute)
-    parts: dict[PartName, Part] = {}
+    named = import_file(path, option="--data", error=DataError)
+    if attribute not in named:
+        raise DataError(
+            f"{path}: there is no callable {attribute!r}; it has "
+            f"{', '.join(sorted(named)) or 'none'}",
+            hint="write --data path/to/file.py:callable",
+        )
+    parts: dict[PartName, StoredPart] = {}
     for name in PART_NAMES:
-        try:
-            dataset = function(name)
-        except Exception as error:
-            raise DataError(
-                f"{where}({name!r}) failed: {type(error).__name__}: {error}", hint=_HINT
-            ) from error
+        with running(f"{where}({name!r}) failed", DataError, _HINT):
+            dataset = named[attribute](name)
         if dataset is not None:
-            parts[name] = _read_part(dataset, where=f"{where}({name!r})")
+            with running(f"{where}({name!r}) gave a data set that fails", DataError, _HINT):
+                parts[name] = _read_part(dataset, where=f"{where}({name!r})")
     if "train" not in parts:
         raise DataError(f"{where}('train') returned None", hint=_HINT)
-    return Source(where, parts, count_classes(parts, where=where), default_normalize="none")
+    return DataSource(where, parts, count_classes(parts, where=where), default_normalize="none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,36 +87,6 @@ class DatasetPart:
             ) from error
 
 
-def _import(path: Path, attribute: str) -> Callable[[str], Any]:
-    if not path.is_file():
-        raise DataError(
-            f"{path}: there is no such file", hint="write --data path/to/file.py:callable"
-        )
-    # Under a name of its own, kept in sys.modules: dataclasses and pickling look there.
-    name = f"hwprune_user_data_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise DataError(f"{path}: cannot be imported", hint="its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise DataError(
-            f"{path}: running it failed: {type(error).__name__}: {error}",
-            hint="run the file by itself with Python to see the whole traceback",
-        ) from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        offered = sorted(key for key, value in vars(module).items() if callable(value))
-        raise DataError(
-            f"{path}: there is no callable {attribute!r}; it has {', '.join(offered) or 'none'}",
-            hint="write --data path/to/file.py:callable",
-        )
-    return function  # type: ignore[no-any-return]  # callable() cannot know its signature
-
-
 def _read_part(dataset: Any, *, where: str) -> DatasetPart:
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise DataError(
@@ -126,7 +97,7 @@ def _read_part(dataset: Any, *, where: str) -> DatasetPart:
         raise DataError(f"{where} has no samples", hint=_HINT)
     given = getattr(dataset, "labels", dataset)
     if given is not dataset:
-        found = None if given is None else np.asarray(given)
+        found = None if given is None else _array(given)
         _item(dataset, 0, where=where)
     else:
         collected = [_item(dataset, index, where=where)[1] for index in range(len(dataset))]
@@ -142,30 +113,31 @@ def _read_part(dataset: Any, *, where: str) -> DatasetPart:
 
 
 def _item(dataset: Any, index: int, *, where: str) -> tuple[tuple[NDArray[Any], ...], Any]:
-    try:
+    with running(f"{where}: sample {index} failed", DataError, _HINT):
         item = dataset[index]
-    except Exception as error:
-        raise DataError(
-            f"{where}: sample {index} failed: {type(error).__name__}: {error}", hint=_HINT
-        ) from error
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise DataError(
             f"{where}: sample {index} is {type(item).__name__}; expected a pair (input, label)",
             hint=_HINT,
         )
     inputs, label = item
-    columns = tuple(
-        np.asarray(value) for value in (inputs if isinstance(inputs, (tuple, list)) else (inputs,))
-    )
+    with running(f"{where}: sample {index} cannot be turned into arrays", DataError, _HINT):
+        columns = tuple(map(_array, inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
+        if getattr(label, "ndim", None) == 0 and hasattr(label, "item"):
+            label = label.item()  # of a tensor or array; the rest is for `as_labels` to judge
     for column in columns:
         if column.dtype.kind not in "biuf":
             raise DataError(
                 f"{where}: sample {index} has an input of type {column.dtype}; expected numbers",
                 hint="turn images and texts into arrays or tensors inside the data set",
             )
-    return columns, None if label is None else _plain(label)
+    return columns, label
 
 
-def _plain(label: Any) -> Any:
-    """Return a number for a 0-d tensor or array; the rest as it is, for `as_labels` to judge."""
-    return label.item() if getattr(label, "ndim", None) == 0 and hasattr(label, "item") else label
+def _array(value: Any) -> NDArray[Any]:
+    """Return the values as NumPy holds them: tensors leave their graph, device and bfloat16."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if "float" in str(value.dtype):
+            value = value.float()
+    return np.asarray(value)

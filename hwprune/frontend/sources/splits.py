@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hwprune.errors import DataError
 from hwprune.frontend.sources.normalize import Normalizer, scale_of
-from hwprune.frontend.sources.parts import Part, PartName, check_finite
+from hwprune.frontend.sources.parts import PartName, StoredPart, check_finite
 
 VALIDATION_FRACTION = 0.1
 TEST_FRACTION = 0.2
@@ -25,7 +25,7 @@ TEST_SEED = 20_240_229
 class Subset:
     """Some samples of a part, in a fixed order, without a copy of them."""
 
-    part: Part
+    part: StoredPart
     index: NDArray[np.int64]
 
     @property
@@ -51,7 +51,7 @@ class Subset:
 class NormalizedSplit:
     """A part that is normalised batch by batch (an `ir.Split`)."""
 
-    part: Part
+    part: StoredPart
     normalizer: Normalizer
     where: str
     labels: NDArray[np.int64] | None
@@ -87,8 +87,8 @@ class NormalizedSplit:
 
 
 def with_test(
-    parts: Mapping[PartName, Part], *, where: str
-) -> tuple[dict[PartName, Part], tuple[str, ...]]:
+    parts: Mapping[PartName, StoredPart], *, where: str
+) -> tuple[dict[PartName, StoredPart], tuple[str, ...]]:
     """Give a source a test part where it has none, whatever the run's seed.
 
     What is held out already (validation) becomes test: it is the only part that the network has
@@ -121,8 +121,8 @@ def with_test(
 
 
 def with_validation(
-    parts: Mapping[PartName, Part], *, seed: int, where: str
-) -> tuple[dict[PartName, Part], tuple[str, ...]]:
+    parts: Mapping[PartName, StoredPart], *, seed: int, where: str
+) -> tuple[dict[PartName, StoredPart], tuple[str, ...]]:
     """Give a source a validation part where it has none: a tenth of train, by ``seed``.
 
     Returns:
@@ -140,7 +140,7 @@ def with_validation(
     return {**parts, "train": train, "validation": validation}, (note,)
 
 
-def _carve(part: Part, *, fraction: float, seed: int, where: str) -> tuple[Subset, Subset]:
+def _carve(part: StoredPart, *, fraction: float, seed: int, where: str) -> tuple[Subset, Subset]:
     if len(part) < 2:
         raise DataError(
             f"{where}: {len(part)} training sample is too few to set some aside",

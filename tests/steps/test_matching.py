@@ -1,0 +1,28 @@
+"""match: whether the data belong to the network is said only where the samples can show it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hwprune.frontend import load_data
+from hwprune.ir import Model, TensorSpec
+from hwprune.steps.matching import match
+
+
+@pytest.mark.parametrize(("samples", "hints"), [(1, 0), (9, 0), (200, 1)])
+def test_one_wrong_sample_is_not_called_chance(tmp_path: Path, samples: int, hints: int) -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.random((samples, 4), dtype=np.float32), np.arange(samples) % 2
+    parts = {"x": generator.random((20, 4), dtype=np.float32), "y": np.arange(20) % 2}
+    np.savez(tmp_path / "d.npz", **parts, x_val=x, y_val=y, x_test=x, y_test=y)
+    guesses = nn.Linear(4, 2).eval()
+    nn.init.zeros_(guesses.weight)
+    guesses.bias = nn.Parameter(torch.tensor([0.0, 1.0]))  # always class 1: half right, or none
+    spec = TensorSpec("x", (None, 4), "float32")
+    model = Model("net", "net.pt", "state-dict", guesses, None, (spec,))
+    assert len(match(model, load_data(f"npz:{tmp_path / 'd.npz'}"))) == hints
