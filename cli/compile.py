@@ -31,10 +31,9 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--strategy", metavar="NAME",
-    help="cubic (the default), iterative, one-shot, granet, feedback, rigl or set, which go to the "
-    "budget; bidirectional, bidirectional-one-shot, bidirectional-iterative, "
-    "bidirectional-feedback or cyclic, which go below it and grow back; east, for 99 % and beyond; "
-    "or dense.",
+    help="cubic (the default), iterative, one-shot, rigl or set, which go to the budget; "
+    "bidirectional, bidirectional-one-shot or bidirectional-iterative, which go below it and grow "
+    "back; east, for 99 % and beyond; or dense.",
 )  # fmt: skip
 @click.option(
     "--values", default="auto", show_default=True, type=VALUES,

@@ -16,7 +16,7 @@ from typing import Any
 
 from hwprune.errors import LimitError, ModelError, UsageError, VerificationError, worst_exit_code
 from hwprune.ir import Artifact, Data, Masks, Model, Plan, ValueType, Verdict
-from hwprune.sparsity import STRATEGIES, check_options
+from hwprune.sparsity import check_options
 from hwprune.steps.checkpoint import save_checkpoint
 from hwprune.steps.choosing import RACING_VALUE_TYPES, Choice, choose_value_type, may_race
 from hwprune.steps.matching import check_batch, match
@@ -264,10 +264,6 @@ def _quiet(status: Status) -> None:
 
 
 def _check_options(options: Options, model: Model, data: Data | None) -> None:
-    if options.strategy not in STRATEGIES:
-        raise UsageError(
-            f"there is no strategy {options.strategy!r}", hint=f"use one of {', '.join(STRATEGIES)}"
-        )
     check_options(options.strategy, options.strategy_options or {})
     if not isinstance(options.epochs, int) or options.epochs < 0:
         raise UsageError(f"epochs is {options.epochs!r}", hint="expected a whole number, 0 or more")

@@ -90,7 +90,7 @@ def _lamp(dense: Any, names: tuple[str, ...]) -> Any:
     from hwprune.sparsity import SCORES
 
     parameters = dict(dense.named_parameters())
-    return {name: SCORES["lamp"](parameters[name].detach().numpy(), None) for name in names}
+    return {name: SCORES["lamp"](parameters[name].detach().numpy()) for name in names}
 
 
 def _part(split: Any, count: int) -> Any:

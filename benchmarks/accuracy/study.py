@@ -147,7 +147,6 @@ def _course(config: Config, prepared: Any, saved: int) -> dict[str, Any]:
     """
     from hwprune.sparsity import make
     from hwprune.steps.planning import plans_of
-    from hwprune.steps.pricing import pricer
     from hwprune.steps.pruning import filler
 
     if "sparsity" in config or "stages" in config:
@@ -167,11 +166,7 @@ def _course(config: Config, prepared: Any, saved: int) -> dict[str, Any]:
     plan = plans_of(prepared, (config["values"],))[config["values"]]
     density = plan.max_nonzeros / plan.weights
     strategy = make(config["strategy"], density=density, **config["options"])
-    return {
-        "strategy": strategy,
-        "fill": filler(prepared, plan),
-        "marginal": pricer(prepared, plan),
-    }
+    return {"strategy": strategy, "fill": filler(prepared, plan)}
 
 
 def _tell(event: Any, watch: Stopwatch) -> None:

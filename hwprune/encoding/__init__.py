@@ -4,7 +4,6 @@ from hwprune.encoding.bound import Bound, bound_of, index_bound
 from hwprune.encoding.codec import Codec, MalformedIndexError, spacing
 from hwprune.encoding.codecs import CODECS
 from hwprune.encoding.cost import Encoding, FileCost, Form, TensorCost
-from hwprune.encoding.marginal import marginal_bytes
 from hwprune.encoding.pack import check, pack, packed_positions, stored_nonzeros, to_csr, unpack
 from hwprune.encoding.values import VALUE_BITS, VALUE_DTYPES, compact_floats, quantise
 
@@ -23,7 +22,6 @@ __all__ = [
     "check",
     "compact_floats",
     "index_bound",
-    "marginal_bytes",
     "pack",
     "packed_positions",
     "quantise",

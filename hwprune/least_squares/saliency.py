@@ -84,7 +84,7 @@ def reconstruction_scores(
             if progress is not None:
                 progress(name, number, len(names))
             weight = parameters[name].detach()
-            lamp = SCORES["lamp"](_array(weight), None)
+            lamp = SCORES["lamp"](_array(weight))
             scores[name] = lamp
             if uses.obstacle(name) is not None or len(uses.operators[name]) != 1:
                 continue

@@ -15,21 +15,16 @@ from hwprune.sparsity.allocation import (
     global_,
     growth,
     rank_allocated,
-    uniform,
 )
 from hwprune.sparsity.bothways import (
     bidirectional,
-    bidirectional_feedback,
     bidirectional_iterative,
     bidirectional_one_shot,
-    cyclic,
 )
 from hwprune.sparsity.course import (
     Event,
-    Feedback,
     Fill,
     Initial,
-    Marginal,
     Phasing,
     Strategy,
 )
@@ -43,18 +38,17 @@ from hwprune.sparsity.masks import (
     masks_equal,
     repair_empty,
 )
-from hwprune.sparsity.oneway import cubic, dense, feedback, granet, iterative, one_shot, rigl, set_
+from hwprune.sparsity.oneway import cubic, dense, iterative, one_shot, rigl, set_
 from hwprune.sparsity.ranking import followed_by, rank, rank_dead, rank_living, rank_weights
-from hwprune.sparsity.rules import NEEDS, RULES, Evidence
-from hwprune.sparsity.scores import NEEDS_GRADIENT, SCORES, gradient, lamp, magnitude, taylor
+from hwprune.sparsity.rules import NEEDS_GRADIENT, RULES, Evidence
+from hwprune.sparsity.scores import SCORES, lamp, magnitude
 from hwprune.sparsity.selecting import select, select_living
-from hwprune.sparsity.strategies import STRATEGIES, check_options, make, options_of
+from hwprune.sparsity.strategies import STRATEGIES, check_options, make, options_of, refuse_removed
 from hwprune.sparsity.streaming import Streamed
 
 __all__ = [
     "ALLOCATIONS",
     "GROWTHS",
-    "NEEDS",
     "NEEDS_GRADIENT",
     "RULES",
     "SCORES",
@@ -62,32 +56,25 @@ __all__ = [
     "Change",
     "Event",
     "Evidence",
-    "Feedback",
     "Fill",
     "Initial",
-    "Marginal",
     "Phasing",
     "Repair",
     "Strategy",
     "Streamed",
     "bidirectional",
-    "bidirectional_feedback",
     "bidirectional_iterative",
     "bidirectional_one_shot",
     "champions",
     "check_options",
     "compare",
     "cubic",
-    "cyclic",
     "dense",
     "densities",
     "east",
     "erk",
-    "feedback",
     "followed_by",
     "global_",
-    "gradient",
-    "granet",
     "growth",
     "iterative",
     "lamp",
@@ -101,11 +88,10 @@ __all__ = [
     "rank_dead",
     "rank_living",
     "rank_weights",
+    "refuse_removed",
     "repair_empty",
     "rigl",
     "select",
     "select_living",
     "set_",
-    "taylor",
-    "uniform",
 ]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hwprune.errors import UsageError
 from hwprune.ir import Masks, Ranking
-from hwprune.sparsity.ranking import rank, rank_weights
+from hwprune.sparsity.ranking import rank
 from hwprune.sparsity.streaming import shapes_of, size_of
 
 # ERK's floor: this part of an even split between all tensors.
@@ -25,22 +25,6 @@ Allocation = Callable[[Mapping[str, NDArray[np.float32]], int], dict[str, int]]
 def global_(scores: Mapping[str, NDArray[np.float32]], total: int) -> dict[str, int]:
     """Give each tensor as many as it has among the best ``total`` of all."""
     return _tally(rank(scores, limit=_checked(total)))
-
-
-def lamp(scores: Mapping[str, NDArray[np.float32]], total: int) -> dict[str, int]:
-    """Give each tensor what a global ranking by LAMP gives it (arXiv 2010.07611, section 3).
-
-    Args:
-        scores: magnitudes of the weights (or the weights themselves).
-        total: how many connections live.
-    """
-    return _tally(rank_weights(scores, "lamp", _checked(total)))
-
-
-def uniform(scores: Mapping[str, NDArray[np.float32]], total: int) -> dict[str, int]:
-    """Give every tensor the same density."""
-    sizes = {name: size_of(shape) for name, shape in shapes_of(scores).items()}
-    return _apportion({name: float(size) for name, size in sizes.items()}, sizes, _checked(total))
 
 
 def erk(scores: Mapping[str, NDArray[np.float32]], total: int) -> dict[str, int]:
@@ -77,9 +61,7 @@ def _erk(shapes: Mapping[str, tuple[int, ...]], total: int) -> dict[str, int]:
 
 ALLOCATIONS: dict[str, Allocation] = {
     "global": global_,
-    "uniform": uniform,
     "erk": erk,
-    "lamp": lamp,
 }
 
 
@@ -98,9 +80,7 @@ def _towards_erk(
 GROWTHS: dict[str, Share | None] = {
     # None: the best of all dead ones, wherever they lie.
     "global": None,
-    # In proportion to the weights, to the dimensions (ERK), and to the connections that live.
-    "uniform": lambda shapes, living, added: {n: float(size_of(s)) for n, s in shapes.items()},
-    "erk": lambda shapes, living, added: {n: float(sum(s)) for n, s in shapes.items()},
+    # In proportion to the connections that live: each tensor's density stays, nearly.
     "proportional": lambda shapes, living, added: {n: float(c) for n, c in living.items()},
     # So that the living and the new together are shared out as ``erk`` would.
     "towards-erk": _towards_erk,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hwprune.errors import UsageError
 from hwprune.sparsity import schedules
-from hwprune.sparsity.course import Feedback, Initial, Strategy
-from hwprune.sparsity.pieces import Growing, Pruning, climb, dips, gradual, rounds, spread
+from hwprune.sparsity.course import Initial, Strategy
+from hwprune.sparsity.pieces import Growing, Pruning, climb, gradual, rounds, spread
 
 
 def bidirectional(
@@ -23,7 +23,6 @@ def bidirectional(
     allocation: str = "global",
     regrow_score: str = "gradient",
     regrow_allocation: str = "global",
-    per_byte: bool = False,
     initial: Initial = "zero",
 ) -> Strategy:
     """Prune gradually to an extreme state below the budget, then regrow until it is full.
@@ -46,14 +45,13 @@ def bidirectional(
         allocation: how they are shared out.
         regrow_score: what ranks the dead.
         regrow_allocation: how what is grown is shared out.
-        per_byte: rank the dead by gain per byte.
         initial: the value that a regrown connection starts from.
 
     Raises:
         UsageError: regrowth before the extreme state, or no regrowth step.
     """
     _check_climb("bidirectional", steps, prune_until, regrow_from, regrow_until)
-    growing = Growing(regrow_score, initial, regrow_allocation, per_byte)
+    growing = Growing(regrow_score, initial, regrow_allocation)
     down = gradual(
         density,
         depth,
@@ -78,7 +76,6 @@ def bidirectional_one_shot(
     allocation: str = "global",
     regrow_score: str = "gradient",
     regrow_allocation: str = "global",
-    per_byte: bool = False,
     initial: Initial = "zero",
 ) -> Strategy:
     """Prune to the extreme state at once, then regrow in steps, each retrained in full.
@@ -95,7 +92,6 @@ def bidirectional_one_shot(
         allocation: how they are shared out.
         regrow_score: what ranks the dead.
         regrow_allocation: how what is grown is shared out.
-        per_byte: rank the dead by gain per byte.
         initial: the value that a regrown connection starts from.
 
     Raises:
@@ -110,7 +106,7 @@ def bidirectional_one_shot(
         1 / (1 + max(1, steps)),
         rewind,
         Pruning(score, allocation),
-        Growing(regrow_score, initial, regrow_allocation, per_byte),
+        Growing(regrow_score, initial, regrow_allocation),
     )
 
 
@@ -126,7 +122,6 @@ def bidirectional_iterative(
     allocation: str = "global",
     regrow_score: str = "gradient",
     regrow_allocation: str = "global",
-    per_byte: bool = False,
     initial: Initial = "zero",
 ) -> Strategy:
     """Prune in rounds to the extreme state, then regrow in steps, each retrained in full.
@@ -145,7 +140,6 @@ def bidirectional_iterative(
         allocation: how they are shared out.
         regrow_score: what ranks the dead.
         regrow_allocation: how what is grown is shared out.
-        per_byte: rank the dead by gain per byte.
         initial: the value that a regrown connection starts from.
 
     Raises:
@@ -161,111 +155,8 @@ def bidirectional_iterative(
         prune_until or len(aims) / (len(aims) + max(1, steps)),
         rewind,
         Pruning(score, allocation),
-        Growing(regrow_score, initial, regrow_allocation, per_byte),
+        Growing(regrow_score, initial, regrow_allocation),
     )
-
-
-def bidirectional_feedback(
-    density: float,
-    *,
-    depth: float = 0.9,
-    steps: int = 10,
-    prune_until: float = 0.5,
-    regrow_from: float = 0.52,
-    regrow_until: float = 0.75,
-    prune_steps: int = 30,
-    feedback_from: float = 0.0,
-    score: str = "lamp",
-    allocation: str = "global",
-    initial: Initial = "zero",
-) -> Strategy:
-    """Go below the budget and back up to it, each mask drawn anew from dense weights that learn.
-
-    The climb of arXiv 2511.11675 with the mask of arXiv 2006.07253: what returns is what gradients
-    have raised over many steps, not what they are in one.
-
-    Args:
-        density: the density the plan expects at the full budget.
-        depth: the fraction of the budget's bytes that the extreme state uses.
-        steps: redrawings on the way up; the budget fraction rises linearly from ``depth`` to 1.
-        prune_until: the progress at which the extreme state is reached.
-        regrow_from: the progress of the first redrawing on the way up.
-        regrow_until: the progress of the last one; ordinary masked training follows.
-        prune_steps: prunings on the way down; 1 is one-shot.
-        feedback_from: the progress from which dense weights are kept; before it the way down is
-            plain pruning.
-        score: what ranks the dense weights.
-        allocation: how connections are shared out.
-        initial: what the dense weights begin with where a connection is dead at ``feedback_from``.
-
-    Raises:
-        UsageError: times out of order, or no step.
-    """
-    _check_climb("bidirectional-feedback", steps, prune_until, regrow_from, regrow_until)
-    if feedback_from > regrow_from:
-        raise UsageError(
-            f"bidirectional-feedback: feedback from {feedback_from}, growth from {regrow_from}",
-            hint="feedback_from <= regrow_from",
-        )
-    drawing = Pruning(score, allocation, redraw_from=feedback_from)
-    down = gradual(density, depth, until=prune_until, steps=prune_steps, pruning=drawing)
-    up = climb(depth, spread(steps, regrow_from, regrow_until), drawing)
-    kept = Feedback(feedback_from, up[-1].progress, initial)
-    return Strategy("bidirectional-feedback", down + up, density, feedback=kept)
-
-
-def cyclic(
-    density: float,
-    *,
-    rounds: int = 3,
-    amplitude: float = 0.3,
-    prune_until: float = 0.4,
-    until: float = 0.75,
-    dwell: float = 0.5,
-    prune_steps: int = 30,
-    rewind: bool = False,
-    score: str = "lamp",
-    allocation: str = "global",
-    regrow_score: str = "gradient",
-    regrow_allocation: str = "global",
-    per_byte: bool = False,
-    initial: Initial = "zero",
-) -> Strategy:
-    """Prune gradually to the budget, then prune below it and regrow, less deep each round.
-
-    Args:
-        density: the density the plan expects at the full budget.
-        rounds: how many times to prune and regrow.
-        amplitude: the fraction of the budget given up in the first round; it falls to zero along a
-            cosine (as the exchange of arXiv 1911.11134 does).
-        prune_until: the progress at which the budget is first reached.
-        until: the progress at which the last round ends.
-        dwell: the fraction of a round spent below the budget; 0 exchanges within one step.
-        prune_steps: pruning steps on the way down.
-        rewind: begin the learning-rate schedule anew when a round has grown back.
-        score: what ranks the living.
-        allocation: how they are shared out.
-        regrow_score: what ranks the dead.
-        regrow_allocation: how what is grown is shared out.
-        per_byte: rank the dead by gain per byte.
-        initial: the value that a regrown connection starts from.
-
-    Raises:
-        UsageError: no round, a depth of nothing or everything, or times out of order.
-    """
-    if rounds < 1 or not 0 < amplitude < 1 or not prune_until <= until or not 0 <= dwell <= 1:
-        raise UsageError(
-            f"cyclic: {rounds} rounds of amplitude {amplitude} between {prune_until} and {until}",
-            hint="at least one round, amplitude in (0, 1), dwell in [0, 1], prune_until <= until",
-        )
-    pruning = Pruning(score, allocation)
-    growing = Growing(regrow_score, initial, regrow_allocation, per_byte)
-    down = gradual(density, 1.0, until=prune_until, steps=prune_steps, pruning=pruning)
-    waves = dips(
-        rounds, amplitude, prune_until, until, dwell=dwell, pruning=pruning, growing=growing
-    )
-    restarts = tuple(event.progress for event in waves[1::2]) if rewind else ()
-    return Strategy("cyclic", down + waves, density, restarts)
 
 
 def _in_rounds(

@@ -8,12 +8,9 @@ the epochs they are given, so that two of them with the same recipe cost the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from hwprune.errors import UsageError
 from hwprune.ir import Masks, Ranking
@@ -24,16 +21,10 @@ from hwprune.sparsity.scores import SCORES
 Fill = Callable[[Ranking, float], Masks]
 """(ranking, fraction of the byte budget) -> the longest prefix of the ranking whose file fits."""
 
-Marginal = Callable[[Masks], Mapping[str, NDArray[np.float32]]]
-"""masks -> for each tensor, in its shape, the bytes that each dead connection would add alone.
-
-The mapping may work an array out when it is asked for, so that never two are held.
-"""
-
-Action = Literal["prune", "regrow", "redraw"]
-Initial = Literal["zero", "pretrained", "second-order"]
-ACTIONS: tuple[Action, ...] = ("prune", "regrow", "redraw")
-INITIALS: tuple[Initial, ...] = ("zero", "pretrained", "second-order")
+Action = Literal["prune", "regrow"]
+Initial = Literal["zero", "pretrained"]
+ACTIONS: tuple[Action, ...] = ("prune", "regrow")
+INITIALS: tuple[Initial, ...] = ("zero", "pretrained")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +34,14 @@ class Event:
     Attributes:
         progress: when, as a fraction of all training steps, in [0, 1].
         action: ``prune`` ranks the living connections and keeps the best; ``regrow`` keeps all
-            living connections and adds the best of the dead; ``redraw`` ranks all connections by
-            the dense weights that feedback keeps, so that any may go and any may return.
+            living connections and adds the best of the dead.
         density: the fraction of all prunable weights that live afterwards; exact to the connection.
         budget_fraction: or the fraction of the byte budget that the file takes afterwards.
         share: or the fraction of the connections alive before that are alive afterwards (prune).
         score: a name in SCORES; for ``regrow`` one in RULES, which ranks the dead connections.
-        initial: the value that a regrown connection starts from; while feedback lasts it is the
-            dense weight's, whatever stands here.
+        initial: the value that a regrown connection starts from.
         allocation: how connections are shared out between tensors: the living that stay, a name
             in ALLOCATIONS; for ``regrow`` those that are added, a name in GROWTHS.
-        per_byte: rank the dead by gain per byte: the score over what the connection adds to the
-            file (``regrow``).
 
     Raises:
         UsageError: a value outside its range, or not exactly one aim.
@@ -68,7 +55,6 @@ class Event:
     score: str = "lamp"
     initial: Initial = "zero"
     allocation: str = "global"
-    per_byte: bool = False
 
     def __post_init__(self) -> None:
         aims = [a for a in (self.density, self.budget_fraction, self.share) if a is not None]
@@ -87,36 +73,11 @@ class Event:
         among("initial value", self.initial, INITIALS)
         among("regrowth rule" if grows else "score", self.score, RULES if grows else SCORES)
         among("allocation", self.allocation, GROWTHS if grows else ALLOCATIONS)
-        if (self.per_byte and not grows) or (self.share is not None and self.action != "prune"):
+        if self.share is not None and grows:
             raise UsageError(
-                f"a {self.action} event with share {self.share}, per_byte {self.per_byte}",
-                hint="only pruning takes a share of the living, only regrowth gain per byte",
+                f"a regrow event with share {self.share}",
+                hint="only pruning takes a share of the living",
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Feedback:
-    """When dense weights go on learning behind the masked ones (DPF, arXiv 2006.07253).
-
-    Attributes:
-        start: the progress at which they begin, before the events of that step.
-        end: the progress at which they are given up, after the events of that step.
-        initial: what the dense weights of connections that are dead at the start begin with.
-
-    Raises:
-        UsageError: times out of order, or an initial value that there is not.
-    """
-
-    start: float
-    end: float
-    initial: Initial = "zero"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.end <= 1:
-            raise UsageError(
-                f"feedback from {self.start} to {self.end}", hint="0 <= start <= end <= 1"
-            )
-        among("initial value", self.initial, ("zero", "pretrained"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,20 +114,17 @@ class Strategy:
         density: the density that the plan expects at the full budget: it shapes gradual
             approaches and bounds memory, it never decides the final count.
         restarts: progress values at which the learning-rate schedule begins anew.
-        feedback: when dense weights learn behind the masked ones; None where never.
         trains: spend the epochs although nothing is pruned: ordinary dense training.
         phasing: when adaptive activations stand in for ReLU; None where never.
 
     Raises:
-        UsageError: events out of order, a last one that does not fill the budget, or a redrawn
-            mask without the dense weights that it is drawn from.
+        UsageError: events out of order, or a last one that does not fill the budget.
     """
 
     name: str
     events: tuple[Event, ...]
     density: float = 1.0
     restarts: tuple[float, ...] = ()
-    feedback: Feedback | None = None
     trains: bool = False
     phasing: Phasing | None = None
 
@@ -181,13 +139,6 @@ class Strategy:
                 f"the last event of {self.name!r} does not fill the budget",
                 hint="end with budget_fraction=1.0",
             )
-        redrawn = [event.progress for event in self.events if event.action == "redraw"]
-        known = self.feedback
-        if redrawn and not (known and known.start <= redrawn[0] and redrawn[-1] <= known.end):
-            raise UsageError(
-                f"the masks of {self.name!r} are redrawn while there is no feedback",
-                hint="redraw between feedback's start and end",
-            )
 
     def epochs(self, given: int) -> int:
         """Return how many of the given epochs are spent: all, or none where nothing happens."""
@@ -196,12 +147,7 @@ class Strategy:
     @property
     def regrows(self) -> bool:
         """Return whether connections are ever added: whether there is an extreme state."""
-        fractions = [event.budget_fraction or 0.0 for event in self.events]
-        redrawn = any(
-            event.action == "redraw" and after > before > 0
-            for event, before, after in zip(self.events[1:], fractions, fractions[1:], strict=False)
-        )
-        return redrawn or any(event.action == "regrow" for event in self.events)
+        return any(event.action == "regrow" for event in self.events)
 
 
 def among(what: str, value: str, known: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hwprune.errors import UsageError
 from hwprune.sparsity import schedules
-from hwprune.sparsity.course import Event, Feedback, Initial, Strategy
+from hwprune.sparsity.course import Event, Initial, Strategy
 from hwprune.sparsity.pieces import Growing, Pruning, exchanges, gradual, rounds
 
 
@@ -75,90 +75,6 @@ def cubic(
         growing=Growing(grow_score),
     )
     return Strategy("cubic", events, density)
-
-
-def granet(
-    density: float,
-    *,
-    until: float = 0.6,
-    steps: int = 30,
-    exchange: float = 0.3,
-    score: str = "lamp",
-    allocation: str = "global",
-    grow_score: str = "gradient",
-    grow_allocation: str = "global",
-) -> Strategy:
-    """Prune gradually and exchange connections at every step (GraNet, arXiv 2106.10404).
-
-    Args:
-        density: the density the plan expects.
-        until: the progress at which the budget is reached.
-        steps: pruning steps on the way, each with an exchange.
-        exchange: the fraction of the living that a step prunes beyond its aim and regrows at once.
-        score: what ranks the living.
-        allocation: how they are shared out.
-        grow_score: what ranks the dead.
-        grow_allocation: how what is grown is shared out.
-
-    Raises:
-        UsageError: no exchange.
-    """
-    if not 0 < exchange < 1:
-        raise UsageError(
-            f"granet: an exchange of {exchange}", hint="0 < exchange < 1; without one, use cubic"
-        )
-    events = gradual(
-        density,
-        1.0,
-        until=until,
-        steps=steps,
-        pruning=Pruning(score, allocation),
-        exchange=exchange,
-        growing=Growing(grow_score, allocation=grow_allocation),
-    )
-    return Strategy("granet", events, density)
-
-
-def feedback(
-    density: float,
-    *,
-    until: float = 0.5,
-    hold: float = 0.75,
-    steps: int = 30,
-    redraws: int = 10,
-    score: str = "lamp",
-    allocation: str = "global",
-) -> Strategy:
-    """Let dense weights learn from the gradient at the masked ones; redraw the mask from them.
-
-    DPF, arXiv 2006.07253: a connection that was pruned too early returns when its dense weight has
-    grown. The mask shrinks along a cubic and is redrawn at the full budget for a while.
-
-    Args:
-        density: the density the plan expects.
-        until: the progress at which the budget is reached.
-        hold: the progress of the last redrawing; ordinary masked training follows.
-        steps: redrawings on the way to the budget.
-        redraws: redrawings between ``until`` and ``hold``.
-        score: what ranks the dense weights.
-        allocation: how connections are shared out.
-
-    Raises:
-        UsageError: times out of order, or a negative number of redrawings.
-    """
-    if redraws < 0 or not until <= hold <= 1:
-        raise UsageError(
-            f"feedback: {redraws} redrawings from {until} to {hold}",
-            hint="0 redrawings or more, and until <= hold <= 1",
-        )
-    drawing = Pruning(score, allocation, redraw_from=0.0)
-    down = gradual(density, 1.0, until=until, steps=steps, pruning=drawing)
-    held = tuple(
-        drawing.at(until + (hold - until) * number / redraws, budget_fraction=1.0)
-        for number in range(1, redraws + 1)
-    )
-    events = down + held
-    return Strategy("feedback", events, density, feedback=Feedback(0.0, events[-1].progress))
 
 
 def rigl(

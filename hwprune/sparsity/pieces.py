@@ -5,7 +5,6 @@ Each piece returns events in order; a strategy puts pieces one after the other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,12 +20,10 @@ class Pruning:
     Attributes:
         score: a name in SCORES.
         allocation: a name in ALLOCATIONS.
-        redraw_from: the progress from which masks are redrawn from the dense weights of feedback.
     """
 
     score: str = "lamp"
     allocation: str = "global"
-    redraw_from: float = math.inf
 
     def at(
         self,
@@ -39,7 +36,7 @@ class Pruning:
         """Return the event that prunes to an aim."""
         return Event(
             progress,
-            "redraw" if progress >= self.redraw_from else "prune",
+            "prune",
             density,
             budget_fraction,
             share,
@@ -56,13 +53,11 @@ class Growing:
         score: a name in RULES.
         initial: the value that a regrown connection starts from.
         allocation: a name in GROWTHS.
-        per_byte: rank by gain per byte.
     """
 
     score: str = "gradient"
     initial: Initial = "zero"
     allocation: str = "global"
-    per_byte: bool = False
 
     def at(
         self,
@@ -80,7 +75,6 @@ class Growing:
             score=self.score,
             initial=self.initial,
             allocation=self.allocation,
-            per_byte=self.per_byte,
         )
 
 
@@ -145,11 +139,8 @@ def rounds(
     return (*events, pruning.at(times[-1], budget_fraction=depth))
 
 
-def climb(depth: float, times: Sequence[float], growing: Growing | Pruning) -> tuple[Event, ...]:
-    """Return the way from ``depth`` of the budget to all of it, in equal steps at these times.
-
-    With feedback the masks are redrawn larger; without it the dead with the largest gain return.
-    """
+def climb(depth: float, times: Sequence[float], growing: Growing) -> tuple[Event, ...]:
+    """Return the way from ``depth`` of the budget to all of it, in equal steps at these times."""
     return tuple(
         growing.at(time, budget_fraction=fraction)
         for time, fraction in zip(times, rising(depth, len(times)), strict=True)
@@ -167,38 +158,6 @@ def rising(depth: float, steps: int) -> list[float]:
 def spread(steps: int, start: float, end: float) -> list[float]:
     """Return times from ``start`` to ``end``, both included; one step is at the start."""
     return [schedules.linear(n / max(1, steps - 1), start, end) for n in range(steps)]
-
-
-def dips(
-    count: int,
-    amplitude: float,
-    start: float,
-    end: float,
-    *,
-    dwell: float,
-    pruning: Pruning,
-    growing: Growing,
-) -> tuple[Event, ...]:
-    """Return rounds that prune below the budget and regrow to it, each less deep than the last.
-
-    Args:
-        count: how many rounds.
-        amplitude: the fraction of the budget given up in the first one; it falls to zero along a
-            cosine (as the exchange of arXiv 1911.11134 does).
-        start: the progress at which the first round begins.
-        end: the progress at which the last one ends.
-        dwell: the fraction of a round spent below the budget; 0 exchanges within one step.
-        pruning: what ranks the living.
-        growing: what ranks the dead.
-    """
-    length = (end - start) / count
-    events: list[Event] = []
-    for number in range(count):
-        close = min(1.0, start + (number + 1) * length)
-        below = 1.0 - schedules.cosine(number / count, amplitude, 0.0)
-        events.append(pruning.at(close - dwell * length, budget_fraction=below))
-        events.append(growing.at(close, budget_fraction=1.0))
-    return tuple(events)
 
 
 def exchanges(

@@ -1,7 +1,6 @@
 """Which connections matter: one function per criterion, all with one signature.
 
-A score is ``(weight, gradient) -> score``, float32 in the weight's own shape; higher means keep.
-``gradient`` is that of the loss with respect to the weight, None where there is none.
+A score is ``weight -> score``, float32 in the weight's own shape; higher means keep.
 """
 
 from __future__ import annotations
@@ -11,69 +10,23 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprune.errors import UsageError
 from hwprune.sparsity import topk
 
-Score = Callable[[NDArray[np.float32], NDArray[np.float32] | None], NDArray[np.float32]]
+Score = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-def _required(
-    gradient: NDArray[np.float32] | None, weight: NDArray[np.float32], score: str
-) -> NDArray[np.float32]:
-    if gradient is None:
-        raise UsageError(
-            f"the score {score!r} needs gradients, and none were given",
-            hint="give data to measure gradients on, or choose magnitude or lamp",
-        )
-    if gradient.shape != weight.shape:
-        raise UsageError(
-            f"the score {score!r} got a gradient of shape {gradient.shape}"
-            f" for a weight of shape {weight.shape}",
-            hint="pass the gradient of the same parameter",
-        )
-    return gradient
-
-
-def magnitude(
-    weight: NDArray[np.float32], gradient: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
+def magnitude(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return |w|."""
-    del gradient
     return np.asarray(np.abs(weight), dtype=np.float32)
 
 
-def gradient(
-    weight: NDArray[np.float32], gradient: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
-    """Return |g|, RigL's criterion for growing (arXiv 1911.11134, section 3).
-
-    Raises:
-        UsageError: no gradient was given, or one of another shape.
-    """
-    return np.asarray(np.abs(_required(gradient, weight, "gradient")), dtype=np.float32)
-
-
-def taylor(
-    weight: NDArray[np.float32], gradient: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
-    """Return |w g|, the first-order change of the loss when w is removed (arXiv 1906.10771, eq. 8).
-
-    Raises:
-        UsageError: no gradient was given, or one of another shape.
-    """
-    return np.asarray(np.abs(weight * _required(gradient, weight, "taylor")), dtype=np.float32)
-
-
-def lamp(
-    weight: NDArray[np.float32], gradient: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
+def lamp(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return w^2 over the sum of w^2 of all weights of the tensor that are no smaller.
 
     arXiv 2010.07611, equation 4. The largest weight of every tensor scores exactly 1, so a global
     ranking by this score empties no tensor while it keeps one connection per tensor. Of equal
     magnitudes the one with the lower index counts as larger. Zero weights score 0.
     """
-    del gradient
     positions, values = _lamp_sorted(weight, weight.size)
     scores = np.empty(weight.size, dtype=np.float32)
     scores[positions] = values
@@ -143,28 +96,13 @@ def _lamp_sorted(
     return positions, scores.astype(np.float32)
 
 
-SCORES: dict[str, Score] = {
-    "magnitude": magnitude,
-    "lamp": lamp,
-    "gradient": gradient,
-    "taylor": taylor,
-}
-
-# Those that cannot do without a gradient.
-NEEDS_GRADIENT: frozenset[str] = frozenset({"gradient", "taylor"})
+SCORES: dict[str, Score] = {"magnitude": magnitude, "lamp": lamp}
 
 
-def pieces(
-    name: str, weight: NDArray[np.float32], gradient: NDArray[np.float32] | None
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield (offset, flat piece) of a tensor's score: new arrays, one at a time.
-
-    Raises:
-        UsageError: the score needs a gradient, and none was given.
-    """
+def pieces(name: str, weight: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield (offset, flat piece) of a tensor's score: new arrays, one at a time."""
     if name == "lamp":
         yield from topk.chunks(lamp(weight))
         return
     for start, chunk in topk.chunks(weight):
-        slope = None if gradient is None else gradient.reshape(-1)[start : start + chunk.size]
-        yield start, SCORES[name](chunk, slope)
+        yield start, SCORES[name](chunk)

@@ -9,30 +9,39 @@ from typing import Any
 from hwprune.errors import UsageError
 from hwprune.sparsity.bothways import (
     bidirectional,
-    bidirectional_feedback,
     bidirectional_iterative,
     bidirectional_one_shot,
-    cyclic,
 )
-from hwprune.sparsity.course import Strategy, among
+from hwprune.sparsity.course import Strategy
 from hwprune.sparsity.east import east
-from hwprune.sparsity.oneway import cubic, dense, feedback, granet, iterative, one_shot, rigl, set_
+from hwprune.sparsity.oneway import cubic, dense, iterative, one_shot, rigl, set_
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "bidirectional": bidirectional,
     "bidirectional-one-shot": bidirectional_one_shot,
     "bidirectional-iterative": bidirectional_iterative,
-    "bidirectional-feedback": bidirectional_feedback,
-    "cyclic": cyclic,
     "iterative": iterative,
     "one-shot": one_shot,
     "cubic": cubic,
-    "granet": granet,
-    "feedback": feedback,
     "rigl": rigl,
     "set": set_,
     "east": east,
     "dense": dense,
+}
+
+# What is gone, and what to use instead: our own records had it behind, or nothing ever used it.
+REMOVED: dict[str, str] = {
+    "feedback": "use cubic",
+    "bidirectional-feedback": "use cubic or bidirectional",
+    "cyclic": "use bidirectional",
+    "granet": "use cubic with exchange = 0.3, which does the same",
+}
+_REMOVED_OPTIONS: dict[str, str] = {
+    "per_byte": "leave it out: gain per byte never was ahead of the gain alone",
+    **dict.fromkeys(
+        ("taylor", "descent", "momentum", "second-order"), "use gradient, magnitude or random"
+    ),
+    "uniform": "use global or erk",
 }
 
 
@@ -60,13 +69,28 @@ def options_of(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
+def refuse_removed(name: str, options: Mapping[str, Any]) -> None:
+    """Raise UsageError where a strategy, an option or its value is no more, with what to use."""
+    if name in REMOVED:
+        raise UsageError(f"the strategy {name!r} was removed", hint=REMOVED[name])
+    for option, value in options.items():
+        for given in (option, value):
+            if isinstance(given, str) and given in _REMOVED_OPTIONS:
+                what = f"{option!r}" if given == option else f"{option} = {value!r}"
+                raise UsageError(f"{name}: {what} was removed", hint=_REMOVED_OPTIONS[given])
+
+
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Check names and types of a strategy's options.
 
     Raises:
         UsageError: a strategy or an option that there is not, or a value of another type.
     """
-    among("strategy", name, STRATEGIES)
+    refuse_removed(name, options)
+    if name not in STRATEGIES:
+        raise UsageError(
+            f"there is no strategy {name!r}", hint=f"use one of {', '.join(STRATEGIES)}"
+        )
     known = options_of(name)
     for option, value in options.items():
         if option not in known:

@@ -13,7 +13,6 @@ from hwprune.ir import Data, Masks, Plan, Ranking
 from hwprune.sparsity import Strategy, make
 from hwprune.sparsity.masks import full
 from hwprune.steps.planning import Prepared, cost_of
-from hwprune.steps.pricing import pricer
 from hwprune.steps.reconstructing import Tell, fit_with_data, fit_without_data, start_from_fit
 from hwprune.steps.storing import store_of
 from hwprune.units import format_bytes, format_percent
@@ -244,7 +243,6 @@ def _train(
         checkpoint=training.checkpoint,
         world=world,
         store=store_of(prepared, prepared.model.module, plan.value_type),
-        marginal=pricer(prepared, plan),
     )
     where = f"on {training.device}"
     if world.size > 1:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 def apply_due(run: Run, epoch: int, *, at_end: bool = False) -> None:
     """Apply the events whose step has come; all that are left, at the end."""
     stepper = run.stepper
-    stepper.feedback.before_events(run.step)
     while run.pending and (at_end or run.pending[0][0] <= run.step):
         _, event = run.pending.pop(0)
         if event.action == "regrow":
@@ -28,10 +27,7 @@ def apply_due(run: Run, epoch: int, *, at_end: bool = False) -> None:
         with run.witness.seen(event, len(run.pending)) as seen:
             mended = agreed_masks(run, event, seen)
             masks = mended.masks
-            if event.action == "redraw" and masks.nonzeros > run.sparse.masks.nonzeros:
-                _look_at_extreme(run, epoch)
-            step = events.start_of(seen, run.sparse)
-            run.sparse.set_masks(masks, stepper.optimizer, initial=event.initial, step=step)
+            run.sparse.set_masks(masks, stepper.optimizer, initial=event.initial)
             run.sparse.restart(mended.opened)
         run.paths.count(mended)
         _note_collapse(run, mended.untouched)
@@ -40,7 +36,6 @@ def apply_due(run: Run, epoch: int, *, at_end: bool = False) -> None:
         density = masks.nonzeros / run.sparse.weights
         told = f"{event.action} to {masks.nonzeros:,} nonzeros ({100 * density:.2f} %)"
         run.journal.say(epoch, run.step, message=told)
-    stepper.feedback.after_events(run.step, stepper.optimizer, at_end=at_end)
 
 
 def agreed_masks(run: Run, event: Event, seen: Seen) -> Mended:
@@ -55,7 +50,6 @@ def agreed_masks(run: Run, event: Event, seen: Seen) -> Mended:
         seen,
         setting.fill,
         density=setting.strategy.density,
-        marginal=setting.marginal,
     )
     mended = Mended(masks)
     if setting.world.leads:

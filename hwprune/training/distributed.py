@@ -3,7 +3,7 @@
 Gradients are summed over the processes by hand, in flat buckets, right after each backward pass,
 rather than by wrapping the module in ``DistributedDataParallel``: the module stays what it is (its
 names, its hooks, exported programs), and everything that reads or changes gradients (masks, scores
-of dead connections, feedback, a second pass for sharpness) sees those of the whole batch, in every
+of dead connections, a second pass for sharpness) sees those of the whole batch, in every
 process the same to the bit. The wrapper would overlap sending with the backward pass; for networks
 that are pruned for small devices there is little to send.
 

@@ -6,18 +6,16 @@ selected and nothing is held for each connection; an aim in bytes ranks about as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprune.errors import UsageError
 from hwprune.ir import Masks, Ranking
 from hwprune.sparsity import (
     ALLOCATIONS,
     Event,
     Fill,
-    Marginal,
     Streamed,
     champions,
     followed_by,
@@ -29,8 +27,7 @@ from hwprune.sparsity import (
     select,
     select_living,
 )
-from hwprune.sparsity.masks import full
-from hwprune.sparsity.rules import pieces, step
+from hwprune.sparsity.rules import pieces
 from hwprune.sparsity.scores import pieces as score_pieces
 from hwprune.training.evidence import Seen
 from hwprune.training.sparse import SparseParameters
@@ -39,10 +36,6 @@ from hwprune.training.sparse import SparseParameters
 # by what can fit, not by the size of the network.
 _ROOM = 0.125
 _LEAST = 1 << 16
-# Connections that cost nothing come first, the one with the largest gain before the others.
-_LEAST_BYTES = np.float32(2.0**-10)
-
-Scores = Mapping[str, NDArray[np.float32]]
 
 
 def masks_after(
@@ -52,7 +45,6 @@ def masks_after(
     fill: Fill,
     *,
     density: float,
-    marginal: Marginal | None = None,
 ) -> Masks:
     """Return the masks that an event leads to; changes nothing.
 
@@ -66,13 +58,9 @@ def masks_after(
         seen: what the event's score needs.
         fill: turns a ranking and a fraction of the byte budget into masks.
         density: what the plan expects at the full budget (bounds memory only).
-        marginal: what a dead connection would add to the file, where the event asks for it.
-
-    Raises:
-        UsageError: the event ranks by gain per byte, and nobody knows the bytes.
     """
     work = _Regrowing if event.action == "regrow" else _Pruning
-    task = work(event, parameters, seen, marginal)
+    task = work(event, parameters, seen)
     total = parameters.weights
     if event.budget_fraction is None:
         whole = total if event.density is not None else parameters.masks.nonzeros
@@ -90,32 +78,23 @@ def masks_after(
         limit = min(total, 4 * limit)
 
 
-def start_of(seen: Seen, parameters: SparseParameters) -> Callable[[str], NDArray[np.float32]]:
-    """Return the function that says where a second-order step leads in each tensor."""
-    return lambda name: step(seen.evidence(parameters, name))
-
-
 def collapsed(masks: Masks) -> tuple[str, ...]:
     """Return the tensors of which a single connection is left: only the guard kept that one."""
     return tuple(n for n in masks if masks[n].size > 1 and np.count_nonzero(masks[n]) <= 1)
 
 
 class _Pruning:
-    """Ranks the living by score; all of them, by their dense weights, where masks are redrawn.
+    """Ranks the living by score.
 
     Where bytes are to be filled, the dead may follow to use the rest up: bytes depend on positions,
     so the budget may hold more connections than live. Then the dead with the largest pretrained
     weights come back (from the event's initial value).
     """
 
-    def __init__(
-        self, event: Event, parameters: SparseParameters, seen: Seen, marginal: Marginal | None
-    ) -> None:
-        del marginal
-        self.event, self.parameters, self.seen = event, parameters, seen
+    def __init__(self, event: Event, parameters: SparseParameters, seen: Seen) -> None:
+        del seen
+        self.event, self.parameters = event, parameters
         self.weights, self.alive = parameters.values(), parameters.masks
-        if event.action == "redraw":
-            self.weights, self.alive = parameters.dense_values(), full(parameters.shapes)
 
     def masks(self, count: int) -> Masks:
         """Return the best ``count``."""
@@ -148,9 +127,7 @@ class _Pruning:
         """Rank the best ``limit``; where they are shared out, as ``expected`` of them would be."""
         if self.event.allocation != "global":
             scores = self.scores()
-            counts = ALLOCATIONS[self.event.allocation](
-                self.weights if self.event.allocation == "lamp" else scores, expected
-            )
+            counts = ALLOCATIONS[self.event.allocation](scores, expected)
             # No tensor is left without a connection.
             counts = {name: max(1, count) for name, count in counts.items()}
             return rank_allocated(scores, counts, limit=limit)
@@ -164,8 +141,7 @@ class _Pruning:
 
         def parts(name: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
             living = self.alive[name].reshape(-1)
-            gradient = self.seen.gradient_of(name)
-            for start, found in score_pieces(self.event.score, self.weights[name], gradient):
+            for start, found in score_pieces(self.event.score, self.weights[name]):
                 found[~living[start : start + found.size]] = -np.inf
                 yield start, found
 
@@ -178,19 +154,9 @@ class _Regrowing:
     A tensor that has lost every connection gets its best one back before any other grows.
     """
 
-    def __init__(
-        self, event: Event, parameters: SparseParameters, seen: Seen, marginal: Marginal | None
-    ) -> None:
+    def __init__(self, event: Event, parameters: SparseParameters, seen: Seen) -> None:
         self.event, self.parameters, self.seen = event, parameters, seen
         self.alive = parameters.masks
-        self.bytes: Scores | None = None
-        if event.per_byte:
-            if marginal is None:
-                raise UsageError(
-                    "regrowth by gain per byte needs to know what a connection adds to the file",
-                    hint="compile for a byte budget, or leave per_byte out",
-                )
-            self.bytes = marginal(self.alive)
 
     def masks(self, count: int) -> Masks:
         """Return the living and the best of the dead, ``count`` together."""
@@ -226,19 +192,13 @@ class _Regrowing:
         return rank_allocated(gains, counts, limit=limit)
 
     def gains(self) -> Streamed:
-        """Return the gains of the dead, by the byte where asked for, and -inf for the living."""
+        """Return the gains of the dead, and -inf for the living."""
 
         def parts(name: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
-            cost = None if self.bytes is None else self.bytes[name].reshape(-1)
             living = self.alive[name].reshape(-1)
             seen = self.seen.evidence(self.parameters, name)
             for start, gain in pieces(self.event.score, seen):
-                part = slice(start, start + gain.size)
-                if cost is not None:
-                    # A loss does not get smaller by being spread over bytes.
-                    least = np.maximum(cost[part], _LEAST_BYTES)
-                    np.divide(gain, least, out=gain, where=gain > 0)
-                gain[living[part]] = -np.inf
+                gain[living[start : start + gain.size]] = -np.inf
                 yield start, gain
 
         return Streamed.of_parts(self.parameters.shapes, parts)

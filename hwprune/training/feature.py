@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class Feature(Protocol):
-    """A part of a run with a state of its own: averaged weights, feedback, sharpness.
+    """A part of a run with a state of its own: averaged weights, ways to the outputs.
 
     It is put into ``Run.features`` under a name; a run that is resumed makes it anew and then
     gives it back the state that was saved.

@@ -16,16 +16,15 @@ from hwprune.extreme.dyrelu import Phased, strip
 from hwprune.extreme.reachability import Mended, Paths
 from hwprune.ir import Data
 from hwprune.sparsity import Event as MaskEvent
-from hwprune.sparsity import Fill, Marginal, Strategy
+from hwprune.sparsity import Fill, Strategy
 from hwprune.training import events, precision
 from hwprune.training.applying import agreed_masks, apply_due
 from hwprune.training.averaging import Pool
 from hwprune.training.batches import epoch_order, steps_per_epoch
 from hwprune.training.checkpoints import Checkpoint, Keeper
 from hwprune.training.distributed import ALONE, World
-from hwprune.training.evidence import NOTHING, Witness, needs
+from hwprune.training.evidence import NOTHING, Witness
 from hwprune.training.feature import Feature
-from hwprune.training.feedback import FeedbackWeights
 from hwprune.training.identity import identity_of, surroundings_of
 from hwprune.training.journal import Journal
 from hwprune.training.losses import check_labels
@@ -46,7 +45,6 @@ from hwprune.training.resuming import capture, restore
 from hwprune.training.setting import Setting
 from hwprune.training.sparse import SparseParameters
 from hwprune.training.stepper import Stepper
-from hwprune.training.trace import Trace
 
 # Steps between two looks at the loss on a device where looking waits for the queue.
 _LOOK = 25
@@ -68,7 +66,6 @@ def finetune(
     store: Store | None = None,
     checkpoint: Checkpoint | None = None,
     world: World = ALONE,
-    marginal: Marginal | None = None,
     observe: Callable[[nn.Module], float] | None = None,
 ) -> TrainResult:
     """Prune (and regrow) a network along a strategy while it is trained. Works in place.
@@ -92,8 +89,6 @@ def finetune(
         checkpoint: where to keep the state of the run, and whether to continue from there. The
             file stays when the run has ended: ``checkpoint.discard()`` removes it.
         world: the processes that train together, all of which call this with the same arguments.
-        marginal: masks -> the bytes that each dead connection would add, for strategies that
-            regrow by gain per byte.
         observe: called with the module as it would be shipped, whenever a learning-rate schedule
             has ended and another follows; the trajectory holds what it returns (``observed``),
             and nothing depends on it.
@@ -118,7 +113,7 @@ def finetune(
         try:
             setting = Setting(
                 module, data, names, strategy, fill, recipe, teacher, seed, device, progress,
-                train_batchnorm, store, checkpoint, world, marginal, observe,
+                train_batchnorm, store, checkpoint, world, observe,
             )  # fmt: skip
             return Run(setting).go()
         finally:
@@ -175,15 +170,13 @@ class Run:
         self.journal.notes += self.phased.notes
         self.paths = Paths(module, self.sparse, self._few)
         values = Quantised(module, self.sparse, store, quantise_at)
-        feedback = FeedbackWeights(self.sparse, strategy.feedback, self._due)
-        trace = Trace(self.sparse, [at for at, event in self.pending if "momentum" in needs(event)])
         chosen = self._choose_precision()
-        self.stepper = Stepper(setting, self.sparse, chosen, values, feedback, trace)
+        self.stepper = Stepper(setting, self.sparse, chosen, values)
         self.witness = Witness(self.stepper, self.sparse, self.batches, self.probe, setting.seed)
         self.pool = Pool(module, recipe.interpolate)
         self.features: dict[str, Feature] = {
             "average": self.stepper.average, "pool": self.pool, "values": values,
-            "feedback": self.stepper.feedback, "trace": self.stepper.trace, "paths": self.paths,
+            "paths": self.paths,
         }  # fmt: skip
         self.keeper = Keeper(
             setting.checkpoint,
@@ -254,7 +247,6 @@ class Run:
             apply_due(self, epoch)
             rate = recipe.rate(self.step / self.steps, self.restarts)
             self.stepper.values.at(self.step)
-            self.stepper.trace.at(self.step)
             total += self.stepper.step(setting.augmented(batch, self.generator), rate)
             done, self.step = done + 1, self.step + 1
             if setting.device == "cpu" or done % _LOOK == 0 or done == self.per_epoch:

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from hwprune.errors import UsageError
-from hwprune.sparsity import STRATEGIES, make
+from hwprune.sparsity import STRATEGIES, make, refuse_removed
 from hwprune.training.recipe import Recipe
 
 # By name: tomli is installed on Python 3.10 only, and a type checker would ask for it anywhere.
@@ -146,6 +146,11 @@ def _strategy_of(table: Any, path: str) -> tuple[str | None, dict[str, Any]]:
     if not isinstance(table, dict):
         raise UsageError(f"{path}: strategy = {_give(table)}: expected a table, [strategy]")
     name = table.get("name")
+    rest = {key: value for key, value in table.items() if key != "name"}
+    try:
+        refuse_removed(str(name), rest)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}", hint=error.hint) from None
     if not isinstance(name, str) or name not in STRATEGIES:
         given = "missing" if name is None else f"= {_give(name)}"
         close = difflib.get_close_matches(str(name), STRATEGIES, n=1, cutoff=0.5)
@@ -153,7 +158,6 @@ def _strategy_of(table: Any, path: str) -> tuple[str | None, dict[str, Any]]:
             f"{path}: strategy.name {given}: expected one of {', '.join(STRATEGIES)}",
             hint=f"did you mean {close[0]!r}?" if close else None,
         )
-    rest = {key: value for key, value in table.items() if key != "name"}
     options = _checked(_strategy_model(name), rest, path, "strategy.")
     try:
         make(name, density=_SOME_DENSITY, **options)

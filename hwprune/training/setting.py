@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hwprune.ir import Data, Split
-from hwprune.sparsity import Fill, Marginal, Strategy
+from hwprune.sparsity import Fill, Strategy
 from hwprune.training.batches import Batch, Batches, augment
 from hwprune.training.checkpoints import Checkpoint
 from hwprune.training.distributed import ALONE, World
@@ -36,7 +36,6 @@ class Setting:
     store: Store | None = None
     checkpoint: Checkpoint | None = None
     world: World = ALONE
-    marginal: Marginal | None = None
     observe: Callable[[nn.Module], float] | None = None
 
     def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:

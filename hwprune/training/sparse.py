@@ -8,7 +8,7 @@ They stay exactly zero because their gradient and their momentum are zero at eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ class SparseParameters:
         parameters: by name.
         pretrained: their values before anything was pruned.
         masks: what lives.
-        dense: the dense weights of feedback, while there is any; see ``feedback``.
 
     Raises:
         UsageError: no name at all.
@@ -59,7 +58,6 @@ class SparseParameters:
         self.pretrained = {
             name: _alike(p.detach(), others.get(name)) for name, p in self.parameters.items()
         }
-        self.dense: dict[str, torch.Tensor] = {}
         self.weights = sum(p.numel() for p in self.parameters.values())
         self.masks = Masks({n: np.ones(shape, dtype=np.bool_) for n, shape in self.shapes.items()})
         # True where pruned, in the parameter's own device and memory order; absent while nothing
@@ -69,11 +67,6 @@ class SparseParameters:
     def values(self) -> Streamed:
         """Return the weights as NumPy arrays, each made when it is asked for."""
         return Streamed(self.shapes, lambda name: to_numpy(self.parameters[name]))
-
-    def dense_values(self) -> Streamed:
-        """Return the dense weights of feedback, or the weights where there is none."""
-        held = self.dense or self.parameters
-        return Streamed(self.shapes, lambda name: to_numpy(held[name]))
 
     def pretrained_values(self) -> Streamed:
         """Return the pretrained weights as NumPy arrays."""
@@ -93,37 +86,27 @@ class SparseParameters:
         optimizer: torch.optim.Optimizer | None,
         *,
         initial: Initial = "zero",
-        step: Callable[[str], NDArray[np.float32]] | None = None,
     ) -> None:
         """Replace the masks: zero what is pruned, momentum included; start what is grown.
 
-        A grown weight starts with zero momentum, which it has had since it was pruned. While there
-        are dense weights, they and their momentum stay as they are, and what is grown starts from
-        them.
+        A grown weight starts with zero momentum, which it has had since it was pruned.
 
         Args:
             masks: the new masks.
             optimizer: whose state of these parameters is kept in step, None before there is one.
             initial: what a grown weight starts from.
-            step: name -> where a second-order step leads, for ``initial="second-order"``.
         """
         before, self.masks = self.masks, masks
         for name, parameter in self.parameters.items():
             mask = masks[name]
             dead = torch.empty_like(parameter.data, dtype=torch.bool).copy_(torch.from_numpy(~mask))
             with torch.no_grad():
-                if self.dense:
-                    parameter.copy_(self.dense[name])
-                elif initial != "zero":
-                    start = self.pretrained[name]
-                    if initial == "second-order":
-                        assert step is not None
-                        start = torch.from_numpy(step(name)).to(parameter.device)
+                if initial == "pretrained":
                     grown = torch.from_numpy(mask & ~before[name]).to(parameter.device)
-                    parameter.copy_(torch.where(grown, start, parameter))
+                    parameter.copy_(torch.where(grown, self.pretrained[name], parameter))
                 # Not a product: it would make -0.0 and turn inf into NaN.
                 parameter.masked_fill_(dead, 0.0)
-            if optimizer is not None and not self.dense:
+            if optimizer is not None:
                 _clear_state(optimizer, parameter, dead)
             if mask.all():
                 self._dead.pop(name, None)
@@ -131,11 +114,8 @@ class SparseParameters:
                 self._dead[name] = dead
 
     def restart(self, opened: Masks | None) -> None:
-        """Give connections that are at zero their pretrained values; None where there are none.
-
-        While there are dense weights these stay: they are what a connection starts from.
-        """
-        if self.dense or opened is None:
+        """Give connections that are at zero their pretrained values; None where there are none."""
+        if opened is None:
             return
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -143,36 +123,8 @@ class SparseParameters:
                     here = torch.from_numpy(opened[name]).to(parameter.device) & (parameter == 0)
                     parameter.copy_(torch.where(here, self.pretrained[name], parameter))
 
-    def keep_dense(self, initial: Initial) -> None:
-        """Begin feedback: hold the weights as dense ones, those of the dead from ``initial``."""
-        self.dense = {name: p.detach().clone() for name, p in self.parameters.items()}
-        if initial == "pretrained":
-            for name, dead in self._dead.items():
-                self.dense[name][dead] = self.pretrained[name][dead]
-
-    def show_dense(self) -> None:
-        """Let the parameters hold the dense weights where they live, zero elsewhere."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(self.dense[name])
-                if name in self._dead:
-                    parameter.masked_fill_(self._dead[name], 0.0)
-
-    def drop_dense(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """End feedback: forget the dense weights, and the momentum of the dead."""
-        self.dense = {}
-        for name, dead in self._dead.items():
-            if optimizer is not None:
-                _clear_state(optimizer, self.parameters[name], dead)
-
-    def mask_gradients(self, *, even_dense: bool = False) -> None:
-        """Zero the gradients of pruned weights, so that weight and momentum stay zero.
-
-        Args:
-            even_dense: also while there are dense weights, which learn from whole gradients.
-        """
-        if self.dense and not even_dense:
-            return
+    def mask_gradients(self) -> None:
+        """Zero the gradients of pruned weights, so that weight and momentum stay zero."""
         for name, dead in self._dead.items():
             gradient = self.parameters[name].grad
             if gradient is not None:

@@ -12,7 +12,6 @@ from torch import nn
 from hwprune.extreme.dyrelu import is_phased
 from hwprune.training.averaging import Average
 from hwprune.training.batches import Batch, Batches
-from hwprune.training.feedback import FeedbackWeights
 from hwprune.training.losses import loss_of
 from hwprune.training.modes import frozen_statistics, logits_of, set_mode
 from hwprune.training.optimizer import sgd
@@ -20,7 +19,6 @@ from hwprune.training.quantised import Quantised
 from hwprune.training.setting import Setting
 from hwprune.training.sharpness import Sharpness
 from hwprune.training.sparse import SparseParameters
-from hwprune.training.trace import Trace
 
 
 class Stepper:
@@ -31,13 +29,9 @@ class Stepper:
         sparse: its prunable parameters.
         precision: of the forward pass.
         values: the weights as they are stored.
-        feedback: the dense weights behind the masked ones.
-        trace: the running average of gradients.
 
     Attributes:
         values: the same.
-        feedback: the same.
-        trace: the same.
         average: the moving average of the weights.
     """
 
@@ -47,12 +41,10 @@ class Stepper:
         sparse: SparseParameters,
         precision: Literal["fp32", "bf16"],
         values: Quantised,
-        feedback: FeedbackWeights,
-        trace: Trace,
     ) -> None:
         """Make the optimiser."""
         recipe = setting.recipe
-        self.values, self.feedback, self.trace = values, feedback, trace
+        self.values = values
         self.average = Average(setting.module, sparse, recipe.ema_decay)
         self._sharpness = None
         if recipe.sharpness:
@@ -72,15 +64,13 @@ class Stepper:
             group["lr"] = rate
         loss = self.backward(batch)
         if self._sharpness is not None:
-            self._sparse.mask_gradients(even_dense=True)
+            self._sparse.mask_gradients()
             self._sharpness.ascend(lambda: self.backward(batch))
-        self.trace.update()
         self._sparse.mask_gradients()
         if self._setting.recipe.grad_clip is not None:
             parameters = self._setting.module.parameters()
             nn.utils.clip_grad_norm_(parameters, self._setting.recipe.grad_clip)
-        with self.feedback.unveiled():
-            self.optimizer.step()
+        self.optimizer.step()
         self.average.update()
         return loss
 
@@ -121,37 +111,24 @@ class Stepper:
             setting.module, loss.detach(), logits.shape[0], setting.batch_size
         )
 
-    def probe(
-        self, batches: Batches, generator: torch.Generator, count: int | None = None
-    ) -> Iterator[None]:
-        """Put the gradient of one batch after the other into the parameters, dead ones included.
+    def probe(self, batches: Batches, generator: torch.Generator) -> Iterator[None]:
+        """Put the gradients of ``gradient_batches`` batches into the parameters, one by one.
 
         A few batches with BN held still are no reason to compile the network for that too.
 
         Args:
             batches: where to draw from.
             generator: of the draw and of the augmentation.
-            count: how many; None for the recipe's ``gradient_batches``.
         """
         setting = self._setting
         set_mode(setting.module, training=True, train_batchnorm=setting.train_batchnorm)
         with frozen_statistics(setting.module):
-            for _ in range(self.gradient_batches if count is None else count):
+            for _ in range(setting.recipe.gradient_batches):
                 index = torch.randperm(batches.size, generator=generator)
                 index = index[: setting.batch_size][setting.rows]
                 for batch in batches.take((index,)):
                     self.backward(setting.augmented(batch, generator), eager=True)
                 yield
-
-    @property
-    def gradient_batches(self) -> int:
-        """Return how many batches a gradient is summed over."""
-        return self._setting.recipe.gradient_batches
-
-    @property
-    def batch_size(self) -> int:
-        """Return how many samples a gradient is the mean of."""
-        return self._setting.batch_size
 
     def state(self) -> dict[str, Any]:
         """Return the optimiser's state and the precision, which may have been measured."""

@@ -15,10 +15,10 @@ from hwprune.sparsity import make
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
 NAMES = (
-    "common", "networks", "staged", "study", "fig1", "fig2", "equal_cost", "bytes_at_accuracy",
-    "published", "figures", "train_dense", "tuning",
+    "common", "networks", "staged", "study", "fig1", "fig2", "bytes_at_accuracy",
+    "published", "figures", "train_dense",
 )  # fmt: skip
-BENCHMARKS = ("fig1", "fig2", "equal_cost", "bytes_at_accuracy", "train_dense")
+BENCHMARKS = ("fig1", "fig2", "bytes_at_accuracy", "train_dense")
 
 
 class Modules:
@@ -39,9 +39,8 @@ class Modules:
 
     def scales(self, name: str) -> tuple[dict[str, Any], ...]:
         module = getattr(self, name)
-        shared = getattr(self, "study" if name == "equal_cost" else name)
         smoke = module.SMOKE if name == "train_dense" else self.study.SMOKE
-        return shared.FULL, shared.SHORT, smoke
+        return module.FULL, module.SHORT, smoke
 
 
 @pytest.fixture
@@ -78,43 +77,6 @@ def test_what_was_not_run_is_shown_as_not_run(modules: Modules, name: str) -> No
         lines = getattr(modules, name).table(experiment, scale).splitlines()[2:]
         assert lines
         assert all("not run" in line for line in lines)
-
-
-def test_the_rows_on_resnet20_keep_their_numbers_and_keys(modules: Modules) -> None:
-    rows = modules.equal_cost.rows(modules.study.SHORT)
-    small = len(modules.equal_cost.SEEDS) * len(modules.equal_cost.SPARSITIES)
-    small *= len(modules.equal_cost.ARMS)
-    assert {config["network"] for config, _ in rows[:small]} == {"cifar-resnet20"}
-    tuned = small * len(modules.equal_cost.TUNED) // len(modules.equal_cost.ARMS)
-    assert "cifar-resnet20" not in {config["network"] for config, _ in rows[small:-tuned]}
-    assert {config["network"] for config, _ in rows[-tuned:]} == {"cifar-resnet20"}
-    assert rows[0] == (
-        {
-            "network": "cifar-resnet20", "sparsity": 0.95, "epochs": 3, "train_images": 10_000,
-            "strategy": "cubic", "options": {},
-        },
-        0,
-    )  # fmt: skip
-
-
-def test_arms_of_a_cell_differ_in_nothing_but_how_connections_come_and_go(
-    modules: Modules,
-) -> None:
-    equal_cost = modules.equal_cost
-    for scale in modules.scales("equal_cost"):
-        cells: dict[Any, list[dict[str, Any]]] = {}
-        for config, seed in equal_cost.rows(scale):
-            cells.setdefault((config["network"], config["sparsity"], seed), []).append(config)
-        for (network, _, _), arms in cells.items():
-            small = {**equal_cost.ARMS, **equal_cost.TUNED}
-            known = small if network == equal_cost.NETWORK else equal_cost.LARGER_ARMS
-            assert len(arms) == len(known)
-            for arm in arms:
-                alike = {key: arm.get(key) for key in ("epochs", "train_images", "recipe")}
-                assert alike == {key: arms[0].get(key) for key in alike}
-                ways = {"strategy", "options", "start"}
-                assert arm.keys() - ways == arms[0].keys() - ways
-                assert arm.get("recipe", {}).keys() <= {"weight_decay"}
 
 
 def test_rows_of_the_larger_networks_keep_their_weight_decay(modules: Modules) -> None:

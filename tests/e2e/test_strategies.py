@@ -28,7 +28,7 @@ class TestStrategies:
         assert 0.995 * KIB12 <= size <= KIB12
         return ran.document
 
-    @pytest.mark.parametrize("name", ["iterative", "one-shot", "cubic", "cyclic"])
+    @pytest.mark.parametrize("name", ["iterative", "one-shot", "cubic", "bidirectional"])
     def test_each_strategy(
         self, hwprune: Runner, digits_pt: Path, tmp_path: Path, name: str
     ) -> None:

@@ -59,7 +59,7 @@ def test_what_others_stand_in_for_goes_first(layer: nn.Module) -> None:
     worst = np.argsort(first, axis=1)[:, :2]
     assert {tuple(sorted(row)) for row in worst.tolist()} == {(1, 2)}
     assert (first[:, 0] == first.max(axis=1)).all()
-    magnitudes = SCORES["lamp"](layer[0].weight.detach().numpy(), None)
+    magnitudes = SCORES["lamp"](layer[0].weight.detach().numpy())
     assert (magnitudes[:, 2:3] > magnitudes[:, 3:]).all()
 
 
@@ -74,7 +74,7 @@ def test_pruning_by_them_costs_least_squares_less() -> None:
         for parameter in dense.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     weights = {name: dict(dense.named_parameters())[name].detach().numpy() for name in NAMES}
-    lamp = {name: SCORES["lamp"](weight, None) for name, weight in weights.items()}
+    lamp = {name: SCORES["lamp"](weight) for name, weight in weights.items()}
     errors = []
     for scores in (lamp, reconstruction_scores(dense, split, NAMES)):
         masks = rank(scores).masks(200)
@@ -136,4 +136,4 @@ def test_what_is_too_large_is_judged_once(
     monkeypatch.setattr(saliency, "_GRAM_BYTES", 0)
     for name, score in reconstruction_scores(layer, Inputs(), NAMES).items():
         weight = dict(layer.named_parameters())[name].detach().numpy()
-        assert np.array_equal(score, SCORES["lamp"](weight, None))
+        assert np.array_equal(score, SCORES["lamp"](weight))

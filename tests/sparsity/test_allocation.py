@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwprune.sparsity import ALLOCATIONS, rank_allocated
-from hwprune.sparsity.allocation import erk, uniform
+from hwprune.sparsity.allocation import erk
 
 shapes = st.lists(
     st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple), min_size=1, max_size=5
@@ -39,12 +39,6 @@ def test_erk_redistributes_what_a_full_tensor_cannot_take() -> None:
     assert counts == {"small": 16, "big": 984}
     # Unsaturated: in proportion to 8 and 134.
     assert erk(scores, 142) == {"small": 8, "big": 134}
-
-
-def test_uniform_gives_the_largest_remainders_the_rest() -> None:
-    scores = {"a": np.ones(10, np.float32), "b": np.ones(10, np.float32)}
-    assert uniform(scores, 5) == {"a": 3, "b": 2}
-    assert uniform(scores, 500) == {"a": 10, "b": 10}
 
 
 def test_a_shorter_prefix_keeps_the_proportions() -> None:

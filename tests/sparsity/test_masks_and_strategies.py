@@ -10,7 +10,6 @@ from hwprune.ir import Masks
 from hwprune.sparsity import (
     STRATEGIES,
     Event,
-    Feedback,
     Strategy,
     champions,
     compare,
@@ -22,6 +21,7 @@ from hwprune.sparsity import (
 )
 from hwprune.sparsity.masks import full
 from hwprune.sparsity.schedules import cosine, cubic, iterative
+from hwprune.sparsity.strategies import REMOVED
 
 
 def _masks(**arrays: list[int]) -> Masks:
@@ -81,7 +81,7 @@ def test_every_strategy_is_ordered_and_ends_by_filling_the_budget(
     ]
     assert name == "east" or downhill == sorted(downhill, reverse=True)  # its cycles come twice
     # What goes below the budget on purpose: an extreme state, and what is exchanged at once.
-    lowest = {"bidirectional-iterative": 0.5, "bidirectional-feedback": 0.9, "granet": 0.7}
+    lowest = {"bidirectional-iterative": 0.5}
     assert all(aim > density * lowest.get(name, 1.0) * 0.9 for aim in downhill)
     assert all(0 <= restart < 1 for restart in strategy.restarts)
     assert strategy.regrows or not name.startswith("bidirectional")
@@ -93,12 +93,6 @@ def test_bidirectional_dips_by_its_depth_and_climbs_in_steps() -> None:
     assert fractions == pytest.approx([0.8, 0.9, 1.0])
     assert strategy.regrows
     assert {e.initial for e in strategy.events if e.action == "regrow"} == {"pretrained"}
-
-
-def test_cyclic_dips_less_each_round() -> None:
-    strategy = make("cyclic", density=0.1, rounds=3, amplitude=0.4)
-    fractions = [e.budget_fraction for e in strategy.events if e.budget_fraction is not None]
-    assert fractions == pytest.approx([1.0, 0.6, 1.0, 0.7, 1.0, 0.9, 1.0])
 
 
 def test_dense_spends_nothing() -> None:
@@ -130,11 +124,10 @@ def test_a_strategy_refuses_disorder_and_an_unfilled_budget() -> None:
         Strategy("x", (Event(0.5, "prune", density=0.5), last))
     with pytest.raises(UsageError, match="does not fill"):
         Strategy("x", (Event(0.5, "prune", density=0.5),))
-    with pytest.raises(UsageError, match="unknown strategy 'x'"):
+    with pytest.raises(UsageError, match="no strategy 'x'"):
         make("x", density=0.5)
-    for name, wrong in (("bidirectional", {"steps": 0}), ("cyclic", {"rounds": 0})):
-        with pytest.raises(UsageError):
-            make(name, density=0.5, **wrong)
+    with pytest.raises(UsageError):
+        make("bidirectional", density=0.5, steps=0)
 
 
 def test_wrong_options_name_the_right_ones() -> None:
@@ -156,14 +149,11 @@ def test_wrong_options_name_the_right_ones() -> None:
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("feedback", {"until": 0.9}),
-        ("granet", {"exchange": 0.0}),
         ("rigl", {"updates": 0}),
         ("set", {"drop": 1.0}),
         ("bidirectional-one-shot", {"steps": 0}),
         ("bidirectional-iterative", {"depth": 0.0}),
         ("bidirectional-iterative", {"prune_until": 1.0}),
-        ("bidirectional-feedback", {"feedback_from": 0.8}),
     ],
 )
 def test_every_strategy_refuses_what_makes_no_sense(name: str, wrong: dict[str, object]) -> None:
@@ -200,28 +190,29 @@ def test_exchange_drops_a_share_that_falls_to_nothing() -> None:
     assert {e.score for e in noisy.events if e.action == "regrow"} == {"random"}
 
 
-def test_feedback_redraws_and_ends() -> None:
-    strategy = make("feedback", density=0.1, until=0.4, hold=0.8, redraws=2)
-    assert {event.action for event in strategy.events} == {"redraw"}
-    assert not strategy.regrows
-    assert strategy.feedback == Feedback(0.0, strategy.events[-1].progress)
-    assert [e.progress for e in strategy.events[-3:]] == pytest.approx([0.4, 0.6, 0.8])
-    climbing = make("bidirectional-feedback", density=0.1, steps=2, feedback_from=0.3)
-    assert {e.action for e in climbing.events if e.progress < 0.3} == {"prune"}
-    assert {e.action for e in climbing.events if e.progress >= 0.3} == {"redraw"}
-    with pytest.raises(UsageError, match="no feedback"):
-        Strategy("x", (Event(0.5, "redraw", budget_fraction=1.0),))
-    with pytest.raises(UsageError, match="feedback from"):
-        Feedback(0.5, 0.4)
+@pytest.mark.parametrize(
+    ("name", "options", "instead"),
+    [
+        *((name, {}, instead) for name, instead in REMOVED.items()),
+        ("bidirectional", {"per_byte": True}, "leave it out"),
+        ("bidirectional", {"regrow_score": "second-order"}, "use gradient, magnitude or random"),
+        ("cubic", {"allocation": "uniform"}, "use global or erk"),
+    ],
+)
+def test_what_was_removed_says_so_and_what_to_use(
+    name: str, options: dict[str, object], instead: str
+) -> None:
+    with pytest.raises(UsageError, match="was removed") as caught:
+        make(name, density=0.1, **options)
+    assert instead in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"action": "prune", "density": 0.5, "per_byte": True},
         {"action": "regrow", "share": 0.5},
         {"action": "regrow", "density": 0.5, "score": "luck"},
-        {"action": "prune", "density": 0.5, "score": "momentum"},
+        {"action": "prune", "density": 0.5, "score": "gradient"},
         {"action": "jump", "density": 0.5},
     ],
 )

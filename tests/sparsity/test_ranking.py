@@ -101,7 +101,7 @@ def test_rank_weights_is_the_ranking_of_the_scores(score: str, limit: int | None
         "c": np.zeros((4, 4), dtype=np.float32),
         "d": np.full(3000, 0.25, dtype=np.float32),
     }
-    expected = rank({n: SCORES[score](w, None) for n, w in weights.items()}, limit=limit)
+    expected = rank({n: SCORES[score](w) for n, w in weights.items()}, limit=limit)
     found = rank_weights(weights, score, limit)  # type: ignore[arg-type]
     assert order(found) == order(expected)
 
@@ -130,7 +130,7 @@ def test_what_small_tensors_rank_bounds_the_large_ones_exactly(
 @pytest.mark.parametrize("limit", [0, 1, 100, 999, 1500, 4000])
 def test_lamp_top_is_bit_for_bit_the_best_of_lamp(limit: int) -> None:
     weight = np.random.default_rng(5).standard_normal((50, 60), dtype=np.float32)
-    whole = lamp(weight, None).reshape(-1)
+    whole = lamp(weight).reshape(-1)
     positions, scores = lamp_top(weight, limit)
     assert positions.tolist() == np.argsort(-whole, kind="stable")[:limit].tolist()
     assert np.array_equal(scores, whole[positions])
@@ -138,19 +138,7 @@ def test_lamp_top_is_bit_for_bit_the_best_of_lamp(limit: int) -> None:
 
 def test_lamp_is_equation_four() -> None:
     weight = np.array([3.0, -1.0, 2.0, 0.0], dtype=np.float32)
-    assert lamp(weight, None).tolist() == pytest.approx([1.0, 1 / 14, 4 / 13, 0.0])
-
-
-@pytest.mark.parametrize("score", ["gradient", "taylor"])
-def test_a_missing_gradient_is_an_error(score: str) -> None:
-    weight = np.ones((2, 2), dtype=np.float32)
-    with pytest.raises(UsageError, match=f"'{score}' needs gradients"):
-        SCORES[score](weight, None)
-    with pytest.raises(UsageError, match="shape"):
-        SCORES[score](weight, np.ones(3, dtype=np.float32))
-    assert SCORES[score](weight * 2, -weight).tolist() == (
-        [[1, 1], [1, 1]] if score == "gradient" else [[2, 2], [2, 2]]
-    )
+    assert lamp(weight).tolist() == pytest.approx([1.0, 1 / 14, 4 / 13, 0.0])
 
 
 def test_rankings_of_different_networks_cannot_be_joined() -> None:

@@ -6,57 +6,25 @@ import numpy as np
 import pytest
 
 from hwprune.errors import UsageError
-from hwprune.sparsity import NEEDS, RULES, Evidence, lamp, rules, topk
+from hwprune.sparsity import RULES, Evidence, rules, topk
+from hwprune.sparsity.rules import NEEDS_GRADIENT
 
 
 def evidence(seed: int = 0, shape: tuple[int, ...] = (6, 5, 3)) -> Evidence:
     generator = np.random.default_rng(seed)
-    arrays = [generator.standard_normal(shape).astype(np.float32) for _ in range(4)]
-    return Evidence.of(
-        np.zeros(shape, np.float32),
-        arrays[0],
-        gradient=arrays[1],
-        momentum=arrays[2],
-        curvature=arrays[3] ** 2,
-        seed=seed,
-    )
+    w0, g = (generator.standard_normal(shape).astype(np.float32) for _ in range(2))
+    return Evidence(np.zeros(shape, np.float32), w0, g, seed)
 
 
 def test_each_rule_is_its_formula() -> None:
     seen = evidence()
-    w0, g, m, h = seen.pretrained, seen.gradient, seen.momentum, seen.curvature
-    assert g is not None
-    assert m is not None
-    assert h is not None
-    stiff = h + np.float32(rules.DAMPING * h.mean())
-    expected = {
-        "gradient": np.abs(g),
-        "taylor": np.abs(g * w0),
-        "descent": -g * w0,
-        "momentum": np.abs(m),
-        "second-order": g**2 / (2 * stiff),
-        "magnitude": np.abs(w0),
-        "lamp": lamp(w0),
-    }
+    assert seen.gradient is not None
+    expected = {"gradient": np.abs(seen.gradient), "magnitude": np.abs(seen.pretrained)}
     assert set(expected) == set(RULES) - {"random"}
     for name, gain in expected.items():
         found = rules.evaluate(name, seen)
         assert found.dtype == np.float32
-        assert np.allclose(found, gain, rtol=1e-5), name
-
-
-def test_the_second_order_step_goes_downhill_and_no_further_than_usual_weights() -> None:
-    seen = evidence()
-    moved = rules.step(seen)
-    assert seen.gradient is not None
-    assert np.all(moved * seen.gradient <= 0)
-    usual = float(np.sqrt(np.mean(seen.pretrained**2)))
-    assert float(np.abs(moved).max()) == pytest.approx(usual)
-    # Nothing was seen of a connection: it stays.
-    nothing = np.zeros((2, 2), np.float32)
-    still = Evidence.of(nothing, nothing + 1, gradient=nothing, curvature=nothing)
-    assert not rules.step(still).any()
-    assert not rules.second_order(still).any()
+        assert np.array_equal(found, gain), name
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
@@ -77,10 +45,10 @@ def test_noise_is_noise_and_depends_on_the_seed_alone() -> None:
     assert np.histogram(first, 10)[0].min() > 1800
 
 
-@pytest.mark.parametrize("name", sorted(NEEDS))
+@pytest.mark.parametrize("name", sorted(NEEDS_GRADIENT))
 def test_what_is_missing_is_named(name: str) -> None:
     weight = np.ones(3, np.float32)
     with pytest.raises(UsageError, match="needs"):
-        RULES[name](Evidence.of(weight, weight))
+        RULES[name](Evidence(weight, weight))
     with pytest.raises(UsageError, match="different shapes"):
-        Evidence.of(weight, weight, gradient=np.ones(4, np.float32))
+        Evidence(weight, weight, np.ones(4, np.float32))

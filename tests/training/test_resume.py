@@ -110,10 +110,8 @@ def test_the_same_bits(data: Data, tmp_path: Path, recipe: str, after: int) -> N
 
 
 COURSES = {
-    "feedback": make("feedback", density=0.1),
+    "gradient": make("bidirectional", density=0.1),
     "random": make("set", density=0.1),
-    "momentum": make("bidirectional", density=0.1, regrow_score="momentum"),
-    "second order": make("bidirectional", density=0.1, regrow_score="second-order"),
 }
 
 

@@ -115,7 +115,7 @@ def test_gradients_for_scores_do_not_go_through_what_was_compiled(
 
     monkeypatch.setattr(torch, "compile", compile_)
     recipe = dataclasses.replace(RECIPE, epochs=1, compiled=True, gradient_batches=3)
-    result = tune(nets.small_cnn(), strategy=make("one-shot", density=0.5, score="gradient"),
+    result = tune(nets.small_cnn(), strategy=make("rigl", density=0.5, updates=2),
                   recipe=recipe)  # fmt: skip
     assert [each.calls for each in made] == [result.steps]
 
