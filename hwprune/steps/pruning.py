@@ -13,11 +13,11 @@ from hwprune.ir import Data, Masks, Plan, Ranking
 from hwprune.sparsity import Strategy, make
 from hwprune.sparsity.masks import full
 from hwprune.steps.planning import Prepared, cost_of
-from hwprune.steps.reconstructing import Tell, fit_with_data, fit_without_data, start_from_fit
 from hwprune.steps.storing import store_of
 from hwprune.units import format_bytes, format_percent
 
 if TYPE_CHECKING:
+    from hwprune.least_squares import OneShot
     from hwprune.training import Checkpoint, Recipe, World
 
 Say = Callable[["Status"], None]
@@ -143,21 +143,27 @@ def prune_and_regrow(
 def _untrained(
     prepared: Prepared, fill: Fill, data: Data | None, training: Training, say: Say
 ) -> Trained:
-    """Prune once and refit by least squares, on data or on what stands in for them."""
-    tell = _teller(say)
-    at: dict[str, Any] = {"seed": training.seed, "device": training.device, "tell": tell}
+    """Prune once and fit by least squares, on data or on what stands in for them."""
+    one_shot = _one_shot(prepared, fill, training, say)
     if data is None:
-        fitted = fit_without_data(prepared, fill, **at)
+        specs = prepared.model.inputs
+        floats = all(s.dtype == "float32" and s.shape[:1] == (None,) for s in specs)
+        shapes = tuple(spec.with_batch(1)[1:] for spec in specs) if floats else None
+        fitted = one_shot.without_data(shapes)
     else:
-        fitted = fit_with_data(prepared, fill, data, **at)
+        fitted = one_shot.on_data(data, recalibrates=not prepared.model.batchnorm_frozen)
     return Trained(
         "one-shot", fitted.masks, 0, None, fitted.accuracy, fitted.trajectory, fitted.notes
     )
 
 
-def _teller(say: Say) -> Tell:
-    """Return what reports steps that train nothing."""
-    return lambda message, done, of: say(Status("train", message, done, of))
+def _one_shot(prepared: Prepared, fill: Fill, training: Training, say: Say) -> OneShot:
+    from hwprune.least_squares import OneShot
+
+    return OneShot(
+        prepared.model.module, prepared.names, fill, seed=training.seed, device=training.device,
+        tell=lambda message, done, of: say(Status("train", message, done, of)),
+    )  # fmt: skip
 
 
 def _fixed(masks: Masks) -> Fill:
@@ -222,11 +228,8 @@ def _train(
     # Where weights are shared there is no dense network of the same layers to be fitted to.
     fits = strategy.name == "one-shot" and prepared.unshared is None
     if data.train.labels is None and fits:
-        masks, note = start_from_fit(
-            prepared, fill, data, seed=training.seed, device=training.device, tell=_teller(say)
-        )
+        masks, note = _one_shot(prepared, fill, training, say).before_training(data.train)
         started.append(note)
-
         fill = _fixed(masks)
     result = finetune(
         prepared.model.module,

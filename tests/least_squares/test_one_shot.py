@@ -15,15 +15,14 @@ from torch import nn
 
 from hwprune.frontend import load_data
 from hwprune.ir import Data, Masks, Ranking
+from hwprune.least_squares import OneShot, one_shot
+from hwprune.least_squares.one_shot import FAILS_ABOVE, GOOD_TO
 from hwprune.report import bench_record
 from hwprune.sparsity import make
-from hwprune.steps import reconstructing
-from hwprune.steps.planning import Prepared, plans_of
-from hwprune.steps.pruning import Trained, Training, prune_and_regrow
-from hwprune.steps.reconstructing import FAILS_ABOVE, GOOD_TO, fit_with_data, fit_without_data
 from hwprune.training import Recipe, finetune
 
-Budget = Callable[[int], Prepared]
+NAMES = ("0.weight", "3.weight", "6.weight", "8.weight")
+SHAPES = ((1, 8, 8),)
 
 
 def fill(density: float) -> Callable[[Ranking, float], Masks]:
@@ -39,28 +38,41 @@ def tell(message: str, done: int, of: int) -> None:
     assert message
 
 
+def once(network: nn.Module, density: float) -> OneShot:
+    return OneShot(network, NAMES, fill(density), seed=0, device="cpu", tell=tell)
+
+
 @pytest.fixture(scope="module")
 def data() -> Data:
     return load_data("digits")
 
 
+@pytest.fixture(scope="module")
+def trained(data: Data) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(512, 40),
+            nn.ReLU(),
+            nn.Linear(40, 10),
+        )
+    finetune(
+        net, data=data, names=NAMES, strategy=make("one-shot", density=1.0), fill=fill(1.0),
+        recipe=Recipe(epochs=4, batch_size=64, precision="fp32"), teacher=None, seed=0,
+    )  # fmt: skip
+    return net.eval()
+
+
 @pytest.fixture
-def network(prepared: Budget, data: Data) -> Prepared:
+def network(trained: nn.Module) -> nn.Module:
     """Return a network that was trained a little."""
-    if not _TRAINED:
-        module = prepared(10_000).model.module
-        finetune(
-            module, data=data, names=prepared(10_000).names, strategy=make("one-shot", density=1.0),
-            fill=fill(1.0), recipe=Recipe(epochs=4, batch_size=64, precision="fp32"), teacher=None,
-            seed=0,
-        )  # fmt: skip
-        _TRAINED.append(copy.deepcopy(module.state_dict()))
-    found = prepared(10_000)
-    found.model.module.load_state_dict(_TRAINED[0])
-    return found
-
-
-_TRAINED: list[dict[str, torch.Tensor]] = []
+    return copy.deepcopy(trained)
 
 
 def without_labels(data: Data) -> Data:
@@ -71,13 +83,13 @@ def without_labels(data: Data) -> Data:
     )  # fmt: skip
 
 
-def weights_of(network: Prepared) -> dict[str, Any]:
-    parameters = dict(network.model.module.named_parameters())
-    return {name: parameters[name].detach().numpy().copy() for name in network.names}
+def weights_of(network: nn.Module) -> dict[str, Any]:
+    parameters = dict(network.named_parameters())
+    return {name: parameters[name].detach().numpy().copy() for name in NAMES}
 
 
-def test_data_are_fitted_to_and_measured(network: Prepared, data: Data) -> None:
-    fitted = fit_with_data(network, fill(0.1), data, seed=0, device="cpu", tell=tell)
+def test_data_are_fitted_to_and_measured(network: nn.Module, data: Data) -> None:
+    fitted = once(network, 0.1).on_data(data, recalibrates=True)
     assert fitted.accuracy is not None
     assert fitted.accuracy > 0.6
     for name, weight in weights_of(network).items():
@@ -88,32 +100,31 @@ def test_data_are_fitted_to_and_measured(network: Prepared, data: Data) -> None:
     assert "BN recalibration" in notes
 
 
-def test_labels_are_not_needed_and_change_no_weight(network: Prepared, data: Data) -> None:
-    before = network.model.module.state_dict()
-    kept = {key: value.clone() for key, value in before.items()}
-    one = fit_with_data(network, fill(0.2), data, seed=0, device="cpu", tell=tell)
+def test_labels_are_not_needed_and_change_no_weight(network: nn.Module, data: Data) -> None:
+    kept = {key: value.clone() for key, value in network.state_dict().items()}
+    one = once(network, 0.2).on_data(data, recalibrates=True)
     weights = weights_of(network)
-    network.model.module.load_state_dict(kept)
-    two = fit_with_data(network, fill(0.2), without_labels(data), seed=0, device="cpu", tell=tell)
+    network.load_state_dict(kept)
+    two = once(network, 0.2).on_data(without_labels(data), recalibrates=True)
     assert two.accuracy is None
-    assert "agreement with the dense model on validation" in " ".join(two.notes)
+    assert "variance of the dense outputs that is kept on validation" in " ".join(two.notes)
     assert all(np.array_equal(one.masks[name], two.masks[name]) for name in one.masks)
     assert all(np.array_equal(weights[name], now) for name, now in weights_of(network).items())
 
 
 def test_the_better_of_the_two_is_kept(
-    network: Prepared, data: Data, monkeypatch: pytest.MonkeyPatch
+    network: nn.Module, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = iter([0.3, 0.9])
-    monkeypatch.setattr(reconstructing._Measure, "__call__", lambda self, module: next(shares))
-    fitted = fit_with_data(network, fill(0.2), data, seed=0, device="cpu", tell=tell)
+    monkeypatch.setattr(one_shot._Measure, "__call__", lambda self, module: next(shares))
+    fitted = once(network, 0.2).on_data(data, recalibrates=True)
     assert fitted.accuracy == 0.9
     assert "did better than least squares here" in " ".join(fitted.notes)
 
 
-def test_no_data_but_bn(network: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_data_but_bn(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     before = weights_of(network)
-    fitted = fit_without_data(network, fill(0.4), seed=0, device="cpu", tell=tell)
+    fitted = once(network, 0.4).without_data(SHAPES)
     assert fitted.accuracy is None
     notes = " ".join(fitted.notes)
     assert "nothing was trained" in notes
@@ -125,19 +136,15 @@ def test_no_data_but_bn(network: Prepared, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"), [("norm", "has no BN statistics"), ("dtype", "fixed batch or no floats")]
+    ("change", "reason"), [("norm", "has no BN statistics"), ("shape", "fixed batch or no floats")]
 )
 def test_where_nothing_can_be_made_up_the_mask_is_all(
-    network: Prepared, change: str, reason: str
+    network: nn.Module, change: str, reason: str
 ) -> None:
-    model = network.model
     if change == "norm":
-        model.module[1] = nn.Identity()
-    else:
-        spec = dataclasses.replace(model.inputs[0], dtype="int64")
-        network = dataclasses.replace(network, model=dataclasses.replace(model, inputs=(spec,)))
+        network[1] = nn.Identity()
     before = weights_of(network)
-    fitted = fit_without_data(network, fill(0.1), seed=0, device="cpu", tell=tell)
+    fitted = once(network, 0.1).without_data(SHAPES if change == "norm" else None)
     notes = " ".join(fitted.notes)
     assert reason in notes
     assert "warning: at 90" in notes
@@ -149,39 +156,12 @@ def test_where_nothing_can_be_made_up_the_mask_is_all(
 def test_warnings_come_above_what_is_good(way: str) -> None:
     def told(sparsity: float) -> str:
         mask = np.arange(1000) >= round(1000 * sparsity)
-        return " ".join(reconstructing._limits(way, Masks({"w": mask}), "do this instead"))
+        return " ".join(one_shot._limits(way, Masks({"w": mask}), "do this instead"))
 
     assert "warning" not in told(GOOD_TO[way])
     assert "accuracy falls fast" in told((GOOD_TO[way] + FAILS_ABOVE[way]) / 2)
     assert "little accuracy is left" in told(FAILS_ABOVE[way] + 0.05)
     assert "do this instead" in told(0.99)
-
-
-def test_one_shot_without_labels_starts_from_least_squares(network: Prepared, data: Data) -> None:
-    network = dataclasses.replace(network, budget_bytes=8_000)
-    plan = plans_of(network, ("int8",))["int8"]
-    training = Training(epochs=1, seed=0, recipe={"precision": "fp32"}, device="cpu")
-    told: list[str] = []
-
-    def run(given: Data, strategy: str) -> Trained:
-        before = copy.deepcopy(network.model.module.state_dict())
-        density = plan.max_nonzeros / plan.weights
-        result = prune_and_regrow(
-            network, plan, make(strategy, density=density), given, training,
-            lambda status: told.append(status.message),
-        )  # fmt: skip
-        for name, weight in weights_of(network).items():
-            assert not np.any(weight[~result.masks[name]])
-        network.model.module.load_state_dict(before)
-        return result
-
-    bare = without_labels(data)
-    assert "weights that least squares gave" in " ".join(run(bare, "one-shot").notes)
-    assert any(message.startswith("refitted") for message in told)
-    told.clear()
-    for given, strategy in ((data, "one-shot"), (bare, "cubic")):
-        assert "least squares gave" not in " ".join(run(given, strategy).notes)
-    assert not any(message.startswith("refitted") for message in told)
 
 
 RECORD = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "data_free.json"

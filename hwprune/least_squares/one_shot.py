@@ -1,0 +1,293 @@
+"""Prune once, then fit what is left: everything that a run without training does.
+
+With data (labels or not) the inputs are real; without, they are made from what the network's BN
+layers remember. Each way says what it is good for, and warns above the sparsity where our own
+measurement (benchmarks/accuracy/data_free.py) shows that it fails.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hwprune.ir import Data, Masks, Ranking, Split
+from hwprune.least_squares.reconstruct import Reconstruction, least_squares
+from hwprune.least_squares.saliency import reconstruction_scores
+from hwprune.least_squares.synthesis import Synthetic, affordable, synthesise
+from hwprune.sparsity import rank, rank_weights
+from hwprune.training import recalibrate_batchnorm
+from hwprune.training.batches import Batch, Batches
+from hwprune.training.modes import logits_of, place, set_mode
+from hwprune.training.sparse import SparseParameters, to_numpy
+from hwprune.units import format_percent
+
+# (message, steps done, steps in all)
+Tell = Callable[[str, int, int], None]
+
+# Up to here the way keeps most of the accuracy, and above here little is left: sparsities of
+# ResNet-20 on CIFAR-10 in benchmarks/results/data_free.json (a test compares the two).
+GOOD_TO = {"data": 0.8, "none": 0.7, "mask": 0.5}
+FAILS_ABOVE = {"data": 0.85, "none": 0.8}
+# Samples of validation that the two ways of mending are compared on, and of one forward pass.
+_VALIDATED, _BATCH = 1000, 250
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What came of it; the weights are in the module.
+
+    Attributes:
+        masks: which connections are kept.
+        accuracy: on validation, against labels; None without these.
+        trajectory: for the report.
+        notes: sentences for the report.
+    """
+
+    masks: Masks
+    accuracy: float | None
+    trajectory: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+
+
+class OneShot:
+    """Prunes a dense network once and fits what is left, in place. Labels are not needed.
+
+    Args:
+        module: the dense network.
+        names: keys of the prunable parameters.
+        fill: what turns a ranking and a fraction of the budget into masks.
+        seed: of everything that is random.
+        device: where to compute.
+        tell: told about each step.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        names: Sequence[str],
+        fill: Callable[[Ranking, float], Masks],
+        *,
+        seed: int,
+        device: str,
+        tell: Tell,
+    ) -> None:
+        """Copy the dense network: it is what is fitted to."""
+        self.module, self.names, self.seed = module, names, seed
+        self._dense, self._fill, self._tell = copy.deepcopy(module), fill, tell
+        # Sums are kept in float64, which Apple's GPUs do not have.
+        self._device = "cpu" if device == "mps" else device
+
+    def on_data(self, data: Data, *, recalibrates: bool) -> Fitted:
+        """Prune and fit on inputs of the training part.
+
+        What BN recalibration of the pruned weights would give is measured on validation too, where
+        it may be done (``recalibrates``), and the better of the two is kept.
+        """
+        masks = self._prune(data.train)
+        other = copy.deepcopy(self.module)
+        report = self._fit(masks, data.train)
+        measure = _Measure(data, self._dense, self._device)
+        reached = {"least squares": measure(self.module)}
+        if recalibrates and recalibrate_batchnorm(
+            other, data.train, device=self._device, seed=self.seed
+        ):
+            reached["BN recalibration"] = measure(other)
+        notes = [
+            "nothing was trained: connections were chosen once, and what was left of each layer "
+            "was fitted to the dense network's outputs by least squares on "
+            f"{report.samples:,} inputs of the training data, without labels (--epochs 0)"
+        ]
+        if reached["least squares"] < reached.get("BN recalibration", -math.inf):
+            self.module.load_state_dict(other.state_dict())
+            notes.append(
+                "BN recalibration of the pruned weights did better than least squares here"
+            )
+        measured = ", ".join(f"{name} {format_percent(value)}" for name, value in reached.items())
+        notes += [f"{measure.metric} on validation: {measured}", *_left_alone(report)]
+        notes += _limits("data", masks, "train with --epochs, with or without labels")
+        accuracy = max(reached.values()) if measure.labels else None
+        return Fitted(masks, accuracy, _trajectory(masks, accuracy), tuple(notes))
+
+    def before_training(self, split: Split) -> tuple[Masks, str]:
+        """Prune and fit, for training to go on from; return the masks and a note."""
+        masks = self._prune(split)
+        report = self._fit(masks, split)
+        return masks, (
+            "no labels and one-shot: training went on from the weights that least squares gave on "
+            f"{report.samples:,} inputs"
+        )
+
+    def without_data(self, shapes: Sequence[tuple[int, ...]] | None) -> Fitted:
+        """Prune and fit on inputs made from BN's statistics; without BN, mask by LAMP scores alone.
+
+        Args:
+            shapes: of each input, without the batch; None where inputs cannot be made.
+        """
+        nothing = (
+            "no data: nothing was trained, regrown or recalibrated, and no accuracy was measured"
+        )
+        made = self._made_up(shapes)
+        if isinstance(made, str):
+            parameters = dict(self.module.named_parameters(remove_duplicate=False))
+            weights = {name: to_numpy(parameters[name]) for name in self.names}
+            masks = self._apply(rank_weights(weights, "lamp"))
+            note = (
+                f"{nothing}; connections were chosen by LAMP scores of the weights alone, and what "
+                f"is left is as it was: the network {made}, so no inputs were made from it"
+            )
+            return Fitted(masks, None, _trajectory(masks)[:1], (note, *_mask_alone(masks)))
+        masks = self._prune(made)
+        report = self._fit(masks, made)
+        notes = (
+            f"{nothing}; connections were chosen, and what was left of each layer was fitted to "
+            f"the dense network's outputs by least squares, on {report.samples:,} inputs made from "
+            f"what its BN layers remember (off by {made.before:.2g} as noise, by {made.after:.2g} "
+            "now)",
+            *_left_alone(report),
+            *_limits("none", masks, "give --data: a few hundred inputs do"),
+        )
+        return Fitted(masks, None, _trajectory(masks), notes)
+
+    def _made_up(self, shapes: Sequence[tuple[int, ...]] | None) -> Synthetic | str:
+        """Return inputs made from BN's statistics, or why there are none."""
+        if shapes is None:
+            return "takes a fixed batch or no floats"
+        size = affordable(self._dense, shapes)
+        if size is None:
+            return "is too large to make inputs for in a few minutes"
+        made = synthesise(
+            self._dense, shapes, samples=size[0], steps=size[1], device=self._device,
+            seed=self.seed,
+            progress=lambda at, of: self._tell("making inputs from BN statistics", at, of),
+        )  # fmt: skip
+        return made or "has no BN statistics"
+
+    def _apply(self, ranking: Ranking) -> Masks:
+        masks = self._fill(ranking, 1.0)
+        SparseParameters(self.module, self.names).set_masks(masks, None)
+        return masks
+
+    def _prune(self, split: Split) -> Masks:
+        """Judge connections by what least squares can make up for, and mask the module."""
+        scores = reconstruction_scores(
+            self.module, split, self.names, device=self._device, seed=self.seed,
+            progress=lambda name, at, of: self._tell(f"judging the connections of {name}", at, of),
+        )  # fmt: skip
+        return self._apply(rank(scores))
+
+    def _fit(self, masks: Masks, split: Split) -> Reconstruction:
+        return least_squares(
+            self.module, self._dense, split, self.names, masks, device=self._device, seed=self.seed,
+            progress=lambda layer, at, of: self._tell(f"refitted {layer.name}", at, of),
+        )  # fmt: skip
+
+
+class _Measure:
+    """How good a network is on part of validation: 1 is as good as can be."""
+
+    def __init__(self, data: Data, dense: nn.Module, device: str) -> None:
+        self._batches = Batches(
+            data.validation, device=device, resident_bytes=0, channels_last=False
+        )
+        # Spread over the split: some data sets are sorted by class.
+        chosen = np.linspace(0, len(data.validation) - 1, min(_VALIDATED, len(data.validation)))
+        self._order = torch.split(torch.from_numpy(chosen.astype(np.int64)), _BATCH)
+        self._dense, self._device = dense, device
+        self.labels = self._batches.labels is not None
+        self.metric = "accuracy" if self.labels else "variance of the dense outputs that is kept"
+
+    def __call__(self, module: nn.Module) -> float:
+        """Return the share of right answers; without labels, of the dense outputs' variance."""
+        home = next(module.parameters()).device
+        found = self._accuracy(module) if self.labels else self._kept(module)
+        place(module, home, channels_last=False)
+        return found if math.isfinite(found) else -math.inf
+
+    def _accuracy(self, module: nn.Module) -> float:
+        right = [
+            torch.eq(logits_of(module, batch.inputs).argmax(dim=1), batch.labels)
+            for batch in self._run(module)
+            if batch.labels is not None
+        ]
+        return float(torch.cat(right).float().mean())
+
+    def _kept(self, module: nn.Module) -> float:
+        """Return the mean over all outputs: each is compared, whatever its shape and unit."""
+        kept = []
+        for one, two in zip(self._answers(module), self._answers(self._dense), strict=True):
+            spread = (two - two.mean(0)).square().sum().clamp_min(1e-30)
+            kept.append(1 - (one - two).square().sum() / spread)
+        return float(torch.stack(kept).mean())
+
+    def _answers(self, module: nn.Module) -> list[torch.Tensor]:
+        """Return each output of floats, of all samples."""
+        found = [list(_floats(module(*batch.inputs))) for batch in self._run(module)]
+        return [torch.cat(parts).double() for parts in zip(*found, strict=True)]
+
+    def _run(self, module: nn.Module) -> Iterator[Batch]:
+        place(module, self._device, channels_last=False)
+        set_mode(module, training=False)
+        with torch.no_grad():
+            yield from self._batches.take(self._order)
+
+
+def _floats(found: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors of floats that a network returned, in order."""
+    if isinstance(found, torch.Tensor):
+        if found.is_floating_point() and found.ndim:
+            yield found
+    elif isinstance(found, Mapping):
+        yield from _floats(list(found.values()))
+    elif isinstance(found, (list, tuple)):
+        for each in found:
+            yield from _floats(each)
+
+
+def _left_alone(report: Reconstruction) -> list[str]:
+    if not report.skipped:
+        return []
+    listed = "; ".join(f"{name} {reason}" for name, reason in report.skipped)
+    return [f"least squares left {len(report.skipped)} tensors as they were: {listed}"]
+
+
+def _limits(way: str, masks: Masks, instead: str) -> list[str]:
+    """Say what a way is good for, and warn where it fails."""
+    sparsity = 1 - masks.nonzeros / masks.weights
+    good, fails = GOOD_TO[way], FAILS_ABOVE[way]
+    source = "made-up" if way == "none" else "real"
+    notes = [
+        f"least squares on {source} inputs is good to about {good:.0%} sparsity (measured on "
+        "ResNet-20 and CIFAR-10: see docs/results.md)"
+    ]
+    if sparsity > good:
+        worth = "little accuracy is left" if sparsity > fails else "accuracy falls fast"
+        notes.append(
+            f"warning: at {format_percent(sparsity)} sparsity {worth} without training: {instead}"
+        )
+    return notes
+
+
+def _mask_alone(masks: Masks) -> list[str]:
+    sparsity = 1 - masks.nonzeros / masks.weights
+    if sparsity <= GOOD_TO["mask"]:
+        return []
+    return [
+        f"warning: at {format_percent(sparsity)} sparsity a network whose weights were only "
+        "masked is of little use: give --data, a few hundred unlabelled inputs do"
+    ]
+
+
+def _trajectory(masks: Masks, accuracy: float | None = None) -> tuple[dict[str, Any], ...]:
+    unknown = dict.fromkeys(("loss", "lr", "seconds"))
+    size = {"nonzeros": masks.nonzeros, "density": masks.nonzeros / masks.weights}
+    return tuple(
+        {"epoch": 0.0, "step": 0, "action": action, **size, "accuracy": reached, **unknown}
+        for action, reached in (("prune", None), ("least squares", accuracy))
+    )
