@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import nn
@@ -170,7 +169,8 @@ class Run:
         self.journal.notes += self.phased.notes
         self.paths = Paths(module, self.sparse, self._few)
         values = Quantised(module, self.sparse, store, quantise_at)
-        chosen = self._choose_precision()
+        wanted = recipe.precision if self.epochs else "fp32"
+        chosen = setting.world.lead(precision.choose(wanted, setting.device))
         self.stepper = Stepper(setting, self.sparse, chosen, values)
         self.witness = Witness(self.stepper, self.sparse, self.batches, self.probe, setting.seed)
         self.pool = Pool(module, recipe.interpolate)
@@ -380,13 +380,3 @@ class Run:
 
     def _due(self, progress: float) -> int:
         return min(self.steps, round(progress * self.steps))
-
-    def _choose_precision(self) -> Literal["fp32", "bf16"]:
-        setting = self.setting
-        count = min(setting.recipe.batch_size, self.batches.size)
-        batch = next(self.batches.take((torch.arange(count),)))
-        wanted = setting.recipe.precision if self.epochs else "fp32"
-        chosen, note = precision.choose(wanted, setting.module, batch.inputs, setting.device)
-        if note is not None:
-            self.journal.notes.append(note)
-        return setting.world.lead(chosen)

@@ -57,6 +57,7 @@ def surroundings_of(setting: Setting) -> Identity:
         "device": setting.device,
         "processes": setting.world.size,
         "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         **{name: getattr(setting.recipe, name) for name in _SURROUNDINGS},
     }

@@ -51,9 +51,9 @@ class Recipe:
             Gradients pass through the rounding (straight through, arXiv 1308.3432).
         race: the part of the epochs that ``--values auto`` may spend, beside them, on short
             trainings that decide between value types; 0 decides before training.
-        precision: ``bf16`` runs the forward pass under autocast; ``auto`` takes it on CUDA, and on
-            a CPU where a short measured probe shows that it is faster there (without AVX512-BF16 or
-            AMX it is some fifteen times slower).
+        precision: ``bf16`` runs the forward pass under autocast; ``auto`` takes it where the
+            device multiplies it: CUDA by its capability, a CPU with AVX512-BF16 or AMX (without, it
+            is some fifteen times slower). A run that is continued elsewhere keeps what it began in.
         compiled: run forward and backward through ``torch.compile``: minutes at the start, faster
             steps on CUDA. The first step fails where torch finds no compiler.
         channels_last: keep 4-D tensors in NHWC order, which CPU and GPU convolutions prefer.

@@ -131,7 +131,7 @@ class Stepper:
                 yield
 
     def state(self) -> dict[str, Any]:
-        """Return the optimiser's state and the precision, which may have been measured."""
+        """Return the optimiser's state and the precision, which is the first processor's."""
         return {"optimizer": self.optimizer.state_dict(), "precision": self.precision}
 
     def load(self, state: Mapping[str, Any]) -> None:

@@ -145,21 +145,21 @@ def test_a_module_that_cannot_change_its_mode_stays_as_it_is() -> None:
     set_mode(Fixed(), training=True)
 
 
-@pytest.mark.parametrize(("fp32", "bf16", "chosen"), [(1.0, 0.5, "bf16"), (1.0, 0.95, "fp32")])
-def test_bf16_must_be_clearly_faster(
-    monkeypatch: pytest.MonkeyPatch, fp32: float, bf16: float, chosen: str
+@pytest.mark.parametrize("flag", ["_is_amx_tile_supported", "_is_avx512_bf16_supported"])
+def test_the_precision_follows_from_what_the_processor_has(
+    monkeypatch: pytest.MonkeyPatch, flag: str
 ) -> None:
-    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: True)
-    monkeypatch.setattr(precision, "_fastest_step", lambda m, x, enabled: bf16 if enabled else fp32)
-    found, note = precision.choose("auto", nn.Identity(), (torch.ones(2, 2),), "cpu")
-    assert found == chosen
-    assert note is not None
-    assert precision.choose("bf16", nn.Identity(), (torch.ones(2, 2),), "cpu") == ("bf16", None)
-
-
-def test_the_probe_leaves_no_trace() -> None:
-    module = nets.small_cnn(dropout=0.5)
-    before = {key: value.clone() for key, value in module.state_dict().items()}
-    seconds = precision._fastest_step(module.eval(), (torch.randn(4, 1, 8, 8),), False)
-    assert seconds > 0
-    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+    for name in precision._BF16_FLAGS:
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    assert precision.choose("auto", "cpu") == "fp32"
+    monkeypatch.setattr(torch.cpu, flag, lambda: True)
+    assert precision.choose("auto", "cpu") == "bf16"
+    assert precision.choose("auto", "mps") == "fp32"
+    assert precision.choose("fp32", "cpu") == "fp32"
+    for name in precision._BF16_FLAGS:  # a torch that cannot tell
+        monkeypatch.delattr(torch.cpu, name)
+    assert precision.choose("auto", "cpu") == "fp32"
+    assert precision.choose("bf16", "cpu") == "bf16"
+    for has, chosen in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
+        assert precision.choose("auto", "cuda:1") == chosen

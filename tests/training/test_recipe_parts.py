@@ -349,8 +349,10 @@ def test_coarse_values_are_learnt(data: Data, start: nn.Module) -> None:
     losses = []
     images = torch.from_numpy(data.test.batch(np.arange(len(data.test)))[0])
     labels = torch.from_numpy(data.test.labels)
+    # So coarse that it cannot be put up with, only be learnt, whatever the arithmetic: 1.3 to 1.5
+    # against 5.9 to 9.8 with three seeds.
     for quantise_from in (0.5, 1.0):
-        module, store = copy.deepcopy(start), Grid(0.15)
+        module, store = copy.deepcopy(start), Grid(0.35)
         recipe = dataclasses.replace(QUICK, epochs=8, quantise_from=quantise_from)
         tune(module, data, recipe, store=store)
         parameters = {n: p for n, p in module.named_parameters() if n in nets.NAMES}
@@ -358,7 +360,7 @@ def test_coarse_values_are_learnt(data: Data, start: nn.Module) -> None:
             parameters[name].data.copy_(value)
         with torch.no_grad():
             losses.append(float(nn.functional.cross_entropy(module(images), labels)))
-    assert losses[0] < 0.9 * losses[1]
+    assert losses[0] < 0.5 * losses[1]
 
 
 # -- schedules ------------------------------------------------------------------------------------

@@ -244,6 +244,19 @@ def test_elsewhere_it_goes_on_and_says_so(
     assert any("not bit for bit" in note and "now" in note for note in result.notes)
 
 
+def test_a_run_ends_in_the_arithmetic_that_it_began_in(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"recipe": dataclasses.replace(RECIPE, epochs=2, precision="auto")}
+    monkeypatch.setattr("hwprune.training.precision._cpu_has_bf16", lambda: True)
+    whole, expected = tune(data, None, **options)
+    checkpoint = interrupted(tmp_path, data, 1, **options)
+    monkeypatch.setattr("hwprune.training.precision._cpu_has_bf16", lambda: False)
+    module, result = tune(data, checkpoint, **options)
+    assert (expected.precision, result.precision) == ("bf16", "bf16")
+    assert same(whole, module)
+
+
 @pytest.mark.parametrize("cut", [0, 5, 100, 0.5, -1])
 def test_a_truncated_checkpoint_is_refused(
     data: Data, left: Checkpoint, tmp_path: Path, cut: float

@@ -1,0 +1,59 @@
+"""What a run computes follows from what it was asked, not from how busy the machine is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+# What is measured of this machine, and where the run was told to write.
+MEASURED = {
+    "seconds", "p50_ms", "p90_ms", "load_ms", "resident_bytes", "added_bytes", "command",
+}  # fmt: skip
+COMPILE = "import sys; from hwprune.cli.main import main; sys.exit(main(sys.argv[1:]))"
+BUSY = "while True: sum(range(10_000))"
+
+
+def asked_only(value: Any) -> Any:
+    """A report without what was measured of the machine."""
+    if isinstance(value, dict):
+        return {key: asked_only(part) for key, part in value.items() if key not in MEASURED}
+    return [asked_only(part) for part in value] if isinstance(value, list) else value
+
+
+def compiled(model: Path, folder: Path, **environment: str) -> tuple[bytes, dict[str, Any]]:
+    """The file and the report of the command line in a process of its own."""
+    folder.mkdir()
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    words = (
+        "compile", model, "--target", "jetson-nano", "--data", "digits", "--budget", "12KiB",
+        "--epochs", "2", "-o", folder / "out",
+    )  # fmt: skip
+    command = [sys.executable, "-c", COMPILE, *map(str, words)]
+    subprocess.run(
+        command,
+        env={**os.environ, **environment, "TMPDIR": str(temporary)},
+        check=True,
+        capture_output=True,
+    )
+    report = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
+    return (folder / "out" / "model.onnx").read_bytes(), asked_only(report)
+
+
+def test_the_same_command_gives_the_same_bytes(digits_pt: Path, tmp_path: Path) -> None:
+    first = compiled(digits_pt, tmp_path / "idle", LC_ALL="C.UTF-8", PYTHONHASHSEED="1")
+    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(os.cpu_count() or 1)]
+    try:
+        other = tmp_path / "another folder"
+        second = compiled(digits_pt, other, LC_ALL="tr_TR.UTF-8", PYTHONHASHSEED="2")
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert first[0] == second[0]
+    assert first[1] == second[1]
+    assert first[1]["accuracy"]["trajectory"]
