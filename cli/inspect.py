@@ -91,7 +91,8 @@ def _value_info(entry: ValueInfoProto) -> dict[str, Any]:
         dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
         for dim in tensor.shape.dim
     ]
-    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    known = onnx.TensorProto.DataType.DESCRIPTOR.values_by_number.get(tensor.elem_type)
+    dtype = known.name.lower() if known is not None else f"unknown type {tensor.elem_type}"
     return {"name": entry.name, "shape": shape, "dtype": dtype}
 
 

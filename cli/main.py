@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 
 import click
 
-from hwprune.errors import HwpruneError
+from hwprune.errors import HwpruneError, OutputError
+from hwprune.units import printable
 
 SCHEMA_VERSION = 1
 INTERNAL_ERROR, USAGE_ERROR, INTERRUPTED, TERMINATED, PIPE_CLOSED = 1, 2, 130, 143, 141
@@ -110,16 +111,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         group.main(args, prog_name="hwprune")
     options = args[: args.index("--")] if "--" in args else args
     try:
+        _make_stdout_usable()
         with _sigterm_raises(), _followers_quiet("--debug" in options):
             code = _run(args, as_json="--json" in options, debug="--debug" in options)
             sys.stdout.flush()
             return code
-    except BrokenPipeError:
-        # Whoever read our output has seen enough, as in `hwprune inspect | head`. Python would
-        # complain once more while flushing at exit: give it somewhere to write.
+    except OSError as error:  # only one of printing comes here
+        # Python would complain once more while flushing at exit: give it somewhere to write.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
+        # Whoever read our output has seen enough, as in `hwprune inspect | head`.
+        if isinstance(error, BrokenPipeError):
+            return PIPE_CLOSED
+        reason = error.strerror or error
+        with contextlib.suppress(OSError):
+            click.echo(f"hwprune: error: the result cannot be printed: {reason}", err=True)
+        return OutputError.exit_code
+
+
+def _make_stdout_usable() -> None:
+    """Give a closed stdout somewhere to write, and let a terminal show ? for what it lacks."""
+    if sys.stdout is None:  # a daemon's; the next file to be opened would become stdout
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open for as long as the process lives
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
 
 
 def _run(args: list[str], *, as_json: bool, debug: bool) -> int:
@@ -132,11 +148,19 @@ def _run(args: list[str], *, as_json: bool, debug: bool) -> int:
     except BrokenPipeError:
         raise
     except (Exception, KeyboardInterrupt, Terminated) as error:
+        if isinstance(error, OSError) and _is_of_printing(error):
+            raise
         if debug:
             traceback.print_exception(error)
         problem = _problem(error)
         problem.show(as_json=as_json)
         return problem.exit_code
+
+
+def _is_of_printing(error: OSError) -> bool:
+    """Return whether it was raised by what prints: every other file is written by our own code."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__", "").partition(".")[0] in ("click", "rich")
 
 
 def _problem(error: BaseException) -> _Problem:
@@ -175,9 +199,9 @@ class _Problem:
                 {"error": error_document(self.kind, self.exit_code, self.message, self.hint)}
             )
         click.secho("hwprune: error: ", fg="red", bold=True, err=True, nl=False)
-        click.echo(_printable(self.message), err=True)
+        click.echo(printable(self.message), err=True)
         if self.hint:
-            click.echo(f"  hint: {_printable(self.hint)}", err=True)
+            click.echo(f"  hint: {printable(self.hint)}", err=True)
 
 
 def error_document(kind: str, exit_code: int, message: str, hint: str | None) -> dict[str, Any]:
@@ -189,11 +213,6 @@ def print_json(document: dict[str, Any]) -> None:
     """Print the one JSON document of ``--json``, its schema_version first."""
     text = json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, allow_nan=False)
     click.echo(text)
-
-
-def _printable(text: str) -> str:
-    """Return text without what could steer a terminal: messages quote names from files."""
-    return "".join(mark if mark.isprintable() or mark in "\n\t" else "\ufffd" for mark in text)
 
 
 @contextlib.contextmanager

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from hwprune.errors import HwpruneError, UsageError
-from hwprune.units import parse_bytes
+from hwprune.units import parse_bytes, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
     from hwprune.targets import Target
     from hwprune.verify import Limit
@@ -108,5 +109,12 @@ def console(*, stderr: bool = False) -> Console:
     class Plain(Console):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
+
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterable[Segment]:
+            """Render without what could steer the terminal, wherever the text comes from."""
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=printable(segment.text))
 
     return Plain(stderr=stderr, markup=False, highlight=False, emoji=False)

@@ -110,6 +110,11 @@ def format_count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def printable(text: str) -> str:
+    """Return text without what could steer a terminal or turn it around: names come from files."""
+    return "".join(mark if mark.isprintable() or mark in "\n\t" else "\ufffd" for mark in text)
+
+
 def format_seconds(seconds: float) -> str:
     """Format a duration for people: ``0.34 s``, ``12 s``, ``3 min 05 s``."""
     if seconds < 10:

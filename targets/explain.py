@@ -18,7 +18,10 @@ _SHOWN = 8  # more than this and the first ones are the cause of the rest
 
 def give(value: Any) -> str:
     """Return a value as the file's author would recognise it, shortened, on one line."""
-    text = json.dumps(value, default=str, ensure_ascii=True)
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=True)
+    except RecursionError:
+        return "{...}, nested too deeply"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

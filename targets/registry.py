@@ -65,7 +65,7 @@ def load_file(path: str | os.PathLike[str]) -> Target:
     """
     index = _index(_FOLDER)
     file = Path(path)
-    table, origins = _resolve(file, (), index)
+    table, origins = _resolve(file, index)
     name = file.stem.lower().replace(" ", "-")
     target = build(table, name=name, path=str(file), origins=origins)
     if file.resolve().parent != _FOLDER:
@@ -182,30 +182,36 @@ def _read(path: Path) -> dict[str, Any]:
     return table
 
 
-def _resolve(
-    path: Path, chain: tuple[Path, ...], index: _Index
-) -> tuple[dict[str, Any], dict[str, str]]:
+def _resolve(path: Path, index: _Index) -> tuple[dict[str, Any], dict[str, str]]:
     """Read a profile and what it extends.
 
     Returns:
         The merged table, and for each inherited field the file it stands in.
     """
-    table = _read(path)  # first: it answers for paths that cannot even be resolved
-    here = path.resolve()
-    if here in chain:
-        circle = " extends ".join(link.name for link in (*chain[chain.index(here) :], here))
-        raise TargetError(
-            f"{chain[0]}: extends: goes in a circle: {circle}",
-            hint="one of these profiles must stand on its own",
-        )
-    if "extends" not in table:
-        return table, {}
-    parent_path = _parent(table["extends"], path, index)
-    parent, origins = _resolve(parent_path, (*chain, here), index)
-    for field in _OWN_FIELDS:
-        parent.pop(field, None)
-    child = {field: value for field, value in table.items() if field != "extends"}
-    return _merge(parent, child, "", str(parent_path), origins), origins
+    chain: dict[Path, tuple[Path, dict[str, Any]]] = {}
+    while True:
+        table = _read(path)  # first: it answers for paths that cannot even be resolved
+        here = path.resolve()
+        if here in chain:
+            circle = [*list(chain)[list(chain).index(here) :], here]
+            raise TargetError(
+                f"{next(iter(chain))}: extends: goes in a circle: "
+                f"{' extends '.join(link.name for link in circle)}",
+                hint="one of these profiles must stand on its own",
+            )
+        chain[here] = path, table
+        if "extends" not in table:
+            break
+        path = _parent(table["extends"], path, index)
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    above = ""
+    for path, table in reversed(chain.values()):
+        for field in _OWN_FIELDS:
+            merged.pop(field, None)
+        child = {field: value for field, value in table.items() if field != "extends"}
+        merged, above = _merge(merged, child, "", above, origins), str(path)
+    return merged, origins
 
 
 def _parent(extends: Any, path: Path, index: _Index) -> Path:
@@ -234,7 +240,8 @@ def _merge(
 ) -> dict[str, Any]:
     """Lay the child's fields over the parent's, and note in ``origins`` what stays the parent's.
 
-    A fact is replaced as a whole: a new value under the old source would be a lie.
+    A fact is replaced as a whole: a new value under the old source would be a lie. Tables hold no
+    further tables.
     """
     merged = dict(child)
     for field, value in parent.items():
@@ -242,7 +249,7 @@ def _merge(
         if field not in child:
             merged[field] = value
             origins.setdefault(place, parent_path)
-        elif _is_table(value) and _is_table(child[field]):
+        elif not prefix and _is_table(value) and _is_table(child[field]):
             # A table that the parent itself inherited whole: its fields stand where it stands.
             stands = origins.pop(place, parent_path)
             merged[field] = _merge(value, child[field], f"{place}.", stands, origins)

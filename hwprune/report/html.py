@@ -9,6 +9,7 @@ import jinja2
 
 from hwprune.report import charts, summary
 from hwprune.report.record import Record
+from hwprune.units import printable
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -21,6 +22,7 @@ def html(record: Record) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     bars, left_out = charts.layer_bars(record)
     latency = summary.latency_rows(record)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from hwprune.report import summary
 from hwprune.report.record import Record
+from hwprune.units import printable
 
 # What Markdown (or the HTML that it lets through) would read as something else than text.
 _SPECIAL = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]<>#|~"} | {"\n": " "})
@@ -51,8 +52,8 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[st
 
 def _code(text: str) -> tuple[str, ...]:
     """Return an indented code block: unlike a fence, nothing in the text can end it."""
-    return tuple(f"    {line}" for line in text.splitlines())
+    return tuple(f"    {line}" for line in printable(text).splitlines())
 
 
 def _text(text: str) -> str:
-    return text.translate(_SPECIAL)
+    return printable(text).translate(_SPECIAL)

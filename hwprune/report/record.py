@@ -22,9 +22,12 @@ _SELF_EXPLAINING = (
     "environment", "recipe", "accuracy.trajectory", "result.layers", "verdict.limits",
 )  # fmt: skip
 
+# Bounds that every real number keeps, and that arithmetic on them does not leave.
+_LARGEST = 2**53
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=_LARGEST)]
+Positive = Annotated[float, Field(ge=0, le=_LARGEST)]
+Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
 
 
 class Section(BaseModel):
@@ -38,8 +41,8 @@ class LimitOutcome(Section):
 
     field: str
     op: Literal["<=", ">=", "<", ">", "=="]
-    limit: float
-    value: float | None
+    limit: Number
+    value: Number | None
     met: bool
 
 
@@ -68,7 +71,7 @@ class BudgetPart(Section):
     floor_bytes: Count | None
     max_nonzeros: Count | None
     used_bytes: Count
-    slack_bytes: int
+    slack_bytes: Annotated[int, Field(ge=-_LARGEST, le=_LARGEST)]
 
 
 class LayerPart(Section):
@@ -80,7 +83,7 @@ class LayerPart(Section):
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     nonzeros: Count
     codec: str
     value_type: str
@@ -89,7 +92,7 @@ class LayerPart(Section):
     value_bytes: Count | None = None
     index_bound_bytes: Positive | None = None
     value_bound_bytes: Positive | None = None
-    stored_shape: tuple[int, ...] | None = None
+    stored_shape: tuple[Count, ...] | None = None
 
 
 class ResultPart(Section):
@@ -165,7 +168,7 @@ class LatencyPart(Section):
 class ParityPart(Section):
     """Against the PyTorch model that holds the decoded weights."""
 
-    relative_error: Positive | None
+    relative_error: Annotated[float, Field(ge=0)] | None
     top1_agreement: Fraction | None
 
 
@@ -308,10 +311,20 @@ def _mode() -> int:
 def from_mapping(data: Mapping[str, Any]) -> Record:
     """Return a record of values that this program put together.
 
+    Names and paths that are not UTF-8 are written with their bytes escaped.
+
     Raises:
         HwpruneError: they are not a report; a defect of hwprune.
     """
     try:
-        return Record.model_validate(data)
+        return Record.model_validate(_encodable(data))
     except ValidationError as error:
         raise HwpruneError(describe(error, "the run's own record", "a report")) from None
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {_encodable(key): _encodable(inner) for key, inner in value.items()}
+    return [_encodable(inner) for inner in value] if isinstance(value, (list, tuple)) else value

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from hwprune.errors import HwpruneError, LimitError, UsageError, VerificationError
+from hwprune.errors import ArtifactError, HwpruneError, LimitError, UsageError, VerificationError
 from hwprune.export.artifact import ArtifactFile, read_artifact
 from hwprune.ir import LimitResult
 from hwprune.units import format_bytes, format_count
-from hwprune.verify import beside, integrity, latency, runner, speeds
+from hwprune.verify import integrity, latency, runner, sidecar_report, speeds
 from hwprune.verify.fields import FIELDS
 from hwprune.verify.limits import Context, Limit, evaluate, explain, why_not
 from hwprune.verify.outcome import SCOPE_HOST, SCOPE_UNLINKED, CheckResult, Log, TargetFacts
@@ -50,7 +50,11 @@ def check(
     if not log.step("readable", readable):
         return CheckResult(path, tuple(log.steps), (), scope, None)
     artifact = found[0]
-    report = beside.find(path, artifact.sha256)
+    report, unreadable = None, None
+    try:
+        report = sidecar_report.find(path, artifact.sha256)
+    except ArtifactError as error:
+        unreadable = error
     matching = report if report is not None and report.matches(artifact) else None
     log.step("one file", lambda: _one_file(artifact))
     sound = log.step("onnx checker", lambda: _onnx_checker(artifact))
@@ -58,8 +62,10 @@ def check(
     log.step("packed weights", lambda: _packed(artifact, matching))
     if report is not None:
         log.step("report beside", lambda: _report(artifact, report))
+    elif unreadable is not None:
+        log.failed("report beside", unreadable)
     else:
-        log.skip("report beside", f"no {beside.REPORT_NAME} beside it speaks of this file")
+        log.skip("report beside", f"no {sidecar_report.REPORT_NAME} beside it speaks of this file")
     if sound:
         ran = log.step("runs in onnxruntime", lambda: _runs(path))
     else:
@@ -116,7 +122,7 @@ def _bodies(artifact: ArtifactFile) -> str:
     return "as hwprune writes them, byte for byte"
 
 
-def _packed(artifact: ArtifactFile, matching: beside.Beside | None) -> str:
+def _packed(artifact: ArtifactFile, matching: sidecar_report.SidecarReport | None) -> str:
     sign = integrity.densified(artifact)
     # A report for exactly this file that promises no packed layer: it was written dense on purpose.
     meant = matching is not None and matching.packed_layers <= len(artifact.layers)
@@ -133,7 +139,7 @@ def _packed(artifact: ArtifactFile, matching: beside.Beside | None) -> str:
     return f"{layers}, {nonzeros:,} nonzeros of {weights:,} weights"
 
 
-def _report(artifact: ArtifactFile, report: beside.Beside) -> str:
+def _report(artifact: ArtifactFile, report: sidecar_report.SidecarReport) -> str:
     difference = report.differences(artifact)
     if difference:
         lost = report.packed_layers > len(artifact.layers)
@@ -211,12 +217,14 @@ def _dense_weights(artifact: ArtifactFile) -> list[str]:
     return [name for name in dict.fromkeys(read) if name in matrices]
 
 
-def _budget(target: TargetFacts | None, matching: beside.Beside | None) -> tuple[int, str] | None:
+def _budget(
+    target: TargetFacts | None, matching: sidecar_report.SidecarReport | None
+) -> tuple[int, str] | None:
     if target is not None:
         return target.budget_bytes, f"the budget of {target.name}"
     budget = matching.record.get("budget") if matching is not None else None
     size = budget.get("bytes") if isinstance(budget, Mapping) else None
-    return (size, "the budget of its report") if isinstance(size, int) else None
+    return (size, "the budget of its report") if sidecar_report.is_size(size) else None
 
 
 def _within(artifact: ArtifactFile, size: int, whose: str) -> str:
@@ -237,7 +245,7 @@ def _limits(
     artifact: ArtifactFile,
     wanted: Sequence[Limit],
     target: TargetFacts | None,
-    matching: beside.Beside | None,
+    matching: sidecar_report.SidecarReport | None,
     *,
     threads: int,
     runs: int,
@@ -250,7 +258,11 @@ def _limits(
     def judge(limit: Limit) -> str:
         reason = _unmeasurable(limit, artifact, target, matching)
         if reason is not None:
-            keep = f"keep {beside.REPORT_NAME} beside the artifact, or " if matching is None else ""
+            keep = (
+                f"keep {sidecar_report.REPORT_NAME} beside the artifact, or "
+                if matching is None
+                else ""
+            )
             raise UsageError(
                 f"cannot be measured by check: {reason}", hint=f"{keep}leave the limit out"
             )
@@ -279,7 +291,7 @@ def _unmeasurable(
     limit: Limit,
     artifact: ArtifactFile,
     target: TargetFacts | None,
-    matching: beside.Beside | None,
+    matching: sidecar_report.SidecarReport | None,
 ) -> str | None:
     known = matching is not None
     context = Context(
@@ -294,7 +306,7 @@ def _unmeasurable(
     reason = why_not(limit, context)
     if reason is not None and not known and FIELDS[limit.field].need in ("labels", "parity"):
         name = Path(artifact.path).name
-        return f"no {beside.REPORT_NAME} beside it was written for exactly this {name}"
+        return f"no {sidecar_report.REPORT_NAME} beside it was written for exactly this {name}"
     if reason is None and known and not _is_live(limit) and matching is not None:
         value = evaluate(limit, _counted(artifact, matching.record)).value
         if value is None or math.isnan(value):

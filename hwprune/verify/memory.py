@@ -24,7 +24,11 @@ def resident():
         ctypes.CDLL(None).malloc_trim(0)
     return psutil.Process().memory_info().rss
 
-weights = None
+weights, source = None, sys.argv[1]
+try:
+    source.encode()
+except UnicodeEncodeError:  # a path that onnxruntime does not take
+    source = open(source, "rb").read()
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
 options.log_severity_level = 4
@@ -33,11 +37,11 @@ if sys.argv[2]:
     from hwprune import kernels
     kernels.status()  # loads the library, which is not the file's
     before = resident()
-    session = kernels.session(sys.argv[1], session_options=options)
+    session = kernels.session(source, session_options=options)
     weights = kernels.resident_bytes() + session.hwprune.dense_bytes
 else:
     before = resident()
-    session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 print(json.dumps({"before": before, "after": resident(), "weights": weights}))
 """
 

@@ -135,11 +135,13 @@ class Log:
             self.steps.append(Step(name, "passed", check()))
             return True
         except HwpruneError as error:
-            kind = type(error).__name__
-            self.steps.append(
-                Step(name, "failed", error.message, error.hint, error.exit_code, kind)
-            )
+            self.failed(name, error)
             return False
+
+    def failed(self, name: str, error: HwpruneError) -> None:
+        """Note an error as the outcome of a check."""
+        kind = type(error).__name__
+        self.steps.append(Step(name, "failed", error.message, error.hint, error.exit_code, kind))
 
     def skip(self, name: str, why: str) -> None:
         """Note that a check does not apply, and why."""

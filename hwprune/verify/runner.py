@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,13 +49,15 @@ def open_session(path: str, *, threads: int = 1, kernels: bool = False) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL_ONLY
     try:
+        source = loadable(path)
         if kernels:
-            return _native(path, options)
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            return _native(path, source, options)
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except HwpruneError:
         raise
     except Exception as error:  # onnxruntime's exceptions share no base below Exception
-        if "NO_SUCHFILE" in str(error) or type(error).__name__ == "NoSuchFile":
+        absent = isinstance(error, FileNotFoundError) or type(error).__name__ == "NoSuchFile"
+        if absent or "NO_SUCHFILE" in str(error):
             raise ArtifactError(f"there is no file {path}") from None
         raise VerificationError(
             f"{path} does not load in onnxruntime {ort.__version__}: {_first_line(error)}",
@@ -62,8 +65,17 @@ def open_session(path: str, *, threads: int = 1, kernels: bool = False) -> Any:
         ) from None
 
 
-def _native(path: str, options: Any) -> Any:
-    session = native_session(path, session_options=options)
+def loadable(path: str) -> str | bytes:
+    """Return what onnxruntime can open: the path, or the file where the path is not UTF-8."""
+    try:
+        path.encode()
+        return path
+    except UnicodeEncodeError:
+        return Path(path).read_bytes()
+
+
+def _native(path: str, source: str | bytes, options: Any) -> Any:
+    session = native_session(source, session_options=options)
     speed = session.hwprune
     if not speed.registered and not speed.dense:
         raise VerificationError(f"{path} does not run with kernels: {speed.reason}")

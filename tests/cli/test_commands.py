@@ -121,6 +121,58 @@ def test_inspect_of_other_things(hwprune: Run, tmp_path: Path) -> None:
         assert hwprune("inspect", path)[0] == 2
 
 
+HOSTILE = "\x1b]0;title\x07\x1b[2Jred\u202e"
+
+
+def test_nothing_in_a_file_steers_the_terminal(
+    hwprune: Run, write_artifact: WriteArtifact, make_artifact: Callable[..., Any], tmp_path: Path,
+    sample_record: dict[str, Any], capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    model = make_artifact()
+    for node in model.graph.node:
+        node.name = HOSTILE
+    model.graph.input[0].name = model.graph.node[0].input[0] = HOSTILE
+    model.functions[0].domain = HOSTILE
+    path = write_artifact(HOSTILE.replace("/", "") + ".onnx", model=model)
+
+    def poisoned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: poisoned(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [poisoned(inner) for inner in value]
+        return HOSTILE if isinstance(value, str) and value not in ("<=", ">=") else value
+
+    record = tmp_path / "report.json"
+    record.write_text(json.dumps(poisoned(sample_record)))
+    for arguments in (
+        ["inspect", path], ["check", path], ["bench", path, "--runs", 1], ["report", record],
+        ["targets", "show", path], ["targets", "check", path],
+    ):  # fmt: skip
+        _, out, err = hwprune(*arguments)
+        assert "title" in out + err
+        for mark in "\x1b\x07\u202e":
+            assert mark not in out + err
+    for suffix in (".md", ".html"):
+        hwprune("report", record, "-o", tmp_path / f"out{suffix}")
+        text = (tmp_path / f"out{suffix}").read_text()
+        assert "title" in text
+        assert not any(mark in text for mark in "\x1b\x07\u202e")
+
+
+def test_inspect_of_a_type_that_onnx_does_not_know(
+    hwprune: Run, write_artifact: WriteArtifact, make_artifact: Callable[..., Any]
+) -> None:
+    for number in (99, -5):
+        model = make_artifact()
+        model.graph.input[0].type.tensor_type.elem_type = number
+        model.graph.output[0].type.tensor_type.elem_type = number
+        path = write_artifact(model=model)
+        code, out, _ = hwprune("inspect", path)
+        assert code == 0
+        assert f"x unknown type {number} " in out
+        assert hwprune("check", path)[0] == 5
+
+
 # -- bench --------------------------------------------------------------------------------------
 
 

@@ -255,6 +255,55 @@ def test_a_closed_pipe_is_no_error(write_artifact: Callable[..., Path]) -> None:
     assert done.returncode == 141
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii"])
+def test_a_terminal_that_lacks_a_mark_shows_another(
+    write_artifact: Callable[..., Path], encoding: str
+) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = run("check", str(write_artifact()), env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert " ? readable " in done.stdout
+
+
+def test_a_closed_stdout_is_no_error(write_artifact: Callable[..., Path]) -> None:
+    command = [sys.executable, "-m", "hwprune.cli", "check", str(write_artifact())]
+    for closing in ('exec "$@" >&-', 'exec "$@" >&- 2>&-'):
+        done = subprocess.run(
+            ["sh", "-c", closing, "sh", *command], stderr=subprocess.PIPE, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(
+    "arguments", [["check", "ARTIFACT"], ["check", "gone", "--json"], ["targets"], ["--help"]]
+)
+def test_a_full_stdout_is_said_in_one_line(
+    write_artifact: Callable[..., Path], arguments: list[str]
+) -> None:
+    artifact = str(write_artifact())
+    given = [artifact if argument == "ARTIFACT" else argument for argument in arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "hwprune.cli", *given], stdout=full, stderr=subprocess.PIPE,
+            text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    says = "hwprune: error: the result cannot be printed: No space left on device"
+    assert done.stderr.splitlines()[-1] == says
+    assert "Traceback" not in done.stderr
+    assert "defect" not in done.stderr
+
+
+def test_an_oserror_of_a_command_is_not_one_of_printing(
+    command_that: Fail, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command_that(raiser(OSError(28, "No space left on device")))
+    assert edge.main(["probe"]) == 1
+    assert "internal error: OSError" in capsys.readouterr().err
+
+
 def test_a_bad_artifact_as_a_process(tmp_path: Path) -> None:
     done = run("inspect", str(tmp_path / "gone.onnx"), "--json")
     assert done.returncode == 2

@@ -153,5 +153,13 @@ def test_the_file_has_ordinary_permissions(tmp_path: Path) -> None:
     assert len(modes) == 1
 
 
+def test_names_that_are_not_utf8_are_escaped(tmp_path: Path, sample_record: dict[str, Any]) -> None:
+    data = sample_record | {"model": "m\udcff", "command": "hwprune 'm\udcff'", "notes": ["\ud800"]}
+    record.write(record.from_mapping(data), tmp_path / "report.json")
+    found = record.read(tmp_path)
+    assert (found.model, found.command) == ("m\\udcff", "hwprune 'm\\udcff'")
+    assert "\\ud800" in found.notes
+
+
 def test_the_schema_is_closed() -> None:
     assert Record.model_json_schema()["additionalProperties"] is False

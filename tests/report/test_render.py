@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import copy
 import io
+import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from pydantic import ValidationError
 from rich.console import Console
 
-from hwprune.report import charts, render, summary
+from hwprune.report import charts, record, render, summary
 from hwprune.report.record import TrajectoryPoint, from_mapping
 from hwprune.verify.outcome import CheckResult, Step
 
@@ -169,6 +173,42 @@ def test_the_terminal_shows_the_verdict_first(sample_record: dict[str, Any]) -> 
 def test_the_terminal_does_not_read_markup(sample_record: dict[str, Any]) -> None:
     sample_record["notes"] = ["[bold red]not markup[/bold red] [/]"]
     assert "[bold red]not markup[/bold red] [/]" in shown(from_mapping(sample_record))
+
+
+def numbers_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the paths of a record's numbers; of lists, the first two entries."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from numbers_of(inner, (*path, key))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value[:2]):
+            yield from numbers_of(inner, (*path, place))
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield path
+
+
+@pytest.mark.parametrize(
+    "number", [10**400, 10**40, 2**53, -(10**400), -1, 1e308, 5e-324, 1e-300, 0, 0.5]
+)
+def test_any_number_is_shown_or_refused(sample_record: dict[str, Any], number: float) -> None:
+    sample_record["recipe"] = {"lr": 0.1}
+    sample_record["accuracy"]["trajectory"][0]["loss"] = 1.0
+    shown_ones = 0
+    for *parents, last in numbers_of(sample_record):
+        data = copy.deepcopy(sample_record)
+        place: Any = data
+        for key in parents:
+            place = place[key]
+        place[last] = number
+        try:
+            found = record.Record.model_validate_json(json.dumps(data))
+        except ValidationError:
+            continue
+        shown_ones += 1
+        Page(render.html(found))
+        render.markdown(found)
+        shown(found)
+    assert shown_ones
 
 
 def test_many_layers_are_cut_and_said(sample_record: dict[str, Any]) -> None:

@@ -327,3 +327,21 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(TargetError, match="not a regular file"):
         load(path)
+
+
+def test_a_long_chain_of_profiles_is_followed(tmp_path: Path) -> None:
+    write(tmp_path / "0.toml", 'extends = "jetson-nano"\ndescription = "the first"\n')
+    for number in range(1, 1500):
+        write(tmp_path / f"{number}.toml", f'extends = "{number - 1}.toml"\n')
+    target = load(tmp_path / "1499.toml")
+    assert (target.name, target.description) == ("1499", "the first")
+
+
+@pytest.mark.parametrize(
+    "place", ["x", "cpu", "cpu.x", "cpu.core", "cpu.core.value", "description"]
+)
+def test_deep_tables_are_refused_in_words(tmp_path: Path, place: str) -> None:
+    deep = f"{place}{'.a' * 2_000} = 1\n"
+    below = write(tmp_path / "below.toml", 'extends = "jetson-nano"\n' + deep)
+    failure(Path(below), Path(below).read_text())
+    failure(tmp_path / "above.toml", 'extends = "below.toml"\n' + deep)

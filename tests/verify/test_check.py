@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,11 +201,42 @@ def test_a_report_about_another_file_is_left_alone(
     assert check(str(write_artifact())).exit_code == 0
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"artifact": 3}', '{"artifact": {"path": 1}}'])
-def test_a_broken_report_is_no_report(write_artifact: WriteArtifact, text: str) -> None:
+@pytest.mark.parametrize("text", ["[]", "{}", '{"artifact": 3}', '{"artifact": {"path": 1}}'])
+def test_another_programs_report_is_no_report(write_artifact: WriteArtifact, text: str) -> None:
     path = write_artifact()
     (path.parent / "report.json").write_text(text)
     assert check(str(path)).exit_code == 0
+
+
+@pytest.mark.parametrize("content", [b"", b'{"artifact"', b"\xff\xfe", b"[" * 100_000, None])
+def test_a_report_that_cannot_be_read_does_not_pass(
+    write_artifact: WriteArtifact, content: bytes | None
+) -> None:
+    path = write_artifact()
+    place = path.parent / "report.json"
+    if content is None:
+        place.symlink_to(place)  # the system refuses to open it, whoever asks
+    else:
+        place.write_bytes(content)
+    result = check(str(path))
+    assert (failed(result), result.exit_code) == (["report beside"], 2)
+    assert "report.json cannot be read: " in message(result, "report beside")
+
+
+@pytest.mark.parametrize("number", [10**400, -1, True, "1", None])
+def test_sizes_of_a_report_that_no_file_has_are_absent(
+    write_artifact: WriteArtifact, put_report: PutReport, sample_record: dict[str, Any], number: Any
+) -> None:
+    path = write_artifact()
+    put_report(path, budget={**sample_record["budget"], "bytes": number})
+    result = check(str(path))
+    assert (failed(result), result.exit_code) == ([], 0)
+    assert "budget" not in [step.name for step in result.steps]
+    text = (path.parent / "report.json").read_text()
+    record = json.loads(text)
+    record["artifact"] |= {"bytes": number, "sha256": "0" * 64}
+    (path.parent / "report.json").write_text(json.dumps(record))
+    assert (failed(check(str(path))), check(str(path)).exit_code) == (["report beside"], 5)
 
 
 def test_the_budget_of_the_report(

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hwprune.errors import ArtifactError, DataError, UsageError, VerificationError
-from hwprune.verify import accuracy_of, compare, environment, measure, resident, runner
+from hwprune.verify import accuracy_of, check, compare, environment, measure, resident, runner
 
 WriteArtifact = Callable[..., Path]
 
@@ -157,6 +157,15 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
         runner.open_session(str(damaged))
     with pytest.raises(VerificationError, match="does not load in a fresh process"):
         resident(str(damaged))
+
+
+def test_paths_that_are_not_utf8(write_artifact: WriteArtifact) -> None:
+    path = str(write_artifact("m\udcff.onnx"))
+    assert check(path).exit_code == 0
+    assert measure({"a": path}, runs=1, warmup=0)["a"].runs == 1
+    assert resident(path).added_bytes > 0
+    with pytest.raises(ArtifactError, match="no file"):
+        runner.open_session(path + "gone")
 
 
 def test_resident_memory_is_that_of_a_process_with_the_file(write_artifact: WriteArtifact) -> None:

@@ -1,7 +1,4 @@
-"""The report.json that may lie beside an artifact: what it promised about the file.
-
-Read leniently: the gate must say what is wrong with the artifact, whatever lies beside it.
-"""
+"""The report.json that may lie beside an artifact: what it promised about the file."""
 
 from __future__ import annotations
 
@@ -9,15 +6,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from hwprune.errors import ArtifactError
 from hwprune.export.artifact import ArtifactFile
 
 REPORT_NAME = "report.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class SidecarReport:
     """A report that speaks of a file of this name, in the same folder.
 
     Attributes:
@@ -51,16 +49,27 @@ class Beside:
         return "; ".join(part for part in parts if part)
 
 
-def find(path: str, sha256: str) -> Beside | None:
+def find(path: str, sha256: str) -> SidecarReport | None:
     """Return the report beside a file, None where there is none that speaks of it.
 
-    It speaks of a file by name, or, where the file was renamed, by its hash.
+    It speaks of a file by name, or, where the file was renamed, by its hash. A field that is not
+    what a report has there counts as absent.
+
+    Raises:
+        ArtifactError: there is one, and it cannot be read: what it promises is not known.
     """
     file = Path(path)
+    place = file.parent / REPORT_NAME
     try:
-        record = json.loads((file.parent / REPORT_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = json.loads(place.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "it is not JSON"
+        raise ArtifactError(
+            f"{place} cannot be read: {reason}",
+            hint="make it readable, or take it away where it is not the report of this file",
+        ) from None
     artifact = record.get("artifact") if isinstance(record, dict) else None
     if not isinstance(artifact, dict) or not isinstance(artifact.get("path"), str):
         return None
@@ -70,12 +79,17 @@ def find(path: str, sha256: str) -> Beside | None:
     result = record.get("result")
     layers = result.get("layers") if isinstance(result, dict) else None
     size = artifact.get("bytes")
-    return Beside(
+    return SidecarReport(
         record=record,
-        bytes=size if isinstance(size, int) else None,
+        bytes=size if is_size(size) else None,
         sha256=promised if isinstance(promised, str) else None,
         packed_layers=sum(
             isinstance(layer, dict) and layer.get("codec") not in (None, "dense")
             for layer in (layers if isinstance(layers, list) else [])
         ),
     )
+
+
+def is_size(value: Any) -> TypeGuard[int]:
+    """Return whether a value is a number of bytes that a file can have."""
+    return type(value) is int and 0 <= value < 2**63
