@@ -39,15 +39,19 @@ def compile_row(
         recipe: where fields differ from their defaults.
         further: returns what the row holds besides, of what was compiled.
     """
-    from hwprune.compiler import Options, compile_model
+    from hwprune.compiler import compile_model
+    from hwprune.job import resolve
     from hwprune.targets import load
-    from hwprune.training.devices import resolve
 
     watch = Stopwatch()
     output = experiment.output_path(config, seed)
     resumed = output.exists()
     output.parent.mkdir(parents=True, exist_ok=True)
-    options = Options(
+    job = resolve(
+        model,
+        load(target),
+        data,
+        output,
         budget_bytes=config["budget_bytes"],
         strategy=config["strategy"],
         strategy_options=config["options"],
@@ -63,7 +67,7 @@ def compile_row(
         if "validation" in status.message or "continued" in status.message:
             print(f"  {watch.seconds:6.0f} s  {status.message}", flush=True)
 
-    artifact = compile_model(model, load(target), data, output, options, say)
+    artifact = compile_model(job, say)
     report = artifact.report
     experiment.add(
         config, seed, seconds_of(report), config["epochs"],
@@ -75,7 +79,7 @@ def compile_row(
         relative_error=report["parity"]["relative_error"],
         verified=report["verdict"]["verified"],
         samples=report["accuracy"]["samples"],
-        device=device_name(resolve()),
+        device=device_name(job.device),
         precision=precision_of(report),
         resumed=resumed,
         **further(artifact),

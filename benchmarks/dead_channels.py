@@ -59,7 +59,7 @@ def prepared_network(name: str, data: Path | None) -> tuple[Any, bool]:
                 part.running_mean.normal_(std=0.3)
                 part.running_var.uniform_(0.5, 2)
     model = Model(name, name, "state-dict", module, name, inputs)
-    return prepare(model, load(TARGET), None), trained
+    return prepare(model, load(TARGET)), trained
 
 
 def outputs(template: Any, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
@@ -79,7 +79,7 @@ def measure(config: Mapping[str, Any], data: Path | None) -> dict[str, Any]:
     """Return sizes with and without dead channels, and by how much outputs differ."""
     import torch
 
-    from hwprune.export.pipeline import dead_structure
+    from hwprune.export.pipeline import dead_structure, renewed
     from hwprune.export.shrink import cut
     from hwprune.ir import Masks
     from hwprune.sparsity import rank_weights
@@ -89,8 +89,8 @@ def measure(config: Mapping[str, Any], data: Path | None) -> dict[str, Any]:
     module = prepared.model.module
     state = {name: value.clone() for name, value in module.state_dict().items()}
     named = dict(module.named_parameters()) | dict(module.named_buffers())
-    count = round(prepared.weights * (1 - config["sparsity"]))
-    masks = rank_weights(module_weights(prepared), "lamp", count).masks(count)
+    count = round(prepared.template.weights * (1 - config["sparsity"]))
+    masks = rank_weights(module_weights(module, prepared.template), "lamp", count).masks(count)
     spec = prepared.model.inputs[0]
     generator = np.random.default_rng(SEED)
     feeds = {spec.name: generator.standard_normal(spec.with_batch(SAMPLES)).astype(np.float32)}
@@ -99,7 +99,7 @@ def measure(config: Mapping[str, Any], data: Path | None) -> dict[str, Any]:
         with torch.no_grad():
             for name in living:
                 named[name].mul_(torch.from_numpy(living[name]))
-        return prepared.template_now()
+        return renewed(prepared.template, module)
 
     def file_bytes(template: Any, living: Masks) -> int:
         return int(template.cost(("int8",)).encoding(living.positions(), "int8").file_bytes)
@@ -107,7 +107,7 @@ def measure(config: Mapping[str, Any], data: Path | None) -> dict[str, Any]:
     try:
         whole = masked(masks)
         watch = Stopwatch()
-        dead = dead_structure(prepared.traced, whole, masks)
+        dead = dead_structure(whole, masks)
         seconds = watch.seconds
         with_all = file_bytes(whole, masks)
         expected = outputs(whole, feeds)

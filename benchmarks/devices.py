@@ -108,10 +108,11 @@ def epochs_for(plans: Mapping[ValueType, Plan], asked: int) -> int:
 
 def measure(config: Config, network: Network) -> dict[str, Any]:
     """Compile one row; return what was found. A budget that cannot be met is a finding too."""
-    from hwprune.compiler import Options, compile_model
+    from hwprune.compiler import compile_model
     from hwprune.export.artifact import read_artifact
     from hwprune.frontend import load_data, load_model
-    from hwprune.steps.fitting import plan_model
+    from hwprune.job import resolve
+    from hwprune.steps.planning import plan_model
 
     target = load(config["target"])
     budget = config["budget_bytes"]
@@ -123,15 +124,16 @@ def measure(config: Config, network: Network) -> dict[str, Any]:
     data = load_data(network.data, seed=SEED)
     with scratch() as output:
         try:
-            _, plans, _ = plan_model(
+            plans = plan_model(
                 load_model(str(network.checkpoint)), target, budget_bytes=budget
-            )
-            options = Options(
-                budget_bytes=budget, epochs=epochs_for(plans, config["epochs"]), seed=SEED
-            )
+            ).plans
             # A second copy of the network: planning has touched the first, training changes it.
             model = load_model(str(network.checkpoint))
-            artifact = compile_model(model, target, data, Path(output) / "out", options, say)
+            job = resolve(
+                model, target, data, Path(output) / "out", budget_bytes=budget, seed=SEED,
+                epochs=epochs_for(plans, config["epochs"]),
+            )  # fmt: skip
+            artifact = compile_model(job, say)
         except (ExportError, InfeasibleError) as error:
             return {"error": error.message, "exit_code": error.exit_code}
         form = read_artifact(artifact.path).form

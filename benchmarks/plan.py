@@ -80,14 +80,14 @@ def stages(checkpoint: str, config: dict[str, Any]) -> dict[str, Run]:
 
         model = load_model(checkpoint, arch=config["arch"], mapped=True)
         done("load and check the network")
-        from hwprune.steps.planning import plans_of, prepare, value_types
+        from hwprune.steps.planning import candidates_of, prepare, value_types
         from hwprune.targets import load
 
         target = load(config["target"])
         done("import the rest")
-        prepared = prepare(model, target, None)
+        prepared = prepare(model, target)
         done("trace and measure the fixed cost")
-        plans_of(prepared, value_types(target, config["values"]))
+        candidates_of(prepared, value_types(target, config["values"]), target.budget_bytes)
         done("rank and solve")
     return found
 

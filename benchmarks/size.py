@@ -134,7 +134,7 @@ def prepared_network(network: str, data: Path | None) -> tuple[Any, bool]:
         torch.manual_seed(SEED)
         known = ARCHITECTURES[network]
         model = Model(network, network, "state-dict", known.build().eval(), network, known.inputs)
-    return prepare(model, load(TARGET), 10**9), trained
+    return prepare(model, load(TARGET)), trained
 
 
 def lamp_masks(prepared: Any, sparsity: float) -> Any:
@@ -142,7 +142,7 @@ def lamp_masks(prepared: Any, sparsity: float) -> Any:
     from hwprune.sparsity import rank_weights
     from hwprune.steps.planning import module_weights
 
-    weights = module_weights(prepared)
+    weights = module_weights(prepared.model.module, prepared.template)
     count = round((1 - sparsity) * sum(weight.size for weight in weights.values()))
     ranking = rank_weights(weights, "lamp", count)
     return ranking.masks(count)

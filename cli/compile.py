@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,28 +122,39 @@ def command(
     with ExitStack() as stack:
         with collector_paused():
             require_torch()
-            from hwprune.compiler import Options, compile_model
-            from hwprune.steps.together import together
+            from hwprune.compiler import compile_model
+            from hwprune.job import resolve
+            from hwprune.steps.torchrun import together
+            from hwprune.training import recipe_file
 
-            options = Options(
-                budget_bytes=budget,
-                share_weights=share_weights,
-                values=values,
-                seed=seed,
-                limits=[limit.text for limit in limits],
-                resume=resume,
-                checkpoint_seconds=checkpoint_seconds,
-                command=("hwprune", *sys.argv[1:]),
-            ).following(recipe, strategy=strategy, epochs=epochs)
+            found_recipe = None if recipe is None else recipe_file.load(recipe)
             chosen, world = stack.enter_context(together(device))
-            options = replace(options, device=chosen, world=world)
             loaded, source = load(
                 model, arch=arch, inputs=inputs, fixed_batch=fixed_batch, unsafe_load=unsafe_load,
                 data=data, seed=seed,
             )  # fmt: skip
-        folder = Path(output) if output else Path(f"{loaded.name}-{target.name}")
+            folder = Path(output) if output else Path(f"{loaded.name}-{target.name}")
+            job = resolve(
+                loaded,
+                target,
+                source,
+                folder,
+                budget_bytes=budget,
+                strategy=strategy,
+                share_weights=share_weights,
+                values=values,
+                recipe=found_recipe,
+                epochs=epochs,
+                seed=seed,
+                limits=[limit.text for limit in limits],
+                device=chosen,
+                world=world,
+                resume=resume,
+                checkpoint_seconds=checkpoint_seconds,
+                command=("hwprune", *sys.argv[1:]),
+            )
         with watching() as say:
-            artifact = compile_model(loaded, target, source, folder, options, say)
+            artifact = compile_model(job, say)
     if not world.leads:
         ctx.exit(artifact.verdict.exit_code)
     found = reports.read(folder)

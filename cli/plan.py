@@ -12,8 +12,7 @@ from hwprune.cli.modelling import collector_paused, load, model_options
 from hwprune.cli.options import VALUES, console, json_option
 
 if TYPE_CHECKING:
-    from hwprune.ir import Plan, ValueType
-    from hwprune.steps.planning import Prepared
+    from hwprune.steps.planning import Fitting
     from hwprune.targets import Target
 
 _MOST_LAYERS = 40
@@ -52,29 +51,23 @@ def command(
             model, arch=arch, inputs=inputs, fixed_batch=fixed_batch, unsafe_load=unsafe_load,
             mapped=True,
         )  # fmt: skip
-        from hwprune.steps.fitting import plan_model
+        from hwprune.steps.planning import plan_model
 
-        prepared, plans, shared = plan_model(
+        found = plan_model(
             loaded, target, budget_bytes=budget, values=values, share_weights=share_weights
         )
-    notes = (*prepared.model.notes, *prepared.traced.notes, *shared)
     if as_json:
-        print_json(_document(prepared, plans, notes))
-    _print(prepared, plans, notes, to_stderr=as_json)
+        print_json(_document(loaded.name, target, found))
+    _print(loaded.name, target, found, to_stderr=as_json)
 
 
-def _document(
-    prepared: Prepared, plans: dict[ValueType, Plan], notes: tuple[str, ...]
-) -> dict[str, object]:
+def _document(model: str, target: Target, found: Fitting) -> dict[str, object]:
     return {
-        "model": prepared.model.name,
-        "target": prepared.target.name,
-        "budget": {"bytes": prepared.budget_bytes, "reason": prepared.target.budget_reason},
-        "dense": {
-            "bytes": prepared.dense_bytes,
-            "fits": prepared.fits_dense,
-        },
-        "weights": prepared.weights,
+        "model": model,
+        "target": target.name,
+        "budget": {"bytes": found.budget_bytes, "reason": target.budget_reason},
+        "dense": {"bytes": found.dense_bytes, "fits": found.fits_dense},
+        "weights": found.weights,
         "plans": {
             kind: {
                 "max_nonzeros": plan.max_nonzeros,
@@ -86,40 +79,36 @@ def _document(
                 "limited_by": plan.limited_by,
                 "layers": [asdict(layer) for layer in plan.layers],
             }
-            for kind, plan in plans.items()
+            for kind, plan in found.plans.items()
         },
-        "not_pruned": [asdict(tensor) for tensor in prepared.skipped],
-        "notes": list(notes),
+        "not_pruned": [asdict(tensor) for tensor in found.skipped],
+        "notes": list(found.notes),
     }
 
 
-def _print(
-    prepared: Prepared, plans: dict[ValueType, Plan], notes: tuple[str, ...], *, to_stderr: bool
-) -> None:
+def _print(model: str, target: Target, found: Fitting, *, to_stderr: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from hwprune.units import format_bytes, format_percent
 
     out = console(stderr=to_stderr)
-    out.print(Text(f"{prepared.model.name} for {prepared.target.name}", style="bold"))
-    for note in notes:
+    out.print(Text(f"{model} for {target.name}", style="bold"))
+    for note in found.notes:
         out.print(f"  {note}", soft_wrap=True)
-    out.print(f"  budget  {format_bytes(prepared.budget_bytes)}")
-    if prepared.budget_bytes == prepared.target.budget_bytes:
-        out.print(f"          {prepared.target.budget_reason}", soft_wrap=True)
-    out.print(
-        f"  dense   {format_bytes(prepared.dense_bytes)} as fp32, {prepared.weights:,} weights"
-    )
-    if prepared.fits_dense:
+    out.print(f"  budget  {format_bytes(found.budget_bytes)}")
+    if found.budget_bytes == target.budget_bytes:
+        out.print(f"          {target.budget_reason}", soft_wrap=True)
+    out.print(f"  dense   {format_bytes(found.dense_bytes)} as fp32, {found.weights:,} weights")
+    if found.fits_dense:
         out.print(
             f"  The dense fp32 model fits. Pruning starts at a budget below "
-            f"{format_bytes(prepared.dense_bytes)}."
+            f"{format_bytes(found.dense_bytes)}."
         )
     table = Table(title="What fits", title_justify="left", box=None)
     for name in ("values", "nonzeros", "sparsity", "file", "slack", "floor", "codecs"):
         table.add_column(name, justify="left" if name in ("values", "codecs") else "right")
-    for kind, plan in plans.items():
+    for kind, plan in found.plans.items():
         codecs = sorted({layer.codec for layer in plan.layers})
         table.add_row(
             kind,
@@ -131,7 +120,7 @@ def _print(
             ", ".join(codecs),
         )
     out.print(table)
-    fullest = max(plans.values(), key=lambda plan: plan.max_nonzeros)
+    fullest = max(found.plans.values(), key=lambda plan: plan.max_nonzeros)
     out.print(Text(f"\nLayers with {fullest.value_type} values", style="bold"))
     layers = Table(box=None)
     for name in ("tensor", "shape", "weights", "nonzeros", "density", "codec", "bytes"):
@@ -153,7 +142,7 @@ def _print(
     for what, size in fullest.floor_parts:
         out.print(f"  {size:>10,} B  {what}")
     reasons: dict[str, int] = {}
-    for tensor in prepared.skipped:
+    for tensor in found.skipped:
         reasons[tensor.reason] = reasons.get(tensor.reason, 0) + tensor.bytes
     for reason, size in reasons.items():
         out.print(f"  not pruned, {size:,} B as fp32: {reason}", soft_wrap=True)

@@ -13,7 +13,7 @@ from hwprune.cli.options import console
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hwprune.steps.pruning import Say, Status
+    from hwprune.job import Say, Status
 
 # Seconds between two plain lines of the same stage: a log file needs no more.
 _LINE_INTERVAL = 10.0

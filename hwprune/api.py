@@ -10,9 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwprune.compiler import Options, check_seed, compile_model
+from hwprune.compiler import compile_model
 from hwprune.errors import UsageError
 from hwprune.ir import Artifact, Data, Model, TensorSpec
+from hwprune.job import check_seed, resolve
 from hwprune.targets import Target
 from hwprune.targets import load as load_target
 from hwprune.units import parse_bytes
@@ -84,19 +85,25 @@ def compile(
     source = _data(data, seed)
     loaded = _model(model, example_input, source, arch=arch, unsafe_load=unsafe_load, seed=seed)
     folder = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="hwprune-"))
-    options = Options(
-        budget_bytes=parse_bytes(budget) if isinstance(budget, str) else budget,
-        share_weights=_wishes(share_weights),
-        values=values,
-        seed=seed,
-        limits=(require,) if isinstance(require, str) else tuple(require),
-        recipe=recipe if isinstance(recipe, Mapping) else None,
-        device=device,
-        resume=resume,
-        command=("hwprune.compile",),
-    ).following(None if isinstance(recipe, Mapping) else recipe, strategy=strategy, epochs=epochs)
     try:
-        return compile_model(loaded, profile, source, folder, options)
+        job = resolve(
+            loaded,
+            profile,
+            source,
+            folder,
+            budget_bytes=parse_bytes(budget) if isinstance(budget, str) else budget,
+            strategy=strategy,
+            share_weights=_sharing(share_weights),
+            values=values,
+            recipe=recipe,
+            epochs=epochs,
+            seed=seed,
+            limits=(require,) if isinstance(require, str) else tuple(require),
+            device=device,
+            resume=resume,
+            command=("hwprune.compile",),
+        )
+        return compile_model(job)
     except BaseException:
         if output is None:
             with suppress(OSError):
@@ -104,7 +111,7 @@ def compile(
         raise
 
 
-def _wishes(share_weights: str | Sequence[str | Sequence[str]]) -> tuple[str, ...]:
+def _sharing(share_weights: str | Sequence[str | Sequence[str]]) -> tuple[str, ...]:
     """Return what is to share weights, as the command line spells it."""
     given = [share_weights] if isinstance(share_weights, str) else share_weights
     return tuple(each if isinstance(each, str) else ",".join(each) for each in given)

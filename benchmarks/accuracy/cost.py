@@ -186,27 +186,27 @@ def network(config: Config, seed: int, folder: Path) -> dict[str, Any]:
 
 def _resnet20(config: Config, seed: int, folder: Path) -> dict[str, Any]:
     from hwprune.frontend import load_data, load_model
+    from hwprune.sampling import Sampled
     from hwprune.sparsity import make
-    from hwprune.steps.choosing import Part
-    from hwprune.steps.planning import plans_of, prepare
-    from hwprune.steps.pruning import filler
+    from hwprune.steps.planning import candidates_of, prepare
     from hwprune.targets import load
 
     model = load_model(str(folder / "weights" / "cifar10_resnet20.pth"), arch=config["network"])
     data = load_data(f"cifar10:{folder}?normalize=imagenet", seed=seed)
-    data = replace(data, train=Part(data.train, np.arange(config["train_images"], dtype=np.int64)))
-    prepared = prepare(model, load("raspberry-pi-5"), config["budget_bytes"])
-    plan = plans_of(prepared, (config["values"],))[config["values"]]
+    data = replace(
+        data, train=Sampled(data.train, np.arange(config["train_images"], dtype=np.int64))
+    )
+    prepared = prepare(model, load("raspberry-pi-5"))
+    kinds = (config["values"],)
+    candidate = candidates_of(prepared, kinds, config["budget_bytes"])[config["values"]]
     return {
         "module": model.module,
         "teacher": model.module,
         "data": data,
-        "names": prepared.names,
-        "strategy": make(
-            config["strategy"], density=plan.max_nonzeros / plan.weights, **config["options"]
-        ),
+        "names": prepared.template.names,
+        "strategy": make(config["strategy"], density=candidate.density, **config["options"]),
         "batch_size": 128,
-        "fill": filler(prepared, plan),
+        "fill": candidate.masks,
     }
 
 

@@ -95,9 +95,9 @@ def _lamp(dense: Any, names: tuple[str, ...]) -> Any:
 
 def _part(split: Any, count: int) -> Any:
     """Return the first images of a split, without labels."""
-    from hwprune.steps.choosing import Part
+    from hwprune.sampling import Sampled
 
-    return Part(replace(split, labels=None), np.arange(count, dtype=np.int64))
+    return Sampled(replace(split, labels=None), np.arange(count, dtype=np.int64))
 
 
 def _distil(

@@ -200,7 +200,7 @@ def open_data(config: Config, folder: Path, seed: int) -> Any:
         seed: of the validation split, where the network is not one that is trained here.
     """
     from hwprune.frontend import load_data
-    from hwprune.steps.choosing import Part
+    from hwprune.sampling import Sampled
 
     network = NETWORKS[config["network"]]
     split_seed = SPLIT_SEED if network.weights is None else seed
@@ -208,7 +208,7 @@ def open_data(config: Config, folder: Path, seed: int) -> Any:
     data = load_data(f"{source}:{folder}?normalize={network.normalize}", seed=split_seed)
 
     def first(split: Any, count: int) -> Any:
-        return Part(split, np.arange(min(count, len(split)), dtype=np.int64))
+        return Sampled(split, np.arange(min(count, len(split)), dtype=np.int64))
 
     if config["train_images"] is not None:
         data = replace(data, train=first(data.train, config["train_images"]))

@@ -83,7 +83,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
     model = fresh_network(config, seed) if scratch else open_network(config, folder)
     data = open_data(config, folder, seed)
     saved = share(model.module, pretrained=model.trained).saved if config.get("sharing") else 0
-    prepared = prepare(model, load(TARGET), config.get("budget_bytes"))
+    prepared = prepare(model, load(TARGET))
     device = resolve()
     checkpoint = Checkpoint(experiment.state_path(config, seed), resume=True, every_seconds=0.0)
     resumed = checkpoint.path.exists()
@@ -96,7 +96,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
     result = finetune(
         module,
         data=data,
-        names=prepared.names,
+        names=prepared.template.names,
         recipe=recipe,
         teacher=None if scratch else model.module,
         seed=seed,
@@ -146,16 +146,15 @@ def _course(config: Config, prepared: Any, saved: int) -> dict[str, Any]:
     A sparsity is one of the network as it was: what sharing has saved counts among its weights.
     """
     from hwprune.sparsity import make
-    from hwprune.steps.planning import plans_of
-    from hwprune.steps.pruning import filler
+    from hwprune.steps.planning import candidates_of
 
     if "sparsity" in config or "stages" in config:
         sparsity = config["stages"][-1] if "stages" in config else config["sparsity"]
-        count = round((1 - sparsity) * (prepared.weights + saved))
+        count = round((1 - sparsity) * (prepared.template.weights + saved))
         if "stages" in config:
             strategy = staged.course(config["stages"], **config.get("regrow", {}))
         else:
-            density = count / prepared.weights
+            density = count / prepared.template.weights
             strategy = make(config["strategy"], density=density, **config["options"])
         return {
             "strategy": strategy,
@@ -163,10 +162,12 @@ def _course(config: Config, prepared: Any, saved: int) -> dict[str, Any]:
                 min(len(ranking), round(count * fraction))
             ),
         }
-    plan = plans_of(prepared, (config["values"],))[config["values"]]
-    density = plan.max_nonzeros / plan.weights
-    strategy = make(config["strategy"], density=density, **config["options"])
-    return {"strategy": strategy, "fill": filler(prepared, plan)}
+    kinds = (config["values"],)
+    candidate = candidates_of(prepared, kinds, config["budget_bytes"])[config["values"]]
+    return {
+        "strategy": make(config["strategy"], density=candidate.density, **config["options"]),
+        "fill": candidate.masks,
+    }
 
 
 def _tell(event: Any, watch: Stopwatch) -> None:

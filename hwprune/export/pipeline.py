@@ -48,11 +48,29 @@ def template_of(
     raw = traced.with_values(module)
     graph = slim(lower(raw, opset), traced.parameters)
     prunable, skipped = find_prunable(raw, graph, traced.parameters)
-    return Template(graph, prunable, ir_version, inline, codecs, fuse), skipped
+    return Template(graph, prunable, ir_version, inline, codecs, fuse, traced=traced), skipped
+
+
+def renewed(template: Template, module: Any) -> Template:
+    """Return a whole network's template over the module's present weights."""
+    return template_of(
+        _traced(template),
+        module,
+        opset=template.graph.opset,
+        ir_version=template.ir_version,
+        inline=template.inline,
+        codecs=template.codecs,
+        fuse=template.fuse,
+    )[0]
+
+
+def _traced(template: Template) -> Traced:
+    assert template.traced is not None, "the template of a bare graph"
+    return template.traced
 
 
 def decoded_parameters(
-    traced: Traced, template: Template, written: Written, module: Any
+    template: Template, written: Written, module: Any
 ) -> dict[str, NDArray[np.float32]]:
     """Return the parameters that make the torch module compute what the file computes.
 
@@ -61,7 +79,6 @@ def decoded_parameters(
     without have no weights, and the module's own biases.
 
     Args:
-        traced: the network's structure.
         template: of the whole network, over the module's present weights.
         written: the file.
         module: its weights.
@@ -70,7 +87,7 @@ def decoded_parameters(
         new values by state-dict key, for the parameters that differ.
     """
     graph = template.graph
-    raw = traced.with_values(module).tensors
+    raw = _traced(template).with_values(module).tensors
     values: dict[str, NDArray[np.float32]] = {}
     for name, packed in written.packed.items():
         nothing = np.zeros(graph.tensors[name].shape, np.float32)
@@ -111,17 +128,16 @@ def weights_of(template: Template) -> Mapping[str, NDArray[np.float32]]:
     return {tensor.name: template.graph.tensors[tensor.name] for tensor in template.prunable}
 
 
-def dead_structure(traced: Traced, template: Template, masks: Masks) -> Dead:
+def dead_structure(template: Template, masks: Masks) -> Dead:
     """Return what the network can do without, given which connections live.
 
     What it says must be added goes by the names of the module's parameters and buffers.
 
     Args:
-        traced: the network's structure.
         template: of the whole network, over the module's present weights.
         masks: what lives.
     """
-    graph = template.graph
+    graph, traced = template.graph, _traced(template)
     own = {name: name for name in traced.parameters if name in graph.tensors}
     shifts = [fold.norm[1] for fold in graph.folds]
     for fold in graph.folds:

@@ -27,6 +27,7 @@ from hwprune.export.nodes import Made, Stored, nodes_of, numbered
 from hwprune.export.operators import count_name, function_for
 from hwprune.export.passes import short_names
 from hwprune.export.shrink import Kept, Removal, without
+from hwprune.export.trace import Traced
 from hwprune.ir import CodecName, Masks, Packed, PrunableTensor, ValueType
 
 PRODUCER = "hwprune"
@@ -71,6 +72,7 @@ class Template:
             run it, so never in the inlined form.
         kept: what is left of tensors, where channels were removed; ``graph`` and ``prunable`` are
             without them.
+        traced: the structure that it was made of; None where a graph is all there is.
     """
 
     graph: Graph
@@ -80,6 +82,22 @@ class Template:
     codecs: tuple[CodecName, ...]
     fuse: bool = True
     kept: Kept = field(default_factory=dict)
+    traced: Traced | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the prunable tensors."""
+        return tuple(tensor.name for tensor in self.prunable)
+
+    @property
+    def weights(self) -> int:
+        """Return the number of prunable weights."""
+        return sum(tensor.weights for tensor in self.prunable)
+
+    @property
+    def channel_axes(self) -> dict[str, int]:
+        """Return the axis of output channels of each prunable tensor."""
+        return {tensor.name: tensor.channel_axis for tensor in self.prunable}
 
     def without(self, removal: Removal) -> Template:
         """Return the artifact without some channels."""

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +20,7 @@ from hwprune.ir import Data, Masks, Ranking, Split
 from hwprune.least_squares.reconstruct import Reconstruction, least_squares
 from hwprune.least_squares.saliency import reconstruction_scores
 from hwprune.least_squares.synthesis import Synthetic, affordable, synthesise
+from hwprune.sampling import evenly_spread
 from hwprune.sparsity import rank, rank_weights
 from hwprune.training import recalibrate_batchnorm
 from hwprune.training.batches import Batch, Batches
@@ -196,9 +196,9 @@ class _Measure:
         self._batches = Batches(
             data.validation, device=device, resident_bytes=0, channels_last=False
         )
-        # Spread over the split: some data sets are sorted by class.
-        chosen = np.linspace(0, len(data.validation) - 1, min(_VALIDATED, len(data.validation)))
-        self._order = torch.split(torch.from_numpy(chosen.astype(np.int64)), _BATCH)
+        size = len(data.validation)
+        chosen = evenly_spread(size, min(_VALIDATED, size))
+        self._order = torch.split(torch.from_numpy(chosen), _BATCH)
         self._dense, self._device = dense, device
         self.labels = self._batches.labels is not None
         self.metric = "accuracy" if self.labels else "variance of the dense outputs that is kept"

@@ -1,4 +1,10 @@
-"""The trained weights and masks beside the artifact, so that neither is lost with the run."""
+"""What a run keeps beside the artifact: its network, and until it ends the state of its training.
+
+The network, pruned weights exactly zero, and its masks are published with the artifact, so that
+neither is lost with the run. The state of the training lies in the output folder too, outside the
+staging that a later run cleans, and under the same lock: ``<output>/.resume/run.safetensors``. It
+survives a kill, Ctrl-C and errors, until a result is published (or rejected).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +14,12 @@ from typing import Any
 import numpy as np
 
 from hwprune.errors import OutputError
-from hwprune.ir import Masks
+from hwprune.ir import Masks, Plan
+from hwprune.job import Job
+from hwprune.training import Checkpoint
 
 WEIGHTS_NAME, MASKS_NAME = "weights.safetensors", "masks.safetensors"
+STATE_NAME = Path(".resume") / "run.safetensors"
 
 
 def save_checkpoint(module: Any, masks: Masks | None, folder: Path) -> None:
@@ -38,3 +47,21 @@ def save_checkpoint(module: Any, masks: Masks | None, folder: Path) -> None:
         raise OutputError(
             f"{folder} cannot be written: {error}", hint="check permissions and free space"
         ) from None
+
+
+def training_state(job: Job, plan: Plan) -> Checkpoint:
+    """Return where the state of a training is kept, with what decides its masks."""
+    identity: dict[str, str | int | float | bool | None] = {
+        "the target": job.target.name,
+        "the budget in bytes": plan.budget_bytes,
+        "values": plan.value_type,
+        "what fits": plan.max_nonzeros,
+        "the floor in bytes": plan.floor_bytes,
+        "the dense file in bytes": plan.dense_bytes,
+    }
+    return Checkpoint(job.output / STATE_NAME, job.resume, job.checkpoint_seconds, identity)
+
+
+def discard_training_state(output: Path) -> None:
+    """Remove the state of a training that is finished."""
+    Checkpoint(output / STATE_NAME).discard()

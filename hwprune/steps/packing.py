@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,12 @@ from hwprune.budget import fit, ranking_limit
 from hwprune.encoding.values import quantise, quantum
 from hwprune.errors import HwpruneError
 from hwprune.export.deadness import Dead
-from hwprune.export.pipeline import dead_structure, weights_of
+from hwprune.export.pipeline import dead_structure, renewed, weights_of
 from hwprune.export.shrink import Kept, Removal, cut, spread
 from hwprune.export.template import Template, Written
 from hwprune.ir import Masks, Ranking, ValueType
 from hwprune.sparsity import followed_by, rank, rank_weights
-from hwprune.steps.planning import Prepared, module_weights
+from hwprune.steps.planning import module_weights
 
 # At least this part of the budget is used, unless every weight is alive.
 FULL_FRACTION = 0.995
@@ -60,73 +61,82 @@ class PackedModel:
 
 
 def pack_model(
-    prepared: Prepared,
+    module: Any,
+    template: Template,
     masks: Masks,
     value_type: ValueType,
     pretrained: Mapping[str, NDArray[np.float32]],
+    *,
+    budget_bytes: int,
+    revive: bool = True,
 ) -> PackedModel:
     """Write the file for the module's present weights; the module's weights follow the final masks.
 
     Args:
-        prepared: the traced model; its module holds the trained weights.
+        module: the network with its trained weights.
+        template: its artifact without masks; over whatever weights.
         masks: what lives; the file may be a little over the budget only if biases or scales changed
             their type with training, and is trimmed then.
         value_type: of the stored values.
         pretrained: the dense weights, for connections that come back.
+        budget_bytes: what the file may weigh.
+        revive: whether the dense weights say what a connection of an empty channel is worth.
 
     Ensures: file bytes <= budget, and no stored value is zero unless its tensor is stored dense.
     """
     dropped = respent = useless = 0
-    template = prepared.template_now()
+    template = renewed(template, module)
     for attempt in range(_ROUNDS):
         survivors = _without_zeros(template, masks, value_type)
-        dead = _dead(prepared, template, survivors)
+        dead = _dead(template, survivors)
         alive = dead.masks
         dropped += masks.nonzeros - survivors.nonzeros
         useless += survivors.nonzeros - alive.nonzeros
         if alive.nonzeros < masks.nonzeros:
             nothing = {name: np.zeros_like(alive[name]) for name in alive}
-            _write_back(prepared, alive, nothing, pretrained, value_type)
-            _add(prepared, dead.added)
-            template = prepared.template_now()
+            _write_back(module, template, alive, nothing, pretrained, value_type)
+            _add(module, dead.added)
+            template = renewed(template, module)
         kept = dead.removal.kept
         small = template.without(dead.removal)
         cost = small.cost((value_type,))
         used = cost.encoding(_cut(alive, kept).positions(), value_type).file_bytes
-        budget = prepared.budget_bytes
-        spend = used < FULL_FRACTION * budget and attempt < _ROUNDS - 1
-        if used <= budget and not spend:
+        spend = used < FULL_FRACTION * budget_bytes and attempt < _ROUNDS - 1
+        if used <= budget_bytes and not spend:
             masks = alive
             break
-        limit = ranking_limit(cost, budget, value_type)
-        ranking = _alive_first(prepared, dead, pretrained if spend else None, limit, value_type)
+        limit = ranking_limit(cost, budget_bytes, value_type)
+        scores = {}
+        if spend:
+            scores = _worth(module, template, dead, pretrained, value_type, revive=revive)
+        ranking = _alive_first(module, template, dead, scores, limit)
         # Not the masks of the fit: a tensor that is cheapest dense lives in full there, at zero.
-        chosen = ranking.masks(fit(cost, ranking, budget, value_type).count)
+        chosen = ranking.masks(fit(cost, ranking, budget_bytes, value_type).count)
         masks = _spread(chosen, kept, alive)
         grown = {name: masks[name] & ~alive[name] for name in masks}
         count = sum(int(np.count_nonzero(new)) for new in grown.values())
         respent += count
-        _write_back(prepared, masks, grown, pretrained, value_type)
-        template = prepared.template_now()
+        _write_back(module, template, masks, grown, pretrained, value_type)
+        template = renewed(template, module)
         if spend and not count:
             break
     small, freed = _smaller(template, dead, masks, value_type)
     written = small.write_sparse(_cut(masks, small.kept), value_type)
-    if len(written.data) > prepared.budget_bytes:
+    if len(written.data) > budget_bytes:
         raise HwpruneError(
-            f"the file has {len(written.data)} bytes, the budget is {prepared.budget_bytes}",
+            f"the file has {len(written.data)} bytes, the budget is {budget_bytes}",
             hint="this is a defect of hwprune: please report it with the command",
         )
     removed = _channels(template) - _channels(small)
     return PackedModel(written, small, masks, dropped, respent, useless, removed, freed)
 
 
-def _dead(prepared: Prepared, template: Template, survivors: Masks) -> Dead:
+def _dead(template: Template, survivors: Masks) -> Dead:
     """Return what the network can do without; nothing where it is cut in two.
 
     A network whose outputs no longer depend on its inputs is to be mended, not to be made smaller.
     """
-    found = dead_structure(prepared.traced, template, survivors)
+    found = dead_structure(template, survivors)
     return found if found.masks.nonzeros else Dead(survivors, {}, {}, Removal())
 
 
@@ -164,8 +174,7 @@ def _spread(masks: Masks, kept: Kept, whole: Masks) -> Masks:
 
 
 def _without_zeros(template: Template, masks: Masks, value_type: ValueType) -> Masks:
-    alive = {}
-    axes = {tensor.name: tensor.channel_axis for tensor in template.prunable}
+    alive, axes = {}, template.channel_axes
     for name, weight in weights_of(template).items():
         masked = np.where(masks[name], weight, np.float32(0))
         alive[name] = quantise(masked, value_type, axes[name])[0] != 0
@@ -173,35 +182,49 @@ def _without_zeros(template: Template, masks: Masks, value_type: ValueType) -> M
 
 
 def _alive_first(
-    prepared: Prepared,
+    module: Any,
+    template: Template,
     dead: Dead,
-    pretrained: Mapping[str, NDArray[np.float32]] | None,
+    scores: Mapping[str, NDArray[np.float32]],
     limit: int,
-    value_type: ValueType,
 ) -> Ranking:
     """Return what lives, the best first, then what may come back; of the channels that are left."""
     kept, alive = dead.removal.kept, dead.masks
-    weights = module_weights(prepared)
     living = {
-        name: cut(name, np.where(alive[name], weights[name], np.float32(0)), kept)
-        for name in weights
+        name: cut(name, np.where(alive[name], weight, np.float32(0)), kept)
+        for name, weight in module_weights(module, template).items()
     }
     first = rank_weights(living, "lamp", min(limit, alive.nonzeros))
-    if pretrained is None:
+    if not scores:
         return first
-    scores = {}
-    axes = {tensor.name: tensor.channel_axis for tensor in prepared.template.prunable}
-    for name, before in pretrained.items():
-        out = alive[name] | (before == 0) | ~dead.matter.get(name, np.True_)
-        if prepared.has_to_train:  # what it was before says nothing of its size
-            masked = np.where(alive[name], weights[name], np.float32(0))
+    left = {name: cut(name, score, kept) for name, score in scores.items()}
+    return followed_by(first, rank(left, limit=max(0, limit - len(first))))
+
+
+def _worth(
+    module: Any,
+    template: Template,
+    dead: Dead,
+    pretrained: Mapping[str, NDArray[np.float32]],
+    value_type: ValueType,
+    *,
+    revive: bool,
+) -> dict[str, NDArray[np.float32]]:
+    """Return the scores of what may come back, minus infinity for all else."""
+    scores, axes = {}, template.channel_axes
+    for name, weight in module_weights(module, template).items():
+        alive, before = dead.masks[name], pretrained[name]
+        out = alive | (before == 0) | ~dead.matter.get(name, np.True_)
+        if not revive:  # what it was before says nothing of its size
+            masked = np.where(alive, weight, np.float32(0))
             out |= quantum(masked, value_type, axes[name]) == 0
-        scores[name] = cut(name, np.where(out, np.float32(-np.inf), np.abs(before)), kept)
-    return followed_by(first, rank(scores, limit=max(0, limit - len(first))))
+        scores[name] = np.where(out, np.float32(-np.inf), np.abs(before))
+    return scores
 
 
 def _write_back(
-    prepared: Prepared,
+    module: Any,
+    template: Template,
     masks: Masks,
     grown: Mapping[str, NDArray[np.bool_]],
     pretrained: Mapping[str, NDArray[np.float32]],
@@ -210,8 +233,8 @@ def _write_back(
     """Zero what is dead in the module and give grown connections one quantum of their channel."""
     import torch
 
-    parameters = dict(prepared.model.module.named_parameters(remove_duplicate=False))
-    axes = {tensor.name: tensor.channel_axis for tensor in prepared.template.prunable}
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    axes = template.channel_axes
     for name in masks:
         parameter = parameters[name]
         weight = parameter.detach().cpu().numpy()
@@ -223,11 +246,10 @@ def _write_back(
             parameter.copy_(torch.from_numpy(values))
 
 
-def _add(prepared: Prepared, added: Mapping[str, NDArray[np.float32]]) -> None:
+def _add(module: Any, added: Mapping[str, NDArray[np.float32]]) -> None:
     """Add to the module's biases and BN means what channels gave that are gone."""
     import torch
 
-    module = prepared.model.module
     named = dict(module.named_parameters(remove_duplicate=False))
     named |= dict(module.named_buffers(remove_duplicate=False))
     with torch.no_grad():

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprune.budget import Prefixes, plan, ranking_limit
+from hwprune.budget import Prefixes, fit, plan, ranking_limit
 from hwprune.encoding import FileCost
-from hwprune.encoding.values import rounded
-from hwprune.errors import InfeasibleError, UsageError
+from hwprune.errors import UsageError
 from hwprune.export.pipeline import template_of
 from hwprune.export.template import Template
-from hwprune.export.trace import Traced, tensors_of, trace
-from hwprune.ir import Model, Plan, SkippedTensor, ValueType
+from hwprune.export.trace import tensors_of, trace
+from hwprune.ir import Masks, Model, Plan, Ranking, SkippedTensor, ValueType
 from hwprune.sparsity import rank_weights
+from hwprune.steps.sharing import resolve_sharing, with_shared_weights
 from hwprune.targets import Target
 from hwprune.units import format_bytes
 
@@ -29,13 +28,10 @@ _NOTHING = np.zeros(0, dtype=np.int64)
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model that was traced for a target.
+    """A network that was traced for a target.
 
     Attributes:
-        model: the network.
-        target: the device.
-        budget_bytes: what the file may weigh.
-        traced: its structure.
+        model: the network; its module holds the weights.
         template: its artifact without masks, over the weights as loaded.
         skipped: parameters that stay dense.
         dense_bytes: the dense fp32 file.
@@ -44,47 +40,57 @@ class Prepared:
     """
 
     model: Model
-    target: Target
-    budget_bytes: int
-    traced: Traced
     template: Template
     skipped: tuple[SkippedTensor, ...]
     dense_bytes: int
     unshared: Any = None
     saved_weights: int = 0
 
+    @property
     def teacher(self) -> Any:
-        """Return a copy of the dense network, None where its weights are random: nothing to teach.
+        """Return the dense network, None where its weights are random: nothing to teach.
 
         Of a network that shares weights it is the one before: the other is not trained yet.
         """
         if not self.model.trained:
             return None
-        return copy.deepcopy(self.model.module if self.unshared is None else self.unshared)
+        return self.model.module if self.unshared is None else self.unshared
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Return the names of the prunable tensors."""
-        return tuple(tensor.name for tensor in self.template.prunable)
-
-    @property
-    def weights(self) -> int:
-        """Return the number of prunable weights."""
-        return sum(tensor.weights for tensor in self.template.prunable)
-
-    @property
-    def fits_dense(self) -> bool:
-        """Return whether the dense fp32 file fits, on a target that reads fp32 weights."""
-        return self.dense_bytes <= self.budget_bytes and "fp32" in self.target.value_types
+    def notes(self) -> tuple[str, ...]:
+        """Return sentences about what was loaded, and what could not be kept dynamic."""
+        traced = self.template.traced
+        return (*self.model.notes, *(() if traced is None else traced.notes))
 
     @property
     def has_to_train(self) -> bool:
         """Return whether its weights mean nothing yet: random ones, or layers that just share."""
         return bool(self.saved_weights) or not self.model.trained
 
-    def template_now(self) -> Template:
-        """Return the template over the module's weights as they are now."""
-        return _template(self.traced, self.model, self.target)[0]
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A value type with what fits the budget, and what any file with it costs.
+
+    Attributes:
+        plan: what fits.
+        cost: the exact size of files that store this value type.
+    """
+
+    plan: Plan
+    cost: FileCost
+
+    @property
+    def density(self) -> float:
+        """Return the part of the weights that fits; at the floor nothing lives, but one counts."""
+        return max(1, self.plan.max_nonzeros) / self.plan.weights
+
+    def masks(self, ranking: Ranking, fraction: float = 1.0) -> Masks:
+        """Return the best connections of a ranking that fit a fraction of the budget."""
+        plan = self.plan
+        # Next to the floor, a fraction of the budget would not even hold the empty network.
+        budget = max(plan.floor_bytes, int(plan.budget_bytes * fraction))
+        return fit(self.cost, ranking, budget, plan.value_type).masks
 
 
 def check_budget(target: Target, budget_bytes: int | None) -> int:
@@ -112,24 +118,19 @@ def check_budget(target: Target, budget_bytes: int | None) -> int:
     return budget_bytes
 
 
-def prepare(model: Model, target: Target, budget_bytes: int | None) -> Prepared:
+def fits_dense(dense_bytes: int, target: Target, budget_bytes: int) -> bool:
+    """Return whether the dense fp32 file fits, on a target that reads fp32 weights."""
+    return dense_bytes <= budget_bytes and "fp32" in target.value_types
+
+
+def prepare(model: Model, target: Target) -> Prepared:
     """Trace a model for a target.
 
     Raises:
-        UsageError: the budget cannot be.
         ExportError: the network cannot be expressed for the target, or nothing can be pruned.
     """
-    budget = check_budget(target, budget_bytes)
-    traced = trace(model)
-    template, skipped = _template(traced, model, target)
-    return Prepared(model, target, budget, traced, template, skipped, template.dense_bytes())
-
-
-def _template(
-    traced: Traced, model: Model, target: Target
-) -> tuple[Template, tuple[SkippedTensor, ...]]:
-    return template_of(
-        traced,
+    template, skipped = template_of(
+        trace(model),
         model.module,
         opset=target.runtime.opset,
         ir_version=target.runtime.ir_version,
@@ -138,17 +139,13 @@ def _template(
         # One node per layer is for native kernels; firmware compiles the file and has its own.
         fuse=target.runtime.kind == "onnxruntime",
     )
+    return Prepared(model, template, skipped, template.dense_bytes())
 
 
-def module_weights(prepared: Prepared) -> dict[str, NDArray[np.float32]]:
-    """Return the prunable weights as the module holds them (BN not folded)."""
-    values = tensors_of(prepared.model.module)
-    return {name: values[name] for name in prepared.names}
-
-
-def cost_of(prepared: Prepared, value_type: ValueType) -> FileCost:
-    """Return the exact size model for one value type."""
-    return prepared.template.cost((value_type,))
+def module_weights(module: Any, template: Template) -> dict[str, NDArray[np.float32]]:
+    """Return the prunable weights as the module holds them (BN not folded): views."""
+    values = tensors_of(module)
+    return {name: values[name] for name in template.names}
 
 
 def value_types(
@@ -176,49 +173,30 @@ def value_types(
     return chosen
 
 
-def plans_of(prepared: Prepared, kinds: tuple[ValueType, ...]) -> dict[ValueType, Plan]:
-    """Return a plan per value type, for the ranking that LAMP scores of the weights give.
+def candidates_of(
+    prepared: Prepared, kinds: tuple[ValueType, ...], budget_bytes: int
+) -> dict[ValueType, Candidate]:
+    """Return what fits per value type, for the ranking that LAMP scores of the weights give.
 
     Raises:
         InfeasibleError: the floor is above the budget for every one of them.
     """
-    weights = module_weights(prepared)
-    costs = {kind: cost_of(prepared, kind) for kind in kinds}
-    prefixes = _prefixes(weights, costs, prepared.budget_bytes)
-    found = {kind: _attempt(prepared, cost, prefixes, kind) for kind, cost in costs.items()}
-    plans = {kind: result for kind, result in found.items() if isinstance(result, Plan)}
-    if not plans:
-        # Name the lowest floor: the budget that would do.
-        empty = {name: _NOTHING for name in weights}
-        lowest = min(kinds, key=lambda kind: costs[kind].encoding(empty, kind).file_bytes)
-        failure = found[lowest]
-        assert isinstance(failure, InfeasibleError)
-        raise failure
-    return plans
-
-
-def pruning_plans(prepared: Prepared, kinds: tuple[ValueType, ...]) -> dict[ValueType, Plan]:
-    """Return a plan per value type, of those that can be compiled.
-
-    What is not pruned is not trained: where weights have to be, plans in which all of them fit are
-    left out; it may be all of the plans.
-
-    Raises:
-        InfeasibleError: the floor is above the budget for every one of them.
-    """
-    plans = plans_of(prepared, kinds)
-    if not prepared.has_to_train:
-        return plans
-    return {kind: plan for kind, plan in plans.items() if plan.limited_by != "weights"}
-
-
-def nothing_to_prune(prepared: Prepared) -> UsageError:
-    """Return the refusal of weights that have to be trained where all of them fit."""
-    return UsageError(
-        f"every weight of {prepared.model.source} fits {format_bytes(prepared.budget_bytes)}:"
-        " nothing would be pruned, and what is not pruned is not trained",
-        hint="lower --budget, or give a trained network that shares no weights",
-    )
+    weights = module_weights(prepared.model.module, prepared.template)
+    costs = {kind: prepared.template.cost((kind,)) for kind in kinds}
+    prefixes = _prefixes(weights, costs, budget_bytes)
+    empty = {name: _NOTHING for name in weights}
+    floors = {kind: cost.encoding(empty, kind).file_bytes for kind, cost in costs.items()}
+    # Where none fits, the one with the lowest floor: its error names the budget that would do.
+    tried = [kind for kind in kinds if floors[kind] <= budget_bytes] or [
+        min(kinds, key=floors.__getitem__)
+    ]
+    return {
+        kind: Candidate(
+            plan(costs[kind], prefixes, budget_bytes, kind, dense_bytes=prepared.dense_bytes),
+            costs[kind],
+        )
+        for kind in tried
+    }
 
 
 def _prefixes(
@@ -237,26 +215,158 @@ def _prefixes(
     return Prefixes(rank_weights(weights, "lamp", limit))
 
 
-def _attempt(
-    prepared: Prepared, cost: FileCost, prefixes: Prefixes, kind: ValueType
-) -> Plan | InfeasibleError:
-    try:
-        return plan(cost, prefixes, prepared.budget_bytes, kind, dense_bytes=prepared.dense_bytes)
-    except InfeasibleError as error:
-        return error
+# -- with shared weights --------------------------------------------------------------------------
 
 
-def reconstruction_error(
-    weights: Mapping[str, NDArray[np.float32]],
-    masks: Mapping[str, NDArray[np.bool_]],
-    axes: Mapping[str, int],
-    value_type: ValueType,
-) -> float:
-    """Return the squared error of the stored weights over the squared norm of the dense ones."""
-    error = norm = 0.0
-    for name, weight in weights.items():
-        masked = np.where(masks[name], weight, np.float32(0))
-        decoded = rounded(masked, value_type, axes[name])
-        error += float(np.square(weight - decoded, dtype=np.float64).sum())
-        norm += float(np.square(weight, dtype=np.float64).sum())
-    return error / norm if norm else 0.0
+def plan_shared(
+    prepared: Prepared,
+    target: Target,
+    budget_bytes: int,
+    kinds: tuple[ValueType, ...],
+    sharing: Sequence[str],
+    *,
+    asked: bool,
+) -> tuple[Prepared, dict[ValueType, Candidate], tuple[str, ...]]:
+    """Return the network as it will be pruned, what fits per value type, and sentences about it.
+
+    What is not pruned is not trained: where weights have to be, plans in which all fit are left
+    out.
+
+    Args:
+        prepared: the network as it is; its module is not changed.
+        target: the device.
+        budget_bytes: what the file may weigh.
+        kinds: value types.
+        sharing: which layers share weights, as ``resolve_sharing`` returns it.
+        asked: whether the user wished that; else nothing is shared where everything would fit then.
+
+    Raises:
+        UsageError: a group that cannot share, or nothing would be pruned, and so nothing trained.
+        ExportError: the network cannot be expressed for the target.
+        InfeasibleError: the floor is above the budget for every value type.
+    """
+    whole, notes = _shared(prepared, target, sharing) if sharing else (prepared, ())
+    found = _that_train(whole, kinds, budget_bytes)
+    if not found and whole.saved_weights and not asked:
+        whole, notes = prepared, ("weights are not shared: all of them would fit, untrained",)
+        found = _that_train(whole, kinds, budget_bytes)
+    if not found:
+        raise nothing_to_prune(whole, budget_bytes)
+    return whole, found, notes
+
+
+def _shared(
+    prepared: Prepared, target: Target, sharing: Sequence[str]
+) -> tuple[Prepared, tuple[str, ...]]:
+    model, shared = with_shared_weights(prepared.model, sharing)
+    if not shared:
+        return prepared, ("no stage has three blocks alike: no weights are shared",)
+    layers = sum(1 + len(tensor.users) for tensor in shared.tensors)
+    note = (
+        f"{layers} layers share {len(shared.tensors)} tensors, each layer with a learnt scalar: "
+        f"{shared.saved:,} weights fewer; the file holds each shared tensor once"
+    )
+    whole = replace(
+        prepare(model, target),
+        dense_bytes=prepared.dense_bytes,  # what the result is compared with
+        unshared=prepared.model.module,
+        saved_weights=shared.saved,
+    )
+    return whole, (note,)
+
+
+def _that_train(
+    prepared: Prepared, kinds: tuple[ValueType, ...], budget_bytes: int
+) -> dict[ValueType, Candidate]:
+    found = candidates_of(prepared, kinds, budget_bytes)
+    if not prepared.has_to_train:
+        return found
+    return {kind: each for kind, each in found.items() if each.plan.limited_by != "weights"}
+
+
+def nothing_to_prune(prepared: Prepared, budget_bytes: int) -> UsageError:
+    """Return the refusal of weights that have to be trained where all of them fit."""
+    return UsageError(
+        f"every weight of {prepared.model.source} fits {format_bytes(budget_bytes)}:"
+        " nothing would be pruned, and what is not pruned is not trained",
+        hint="lower --budget, or give a trained network that shares no weights",
+    )
+
+
+def left_unshared(model: Model, sharing: Sequence[str]) -> tuple[str, ...]:
+    """Return a sentence where the dense network is written although layers were to share.
+
+    Raises:
+        UsageError: as ``with_shared_weights``: a wrong name is one whatever fits.
+    """
+    if sharing and with_shared_weights(model, sharing)[1]:
+        return ("weights are not shared: the dense network fits",)
+    return ()
+
+
+# -- without compiling ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """What fits a target: what ``hwprune plan`` says.
+
+    Attributes:
+        budget_bytes: what the file may weigh.
+        dense_bytes: the dense fp32 file.
+        fits_dense: whether that fits, on this target.
+        weights: how many may be pruned.
+        plans: by value type.
+        skipped: parameters that stay dense.
+        notes: sentences for people.
+    """
+
+    budget_bytes: int
+    dense_bytes: int
+    fits_dense: bool
+    weights: int
+    plans: Mapping[ValueType, Plan]
+    skipped: tuple[SkippedTensor, ...]
+    notes: tuple[str, ...]
+
+
+def plan_model(
+    model: Model,
+    target: Target,
+    *,
+    budget_bytes: int | None = None,
+    values: str = "auto",
+    share_weights: Sequence[str] = (),
+) -> Fitting:
+    """Return what fits a target, before any training.
+
+    Args:
+        model: the trained network; its module is not changed.
+        target: the device.
+        budget_bytes: of the file; None for the target's own.
+        values: a value type, or ``auto`` for all that the target can decode without training.
+        share_weights: which layers are to share theirs, as ``--share-weights`` spells it.
+
+    Raises:
+        UsageError, ExportError, InfeasibleError.
+    """
+    kinds = value_types(target, values)
+    budget = check_budget(target, budget_bytes)
+    sharing = resolve_sharing(share_weights, "", trains=True)
+    prepared = prepare(model, target)
+    fits = fits_dense(prepared.dense_bytes, target, budget)
+    if fits:  # then that is what compile writes
+        found = candidates_of(prepared, kinds, budget)
+        notes = left_unshared(model, sharing)
+    else:
+        asked = bool(share_weights)
+        prepared, found, notes = plan_shared(prepared, target, budget, kinds, sharing, asked=asked)
+    return Fitting(
+        budget,
+        prepared.dense_bytes,
+        fits,
+        prepared.template.weights,
+        {kind: each.plan for kind, each in found.items()},
+        prepared.skipped,
+        (*prepared.notes, *notes),
+    )

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from hwprune.budget import fit
-from hwprune.errors import InfeasibleError, UsageError
-from hwprune.ir import Data, Masks, Plan, Ranking
-from hwprune.sparsity import Strategy, make
+from hwprune.errors import InfeasibleError
+from hwprune.ir import Data, Masks
+from hwprune.job import Job, Say, Status
+from hwprune.least_squares import OneShot
+from hwprune.sparsity import Fill, Strategy, make
 from hwprune.sparsity.masks import full
-from hwprune.steps.planning import Prepared, cost_of
-from hwprune.steps.storing import store_of
+from hwprune.steps.checkpoint import training_state
+from hwprune.steps.planning import Candidate, Prepared
+from hwprune.steps.weight_quantizer import weight_quantizer
+from hwprune.training import Event, finetune
 from hwprune.units import format_bytes, format_percent
-
-if TYPE_CHECKING:
-    from hwprune.least_squares import OneShot
-    from hwprune.training import Checkpoint, Recipe, World
-
-Say = Callable[["Status"], None]
-Fill = Callable[[Ranking, float], Masks]
 
 # What the project's own record says (a test compares the two); one run cannot know it by itself.
 ONE_WAY_NOTE = (
@@ -31,29 +27,12 @@ ONE_WAY_NOTE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """A sign of life for whoever watches.
-
-    Attributes:
-        stage: the stage in progress.
-        message: a short line.
-        done: steps of the stage that are done, where it has any.
-        of: steps of the stage.
-    """
-
-    stage: str
-    message: str
-    done: int = 0
-    of: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What the stage hands on.
+class Pruned:
+    """What the stage hands on; the weights are in the module.
 
     Attributes:
         strategy: the name of the strategy that ran.
-        masks: what lives.
+        masks: what is kept.
         epochs: epochs spent.
         extreme_accuracy: on validation, in the state with the fewest connections.
         validation_accuracy: on validation at the end, in torch, before packing.
@@ -65,197 +44,111 @@ class Trained:
 
     strategy: str
     masks: Masks
-    epochs: int
-    extreme_accuracy: float | None
-    validation_accuracy: float | None
-    trajectory: tuple[dict[str, Any], ...]
-    notes: tuple[str, ...]
+    epochs: int = 0
+    extreme_accuracy: float | None = None
+    validation_accuracy: float | None = None
+    trajectory: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     cost_epochs: float = 0.0
 
 
-def strategy_for(name: str, plan: Plan, given: Mapping[str, Any]) -> Strategy:
-    """Return the strategy of a run; none is needed where every weight fits.
+def nothing_pruned(prepared: Prepared, *notes: str) -> Pruned:
+    """Return the masks that keep every connection."""
+    masks = full({tensor.name: tensor.shape for tensor in prepared.template.prunable})
+    return Pruned("dense", masks, notes=notes)
 
-    Args:
-        name: a key of ``hwprune.sparsity.STRATEGIES``.
-        plan: says how dense the result will be.
-        given: keyword arguments of the strategy.
+
+def strategy_for(job: Job, candidate: Candidate) -> Strategy:
+    """Return the strategy of a run; none is needed where every weight fits.
 
     Raises:
         InfeasibleError: nothing may be pruned and the quantised weights do not fit.
     """
+    plan = candidate.plan
     if plan.limited_by == "weights":
         return make("dense", density=1.0)
-    if name == "dense":
+    if job.strategy == "dense":
         raise InfeasibleError(
             f"nothing may be pruned (--strategy dense), but as {plan.value_type} only "
             f"{plan.max_nonzeros:,} of {plan.weights:,} weights fit "
             f"{format_bytes(plan.budget_bytes)}",
             hint="choose another strategy, or raise --budget",
         )
-    density = max(1, plan.max_nonzeros) / plan.weights  # at the floor nothing lives
-    return make(name, density=density, **given)
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """How to train.
-
-    Attributes:
-        epochs: passes over the training data.
-        seed: of everything that is random.
-        recipe: fields of ``hwprune.training.Recipe`` that differ from their defaults.
-        device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        checkpoint: where the state of the training is kept, None for nowhere.
-        world: the processes that train together; None for this one alone.
-    """
-
-    epochs: int
-    seed: int
-    recipe: Mapping[str, Any]
-    device: str
-    checkpoint: Checkpoint | None = None
-    world: World | None = None
+    return make(job.strategy, density=candidate.density, **job.strategy_options)
 
 
 def prune_and_regrow(
-    prepared: Prepared,
-    plan: Plan,
-    strategy: Strategy,
-    data: Data | None,
-    training: Training,
-    say: Say,
-) -> Trained:
+    job: Job, prepared: Prepared, candidate: Candidate, strategy: Strategy, say: Say
+) -> Pruned:
     """Find the masks, training the module in place where there are data.
 
     Ensures: the file of these masks takes at most the budget.
     """
     if not strategy.events:
-        note = "every weight is alive: quantising alone meets the budget"
-        return Trained("dense", all_alive(prepared), 0, None, None, (), (note,))
-    fill = filler(prepared, plan)
-    if data is None or training.epochs == 0:
-        return _untrained(prepared, fill, data, training, say)
-    return _train(prepared, plan, strategy, fill, data, training, say)
-
-
-def _untrained(
-    prepared: Prepared, fill: Fill, data: Data | None, training: Training, say: Say
-) -> Trained:
-    """Prune once and fit by least squares, on data or on what stands in for them."""
-    one_shot = _one_shot(prepared, fill, training, say)
-    if data is None:
+        return nothing_pruned(prepared, "every weight is alive: quantising alone meets the budget")
+    if job.data is not None and job.recipe.epochs:
+        return _train(job, job.data, prepared, candidate, strategy, say)
+    one_shot = _one_shot(job, prepared, candidate, say)
+    if job.data is None:
         specs = prepared.model.inputs
         floats = all(s.dtype == "float32" and s.shape[:1] == (None,) for s in specs)
         shapes = tuple(spec.with_batch(1)[1:] for spec in specs) if floats else None
         fitted = one_shot.without_data(shapes)
     else:
-        fitted = one_shot.on_data(data, recalibrates=not prepared.model.batchnorm_frozen)
-    return Trained(
-        "one-shot", fitted.masks, 0, None, fitted.accuracy, fitted.trajectory, fitted.notes
+        fitted = one_shot.on_data(job.data, recalibrates=not prepared.model.batchnorm_frozen)
+    return Pruned(
+        "one-shot",
+        fitted.masks,
+        validation_accuracy=fitted.accuracy,
+        trajectory=fitted.trajectory,
+        notes=fitted.notes,
     )
-
-
-def _one_shot(prepared: Prepared, fill: Fill, training: Training, say: Say) -> OneShot:
-    from hwprune.least_squares import OneShot
-
-    return OneShot(
-        prepared.model.module, prepared.names, fill, seed=training.seed, device=training.device,
-        tell=lambda message, done, of: say(Status("train", message, done, of)),
-    )  # fmt: skip
-
-
-def _fixed(masks: Masks) -> Fill:
-    """Return what gives masks that are chosen already, whatever the ranking."""
-    return lambda ranking, fraction: masks
-
-
-def filler(prepared: Prepared, plan: Plan) -> Fill:
-    """Return what turns a ranking and a fraction of the budget into masks."""
-    cost = cost_of(prepared, plan.value_type)
-
-    def fill(ranking: Ranking, fraction: float) -> Masks:
-        # Next to the floor, a fraction of the budget would not even hold the empty network.
-        budget = max(plan.floor_bytes, int(prepared.budget_bytes * fraction))
-        return fit(cost, ranking, budget, plan.value_type).masks
-
-    return fill
-
-
-def recipe_of(training: Training) -> Recipe:
-    """Return the recipe of a run.
-
-    Raises:
-        UsageError: a field that it does not have, or a value that cannot be.
-    """
-    from hwprune.training import Recipe
-
-    known = {each.name for each in fields(Recipe)} - {"epochs"}
-    for name in training.recipe:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            raise UsageError(
-                f"recipe: {name!r} is not one of its fields",
-                hint=f"did you mean {close[0]!r}?" if close else f"use {', '.join(sorted(known))}",
-            )
-    return replace(Recipe(), epochs=training.epochs, **training.recipe)
 
 
 def _train(
-    prepared: Prepared,
-    plan: Plan,
-    strategy: Strategy,
-    fill: Fill,
+    job: Job,
     data: Data,
-    training: Training,
+    prepared: Prepared,
+    candidate: Candidate,
+    strategy: Strategy,
     say: Say,
-) -> Trained:
-    from hwprune.training import ALONE, finetune
-
-    world = training.world or ALONE
-    recipe = recipe_of(training)
-
-    def progress(event: Any) -> None:
-        accuracy = (
-            "" if event.accuracy is None else f", validation {format_percent(event.accuracy)}"
-        )
-        loss = "" if event.loss is None else f", loss {event.loss:.3f}"
-        say(Status("train", f"{event.message}{loss}{accuracy}", event.step, event.of))
-
-    teacher = prepared.teacher()
-    started: list[str] = []
+) -> Pruned:
+    model, template = prepared.model, prepared.template
+    fill: Fill = candidate.masks
+    notes: list[str] = []
+    teacher = copy.deepcopy(prepared.teacher)
     # Where weights are shared there is no dense network of the same layers to be fitted to.
-    fits = strategy.name == "one-shot" and prepared.unshared is None
-    if data.train.labels is None and fits:
-        masks, note = _one_shot(prepared, fill, training, say).before_training(data.train)
-        started.append(note)
-        fill = _fixed(masks)
+    if data.train.labels is None and strategy.name == "one-shot" and prepared.unshared is None:
+        masks, note = _one_shot(job, prepared, candidate, say).before_training(data.train)
+        notes.append(note)
+        fill = lambda ranking, fraction: masks  # noqa: E731 (they are chosen already)
     result = finetune(
-        prepared.model.module,
+        model.module,
         data=data,
-        names=prepared.names,
+        names=template.names,
         strategy=strategy,
         fill=fill,
-        recipe=recipe,
+        recipe=job.recipe,
         teacher=teacher,
-        seed=training.seed,
-        device=training.device,
-        progress=progress,
-        train_batchnorm=not prepared.model.batchnorm_frozen,
-        checkpoint=training.checkpoint,
-        world=world,
-        store=store_of(prepared, prepared.model.module, plan.value_type),
+        seed=job.seed,
+        device=job.device,
+        progress=_progress(say),
+        train_batchnorm=not model.batchnorm_frozen,
+        checkpoint=training_state(job, candidate.plan),
+        world=job.world,
+        store=weight_quantizer(template, model.module, candidate.plan.value_type),
     )
-    where = f"on {training.device}"
-    if world.size > 1:
-        where += f", by {world.size} processes"
-    notes = [*started, *result.notes, f"trained in {result.precision} {where}"]
+    where = f"on {job.device}"
+    if job.world.size > 1:
+        where += f", by {job.world.size} processes"
+    notes += [*result.notes, f"trained in {result.precision} {where}"]
     if strategy.name == "bidirectional":
         notes.append(ONE_WAY_NOTE)
-    if prepared.model.batchnorm_frozen:
+    if model.batchnorm_frozen:
         notes.append("BN was frozen: an exported program keeps the mode that it was exported in")
-    return Trained(
+    options = {f"strategy.{name}": value for name, value in job.strategy_options.items()}
+    return Pruned(
         strategy.name,
         result.masks,
         result.epochs,
@@ -263,11 +156,27 @@ def _train(
         result.final_accuracy if result.metric == "accuracy" else None,
         result.trajectory,
         tuple(notes),
-        asdict(recipe),
+        {**asdict(job.recipe), **options},
         result.cost_epochs,
     )
 
 
-def all_alive(prepared: Prepared) -> Masks:
-    """Return masks in which every connection lives."""
-    return full({tensor.name: tensor.shape for tensor in prepared.template.prunable})
+def _one_shot(job: Job, prepared: Prepared, candidate: Candidate, say: Say) -> OneShot:
+    return OneShot(
+        prepared.model.module, prepared.template.names, candidate.masks,
+        seed=job.seed, device=job.device,
+        tell=lambda message, done, of: say(Status("train", message, done, of)),
+    )  # fmt: skip
+
+
+def _progress(say: Say) -> Any:
+    """Return what reports the progress of a training."""
+
+    def progress(event: Event) -> None:
+        accuracy = (
+            "" if event.accuracy is None else f", validation {format_percent(event.accuracy)}"
+        )
+        loss = "" if event.loss is None else f", loss {event.loss:.3f}"
+        say(Status("train", f"{event.message}{loss}{accuracy}", event.step, event.of))
+
+    return progress

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from hwprune.encoding import bound_of, packed_positions
-from hwprune.export.template import Written
-from hwprune.ir import Data, LimitResult, Masks, Packed, Plan, Verdict
+from hwprune.export.template import Template, Written
+from hwprune.ir import LimitResult, Masks, Packed, Plan, SkippedTensor, Verdict
+from hwprune.job import Job
 from hwprune.report import record as reports
 from hwprune.report.html import html
-from hwprune.steps.planning import Prepared
-from hwprune.steps.pruning import Trained
+from hwprune.steps.pruning import Pruned
 from hwprune.steps.verifying import Checked, Measured
 from hwprune.units import format_count
 from hwprune.verify.host import environment
@@ -30,59 +30,61 @@ class Outcome:
     """Everything that a run found out.
 
     Attributes:
-        prepared: model, target and budget.
+        job: model, target, budget and data.
+        template: the whole network's artifact without masks.
+        skipped: parameters that stay dense.
         plan: what the file was planned as; None where the dense model fits.
         written: the file.
         masks: what it stores; None for a dense file.
         checked: what verification found.
-        trained: what pruning and training found.
+        pruned: what pruning and training found.
         measured: accuracy and latency; None where the file does not run.
-        data: the data, None without.
         notes: sentences for people.
     """
 
-    prepared: Prepared
+    job: Job
+    template: Template
+    skipped: tuple[SkippedTensor, ...]
     plan: Plan | None
     written: Written
     masks: Masks | None
     checked: Checked
-    trained: Trained
+    pruned: Pruned
     measured: Measured | None
-    data: Data | None
     notes: tuple[str, ...]
 
 
-def record_of(outcome: Outcome, *, seed: int, command: Sequence[str]) -> dict[str, Any]:
+def record_of(outcome: Outcome) -> dict[str, Any]:
     """Return the record of a run as plain values; ``with_verdict`` closes it."""
-    prepared, plan, data = outcome.prepared, outcome.plan, outcome.data
+    job, plan, pruned = outcome.job, outcome.plan, outcome.pruned
     written, masks = outcome.written, outcome.masks
     size = len(written.data)
-    weights = prepared.weights
+    weights = outcome.template.weights
     nonzeros = weights if masks is None else masks.nonzeros
     notes = list(outcome.notes)
     notes += [f"problem: {problem}" for problem in outcome.checked.problems]
-    notes += _skipped_notes(prepared)
+    notes += _skipped_notes(outcome.skipped)
     notes += _reasons(outcome)
     return {
         "schema_version": 1,
         "verdict": None,
-        "model": prepared.model.name,
-        "target": prepared.target.name,
-        "strategy": outcome.trained.strategy,
-        "epochs": outcome.trained.epochs,
-        "recipe": dict(outcome.trained.recipe),
-        "cost_epochs": outcome.trained.cost_epochs,
+        "model": job.model.name,
+        "target": job.target.name,
+        "strategy": pruned.strategy,
+        "epochs": pruned.epochs,
+        "recipe": dict(pruned.recipe),
+        "cost_epochs": pruned.cost_epochs,
         "artifact": {
             "path": "model.onnx",
             "bytes": size,
             "sha256": hashlib.sha256(written.data).hexdigest(),
         },
         "budget": {
-            "bytes": prepared.budget_bytes,
+            "bytes": job.budget_bytes,
             "floor_bytes": None if plan is None else plan.floor_bytes,
             "max_nonzeros": None if plan is None else plan.max_nonzeros,
             "used_bytes": size,
-            "slack_bytes": prepared.budget_bytes - size,
+            "slack_bytes": job.budget_bytes - size,
         },
         "result": {
             "nonzeros": nonzeros,
@@ -100,10 +102,10 @@ def record_of(outcome: Outcome, *, seed: int, command: Sequence[str]) -> dict[st
             "top1_agreement": getattr(outcome.checked.parity, "top1_agreement", None),
         },
         "environment": environment(),
-        "command": shlex.join([Path(command[0]).name, *command[1:]]) if command else "",
-        "seed": seed,
+        "command": shlex.join([Path(job.command[0]).name, *job.command[1:]]) if job.command else "",
+        "seed": job.seed,
         "seconds": 0.0,
-        "notes": notes if data is not None else [*notes, "accuracy: no --data was given"],
+        "notes": notes if job.data is not None else [*notes, "accuracy: no --data was given"],
     }
 
 
@@ -111,12 +113,12 @@ def with_verdict(
     record: Mapping[str, Any], outcome: Outcome, limits: Sequence[LimitResult], *, exit_code: int
 ) -> tuple[dict[str, Any], Verdict]:
     """Return the record with its verdict, and the verdict."""
-    target = outcome.prepared.target
+    target = outcome.job.target
     scope = "onnx file, on this host"
     if target.runtime.kind == "firmware":
         scope = "onnx-size-only, not linked"
     verdict = Verdict(
-        fits=len(outcome.written.data) <= outcome.prepared.budget_bytes,
+        fits=len(outcome.written.data) <= outcome.job.budget_bytes,
         verified=not outcome.checked.problems,
         scope=scope,
         limits=tuple(limits),
@@ -145,7 +147,7 @@ def write_reports(record: Mapping[str, Any], folder: Path) -> None:
 def _layers(outcome: Outcome) -> list[dict[str, Any]]:
     written, masks = outcome.written, outcome.masks
     layers = []
-    for tensor in outcome.prepared.template.prunable:
+    for tensor in outcome.template.prunable:
         packed = written.packed.get(tensor.name)
         if packed is None or written.encoding is None or masks is None:
             count, codec, kind, size = tensor.weights, "dense", "fp32", 4 * tensor.weights
@@ -193,19 +195,19 @@ def _stored_shape(packed: Packed | None, shape: tuple[int, ...]) -> dict[str, An
 
 
 def _accuracy(outcome: Outcome) -> dict[str, Any]:
-    measured, data, trained = outcome.measured, outcome.data, outcome.trained
+    measured, data, pruned = outcome.measured, outcome.job.data, outcome.pruned
     final = None if measured is None else measured.final_accuracy
     dense = None if measured is None else measured.dense_accuracy
     if outcome.plan is None:  # the dense file is the one that is shipped
         dense = final
     return {
         "dense": dense,
-        "extreme": trained.extreme_accuracy,
+        "extreme": pruned.extreme_accuracy,
         "final": final,
         "metric": None if final is None else "top-1 accuracy",
         "split": None if final is None else "test",
         "samples": len(data.test) if data is not None and final is not None else None,
-        "trajectory": list(trained.trajectory),
+        "trajectory": list(pruned.trajectory),
     }
 
 
@@ -239,10 +241,10 @@ def _run(measured: Measured | None, label: str) -> dict[str, Any] | None:
     }
 
 
-def _skipped_notes(prepared: Prepared) -> list[str]:
+def _skipped_notes(skipped: tuple[SkippedTensor, ...]) -> list[str]:
     """Return what stays dense and why, grouped by reason."""
     groups: dict[str, list[int]] = {}
-    for tensor in prepared.skipped:
+    for tensor in skipped:
         groups.setdefault(tensor.reason, []).append(tensor.bytes)
     return [
         f"not pruned: {format_count(len(sizes), 'tensor')}, {sum(sizes):,} B as fp32: {reason}"
@@ -253,7 +255,7 @@ def _skipped_notes(prepared: Prepared) -> list[str]:
 def _reasons(outcome: Outcome) -> list[str]:
     """Return why the nulls of the record are null."""
     notes = []
-    target, measured = outcome.prepared.target, outcome.measured
+    target, measured, pruned = outcome.job.target, outcome.measured, outcome.pruned
     if outcome.plan is None:
         notes.append("budget.floor_bytes: not computed, the dense model fits")
         notes.append("budget.max_nonzeros: every weight")
@@ -273,17 +275,17 @@ def _reasons(outcome: Outcome) -> list[str]:
         notes.append(
             "native kernels against stock onnxruntime: " + describe(outcome.checked.speeds)
         )
-    if outcome.trained.extreme_accuracy is None:
+    if pruned.extreme_accuracy is None:
         notes.append("accuracy.extreme: the strategy did not go below the budget")
     else:
         notes.append(
             "accuracy.extreme: of the validation split while training, the other two of the test "
             "split: the difference between them is not what regrowth gained"
         )
-    data = outcome.data
+    data = outcome.job.data
     if data is not None and measured is not None and measured.final_accuracy is None:
         notes.append("accuracy: the test split has no labels")
-    before, after = outcome.trained.validation_accuracy, None
+    before, after = pruned.validation_accuracy, None
     if measured is not None:
         after = measured.validation_accuracy
     if before is not None and after is not None:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from hwprune.errors import HwpruneError
 from hwprune.export.artifact import read_artifact
 from hwprune.export.operators import altered_functions
-from hwprune.export.pipeline import decoded_parameters
-from hwprune.export.template import Written
-from hwprune.ir import Data, Masks
+from hwprune.export.pipeline import decoded_parameters, renewed
+from hwprune.export.template import Template, Written
+from hwprune.ir import Data, Masks, Model
 from hwprune.steps.output import write_file
-from hwprune.steps.planning import Prepared
+from hwprune.targets import Target
 from hwprune.verify import accuracy, latency, memory, parity, speeds
 from hwprune.verify.parity import Parity
 
@@ -46,7 +46,15 @@ class Checked:
 
 
 def verify_file(
-    path: Path, written: Written, masks: Masks | None, prepared: Prepared, data: Data | None
+    path: Path,
+    written: Written,
+    masks: Masks | None,
+    model: Model,
+    template: Template,
+    *,
+    target: Target,
+    budget_bytes: int,
+    data: Data | None,
 ) -> Checked:
     """Check a written file: form, size, function bodies, stored weights, and outputs.
 
@@ -54,15 +62,18 @@ def verify_file(
         path: the file.
         written: what was meant to be written.
         masks: what must be stored (None for a dense file).
-        prepared: the model it was made of, its module holding the weights.
+        model: the network it was made of, its module holding the weights.
+        template: the network's artifact without masks.
+        target: the device.
+        budget_bytes: what the file may weigh.
         data: where samples for the comparison come from; random ones without.
     """
     problems: list[str] = []
     size = path.stat().st_size
     if size != len(written.data):
         problems.append(f"the file has {size} bytes, {len(written.data)} were written")
-    if size > prepared.budget_bytes:
-        problems.append(f"the file has {size} bytes, the budget is {prepared.budget_bytes}")
+    if size > budget_bytes:
+        problems.append(f"the file has {size} bytes, the budget is {budget_bytes}")
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # onnx raises several unrelated classes
@@ -75,9 +86,9 @@ def verify_file(
             expected = sum(int(np.count_nonzero(masks[name])) for name in masks)
             if stored != expected:
                 problems.append(f"{stored} nonzeros are stored, the masks hold {expected}")
-        feeds = _samples(prepared, data)
-        found = _parity(path, written, prepared, feeds)
-        one_speed = _why_one_speed(path, prepared)
+        feeds = _samples(model, data)
+        found = _parity(path, written, model.module, template, feeds)
+        one_speed = _why_one_speed(path, target)
         both = speeds.compare_speeds(str(path), feeds) if one_speed is None else None
     except HwpruneError as error:
         return Checked((*problems, error.message), None)
@@ -89,21 +100,23 @@ def verify_file(
     return Checked(tuple(problems), found, both, one_speed)
 
 
-def _why_one_speed(path: Path, prepared: Prepared) -> str | None:
-    if prepared.target.runtime.kind != "onnxruntime":
-        return f"{prepared.target.name} runs firmware"
+def _why_one_speed(path: Path, target: Target) -> str | None:
+    if target.runtime.kind != "onnxruntime":
+        return f"{target.name} runs firmware"
     return speeds.why_one_speed(read_artifact(str(path)))
 
 
-def _parity(path: Path, written: Written, prepared: Prepared, feeds: list[NDArray[Any]]) -> Parity:
+def _parity(
+    path: Path, written: Written, trained: Any, template: Template, feeds: list[NDArray[Any]]
+) -> Parity:
     import torch
 
-    module = copy.deepcopy(prepared.model.module)
+    module = copy.deepcopy(trained)
     if written.encoding is not None:
-        template = prepared.template_now()
+        template = renewed(template, trained)
         named = dict(module.named_parameters(remove_duplicate=False))
         named |= dict(module.named_buffers(remove_duplicate=False))
-        decoded = decoded_parameters(prepared.traced, template, written, prepared.model.module)
+        decoded = decoded_parameters(template, written, trained)
         with torch.no_grad():
             for name, value in decoded.items():
                 named[name].copy_(torch.from_numpy(value))
@@ -124,8 +137,8 @@ def _tensors(outputs: Any) -> Iterator[Any]:
         yield outputs
 
 
-def _samples(prepared: Prepared, data: Data | None) -> list[NDArray[Any]]:
-    inputs = prepared.model.inputs
+def _samples(model: Model, data: Data | None) -> list[NDArray[Any]]:
+    inputs = model.inputs
     fixed = next((spec.shape[0] for spec in inputs if spec.shape and spec.shape[0]), None)
     count = fixed or _PARITY_SAMPLES
     if data is not None and len(data.validation) >= count:

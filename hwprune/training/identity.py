@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hwprune.ir import Split
+from hwprune.sampling import evenly_spread
 from hwprune.training.checkpoints import Identity
 from hwprune.training.setting import Setting
 
@@ -98,7 +99,7 @@ def _split_digest(split: Split) -> str:
     if split.labels is not None:
         digest.update(np.ascontiguousarray(split.labels).data)
     count = len(split)
-    chosen = np.unique(np.linspace(0, max(0, count - 1), _LOOKED_AT).astype(np.int64))
+    chosen = np.unique(evenly_spread(count, _LOOKED_AT))
     few = chosen[:4]
     # A source that augments by itself gives other values each time: its shapes must do.
     random = any(

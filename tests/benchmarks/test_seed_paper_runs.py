@@ -18,7 +18,7 @@ from hwprune.errors import InputError
 from hwprune.frontend import load_data
 from hwprune.frontend.zoo import ARCHITECTURES
 from hwprune.ir import Data, Model
-from hwprune.steps.choosing import Part
+from hwprune.sampling import Sampled
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
 SCALE = {"epochs": 1, "train_images": None, "eval_images": 100}
@@ -59,7 +59,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], M
 def few() -> Data:
     """Return the digits, of which 320 are trained on: five steps an epoch."""
     data = load_data("digits")
-    train, rest = Part(data.train, np.arange(320)), Part(data.validation, np.arange(60))
+    train, rest = Sampled(data.train, np.arange(320)), Sampled(data.validation, np.arange(60))
     return replace(data, train=train, validation=rest)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hwprune.compiler import DEFAULT_STRATEGY
+from hwprune.job import DEFAULT_STRATEGY
 from hwprune.report import bench_record
 from hwprune.sparsity import make
 from hwprune.steps.pruning import ONE_WAY_NOTE

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
 from hwprune.cli.main import main
-from hwprune.compiler import DEFAULT_EPOCHS, DEFAULT_STRATEGY, Options
+from hwprune.errors import UsageError
+from hwprune.ir import Model, TensorSpec
+from hwprune.job import DEFAULT_EPOCHS, DEFAULT_STRATEGY, Job, resolve
+from hwprune.targets import load
+from hwprune.training import Recipe
 
 TEXT = 'epochs = 6\ncutout = 2\n[strategy]\nname = "cubic"\nuntil = 0.5\n'
 
@@ -19,23 +25,52 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+def job(**asked: Any) -> Job:
+    spec = TensorSpec("x", (None, 4), "float32")
+    model = Model("net", "net.pt", "state-dict", nn.Linear(4, 2), None, (spec,))
+    return resolve(model, load("raspberry-pi-5"), None, Path("nowhere"), **asked)
+
+
 def test_the_command_line_comes_before_the_file(recipe: Path) -> None:
-    found = Options().following(recipe)
-    assert (found.epochs, found.strategy, found.strategy_options) == (6, "cubic", {"until": 0.5})
-    assert found.recipe == {"cutout": 2}
-    found = Options().following(recipe, epochs=0, strategy="cubic")
-    assert (found.epochs, found.strategy_options) == (0, {"until": 0.5})
-    found = Options().following(recipe, strategy="one-shot")
-    assert (found.epochs, found.strategy, found.strategy_options) == (6, "one-shot", None)
-    assert found.recipe == {"cutout": 2}
+    found = job(recipe=recipe)
+    assert (found.recipe.epochs, found.strategy) == (6, "cubic")
+    assert found.strategy_options == {"until": 0.5}
+    assert found.recipe.cutout == 2
+    found = job(recipe=recipe, epochs=0, strategy="cubic")
+    assert (found.recipe.epochs, found.strategy_options) == (0, {"until": 0.5})
+    found = job(recipe=recipe, strategy="one-shot")
+    assert (found.recipe.epochs, found.strategy, found.strategy_options) == (6, "one-shot", {})
+    assert found.recipe.cutout == 2
 
 
-def test_without_a_file_nothing_changes() -> None:
-    assert Options().following(None) == Options()
-    assert (Options().epochs, Options().strategy) == (DEFAULT_EPOCHS, DEFAULT_STRATEGY)
-    assert Options().following(None, epochs=3, strategy="one-shot") == Options(
-        epochs=3, strategy="one-shot"
-    )
+def test_without_a_file_all_is_as_asked_or_the_default() -> None:
+    assert job().recipe == Recipe(epochs=DEFAULT_EPOCHS)
+    assert (job().strategy, job().strategy_options) == (DEFAULT_STRATEGY, {})
+    found = job(epochs=3, strategy="one-shot", recipe={"cutout": 4})
+    assert (found.strategy, found.recipe) == ("one-shot", Recipe(epochs=3, cutout=4))
+    assert job(budget_bytes=1000).budget_bytes == 1000
+    assert job().budget_bytes == load("raspberry-pi-5").budget_bytes
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"strategy": "cubik"}, "there is no strategy 'cubik'"),
+        ({"strategy_options": {"till": 1}}, "has no option 'till'"),
+        ({"epochs": -1}, "epochs is -1"),
+        ({"seed": 2**32}, "seed is 4294967296"),
+        ({"budget_bytes": 0}, "the budget is 0 bytes"),
+        ({"limits": ["accuracy>=0.5"]}, "accuracy needs data with labels"),
+        ({"device": "tpu"}, "there is no device 'tpu'"),
+        ({"recipe": {"epoch": 1}}, "recipe: 'epoch' is not one of its fields"),
+        ({"recipe": {"momentum": 2}}, r"momentum is 2, expected \[0, 1\)"),
+        ({"share_weights": ["auto"]}, "have to be trained, and there is nothing"),
+        ({"values": "int3"}, "cannot decode int3 values"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_the_door(asked: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        job(**asked)
 
 
 def test_a_wrong_recipe_ends_before_anything_is_read(

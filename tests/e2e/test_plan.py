@@ -149,7 +149,7 @@ def test_a_wrapped_checkpoint_and_safetensors_are_the_same_network(
 
 
 def test_help_tells_the_truth(hwprune: Runner) -> None:
-    from hwprune.compiler import DEFAULT_EPOCHS, DEFAULT_STRATEGY
+    from hwprune.job import DEFAULT_EPOCHS, DEFAULT_STRATEGY
     from hwprune.sparsity import STRATEGIES
 
     # Without spaces: lines are broken at hyphens too.

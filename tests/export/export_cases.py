@@ -129,7 +129,7 @@ class Case:
         return array
 
     def decoded(self, template: Template, written: Written) -> dict[str, NDArray[np.float32]]:
-        return decoded_parameters(self.traced, template, written, self.model.module)
+        return decoded_parameters(template, written, self.model.module)
 
 
 def case_of(module: nn.Module, inputs: tuple[TensorSpec, ...], name: str = "net") -> Case:

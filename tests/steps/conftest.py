@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))  # for steps_tools
+
+from steps_tools import At
 
 from hwprune.ir import Model, TensorSpec
 from hwprune.steps.planning import Prepared, prepare
@@ -17,7 +22,7 @@ from hwprune.targets import load
 
 
 @cache
-def _traced() -> Prepared:
+def _traced(target: str) -> Prepared:
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
@@ -32,16 +37,16 @@ def _traced() -> Prepared:
     ).eval()
     spec = TensorSpec("x", (None, 1, 8, 8), "float32")
     model = Model("net", "net.pt", "state-dict", net, None, (spec,))
-    return prepare(model, load("raspberry-pi-5"), None)
+    return prepare(model, load(target))
 
 
 @pytest.fixture
-def prepared() -> Callable[[int], Prepared]:
-    """Return a function that gives the network, its weights its own, at a budget."""
+def prepared() -> At:
+    """Return a function that gives the network, its weights its own."""
 
-    def at(budget_bytes: int) -> Prepared:
-        whole = _traced()
+    def at(target: str = "raspberry-pi-5") -> Prepared:
+        whole = _traced(target)
         model = dataclasses.replace(whole.model, module=copy.deepcopy(whole.model.module))
-        return dataclasses.replace(whole, model=model, budget_bytes=budget_bytes)
+        return dataclasses.replace(whole, model=model)
 
     return at

@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from steps_tools import pack, verify, weights_in
 from torch import nn
 
 from hwprune.export.artifact import csr_arrays, read_artifact
+from hwprune.export.pipeline import renewed
 from hwprune.export.shrink import cut
 from hwprune.ir import Masks, Model, TensorSpec, ValueType
 from hwprune.sparsity import rank_weights
-from hwprune.steps.packing import FULL_FRACTION, pack_model
-from hwprune.steps.planning import Prepared, module_weights, prepare
-from hwprune.steps.verifying import verify_file
+from hwprune.steps.packing import FULL_FRACTION
+from hwprune.steps.planning import Prepared, prepare
 from hwprune.targets import load
 
 
@@ -91,7 +92,7 @@ def efficient() -> nn.Module:
 
 
 @cache
-def _prepared(build: Callable[[], nn.Module]) -> Prepared:
+def _prepared(build: Callable[[], nn.Module], target: str = "raspberry-pi-5") -> Prepared:
     torch.manual_seed(0)
     module = build().eval()
     for part in module.modules():
@@ -101,18 +102,19 @@ def _prepared(build: Callable[[], nn.Module]) -> Prepared:
             part.running_mean.normal_(std=0.3)  # type: ignore[union-attr]
     spec = TensorSpec("x", (None, 1, 8, 8), "float32")
     model = Model("net", "net.pt", "state-dict", module, None, (spec,))
-    return prepare(model, load("raspberry-pi-5"), None)
+    return prepare(model, load(target))
 
 
-def sparse(build: Callable[[], nn.Module], sparsity: float) -> tuple[Prepared, Masks]:
+def sparse(
+    build: Callable[[], nn.Module], sparsity: float, target: str = "raspberry-pi-5"
+) -> tuple[Prepared, Masks]:
     """Return the network, its weights masked by LAMP, and the masks."""
-    whole = _prepared(build)
+    whole = _prepared(build, target)
     module = copy.deepcopy(whole.model.module)
     model = dataclasses.replace(whole.model, module=module)
     prepared = dataclasses.replace(whole, model=model)
-    weights = module_weights(prepared)
-    count = round((1 - sparsity) * prepared.weights)
-    masks = rank_weights(weights, "lamp", count).masks(count)
+    count = round((1 - sparsity) * prepared.template.weights)
+    masks = rank_weights(weights_in(prepared), "lamp", count).masks(count)
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for name in masks:
@@ -122,7 +124,7 @@ def sparse(build: Callable[[], nn.Module], sparsity: float) -> tuple[Prepared, M
 
 def file_bytes(prepared: Prepared, masks: Masks, value_type: ValueType) -> int:
     """Return what the file weighs with all channels."""
-    cost = prepared.template_now().cost((value_type,))
+    cost = renewed(prepared.template, prepared.model.module).cost((value_type,))
     return cost.encoding(masks.positions(), value_type).file_bytes
 
 
@@ -133,13 +135,12 @@ def test_the_file_shrinks_and_computes_the_same(
 ) -> None:
     prepared, masks = sparse(build, sparsity)
     whole = file_bytes(prepared, masks, "fp32")
-    prepared = dataclasses.replace(prepared, budget_bytes=whole)
     x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before = prepared.model.module(x)
     # Without pretrained weights to come back to, what is freed stays free.
     nothing = {name: np.zeros(masks[name].shape, np.float32) for name in masks}
-    packed = pack_model(prepared, masks, "fp32", nothing)
+    packed = pack(prepared, masks, "fp32", nothing, whole)
     assert (packed.dropped, packed.respent) == (0, 0)
     assert packed.useless > 0
     assert packed.removed > 10
@@ -151,8 +152,7 @@ def test_the_file_shrinks_and_computes_the_same(
     assert float((after - before).abs().max()) < 1e-5 * float(before.max() - before.min())
     path = tmp_path / "model.onnx"
     path.write_bytes(packed.written.data)
-    checked = verify_file(path, packed.written, packed.masks, prepared, None)
-    assert checked.problems == ()
+    assert verify(path, packed, prepared, whole).problems == ()
     matrices = csr_arrays(str(path))
     for layer in read_artifact(str(path)).layers:
         mask = packed.masks[layer.name]
@@ -163,19 +163,15 @@ def test_the_file_shrinks_and_computes_the_same(
 
 @pytest.mark.parametrize("target", ["raspberry-pi-5", "jetson-nano", "nrf52840"])
 def test_the_bytes_are_spent_again_in_every_form(target: str, tmp_path: Path) -> None:
-    prepared, masks = sparse(efficient, 0.95)
-    prepared = dataclasses.replace(prepared, target=load(target))
+    prepared, masks = sparse(efficient, 0.95, target)
     budget = file_bytes(prepared, masks, "int8")
-    prepared = dataclasses.replace(prepared, budget_bytes=budget)
-    pretrained = {n: w.copy() for n, w in module_weights(_prepared(efficient)).items()}
-    packed = pack_model(prepared, masks, "int8", pretrained)
+    packed = pack(prepared, masks, "int8", weights_in(_prepared(efficient, target)), budget)
     assert packed.removed_bytes > 0
     assert packed.respent > 0
     assert FULL_FRACTION * budget <= len(packed.written.data) <= budget
     path = tmp_path / "model.onnx"
     path.write_bytes(packed.written.data)
-    checked = verify_file(path, packed.written, packed.masks, prepared, None)
-    assert checked.problems == ()
+    assert verify(path, packed, prepared, budget, target).problems == ()
     found = read_artifact(str(path))
     assert found.form == ("inlined" if target == "jetson-nano" else "functions")
     assert sum(layer.nonzeros for layer in found.layers) == packed.masks.nonzeros
@@ -186,7 +182,6 @@ def test_a_network_that_is_cut_in_two_is_left_as_it_is() -> None:
     head = next(name for name in masks if masks[name].shape == (10, 48))
     masks = Masks({n: masks[n] & np.bool_(n != head) for n in masks})
     budget = file_bytes(prepared, masks, "int8")
-    prepared = dataclasses.replace(prepared, budget_bytes=budget)
     nothing = {name: np.zeros(masks[name].shape, np.float32) for name in masks}
-    packed = pack_model(prepared, masks, "int8", nothing)
+    packed = pack(prepared, masks, "int8", nothing, budget)
     assert (packed.removed, packed.useless) == (0, 0)

@@ -1,33 +1,29 @@
-"""planning and choosing: budgets that cannot be, plans per value type, and which type is taken."""
+"""planning: budgets that cannot be, plans per value type, and which one is taken."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from steps_tools import At, job_of, weights_in
 
 from hwprune.budget import Prefixes, plan
 from hwprune.errors import InfeasibleError, UsageError
-from hwprune.ir import Data
+from hwprune.ir import Data, Masks
+from hwprune.sampling import Sampled, evenly_spread
 from hwprune.sparsity import rank_weights
-from hwprune.steps.choosing import Part, choose_value_type
 from hwprune.steps.planning import (
     AUTO_VALUE_TYPES,
     Prepared,
+    candidates_of,
     check_budget,
-    cost_of,
-    module_weights,
-    plans_of,
-    reconstruction_error,
     value_types,
 )
+from hwprune.steps.value_type_selection import choose_value_type, reconstruction_error
 from hwprune.targets import load
-
-At = Callable[[int], Prepared]
 
 
 def test_a_budget_that_cannot_be_is_refused() -> None:
@@ -50,50 +46,56 @@ def test_value_types_are_those_of_the_target_or_the_one_asked_for() -> None:
 
 
 def test_narrow_values_leave_room_for_more(prepared: At) -> None:
-    plans = plans_of(prepared(8_000), AUTO_VALUE_TYPES)
+    found = candidates_of(prepared(), AUTO_VALUE_TYPES, 8_000)
+    plans = {kind: each.plan for kind, each in found.items()}
     assert plans["int8"].max_nonzeros > plans["fp16"].max_nonzeros > plans["fp32"].max_nonzeros
-    for found in plans.values():
-        assert found.floor_bytes < found.used_bytes <= 8_000
-        assert found.limited_by == "budget"
+    for each in plans.values():
+        assert each.floor_bytes < each.used_bytes <= 8_000
+        assert each.limited_by == "budget"
 
 
 @pytest.mark.parametrize("budget", [3_000, 8_000, 40_000])
 def test_a_ranking_that_is_cut_short_plans_what_the_whole_one_does(
     prepared: At, budget: int
 ) -> None:
-    now = prepared(budget)
-    whole = Prefixes(rank_weights(module_weights(now), "lamp"))
-    for kind, found in plans_of(now, AUTO_VALUE_TYPES).items():
-        cost = cost_of(now, kind)
-        assert found == plan(cost, whole, budget, kind, dense_bytes=now.dense_bytes)
+    now = prepared()
+    whole = Prefixes(rank_weights(weights_in(now), "lamp"))
+    for kind, found in candidates_of(now, AUTO_VALUE_TYPES, budget).items():
+        cost = now.template.cost((kind,))
+        assert found.plan == plan(cost, whole, budget, kind, dense_bytes=now.dense_bytes)
 
 
 def test_no_value_type_fits(prepared: At) -> None:
     with pytest.raises(InfeasibleError, match="the file takes"):
-        plans_of(prepared(900), AUTO_VALUE_TYPES)
+        candidates_of(prepared(), AUTO_VALUE_TYPES, 900)
 
 
 def test_reconstruction_error() -> None:
     weights = {"w": np.array([[3.0, 4.0]], np.float32)}
-    keep = {"w": np.array([[False, True]])}
+    keep = Masks({"w": np.array([[False, True]])})
     assert reconstruction_error(weights, keep, {"w": 0}, "fp32") == pytest.approx(9 / 25)
     assert reconstruction_error({"w": np.zeros((1, 2), np.float32)}, keep, {"w": 0}, "fp32") == 0.0
 
 
+def _quiet(status: object) -> None:
+    pass
+
+
 def test_one_candidate_is_the_choice(prepared: At) -> None:
-    now = prepared(8_000)
-    choice = choose_value_type(now, plans_of(now, ("fp16",)), None, 0)
+    now = prepared()
+    choice = choose_value_type(job_of(now), now, candidates_of(now, ("fp16",), 8_000), _quiet)
     assert choice.value_type == "fp16"
     assert "only" in choice.note
 
 
 def test_without_data_the_smallest_error_of_the_weights_wins(prepared: At) -> None:
-    now = prepared(8_000)
-    before = {name: weight.copy() for name, weight in module_weights(now).items()}
-    choice = choose_value_type(now, plans_of(now, AUTO_VALUE_TYPES), None, 0)
+    now = prepared()
+    before = weights_in(now)
+    found = candidates_of(now, AUTO_VALUE_TYPES, 8_000)
+    choice = choose_value_type(job_of(now), now, found, _quiet)
     assert choice.value_type == "int8"  # it keeps twice the weights
     assert "squared error" in choice.note
-    after = module_weights(now)
+    after = weights_in(now)
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
@@ -123,19 +125,26 @@ def _data(prepared: Prepared) -> Data:
 
 
 def test_with_data_the_validation_accuracy_is_looked_at_first(prepared: At) -> None:
-    now = prepared(8_000)
-    choice = choose_value_type(now, plans_of(now, AUTO_VALUE_TYPES), _data(now), 0)
+    now = prepared()
+    found = candidates_of(now, AUTO_VALUE_TYPES, 8_000)
+    job = job_of(now, _data(now), epochs=0)
+    choice = choose_value_type(job, now, found, _quiet)
     assert choice.value_type in AUTO_VALUE_TYPES
     assert "screened" in choice.note
-    again = choose_value_type(now, plans_of(now, AUTO_VALUE_TYPES), _data(now), 0)
-    assert again == choice
+    assert choose_value_type(job, now, found, _quiet) == choice
 
 
 def test_a_part_of_a_split() -> None:
     split = Images(np.arange(10, dtype=np.float32), np.arange(10))
-    part = Part(split, np.array([1, 5, 9]))
+    part = Sampled(split, np.array([1, 5, 9]))
     assert len(part) == 3
     assert part.labels is not None
     assert part.labels.tolist() == [1, 5, 9]
     assert part.batch(np.array([2, 0]))[0].tolist() == [9, 1]
-    assert Part(Images(split.images, None), part.chosen).labels is None
+    assert Sampled(Images(split.images, None), part.chosen).labels is None
+
+
+def test_a_spread_has_both_ends() -> None:
+    assert evenly_spread(10, 4).tolist() == [0, 3, 6, 9]
+    assert evenly_spread(3, 3).tolist() == [0, 1, 2]
+    assert evenly_spread(1, 3).tolist() == [0, 0, 0]

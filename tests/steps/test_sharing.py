@@ -12,24 +12,20 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
+from steps_tools import pack, verify, weights_in
 from torch import nn
 
 import hwprune
+from hwprune.compiler import _unshared_sparsity
 from hwprune.errors import UsageError
 from hwprune.export.artifact import csr_arrays, read_artifact
+from hwprune.export.pipeline import renewed
+from hwprune.export.template import Template
 from hwprune.ir import Masks, Model, TensorSpec, ValueType
 from hwprune.sparsity import rank_weights
-from hwprune.steps.packing import pack_model
-from hwprune.steps.planning import Prepared, module_weights, prepare
-from hwprune.steps.sharing import (
-    left_unshared,
-    planned,
-    unshared_sparsity,
-    wishes_of,
-    with_shared_weights,
-)
-from hwprune.steps.storing import store_of
-from hwprune.steps.verifying import verify_file
+from hwprune.steps.planning import Prepared, left_unshared, plan_shared, prepare
+from hwprune.steps.sharing import resolve_sharing, with_shared_weights
+from hwprune.steps.weight_quantizer import weight_quantizer
 from hwprune.targets import load
 from hwprune.verify import check
 
@@ -83,6 +79,7 @@ def residual() -> nn.Module:
 
 
 STAGE = ("auto",)
+PI = load("raspberry-pi-5")
 NAMED = ("one.weight,two.weight", "first.weight,second.weight", "q.weight,k.weight")
 
 
@@ -98,8 +95,24 @@ def _prepared(kind: str, target: str) -> Prepared:
             part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
     spec = TensorSpec("x", (None, 1, 8, 8), "float32")
     model = Model("net", "net.pt", "state-dict", module, None, (spec,))
-    plain = prepare(model, load(target), None)
-    return with_shared_weights(plain, STAGE if kind == "residual" else NAMED)[0]
+    shared, sharing = with_shared_weights(model, STAGE if kind == "residual" else NAMED)
+    return dataclasses.replace(
+        prepare(shared, load(target)),
+        dense_bytes=prepare(model, load(target)).dense_bytes,
+        unshared=module,
+        saved_weights=sharing.saved,
+    )
+
+
+def now(prepared: Prepared) -> Template:
+    return renewed(prepared.template, prepared.model.module)
+
+
+def unshared(kind: str = "residual", *, trained: bool = True) -> Prepared:
+    """Return a network before it shares."""
+    shared = _prepared(kind, "raspberry-pi-5")
+    model = dataclasses.replace(shared.model, module=shared.unshared, trained=trained)
+    return prepare(model, PI)
 
 
 def sparse(kind: str, target: str, density: float) -> tuple[Prepared, Masks]:
@@ -107,8 +120,8 @@ def sparse(kind: str, target: str, density: float) -> tuple[Prepared, Masks]:
     whole = _prepared(kind, target)
     module = copy.deepcopy(whole.model.module)
     prepared = dataclasses.replace(whole, model=dataclasses.replace(whole.model, module=module))
-    count = round(density * prepared.weights)
-    masks = rank_weights(module_weights(prepared), "lamp", count).masks(count)
+    count = round(density * prepared.template.weights)
+    masks = rank_weights(weights_in(prepared), "lamp", count).masks(count)
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for name in masks:
@@ -117,20 +130,22 @@ def sparse(kind: str, target: str, density: float) -> tuple[Prepared, Masks]:
 
 
 def packed_and_checked(
-    prepared: Prepared, masks: Masks, kind: ValueType, path: Path
+    prepared: Prepared,
+    masks: Masks,
+    kind: ValueType,
+    path: Path,
+    target: str = "raspberry-pi-5",
 ) -> onnx.ModelProto:
     """Write a file, check that it is exact and right at both speeds, and return it."""
-    cost = prepared.template_now().cost((kind,))
+    cost = now(prepared).cost((kind,))
     size = cost.encoding(masks.positions(), kind).file_bytes
-    prepared = dataclasses.replace(prepared, budget_bytes=size)
     nothing = {name: np.zeros(masks[name].shape, np.float32) for name in masks}
-    packed = pack_model(prepared, masks, kind, nothing)
+    packed = pack(prepared, masks, kind, nothing, size)
     assert len(packed.written.data) <= size
     if not packed.useless and not packed.dropped and not packed.removed:
         assert len(packed.written.data) == size
     path.write_bytes(packed.written.data)
-    checked = verify_file(path, packed.written, packed.masks, prepared, None)
-    assert checked.problems == ()
+    assert verify(path, packed, prepared, size, target).problems == ()
     return onnx.load(str(path))
 
 
@@ -165,7 +180,7 @@ def test_inlined_files_and_firmware_share_too(
     target: str, value_type: ValueType, tmp_path: Path
 ) -> None:
     prepared, masks = sparse("residual", target, 0.3)
-    packed_and_checked(prepared, masks, value_type, tmp_path / "model.onnx")
+    packed_and_checked(prepared, masks, value_type, tmp_path / "model.onnx", target)
     layers = read_artifact(str(tmp_path / "model.onnx")).layers
     assert sorted(layer.uses for layer in layers) == [1] * 5 + [3, 3]
     assert {layer.name for layer in layers} == set(masks)
@@ -181,12 +196,11 @@ def test_transposed_and_linear_layers_share_by_name(value_type: ValueType, tmp_p
 def test_one_weight_costs_less_than_two() -> None:
     """What a further use of a tensor costs is a node, a scale and a bias."""
     prepared, _ = sparse("residual", "raspberry-pi-5", 1.0)
-    module = prepared.unshared
-    plain = prepare(dataclasses.replace(prepared.model, module=module), prepared.target, None)
+    plain = unshared()
     sizes = []
     for each in (plain, prepared):
         count = {t.name: np.arange(t.weights // 5, dtype=np.int64) for t in each.template.prunable}
-        sizes.append(each.template_now().cost(("int8",)).encoding(count, "int8").file_bytes)
+        sizes.append(now(each).cost(("int8",)).encoding(count, "int8").file_bytes)
     # Four tensors fewer, of a byte a value and half a byte a gap; beside these, names and headers.
     arrays = 4 * (12 * 12 * 9 // 5 + 12 * 12 * 9 // 10)
     assert arrays < sizes[0] - sizes[1] < arrays + 4 * 60
@@ -228,14 +242,14 @@ def test_dead_channels_of_shared_tensors_go_only_where_all_uses_allow(tmp_path: 
 
 def test_what_training_sees_is_what_the_file_stores() -> None:
     prepared, masks = sparse("residual", "raspberry-pi-5", 0.3)
-    store = store_of(prepared, prepared.model.module, "int8")
+    store = weight_quantizer(prepared.template, prepared.model.module, "int8")
     assert store is not None
     parameters = dict(prepared.model.module.named_parameters())
     weights = {name: parameters[name].detach() for name in masks}
     seen = store(weights)["3.1.conv1.weight"]
     with torch.no_grad():
         parameters["3.1.conv1.weight"].copy_(seen)
-    written = prepared.template_now().write_sparse(masks, "int8")
+    written = now(prepared).write_sparse(masks, "int8")
     packed = written.packed["3.1.conv1.weight"]
     levels = seen / torch.from_numpy(packed.arrays["scale"].astype(np.float32))
     alive = masks["3.1.conv1.weight"]
@@ -244,46 +258,43 @@ def test_what_training_sees_is_what_the_file_stores() -> None:
 
 def test_the_teacher_is_the_network_before() -> None:
     prepared = _prepared("residual", "raspberry-pi-5")
-    teacher = prepared.teacher()
-    assert teacher is not prepared.unshared
+    teacher = prepared.teacher
+    assert teacher is prepared.unshared
     assert teacher[3][2].conv1.weight.shape == (12, 12, 3, 3)
     assert "3.2.conv1.weight" in dict(teacher.named_parameters())
     assert prepared.saved_weights == 4 * 12 * 12 * 9
     assert prepared.dense_bytes > prepared.template.dense_bytes() + 4 * prepared.saved_weights * 0.9
-    masks = Masks(
-        {name: np.ones(w.shape, np.bool_) for name, w in module_weights(prepared).items()}
-    )
-    every = prepared.weights + prepared.saved_weights
-    assert f"{prepared.weights:,} of the {every:,} weights" in unshared_sparsity(prepared, masks)[0]
+    masks = Masks({name: np.ones(w.shape, np.bool_) for name, w in weights_in(prepared).items()})
+    few = prepared.template.weights
+    every = few + prepared.saved_weights
+    assert f"{few:,} of the {every:,} weights" in _unshared_sparsity(prepared, masks)[0]
     untrained = dataclasses.replace(
         prepared, model=dataclasses.replace(prepared.model, trained=False)
     )
-    assert untrained.teacher() is None
+    assert untrained.teacher is None
 
 
-def test_wishes() -> None:
-    assert wishes_of((), "cubic", trains=True) == ()
-    assert wishes_of((), "east", trains=True) == ("auto",)
-    assert wishes_of((), "east", trains=False) == ()
-    assert wishes_of(("off",), "east", trains=True) == ()
-    assert wishes_of(("a,b", "c,d"), "cubic", trains=True) == ("a,b", "c,d")
+def test_what_is_to_share() -> None:
+    assert resolve_sharing((), "cubic", trains=True) == ()
+    assert resolve_sharing((), "east", trains=True) == ("auto",)
+    assert resolve_sharing((), "east", trains=False) == ()
+    assert resolve_sharing(("off",), "east", trains=True) == ()
+    assert resolve_sharing(("a,b", "c,d"), "cubic", trains=True) == ("a,b", "c,d")
     with pytest.raises(UsageError, match="auto and other values"):
-        wishes_of(("auto", "a,b"), "cubic", trains=True)
+        resolve_sharing(("auto", "a,b"), "cubic", trains=True)
     with pytest.raises(UsageError, match="have to be trained"):
-        wishes_of(("auto",), "cubic", trains=False)
+        resolve_sharing(("auto",), "cubic", trains=False)
 
 
 def test_stages_that_are_not_there() -> None:
-    prepared = _prepared("named", "raspberry-pi-5")
-    module = prepared.unshared
-    plain = prepare(dataclasses.replace(prepared.model, module=module), prepared.target, None)
-    same, notes = with_shared_weights(plain, ("auto",))
+    plain = unshared("named")
+    same, _, notes = plan_shared(plain, PI, 4500, ("int8",), ("auto",), asked=True)
     assert same is plain
     assert "no weights are shared" in notes[0]
     with pytest.raises(UsageError, match="no stage has three blocks alike"):
-        with_shared_weights(plain, ("stages",))
+        with_shared_weights(plain.model, ("stages",))
     with pytest.raises(UsageError, match=r"'gone.weight' is not a parameter"):
-        with_shared_weights(plain, ("one.weight,gone.weight",))
+        with_shared_weights(plain.model, ("one.weight,gone.weight",))
 
 
 def test_a_whole_compilation(tmp_path: Path) -> None:
@@ -312,13 +323,6 @@ def test_a_whole_compilation(tmp_path: Path) -> None:
 # -- where everything fits ------------------------------------------------------------------------
 
 
-def unshared(budget: int, *, trained: bool = True) -> Prepared:
-    """Return the residual network before it shares, at a budget."""
-    shared = _prepared("residual", "raspberry-pi-5")
-    model = dataclasses.replace(shared.model, module=shared.unshared, trained=trained)
-    return prepare(model, load("raspberry-pi-5"), budget)
-
-
 def test_plans_in_which_everything_fits_are_left_out_before_one_is_chosen() -> None:
     whole = _prepared("residual", "raspberry-pi-5").template
     small, large = (whole.cost((kind,)) for kind in ("int8", "fp32"))
@@ -326,21 +330,21 @@ def test_plans_in_which_everything_fits_are_left_out_before_one_is_chosen() -> N
     least = small.encoding(every, "int8").file_bytes
     most = large.encoding(every, "fp32").file_bytes
     between = (least + most) // 2
-    _, plans, _ = planned(unshared(between), STAGE, ("fp32", "int8"), asked=True)
+    plain = unshared()
+    _, plans, _ = plan_shared(plain, PI, between, ("fp32", "int8"), STAGE, asked=True)
     assert set(plans) == {"fp32"}  # shared, all of it fits as int8
-    prepared, plans, notes = planned(unshared(between), STAGE, ("int8",), asked=False)
+    prepared, plans, notes = plan_shared(plain, PI, between, ("int8",), STAGE, asked=False)
     assert prepared.saved_weights == 0
     assert set(plans) == {"int8"}
     assert notes == ("weights are not shared: all of them would fit, untrained",)
     with pytest.raises(UsageError, match="nothing would be pruned"):
-        planned(unshared(between), STAGE, ("int8",), asked=True)
+        plan_shared(plain, PI, between, ("int8",), STAGE, asked=True)
     with pytest.raises(UsageError, match="nothing would be pruned"):
-        planned(unshared(10 * most, trained=False), (), ("fp32", "int8"), asked=False)
+        plan_shared(unshared(trained=False), PI, 10 * most, ("fp32", "int8"), (), asked=False)
 
 
-def test_a_wish_is_looked_at_where_the_dense_network_fits() -> None:
-    plain = unshared(10**6)
-    assert plain.fits_dense
+def test_names_are_looked_at_where_the_dense_network_fits() -> None:
+    plain = unshared().model
     assert left_unshared(plain, STAGE) == ("weights are not shared: the dense network fits",)
     assert left_unshared(plain, ()) == ()
     with pytest.raises(UsageError, match=r"'gone.weight' is not a parameter"):

@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from steps_tools import At, pack, verify, weights_in
 
 from hwprune.errors import VerificationError
 from hwprune.ir import Masks
 from hwprune.kernels import library
-from hwprune.steps.packing import PackedModel, pack_model
-from hwprune.steps.planning import Prepared, module_weights
-from hwprune.steps.verifying import Checked, measure_files, verify_file
-from hwprune.targets import load
+from hwprune.steps.packing import PackedModel
+from hwprune.steps.planning import Prepared
+from hwprune.steps.verifying import Checked, measure_files
 from hwprune.verify import speeds
 
-At = Callable[[int], Prepared]
+BUDGET = 9_000
 needs_kernels = pytest.mark.skipif(
     library.path() is None, reason="the operator library is not built here"
 )
 
 
 def packed_at(prepared: Prepared, folder: Path) -> tuple[Path, PackedModel]:
-    weights = {name: weight.copy() for name, weight in module_weights(prepared).items()}
+    weights = weights_in(prepared)
     sparse = {name: abs(weight) > 0.05 for name, weight in weights.items()}
-    packed = pack_model(prepared, Masks(sparse), "int8", weights)
+    packed = pack(prepared, Masks(sparse), "int8", weights, BUDGET)
     path = folder / "model.onnx"
     path.write_bytes(packed.written.data)
     return path, packed
 
 
-def verified(prepared: Prepared, folder: Path) -> Checked:
+def verified(prepared: Prepared, folder: Path, target: str = "raspberry-pi-5") -> Checked:
     path, packed = packed_at(prepared, folder)
-    return verify_file(path, packed.written, packed.masks, prepared, None)
+    return verify(path, packed, prepared, BUDGET, target)
 
 
 def test_a_file_is_right_without_kernels(
     prepared: At, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(library, "path", lambda: None)
-    found = verified(prepared(9_000), tmp_path)
+    found = verified(prepared(), tmp_path)
     assert found.problems == ()
     assert found.parity is not None
     assert found.speeds is None
@@ -49,15 +47,14 @@ def test_a_file_is_right_without_kernels(
 
 
 def test_firmware_has_no_kernels(prepared: At, tmp_path: Path) -> None:
-    board = replace(prepared(9_000), target=load("nrf52840"))
-    found = verified(board, tmp_path)
+    found = verified(prepared("nrf52840"), tmp_path, "nrf52840")
     assert (found.problems, found.speeds) == ((), None)
     assert found.one_speed == "nrf52840 runs firmware"
 
 
 @needs_kernels
 def test_both_speeds_are_compared_and_measured(prepared: At, tmp_path: Path) -> None:
-    now = prepared(9_000)
+    now = prepared()
     found = verified(now, tmp_path)
     assert found.problems == ()
     assert found.one_speed is None
@@ -80,6 +77,4 @@ def test_kernels_that_compute_something_else_are_a_problem(
         raise VerificationError("with native kernels the outputs differ")
 
     monkeypatch.setattr(speeds, "compare_speeds", differs)
-    assert verified(prepared(9_000), tmp_path).problems == (
-        "with native kernels the outputs differ",
-    )
+    assert verified(prepared(), tmp_path).problems == ("with native kernels the outputs differ",)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hwprune.errors import DataError
 from hwprune.frontend.sources.parts import StoredPart
+from hwprune.sampling import evenly_spread
 
 CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -141,7 +142,7 @@ def _statistics(
     """Mean and standard deviation per channel; vectors (n, f) have one for all features."""
     lazy = getattr(train, "lazy", False)
     count = min(len(train), _STATISTICS_SAMPLES) if lazy else len(train)
-    chosen = np.linspace(0, len(train) - 1, count).astype(np.int64)
+    chosen = evenly_spread(len(train), count)
     total: NDArray[np.float64] = np.zeros(1)
     square: NDArray[np.float64] = np.zeros(1)
     elements = 0

@@ -11,6 +11,7 @@ from hwprune.errors import DataError, ModelError
 from hwprune.frontend.data import check_labels
 from hwprune.frontend.inputs import describe
 from hwprune.ir import Data, Model
+from hwprune.sampling import evenly_spread
 
 # Enough to tell a network that works from one that guesses, and quick on a large one.
 _SAMPLES, _BATCH = 256, 64
@@ -18,7 +19,7 @@ _SAMPLES, _BATCH = 256, 64
 _TELLING = 32
 
 
-def match(model: Model, data: Data) -> tuple[str, ...]:
+def check_data(model: Model, data: Data) -> tuple[str, ...]:
     """Run the network on a few validation samples.
 
     Returns:
@@ -33,8 +34,7 @@ def match(model: Model, data: Data) -> tuple[str, ...]:
         raise DataError(
             f"{data.name}: the validation split is empty", hint="give more samples, or a part of it"
         )
-    # Spread over the split: some data sets are sorted by class.
-    chosen = np.linspace(0, len(data.validation) - 1, count).astype(np.int64)
+    chosen = evenly_spread(len(data.validation), count)
     _check_shapes(model, [array.shape[1:] for array in data.validation.batch(chosen[:1])], data)
     labels = data.validation.labels
     if labels is None or _fixed(model):

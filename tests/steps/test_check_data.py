@@ -1,4 +1,4 @@
-"""match: whether the data belong to the network is said only where the samples can show it."""
+"""check_data: whether the data belong to the network is said only where the samples can show it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from hwprune.frontend import load_data
 from hwprune.ir import Model, TensorSpec
-from hwprune.steps.matching import match
+from hwprune.steps.check_data import check_data
 
 
 @pytest.mark.parametrize(("samples", "hints"), [(1, 0), (9, 0), (200, 1)])
@@ -25,4 +25,4 @@ def test_one_wrong_sample_is_not_called_chance(tmp_path: Path, samples: int, hin
     guesses.bias = nn.Parameter(torch.tensor([0.0, 1.0]))  # always class 1: half right, or none
     spec = TensorSpec("x", (None, 4), "float32")
     model = Model("net", "net.pt", "state-dict", guesses, None, (spec,))
-    assert len(match(model, load_data(f"npz:{tmp_path / 'd.npz'}"))) == hints
+    assert len(check_data(model, load_data(f"npz:{tmp_path / 'd.npz'}"))) == hints

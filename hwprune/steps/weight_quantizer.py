@@ -19,8 +19,8 @@ import numpy as np
 from hwprune.encoding.codebook import centroids
 from hwprune.encoding.values import CODEBOOK_ENTRIES, LEVELS, scales_of
 from hwprune.export.graph import Fold
+from hwprune.export.template import Template
 from hwprune.ir import ValueType
-from hwprune.steps.planning import Prepared
 
 if TYPE_CHECKING:
     import torch
@@ -31,33 +31,35 @@ _REFIT = 50
 _FP16_NORMAL_MIN = 2.0**-14
 
 
-def store_of(prepared: Prepared, module: Any, value_type: ValueType) -> Stored | None:
+def weight_quantizer(
+    template: Template, module: Any, value_type: ValueType
+) -> WeightQuantizer | None:
     """Return how a value type stores the prunable weights of a module; None for floats.
 
     Args:
-        prepared: says which BN is folded into which layer.
+        template: says which BN is folded into which layer.
         module: a network of the same structure, whose BN layers are read at each call.
         value_type: of the stored values.
     """
     if value_type not in LEVELS and value_type not in CODEBOOK_ENTRIES:
         return None
-    return Stored(prepared, module, value_type)
+    return WeightQuantizer(template, module, value_type)
 
 
-class Stored:
+class WeightQuantizer:
     """Rounds weights as the file will hold them; a ``hwprune.training.quantised.Store``.
 
     Args:
-        prepared: the tensors and their folds.
+        template: the tensors and their folds.
         module: the network in training.
         value_type: ``int8``, ``int4``, ``codebook16`` or ``codebook256``.
     """
 
-    def __init__(self, prepared: Prepared, module: Any, value_type: ValueType) -> None:
+    def __init__(self, template: Template, module: Any, value_type: ValueType) -> None:
         """Look the folds up."""
         self._module, self._kind = module, value_type
-        self._axes = {tensor.name: tensor.channel_axis for tensor in prepared.template.prunable}
-        self._folds = {fold.weight: fold for fold in prepared.template.graph.folds}
+        self._axes = template.channel_axes
+        self._folds = {fold.weight: fold for fold in template.graph.folds}
         self._calls = 0
         self._entries: dict[str, torch.Tensor] = {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -10,18 +9,17 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from steps_tools import At, job_of, pack, weights_in
 from torch import nn
 
 from hwprune.encoding.values import LEVELS, rounded
-from hwprune.export.pipeline import weights_of
+from hwprune.export.pipeline import renewed, weights_of
 from hwprune.frontend import load_data
 from hwprune.ir import Data, Split, ValueType
-from hwprune.steps.packing import pack_model
-from hwprune.steps.planning import Prepared, module_weights, plans_of
-from hwprune.steps.pruning import Training, prune_and_regrow, strategy_for
-from hwprune.steps.storing import store_of
+from hwprune.steps.planning import Prepared, candidates_of
+from hwprune.steps.pruning import prune_and_regrow, strategy_for
+from hwprune.steps.weight_quantizer import weight_quantizer
 
-At = Callable[[int], Prepared]
 # No channel dies in pruning to it: then bytes would be spent again on what was not trained.
 _ROOMY = 11_000
 KINDS: tuple[ValueType, ...] = ("int8", "int4", "codebook16", "codebook256")
@@ -46,17 +44,16 @@ def _pruned(prepared: Prepared, share: float = 0.2) -> dict[str, torch.Tensor]:
     """Prune the module at random and return its weights."""
     draw = np.random.default_rng(0)
     named = dict(prepared.model.module.named_parameters())
-    for name in prepared.names:
+    for name in prepared.template.names:
         dead = torch.from_numpy(draw.random(tuple(named[name].shape)) > share)
         named[name].data.masked_fill_(dead, 0.0)
-    return {name: named[name].data for name in prepared.names}
+    return {name: named[name].data for name in prepared.template.names}
 
 
 def test_floats_are_trained_as_they_are(prepared: At) -> None:
-    now = prepared(8_000)
-    assert (
-        store_of(now, now.model.module, "fp32") is store_of(now, now.model.module, "fp16") is None
-    )
+    now = prepared()
+    for kind in ("fp32", "fp16"):
+        assert weight_quantizer(now.template, now.model.module, kind) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,7 +61,7 @@ def test_floats_are_trained_as_they_are(prepared: At) -> None:
 def test_values_are_those_of_the_encoding_with_norms_folded(
     prepared: At, kind: ValueType, channels_last: bool
 ) -> None:
-    now = prepared(8_000)
+    now = prepared()
     _shuffle_norms(now.model.module)
     weights = _pruned(now)
     if channels_last:
@@ -72,20 +69,23 @@ def test_values_are_those_of_the_encoding_with_norms_folded(
             n: w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w
             for n, w in weights.items()
         }
-    store = store_of(now, now.model.module, kind)
+    store = weight_quantizer(now.template, now.model.module, kind)
     assert store is not None
     stored = store(weights)
-    axes = {tensor.name: tensor.channel_axis for tensor in now.template.prunable}
+    axes = now.template.channel_axes
     for name, weight in weights.items():
         assert torch.equal(stored[name] != 0, weight != 0)
         if kind in LEVELS:  # the nearest entry of a codebook may be of the other sign
             assert torch.equal(stored[name].sign(), weight.sign())
         assert stored[name].stride() == weight.stride()
         now.model.module.get_parameter(name).data.copy_(weight)
-    before = {name: fold.copy() for name, fold in weights_of(now.template_now()).items()}
+    before = {
+        name: fold.copy()
+        for name, fold in weights_of(renewed(now.template, now.model.module)).items()
+    }
     for name, value in stored.items():
         now.model.module.get_parameter(name).data.copy_(value)
-    for name, folded in weights_of(now.template_now()).items():
+    for name, folded in weights_of(renewed(now.template, now.model.module)).items():
         expected = rounded(before[name], kind, axes[name])
         lost = (expected == 0) & (before[name] != 0)  # these take the smallest level here
         assert np.mean(lost[before[name] != 0]) < (0.2 if kind == "int4" else 0.02)
@@ -97,16 +97,16 @@ def test_values_are_those_of_the_encoding_with_norms_folded(
 
 
 def test_codebooks_follow_slowly_and_survive_a_resume(prepared: At) -> None:
-    now = prepared(8_000)
+    now = prepared()
     weights = _pruned(now)
-    store = store_of(now, now.model.module, "codebook16")
+    store = weight_quantizer(now.template, now.model.module, "codebook16")
     assert store is not None
     first = store(weights)
     moved = {name: weight * 3 for name, weight in weights.items()}
     second = store(moved)
     entries = {float(v) for v in first["0.weight"].unique()}
     assert {float(v) for v in second["0.weight"].unique()} <= entries
-    resumed = store_of(now, now.model.module, "codebook16")
+    resumed = weight_quantizer(now.template, now.model.module, "codebook16")
     assert resumed is not None
     resumed.load(store.state())
     assert torch.equal(resumed(moved)["0.weight"], store(moved)["0.weight"])
@@ -130,18 +130,20 @@ def _learn(net: nn.Module) -> None:
     net.eval()
 
 
-def _compile(prepared: Prepared, kind: ValueType, **recipe: Any) -> tuple[float, float, float]:
+def _compile(
+    prepared: Prepared, kind: ValueType, budget: int, **recipe: Any
+) -> tuple[float, float, float]:
     """Train and pack; return validation in torch and in the file, and the file's test loss."""
     _learn(prepared.model.module)
-    plan = plans_of(prepared, (kind,))[kind]
-    pretrained = {name: weight.copy() for name, weight in module_weights(prepared).items()}
+    candidate = candidates_of(prepared, (kind,), budget)[kind]
+    pretrained = weights_in(prepared)
     data = _digits()
     fields = {"batch_size": 64, "precision": "fp32", **recipe}
+    job = job_of(prepared, data, strategy="one-shot", epochs=4, recipe=fields)
     trained = prune_and_regrow(
-        prepared, plan, strategy_for("one-shot", plan, {}), data, Training(4, 0, fields, "cpu"),
-        lambda status: None,
-    )  # fmt: skip
-    packed = pack_model(prepared, trained.masks, kind, pretrained)
+        job, prepared, candidate, strategy_for(job, candidate), lambda status: None
+    )
+    packed = pack(prepared, trained.masks, kind, pretrained, budget)
     session = onnxruntime.InferenceSession(packed.written.data)
 
     def answers(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,12 +160,12 @@ def _compile(prepared: Prepared, kind: ValueType, **recipe: Any) -> tuple[float,
 
 @pytest.mark.parametrize("kind", ["int4", "codebook16"])
 def test_the_file_holds_what_was_trained(prepared: At, kind: ValueType) -> None:
-    in_torch, in_file, loss = _compile(prepared(_ROOMY), kind)
+    in_torch, in_file, loss = _compile(prepared(), kind, _ROOMY)
     assert in_torch == in_file
     assert loss < 0.5
 
 
 def test_int4_that_was_trained_beats_int4_that_was_not(prepared: At) -> None:
-    *_, trained = _compile(prepared(6_000), "int4")
-    *_, plain = _compile(prepared(6_000), "int4", quantise_from=1.0)
+    *_, trained = _compile(prepared(), "int4", 6_000)
+    *_, plain = _compile(prepared(), "int4", 6_000, quantise_from=1.0)
     assert trained < plain

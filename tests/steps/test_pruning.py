@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from steps_tools import At, job_of, weights_in
 
 from hwprune.frontend import load_data
 from hwprune.ir import Data
 from hwprune.sparsity import make
-from hwprune.steps.planning import Prepared, plans_of
-from hwprune.steps.pruning import Trained, Training, prune_and_regrow
-
-Budget = Callable[[int], Prepared]
+from hwprune.steps.planning import Candidate, Prepared, candidates_of
+from hwprune.steps.pruning import Pruned, prune_and_regrow, strategy_for
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +23,12 @@ def data() -> Data:
 
 
 @pytest.fixture
-def network(prepared: Budget) -> Prepared:
-    return prepared(8_000)
+def network(prepared: At) -> Prepared:
+    return prepared()
+
+
+def fitting(network: Prepared) -> Candidate:
+    return candidates_of(network, ("int8",), 8_000)["int8"]
 
 
 def without_labels(data: Data) -> Data:
@@ -35,11 +37,6 @@ def without_labels(data: Data) -> Data:
         data, classes=None,
         **{part: dataclasses.replace(getattr(data, part), labels=None) for part in parts},
     )  # fmt: skip
-
-
-def weights_of(network: Prepared) -> dict[str, Any]:
-    parameters = dict(network.model.module.named_parameters())
-    return {name: parameters[name].detach().numpy().copy() for name in network.names}
 
 
 @pytest.mark.parametrize(
@@ -56,26 +53,25 @@ def test_inputs_are_made_up_where_they_are_floats_of_any_batch(
     model = network.model
     spec = dataclasses.replace(model.inputs[0], **change)
     network = dataclasses.replace(network, model=dataclasses.replace(model, inputs=(spec,)))
-    plan = plans_of(network, ("int8",))["int8"]
-    strategy = make("one-shot", density=plan.max_nonzeros / plan.weights)
-    training = Training(epochs=1, seed=0, recipe={}, device="cpu")
-    found = prune_and_regrow(network, plan, strategy, None, training, lambda status: None)
+    strategy = make("one-shot", density=0.5)
+    found = prune_and_regrow(
+        job_of(network), network, fitting(network), strategy, lambda status: None
+    )
     assert said in " ".join(found.notes)
 
 
 def test_one_shot_without_labels_starts_from_least_squares(network: Prepared, data: Data) -> None:
-    plan = plans_of(network, ("int8",))["int8"]
-    training = Training(epochs=1, seed=0, recipe={"precision": "fp32"}, device="cpu")
+    candidate = fitting(network)
     told: list[str] = []
 
-    def run(given: Data, strategy: str) -> Trained:
+    def run(given: Data, strategy: str) -> Pruned:
         before = copy.deepcopy(network.model.module.state_dict())
-        density = plan.max_nonzeros / plan.weights
+        job = job_of(network, given, strategy=strategy, epochs=1, recipe={"precision": "fp32"})
         result = prune_and_regrow(
-            network, plan, make(strategy, density=density), given, training,
+            job, network, candidate, strategy_for(job, candidate),
             lambda status: told.append(status.message),
         )  # fmt: skip
-        for name, weight in weights_of(network).items():
+        for name, weight in weights_in(network).items():
             assert not np.any(weight[~result.masks[name]])
         network.model.module.load_state_dict(before)
         return result

@@ -1,0 +1,243 @@
+"""What one compilation is asked to do: resolved and checked once, at the door, before any work."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from hwprune.errors import ModelError, UsageError
+from hwprune.ir import Data, Model, ValueType
+from hwprune.sparsity import check_options
+from hwprune.steps.planning import check_budget, value_types
+from hwprune.steps.sharing import resolve_sharing
+from hwprune.targets import Target
+from hwprune.training import ALONE, Recipe, World, devices, recipe_file
+from hwprune.training.recipe_file import RecipeFile
+from hwprune.verify import limits as limit_rules
+from hwprune.verify import speeds
+
+DEFAULT_EPOCHS = 12
+# One-way: it was ahead, or level, wherever the two were measured at equal cost (docs/results.md).
+DEFAULT_STRATEGY = "cubic"
+# What every generator that is seeded takes, torch's and NumPy's.
+MAX_SEED = 2**32 - 1
+# Those that ``auto`` takes only after trying them in training: a codebook of 256 is as wide as
+# int8, and its table larger.
+TRIED_VALUE_TYPES: tuple[ValueType, ...] = ("int4", "codebook16")
+
+Say = Callable[["Status"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A sign of life for whoever watches.
+
+    Attributes:
+        stage: the stage in progress.
+        message: a short line.
+        done: steps of the stage that are done, where it has any.
+        of: steps of the stage.
+    """
+
+    stage: str
+    message: str
+    done: int = 0
+    of: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A compilation as it was asked for. Made by ``resolve``: all of it is there and allowed.
+
+    Attributes:
+        model: the network; its module is trained in place.
+        target: the device.
+        data: what it is trained and measured on; None for neither.
+        output: the folder to write.
+        budget_bytes: what the file may weigh.
+        strategy: a key of ``hwprune.sparsity.STRATEGIES``.
+        strategy_options: keyword arguments of that strategy.
+        sharing: which layers share their weights, as ``--share-weights`` spells it; none where
+            none do.
+        sharing_asked: whether the user wished that; else the strategy does.
+        value_types: the types of stored values to choose from.
+        recipe: how to train, and how long.
+        seed: of everything that is random.
+        limits: what the result must meet.
+        device: where to train: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        world: the processes that compile together, each of which does the same job.
+        resume: continue the run that was interrupted in the output folder; start where there is
+            none.
+        checkpoint_seconds: the least time between two checkpoints of the training.
+        threads: of onnxruntime while measuring latency.
+        command: the command line, for the record.
+    """
+
+    model: Model
+    target: Target
+    data: Data | None
+    output: Path
+    budget_bytes: int
+    strategy: str
+    strategy_options: Mapping[str, Any]
+    sharing: tuple[str, ...]
+    sharing_asked: bool
+    value_types: tuple[ValueType, ...]
+    recipe: Recipe
+    seed: int
+    limits: tuple[limit_rules.Limit, ...]
+    device: str
+    world: World
+    resume: bool
+    checkpoint_seconds: float
+    threads: int
+    command: tuple[str, ...]
+
+    @property
+    def runs_here(self) -> bool:
+        """Return whether a latency on this host says anything about the target's runtime."""
+        return self.target.runtime.kind == "onnxruntime"
+
+
+def resolve(
+    model: Model,
+    target: Target,
+    data: Data | None,
+    output: Path,
+    *,
+    budget_bytes: int | None = None,
+    strategy: str | None = None,
+    strategy_options: Mapping[str, Any] | None = None,
+    share_weights: Sequence[str] = (),
+    values: str = "auto",
+    recipe: RecipeFile | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    limits: Sequence[str] = (),
+    device: str = "auto",
+    world: World | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float = 30.0,
+    threads: int = 1,
+    command: Sequence[str] = (),
+) -> Job:
+    """Return the job that is asked for in the words of the command line.
+
+    What is given here comes before what a recipe file says, and that before the defaults:
+    ``strategy``, ``epochs`` and ``share_weights``. A file's options go with the strategy that it
+    names. ``recipe`` holds fields of ``Recipe`` that differ from their defaults, or is a recipe
+    file, or the name of a built-in one; ``values`` is a value type or ``auto``; ``device`` may be
+    ``auto`` (CUDA, else MPS, else the CPU), and with a ``world``, of
+    ``hwprune.training.joined``, is the very one that it was joined with.
+
+    Raises:
+        UsageError: something that there is not, or that cannot be done with this model, target and
+            data.
+        ModelError: a model that cannot be trained.
+    """
+    asked = _recipe_file(recipe)
+    wanted = [limit_rules.parse_limit(text) for text in limits]
+    name = strategy or asked.strategy or DEFAULT_STRATEGY
+    if strategy_options is None:
+        strategy_options = asked.options if name == asked.strategy else {}
+    check_options(name, strategy_options)
+    if epochs is None:
+        epochs = DEFAULT_EPOCHS if asked.epochs is None else asked.epochs
+    if not isinstance(epochs, int) or epochs < 0:
+        raise UsageError(f"epochs is {epochs!r}", hint="expected a whole number, 0 or more")
+    check_seed(seed)
+    trains = data is not None and epochs > 0
+    _check_model(model, trains=trains)
+    budget = check_budget(target, budget_bytes)
+    _check_limits(wanted, target, data)
+    where = devices.resolve(device) if world is None else device
+    how = _recipe(asked.recipe, epochs)
+    shared = tuple(share_weights) or asked.share_weights
+    sharing = resolve_sharing(shared, name, trains=trains)
+    tried = TRIED_VALUE_TYPES if may_try(data, how) else ()
+    return Job(
+        model=model,
+        target=target,
+        data=data,
+        output=output,
+        budget_bytes=budget,
+        strategy=name,
+        strategy_options=strategy_options,
+        sharing=sharing,
+        sharing_asked=bool(shared),
+        value_types=value_types(target, values, also=tried),
+        recipe=how,
+        seed=seed,
+        limits=tuple(wanted),
+        device=where,
+        world=ALONE if world is None else world,
+        resume=resume,
+        checkpoint_seconds=checkpoint_seconds,
+        threads=threads,
+        command=tuple(command),
+    )
+
+
+def check_seed(seed: int) -> None:
+    """Raise UsageError for a seed that not every random generator takes."""
+    if not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"seed is {seed!r}", hint=f"expected a whole number from 0 to {MAX_SEED}")
+
+
+def may_try(data: Data | None, recipe: Recipe) -> bool:
+    """Return whether value types may be compared by training: then the four-bit ones join."""
+    labels = data is not None and data.validation.labels is not None
+    return labels and recipe.epochs > 0 and recipe.race > 0 and recipe.quantise_from < 1
+
+
+def _recipe_file(
+    recipe: RecipeFile | Mapping[str, Any] | str | os.PathLike[str] | None,
+) -> RecipeFile:
+    if isinstance(recipe, RecipeFile):
+        return recipe
+    if recipe is None or isinstance(recipe, Mapping):
+        return RecipeFile("", recipe or {}, None, None, {})
+    return recipe_file.load(recipe)
+
+
+def _recipe(given: Mapping[str, Any], epochs: int) -> Recipe:
+    known = {each.name for each in fields(Recipe)} - {"epochs"}
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            raise UsageError(
+                f"recipe: {name!r} is not one of its fields",
+                hint=f"did you mean {close[0]!r}?" if close else f"use {', '.join(sorted(known))}",
+            )
+    return replace(Recipe(), epochs=epochs, **given)
+
+
+def _check_model(model: Model, *, trains: bool) -> None:
+    if not model.trained and not trains:
+        raise UsageError(
+            f"{model.source} has random weights, and there is nothing to train it with",
+            hint="give --data and --epochs above 0, or a trained MODEL",
+        )
+    if not model.trainable:
+        raise ModelError(
+            f"{model.source} is a TorchScript archive: it can be planned, not compiled",
+            hint="save the state dict: torch.save(model.state_dict(), 'model.pt')",
+        )
+
+
+def _check_limits(limits: Sequence[limit_rules.Limit], target: Target, data: Data | None) -> None:
+    labels = data is not None and data.test.labels is not None and len(data.test) > 0
+    no_kernels = speeds.why_no_kernels()
+    if target.runtime.inline_functions:
+        no_kernels = f"the inlined form for {target.name} has one speed"
+    context = limit_rules.Context(
+        kind=target.kind,
+        labels=labels,
+        latency=target.runtime.kind == "onnxruntime",
+        no_kernels=no_kernels,
+    )
+    limit_rules.require_measurable(limits, context)
