@@ -85,6 +85,7 @@ def command(
     inputs: tuple[str, ...],
     fixed_batch: bool,
     unsafe_load: bool,
+    entry: str | None,
     data: str | None,
     budget: int | None,
     strategy: str | None,
@@ -131,6 +132,7 @@ def command(
             chosen, world = stack.enter_context(together(device))
             loaded, source = load(
                 model, arch=arch, inputs=inputs, fixed_batch=fixed_batch, unsafe_load=unsafe_load,
+                entry=entry,
                 data=data, seed=seed,
             )  # fmt: skip
             folder = Path(output) if output else Path(f"{loaded.name}-{target.name}")

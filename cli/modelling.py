@@ -37,6 +37,11 @@ def model_options(function: _F) -> _F:
                 "--input", "inputs", multiple=True, metavar="NAME:SHAPE:DTYPE",
                 help="An input that cannot be inferred, such as x:Nx3x224x224:float32. Repeatable.",
             ),
+            click.option(
+                "--entry", metavar="NAME",
+                help="Which entry of a training checkpoint holds the weights, such as state_dict. "
+                "Without it a moving average (ema) is taken first.",
+            ),
             click.option("--fixed-batch", is_flag=True, help="Keep a first dimension of 1 fixed."),
             click.option(
                 "--unsafe-load", is_flag=True,
@@ -92,6 +97,7 @@ def load(
     inputs: Sequence[str],
     fixed_batch: bool,
     unsafe_load: bool,
+    entry: str | None = None,
     data: str | None = None,
     seed: int = 0,
     mapped: bool = False,
@@ -129,5 +135,6 @@ def load(
         fixed_batch=fixed_batch,
         sample_shapes=shapes,
         mapped=mapped,
+        entry=entry,
     )
     return model, source

@@ -36,6 +36,7 @@ def command(
     inputs: tuple[str, ...],
     fixed_batch: bool,
     unsafe_load: bool,
+    entry: str | None,
     budget: int | None,
     share_weights: tuple[str, ...],
     values: str,
@@ -49,6 +50,7 @@ def command(
     with collector_paused():
         loaded, _ = load(
             model, arch=arch, inputs=inputs, fixed_batch=fixed_batch, unsafe_load=unsafe_load,
+            entry=entry,
             mapped=True,
         )  # fmt: skip
         from hwprune.steps.planning import plan_model

@@ -30,6 +30,7 @@ def compile(
     example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
     arch: str | None = None,
     unsafe_load: bool = False,
+    entry: str | None = None,
     budget: int | str | None = None,
     strategy: str | None = None,
     share_weights: str | Sequence[str | Sequence[str]] = (),
@@ -53,6 +54,7 @@ def compile(
         example_input: one tensor per input of the module; the first axis is the dynamic batch.
         arch: what a state dict was saved from, where it is not recognised.
         unsafe_load: read a pickled module, which runs code that the file holds.
+        entry: which entry of a training checkpoint holds the weights, where there are several.
         budget: bytes, or a size such as ``"64KiB"``; the target's default without.
         strategy: how to prune; the recipe's, else ``cubic``.
         share_weights: ``"auto"`` lets blocks of residual stages share weights (``"stages"``: an
@@ -83,7 +85,9 @@ def compile(
         )
     profile = target if isinstance(target, Target) else load_target(target)
     source = _data(data, seed)
-    loaded = _model(model, example_input, source, arch=arch, unsafe_load=unsafe_load, seed=seed)
+    loaded = _model(
+        model, example_input, source, arch=arch, unsafe_load=unsafe_load, entry=entry, seed=seed
+    )
     folder = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="hwprune-"))
     try:
         job = resolve(
@@ -132,11 +136,12 @@ def _model(
     *,
     arch: str | None,
     unsafe_load: bool,
+    entry: str | None,
     seed: int,
 ) -> Model:
     from hwprune.frontend import load_model, new_model
     from hwprune.frontend.inputs import describe
-    from hwprune.frontend.probe import probe
+    from hwprune.frontend.prepare import prepare
     from hwprune.frontend.state import check_finite
 
     module = _as_module(model)
@@ -152,8 +157,9 @@ def _model(
                 )
             return new_model(arch, seed=seed, inputs=given, sample_shapes=shapes)
         return load_model(
-            os.fspath(model), arch=arch, inputs=given, unsafe_load=unsafe_load, sample_shapes=shapes
-        )
+            os.fspath(model), arch=arch, inputs=given, unsafe_load=unsafe_load, entry=entry,
+            sample_shapes=shapes,
+        )  # fmt: skip
     if not specs:
         raise UsageError(
             "the shape of the network's input is not known",
@@ -161,8 +167,8 @@ def _model(
         )
     name = type(model).__name__.lower()
     check_finite(module.state_dict(), name)
-    probe(module, specs)
-    return Model(name, name, "pickled-module", module, None, specs)
+    notes = prepare(module, specs)
+    return Model(name, name, "pickled-module", module, None, specs, notes=notes)
 
 
 def _as_module(model: Any) -> torch.nn.Module | None:

@@ -10,12 +10,14 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from hwprune.errors import ModelError
+from hwprune.frontend.folders import build_transformers
 from hwprune.frontend.torchvision_shim import import_torchvision
 from hwprune.frontend.user_code import FAILURES, first_line, import_file, importable
 from hwprune.frontend.zoo import ARCHITECTURES
@@ -87,8 +89,12 @@ class Arch:
         return module
 
 
-def find_arch(spec: str) -> Arch:
+def find_arch(spec: str, *, folder: Path | None = None) -> Arch:
     """Find the architecture that ``spec`` names; nothing is built yet.
+
+    Args:
+        spec: as ``--arch`` takes it; also ``transformers:CLASS`` with a folder.
+        folder: what holds the configuration of a network of transformers.
 
     Raises:
         ModelError: unknown, not installed, or its file cannot be imported.
@@ -99,6 +105,8 @@ def find_arch(spec: str) -> Arch:
         return _torchvision(rest, kwargs)
     if colon and prefix == "timm":
         return _timm(rest, kwargs)
+    if colon and prefix == "transformers" and folder is not None:
+        return Arch(name, partial(build_transformers, rest, folder), kwargs)
     if colon and name.rpartition(":")[0].endswith(".py"):
         return _file(name, kwargs)
     if name not in ARCHITECTURES:

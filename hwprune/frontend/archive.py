@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from hwprune.errors import ModelError, UnsafeModelError
+from hwprune.units import format_bytes
 
 FileKind = Literal["torch-zip", "torch-legacy", "safetensors", "exported-program", "torchscript"]
 
@@ -42,10 +43,6 @@ def identify(path: str) -> IdentifiedFile:
         UnsafeModelError: a bare Python pickle.
     """
     try:
-        if Path(path).is_dir():
-            raise ModelError(
-                f"{path} is a folder, expected a model file", hint="give the file in it"
-            )
         if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
             raise ModelError(f"{path} is not an ordinary file", hint="give the path of a file")
         with open(path, "rb") as file:
@@ -71,11 +68,19 @@ def _zip_kind(path: str) -> FileKind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            unpacked = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
         raise ModelError(
             f"{path} begins as a zip archive but is truncated or damaged: {error}",
             hint="copy it again, or save the model again",
         ) from error
+    packed = Path(path).stat().st_size
+    if unpacked > 16 * packed + 16 * 1024**2:  # torch itself packs nothing
+        raise ModelError(
+            f"{path} takes {format_bytes(packed)} and unpacks to {format_bytes(unpacked)}: no such "
+            "file is read",
+            hint=SAVE_AGAIN,
+        )
     # torch puts everything into one folder, whatever its name; old TorchScript archives have none.
     inner = {name.partition("/")[2] if "/" in name else name for name in names} | set(names)
     if "archive_format" in inner:

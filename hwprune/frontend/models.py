@@ -9,14 +9,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hwprune.errors import ModelError, UsageError
-from hwprune.frontend import exported, pickled, program, scripted, state
+from hwprune.frontend import exported, folders, pickled, program, scripted, state
 from hwprune.frontend.arch import Arch, find_arch
-from hwprune.frontend.archive import IdentifiedFile, identify
+from hwprune.frontend.archive import SAVE_AGAIN, IdentifiedFile, identify
 from hwprune.frontend.inputs import InputSources, choose_inputs, parse_input
+from hwprune.frontend.prepare import fold, own_memory, prepare
 from hwprune.frontend.probe import forward_names, probe
 from hwprune.frontend.recognise import (
+    Mismatch,
+    aligned,
     compare,
     mismatch_error,
     other_num_classes,
@@ -36,11 +40,13 @@ def load_model(
     fixed_batch: bool = False,
     sample_shapes: Sequence[tuple[int, ...]] | None = None,
     mapped: bool = False,
+    entry: str | None = None,
 ) -> Model:
     """Load a trained network. Its kind is read from the file's bytes, never from its name.
 
     Args:
-        path: a state dict, a torch.export program, a TorchScript archive or a pickled module.
+        path: a state dict, a torch.export program, a TorchScript archive or a pickled module; or
+            the folder of a state dict (a run's ``checkpoint``, or what ``save_pretrained`` wrote).
         arch: what a state dict was saved from; None recognises the built-in architectures.
         inputs: the network's inputs as ``--input`` takes them, in the order of its forward method.
         unsafe_load: read a pickled module, which runs code that the file holds.
@@ -48,6 +54,7 @@ def load_model(
         sample_shapes: the data set's shapes per input, without the batch.
         mapped: leave the tensors of a state dict in the file until they are used. Saves time and
             memory; the file must not change as long as the model is used.
+        entry: which entry of a training checkpoint holds the weights, where there are several.
 
     Returns:
         The model in eval mode on the CPU, float32, run once on inputs of the shapes it states.
@@ -63,8 +70,12 @@ def load_model(
     )
     # A wrong name is found before a large file is read.
     chosen = None if arch is None else find_arch(arch)
-    file = identify(path)
-    model, sources = _READERS[file.kind](file, chosen, Reading(unsafe_load, mapped), sources)
+    how = Reading(unsafe_load, mapped, entry)
+    if Path(path).is_dir():
+        model, sources = _load_folder(Path(path), chosen, how, sources)
+    else:
+        file = identify(path)
+        model, sources = _READERS[file.kind](file, chosen, how, sources)
     if chosen is not None and model.arch is None:
         note = f"--arch {chosen.spec} was not needed: the file carries its own network"
         model = replace(model, notes=(*model.notes, note))
@@ -116,7 +127,7 @@ def new_model(
         trained=False,
         notes=(f"trained from scratch: {chosen.spec} with random weights, seed {seed}",),
     )
-    return _with_inputs(model, sources, fixed_batch=fixed_batch)
+    return _with_inputs(model, sources, fixed_batch=fixed_batch, seed=seed)
 
 
 def _drawn(arch: Arch, seed: int) -> nn.Module:
@@ -130,10 +141,11 @@ def _check_is_random(arch: Arch, module: nn.Module, other: nn.Module) -> None:
     """Refuse a builder that gives the same weights whatever the seed: most often trained ones."""
     states = module.state_dict(), other.state_dict()
     same = states[0].keys() == states[1].keys() and all(
-        tensor.shape == states[1][name].shape and torch.equal(tensor, states[1][name])
+        is_lazy(tensor)
+        or (tensor.shape == states[1][name].shape and torch.equal(tensor, states[1][name]))
         for name, tensor in states[0].items()
     )
-    if same and any(True for _ in module.parameters()):
+    if same and any(not is_lazy(parameter) for parameter in module.parameters()):
         raise UsageError(
             f"--arch {arch.spec} gives the same weights whatever the seed: they are not random",
             hint="trained weights: save the module's state dict and give it as MODEL, with --arch;"
@@ -141,11 +153,14 @@ def _check_is_random(arch: Arch, module: nn.Module, other: nn.Module) -> None:
         )
 
 
-def _with_inputs(model: Model, sources: InputSources, *, fixed_batch: bool) -> Model:
+def _with_inputs(model: Model, sources: InputSources, *, fixed_batch: bool, seed: int = 0) -> Model:
     """Return the model with its inputs, having run it once on such."""
     sources = replace(sources, names=forward_names(model.module))
     specs, notes = choose_inputs(sources, fixed_batch=fixed_batch)
-    probe(model.module, specs)
+    if model.kind in ("state-dict", "pickled-module"):
+        notes += prepare(model.module, specs, seed=seed)
+    else:
+        probe(model.module, specs)
     return replace(model, inputs=specs, notes=(*model.notes, *notes))
 
 
@@ -154,7 +169,7 @@ def _check_precision(model: Model) -> None:
     other = {str(p.dtype) for p in model.module.parameters() if p.dtype != torch.float32}
     if other:
         raise ModelError(
-            f"{model.source} is a {model.kind} with weights of {', '.join(sorted(other))}",
+            f"the {model.kind} {model.source} has weights of {', '.join(sorted(other))}",
             hint="save it again in float32: model.float() first",
         )
 
@@ -165,6 +180,7 @@ class Reading:
 
     unsafe: bool
     mapped: bool
+    entry: str | None
 
 
 Loaded = tuple[Model, InputSources]
@@ -174,33 +190,62 @@ def _load_state_dict(
     file: IdentifiedFile, arch: Arch | None, how: Reading, sources: InputSources
 ) -> Loaded:
     """Read what torch.save wrote: a state dict, or (unsafe) a whole module."""
-    payload, notes = pickled.read(file, unsafe=how.unsafe, mapped=how.mapped)
-    payload, unwrapped = state.unwrap(payload, file.path)
+    payload, notes, foreign = pickled.read(file, unsafe=how.unsafe, mapped=how.mapped)
+    payload, unwrapped = state.unwrap(payload, file.path, how.entry)
     notes += unwrapped
     if isinstance(payload, nn.Module):
         module = payload.eval().float()
         return _model(file, "pickled-module", module, notes), sources
-    return _from_state(file, payload, arch, sources, notes)
+    tensors = None if arch is None else pickled.module_state(payload)
+    if tensors is not None:
+        notes += (f"the weights of a pickled {foreign[0]} were taken; none of its code was run",)
+    return _from_state(file, tensors or payload, arch, sources, notes, foreign)
 
 
 def _load_safetensors(
     file: IdentifiedFile, arch: Arch | None, how: Reading, sources: InputSources
 ) -> Loaded:
+    tensors = _safetensors(file.path)
+    payload, notes = state.unwrap(tensors, file.path, how.entry)
+    return _from_state(file, payload, arch, sources, notes)
+
+
+def _safetensors(path: str) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError:
         raise ModelError(
-            f"{file.path} is a safetensors file, and safetensors is not installed",
+            f"{path} is a safetensors file, and safetensors is not installed",
             hint="pip install safetensors",
         ) from None
     try:
-        payload = load_file(file.path)
+        return load_file(path)
     except Exception as error:  # a damaged file; the reader's errors have no common base
         raise ModelError(
-            f"{file.path} is a safetensors file that cannot be read: {first_line(error)}",
+            f"{path} is a safetensors file that cannot be read: {first_line(error)}",
             hint="copy it again, or save the model again",
         ) from error
-    return _from_state(file, payload, arch, sources, ())
+
+
+def _load_folder(folder: Path, arch: Arch | None, how: Reading, sources: InputSources) -> Loaded:
+    """Read a state dict that lies in a folder, whole or in shards, and what its config names."""
+    paths = folders.weight_files(folder)
+    files = [identify(path) for path in paths]
+    if arch is None and (named := folders.named_arch(folder)) is not None:
+        arch = find_arch(named, folder=folder)
+    tensors: dict[str, Tensor] = {}
+    foreign: tuple[str, ...] = ()
+    for file in files:
+        if file.kind == "safetensors":
+            part: object = _safetensors(file.path)
+        else:
+            part, _, foreign = pickled.read(file, unsafe=False, mapped=how.mapped)
+        if not isinstance(part, Mapping):
+            raise ModelError(f"{file.path} holds no state dict of tensors", hint=SAVE_AGAIN)
+        tensors |= part
+    payload, notes = state.unwrap(tensors, str(folder), how.entry)
+    whole = IdentifiedFile(str(folder), files[0].kind)
+    return _from_state(whole, payload, arch, sources, notes, foreign)
 
 
 def _load_exported(
@@ -245,8 +290,9 @@ def _from_state(
     arch: Arch | None,
     sources: InputSources,
     notes: tuple[str, ...],
+    foreign: tuple[str, ...] = (),
 ) -> Loaded:
-    tensors, cleaned = state.clean(payload, file.path)
+    tensors, cleaned = state.clean(payload, file.path, foreign)
     notes += cleaned
     if arch is None:
         arch = recognise(tensors, file.path)
@@ -262,24 +308,39 @@ def _build(
 ) -> tuple[nn.Module, Arch, tuple[str, ...]]:
     """Build the architecture and give it the tensors; the number of classes follows the file."""
     notes: tuple[str, ...] = ()
-    module = _make(arch)
-    found = shapes_of(tensors)
-    mismatch = compare(found, shapes_of(module.state_dict()))
+    module, named, renamed, mismatch = _compared(arch, tensors, path)
     if mismatch and arch.takes_num_classes():
         classes = other_num_classes(mismatch)
         if classes is not None:
             arch = arch.with_kwargs(num_classes=classes)
-            module = _make(arch)
-            mismatch = compare(found, shapes_of(module.state_dict()))
+            module, named, renamed, mismatch = _compared(arch, tensors, path)
             notes = (f"the file's final layer has {classes} classes: {arch.spec}",)
     if mismatch:
         raise mismatch_error(path, arch.spec, mismatch, tensors)
-    _give(module, tensors, assign=arch.meta)
+    _give(module, named, assign=arch.meta)
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         # A tensor that no checkpoint holds (a table made when the network is built).
         module = arch.build()
-        _give(module, tensors, assign=False)
-    return module.float(), arch, notes
+        _give(module, named, assign=False)
+    return module.float(), arch, notes + renamed
+
+
+def _compared(
+    arch: Arch, tensors: Mapping[str, Tensor], path: str
+) -> tuple[nn.Module, Mapping[str, Tensor], tuple[str, ...], Mismatch]:
+    """Build the architecture; compare it with the tensors, named as it names them.
+
+    Where they do not fit they may be those of the network with its weights folded, which is what
+    a run's own checkpoint holds.
+    """
+    module = _make(arch)
+    named, notes = aligned(tensors, module, path)
+    mismatch = compare(shapes_of(named), shapes_of(module.state_dict()))
+    if mismatch and not arch.meta and fold(plain := _make(arch).eval()):
+        other, other_notes = aligned(tensors, plain, path)
+        if not compare(shapes_of(other), shapes_of(plain.state_dict())):
+            return plain, other, other_notes, Mismatch((), (), (), len(other))
+    return module, named, notes, mismatch
 
 
 def _make(arch: Arch) -> nn.Module:
@@ -290,6 +351,8 @@ def _make(arch: Arch) -> nn.Module:
 
 
 def _give(module: nn.Module, tensors: Mapping[str, Tensor], *, assign: bool) -> None:
+    if not assign:
+        own_memory(module)  # values cannot be written into an expanded tensor
     known = module.state_dict().keys()
     module.load_state_dict(
         {name: tensor for name, tensor in tensors.items() if name in known},

@@ -1,49 +1,101 @@
-"""Files that torch.save wrote: pickles, so programs, of which only a harmless part is run.
+"""Files that torch.save wrote: pickles, so programs, none of which is run.
 
-``torch.load(weights_only=True)`` rebuilds tensors and plain containers and refuses every other name
-that a pickle asks for. What it refuses is read only where the user said ``--unsafe-load``.
+``torch.load(weights_only=True)`` rebuilds tensors and plain containers and refuses all else that a
+pickle names. Training scripts leave such things beside the weights (arguments, paths, NumPy
+numbers). Then the file is read once more with an empty stand-in for every name that is not
+tensors' own, so that the weights can be taken and the rest left. Code is run only where the user
+said ``--unsafe-load``.
 """
 
 from __future__ import annotations
 
-import argparse
-import codecs
+import collections
 import pickle
-import pickletools
-import zipfile
+import re
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from hwprune.errors import ModelError, UnsafeModelError
 from hwprune.frontend.archive import SAVE_AGAIN, IdentifiedFile
-from hwprune.frontend.user_code import first_line
+from hwprune.frontend.user_code import FAILURES, first_line
 
-# What rebuilds a NumPy number: NumPy 2 moved it, so checkpoints name it in two ways.
-_SCALAR: Any = np.float64(0).__reduce__()[0]
+# What rebuilds tensors and containers, and does nothing else with its arguments.
+_OWN: dict[str, Any] = {
+    "collections.OrderedDict": collections.OrderedDict,
+    "torch.Size": torch.Size,
+    "torch.device": torch.device,
+    "torch.nn.parameter.Parameter": torch.nn.Parameter,
+    **{
+        f"torch._utils.{name}": getattr(torch._utils, name)
+        for name in (
+            "_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_sparse_tensor",
+            "_rebuild_qtensor",
+        )
+    },
+    **{
+        str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)
+    },
+    **{
+        f"{module}.{kind.__name__}": kind
+        for module in ("builtins", "__builtin__")
+        for kind in (set, frozenset, dict, list, tuple, slice)
+    },
+}  # fmt: skip
+# No checkpoint has a use for these: a file that names them is refused whatever else is in it.
+_HOSTILE = re.compile(
+    r"(?:os|posix|nt|sys|subprocess|shutil|socket|importlib|runpy|pty|ctypes|webbrowser)\b.*|"
+    r"(?:builtins|__builtin__)\.(?:eval|exec|compile|open|getattr|__import__|breakpoint|input)"
+)
+_QUANTISED = ("torchao.", "torch.ao.")
 
-# Containers that training scripts put beside the weights (an accuracy, parsed arguments).
-# Rebuilding them sets values and calls nothing else.
-_HARMLESS: list[Any] = [
-    argparse.Namespace,
-    codecs.encode,
-    np.dtype,
-    np.ndarray,
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *(type(np.dtype(code)) for code in "?bBhHiIqQlLefd"),
-]
-_STORAGES = ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool")
-_EXPECTED = (
-    "torch._utils.", "torch._tensor.", "torch.storage.", "torch.nn.parameter.", "torch.Size",
-    "torch.Tensor", "torch.device", "collections.OrderedDict", "numpy.", "_codecs.",
-    "argparse.Namespace", *(f"torch.{name}Storage" for name in _STORAGES),
-)  # fmt: skip
+
+class Inert:
+    """Stands for an object of a class that was not imported; takes whatever is done to it."""
+
+    name = ""
+
+    def __new__(cls, *_: Any, **__: Any) -> Inert:
+        """Make one, whatever the arguments."""
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Forget the arguments."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, *_: Any) -> None:
+        """Forget the entry."""
+
+    def append(self, *_: Any) -> None:
+        """Forget the item."""
+
+    def extend(self, *_: Any) -> None:
+        """Forget the items."""
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows tensors; gives an empty class for every other name, and notes the name."""
+
+    foreign: dict[str, type[Inert]]
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full not in _OWN and full not in self.foreign:
+            self.foreign[full] = type(name.rpartition(".")[2], (Inert,), {"name": full})
+        return _OWN.get(full) or self.foreign[full]
 
 
 def read(
     file: IdentifiedFile, *, unsafe: bool, mapped: bool = False
-) -> tuple[Any, tuple[str, ...]]:
+) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
     """Read what torch.save wrote: the safe way first, always.
 
     Args:
@@ -52,78 +104,86 @@ def read(
         mapped: whether tensors may stay in the file until they are used; it must not change then.
 
     Returns:
-        The object, and notes for the report.
+        The object, notes for the report, and the names of what `Inert` objects in it stand for.
 
     Raises:
-        UnsafeModelError: it needs code to be run, and ``unsafe`` is not given.
+        UnsafeModelError: it names code that no checkpoint has a use for, without ``unsafe``.
         ModelError: truncated or damaged.
     """
+    mmap = mapped and file.kind == "torch-zip"  # the older format cannot be mapped
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            # The older format cannot be mapped.
-            mmap = mapped and file.kind == "torch-zip"
-            return torch.load(file.path, map_location="cpu", weights_only=True, mmap=mmap), ()
-    except pickle.UnpicklingError as error:
-        foreign = foreign_names(file)
-        if not foreign:
-            raise _damaged(file, error) from error
-        if not unsafe:
-            raise _unsafe(file, foreign) from None
+        return torch.load(file.path, map_location="cpu", weights_only=True, mmap=mmap), (), ()
+    except pickle.UnpicklingError:
+        pass
     except Exception as error:  # torch raises whatever its readers meet in a damaged file
         raise _damaged(file, error) from error
+    if unsafe:
+        return _run(file)
+    foreign: dict[str, type[Inert]] = {}
+    unpickler = type("Unpickler", (_Unpickler,), {"foreign": foreign})
+    reader = SimpleNamespace(
+        Unpickler=unpickler,
+        load=lambda stream, **options: unpickler(stream, **options).load(),
+        __name__="hwprune.frontend.pickled",
+    )
+    failed: Exception | None = None
+    payload: Any = None
+    try:
+        payload = torch.load(
+            file.path, map_location="cpu", weights_only=False, pickle_module=reader, mmap=mmap
+        )
+    except Exception as error:  # as above
+        failed = error
+    names = tuple(foreign)
+    if any(map(_HOSTILE.fullmatch, names)):
+        raise unsafe_error(file.path, names)
+    if failed is not None:
+        raise _damaged(file, failed) from failed
+    notes = (f"left unread beside the weights: {', '.join(names[:4])}",) if names else ()
+    return payload, notes, names
+
+
+def _run(file: IdentifiedFile) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
     try:
         payload = torch.load(file.path, map_location="cpu", weights_only=False)
-    except Exception as error:  # the pickle's own code may raise anything
+    except FAILURES as error:  # the pickle's own code may raise anything
         raise ModelError(
             f"{file.path} cannot be unpickled: {first_line(error)}",
             hint="its classes must be importable here; or, where it was made, " + SAVE_AGAIN,
         ) from error
-    return payload, (f"{file.path} was unpickled with --unsafe-load: its code ran on this machine",)
+    note = f"{file.path} was unpickled with --unsafe-load: its code ran on this machine"
+    return payload, (note,), ()
 
 
-def foreign_names(file: IdentifiedFile) -> list[str]:
-    """List the names that the pickle asks for beyond tensors and containers; nothing is run."""
-    try:
-        if file.kind == "torch-zip":
-            with zipfile.ZipFile(file.path) as archive:
-                member = next(n for n in archive.namelist() if n.split("/")[-1] == "data.pkl")
-                found = _globals(archive.read(member))
-        else:
-            with open(file.path, "rb") as stream:
-                found = _globals(stream.read())
-    except (OSError, StopIteration, zipfile.BadZipFile, NotImplementedError):
-        return []
-    foreign = [name for name in found if not name.startswith(_EXPECTED)]
-    # Built-in containers that a module holds tell people less than its own classes do.
-    return sorted(foreign, key=lambda name: name.startswith(("__builtin__.", "builtins.")))
+def module_state(value: object) -> dict[str, Tensor] | None:
+    """Return the tensors of a pickled ``nn.Module`` that was not run, by their state-dict keys."""
+    state = getattr(value, "state", None)
+    if not isinstance(value, Inert) or not isinstance(state, Mapping) or "_modules" not in state:
+        return None
+    tensors = {
+        str(name): tensor
+        for group in ("_parameters", "_buffers")
+        for name, tensor in dict(state.get(group) or {}).items()
+        if isinstance(tensor, Tensor)
+        and name not in (state.get("_non_persistent_buffers_set") or ())
+    }
+    for child, module in dict(state["_modules"] or {}).items():
+        tensors |= {f"{child}.{name}": t for name, t in (module_state(module) or {}).items()}
+    return tensors
 
 
-def _globals(pickled: bytes) -> list[str]:
-    """Walk the opcodes of one pickle after another, without running them."""
-    found: dict[str, None] = {}
-    position = 0
-    while pickled[position : position + 1] == b"\x80":
-        strings: list[str] = []
-        try:
-            for opcode, argument, at in pickletools.genops(pickled[position:]):
-                if opcode.name == "GLOBAL":
-                    found[str(argument).replace(" ", ".")] = None
-                elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
-                    found[".".join(strings[-2:])] = None
-                elif isinstance(argument, str):
-                    strings.append(argument)
-                end = at or 0
-        except (ValueError, UnicodeDecodeError, IndexError):
-            break
-        position += end + 1
-    return list(found)
-
-
-def _unsafe(file: IdentifiedFile, foreign: list[str]) -> UnsafeModelError:
-    names = ", ".join(foreign[:4]) + (f" and {len(foreign) - 4} more" if len(foreign) > 4 else "")
+def unsafe_error(path: str, names: tuple[str, ...]) -> ModelError:
+    """Return the error for objects that only running the file's code could bring back."""
+    quantised = [name for name in names if name.startswith(_QUANTISED)]
+    if quantised:
+        return ModelError(
+            f"{path} holds weights that were quantised already ({quantised[0]})",
+            hint="save the float model's state dict; hwprune quantises and packs it itself",
+        )
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return UnsafeModelError(
-        f"{file.path} is a whole pickled object, not only weights: reading it would run code "
-        f"that it names ({names})",
+        f"{path} is a whole pickled object, not only weights: reading it would run code "
+        f"that it names ({shown})",
         hint=f"where it was made, {SAVE_AGAIN} and give that with --arch. "
         "Only if you trust who made the file: --unsafe-load",
     )

@@ -1,38 +1,78 @@
-"""One forward pass before anything else is done, so that a wrong input shape is found at once."""
+"""One forward pass before anything else is done, so that what does not work is found at once.
+
+A wrong shape, a forward method that draws random numbers, inputs by keyword, outputs that are no
+tuple of tensors: each is found here, refused or adapted, and not after the whole work.
+"""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
-from collections.abc import Iterator
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hwprune.errors import ModelError
 from hwprune.frontend.inputs import describe
-from hwprune.frontend.user_code import first_line
+from hwprune.frontend.user_code import FAILURES, first_line
 from hwprune.ir import TensorSpec
 
 # One sample would pass where a forward method bakes a batch of one in; two find it.
 _BATCH = 2
 # From this many weights on, a forward pass may take longer than all that plan does besides.
 _LARGE = 20_000_000
+# Two runs of one network differ by less than this share of the largest output.
+_SAME = 1e-4
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return every parameter and buffer under each of its names."""
+    return [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+
+
+def fresh_copy(module: nn.Module) -> nn.Module:
+    """Return a copy that shares the parameters, for a call that leaves ``module`` as it is.
+
+    A forward method may keep what it computed (a table for the shape that it saw last) or count.
+    Buffers are copied, since it may write to them. A graph, which keeps nothing, and a module that
+    cannot be copied are returned themselves.
+    """
+    if isinstance(module, (torch.fx.GraphModule, torch.jit.ScriptModule)):
+        return module
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in module.parameters()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return copy.deepcopy(module, memo)
+    except Exception:  # a tensor with a history, a handle of the system: whatever it holds
+        return module
 
 
 def forward_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the forward method's positional parameters, where Python knows them."""
+    return tuple(p.name for p in _parameters(module) if p.kind in _POSITIONAL)
+
+
+def _parameters(module: nn.Module) -> list[inspect.Parameter]:
     try:
-        parameters = inspect.signature(module.forward).parameters.values()
+        return list(inspect.signature(module.forward).parameters.values())
     except (TypeError, ValueError):
-        return ()
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(p.name for p in parameters if p.kind in positional)
+        return []
 
 
 def example_inputs(inputs: tuple[TensorSpec, ...], *, batch: int) -> tuple[Tensor, ...]:
-    """Return one tensor per input: seeded noise for floats, zeros (valid indices) for the rest."""
+    """Return one tensor per input: seeded noise for floats, ones for masks, zeros for indices."""
     generator = torch.Generator().manual_seed(0)
     tensors = []
     for spec in inputs:
@@ -40,54 +80,149 @@ def example_inputs(inputs: tuple[TensorSpec, ...], *, batch: int) -> tuple[Tenso
         shape = spec.with_batch(batch)
         if dtype.is_floating_point:
             tensors.append(torch.randn(shape, generator=generator, dtype=dtype))
+        elif dtype == torch.bool or "mask" in spec.name:
+            tensors.append(torch.ones(shape, dtype=dtype))
         else:
             tensors.append(torch.zeros(shape, dtype=dtype))
     return tuple(tensors)
 
 
-def probe(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> None:
-    """Run the network once on made-up inputs; a large one on shapes alone, where that is as strict.
+def probe(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
+    """Run the network on made-up inputs, and let it take and return tensors one after the other.
+
+    Each run has a copy. A large network runs on shapes alone, where that is as strict. Inputs that
+    the forward method takes by keyword or as one dictionary, and outputs that are a dictionary, a
+    dataclass or nested, are adapted: ``module.forward`` then takes the inputs in their order and
+    returns one tensor, or a tuple of tensors.
+
+    Returns:
+        Notes for the report.
 
     Raises:
-        ModelError: the network does not take these inputs, or gives no tensor back.
+        ModelError: the network does not take these inputs, gives no tensor back, or draws random
+            numbers in eval mode.
     """
-    if _takes_shapes(module, inputs):
-        return
-    try:
-        with torch.no_grad():
-            output = module(*example_inputs(inputs, batch=_BATCH))
-    except Exception as error:  # whatever a stranger's forward method raises
-        raise ModelError(
-            f"the network does not take {describe(inputs)}: {first_line(error)}",
-            hint="give the shapes and types that its forward method takes, "
-            "one --input for each, in order",
-        ) from error
+    ways = _ways(module, inputs)
+    called = _runs_on_shapes(module, inputs, ways)
+    if called is None:
+        called = _runs(module, inputs, ways)
+    way, output = called
     if not any(True for _ in _tensors(output)):
         raise ModelError(
             f"the network returns {type(output).__name__}, expected a tensor or several",
             hint="wrap it in a module whose forward method returns tensors",
         )
+    return _adapt(module, inputs, way, output)
 
 
-def _takes_shapes(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> bool:
-    """Return whether a large network runs on tensors without memory; False also means unknown.
+def _ways(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
+    """Return how the forward method may take its inputs, the likeliest way first."""
+    parameters = _parameters(module)
+    names = [spec.name for spec in inputs]
+    positional = [p.name for p in parameters if p.kind in _POSITIONAL]
+    by_name = {p.name for p in parameters if p.kind != inspect.Parameter.POSITIONAL_ONLY}
+    takes_all = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)
+    if positional[: len(names)] == names:
+        return ("positional",)
+    if set(names) <= by_name or (takes_all and len(positional) < len(names)):
+        return ("keyword",)
+    return ("positional", "dictionary") if parameters else ("positional",)
+
+
+def _call(module: nn.Module, inputs: tuple[TensorSpec, ...], way: str, tensors: Any) -> Any:
+    named = {spec.name: tensor for spec, tensor in zip(inputs, tensors, strict=True)}
+    if way == "keyword":
+        return module(**named)
+    return module(named) if way == "dictionary" else module(*tensors)
+
+
+def _runs(
+    module: nn.Module, inputs: tuple[TensorSpec, ...], ways: tuple[str, ...]
+) -> tuple[str, Any]:
+    tensors = example_inputs(inputs, batch=_BATCH)
+    refused: BaseException | None = None
+    for way in ways:
+        drawing = _Drawing()
+        try:
+            with torch.no_grad(), drawing:
+                output = _call(fresh_copy(module), inputs, way, tensors)
+        except FAILURES as error:  # whatever a stranger's forward method raises
+            refused = refused or error
+            continue
+        _check_is_steady(module, inputs, way, output, drawing.found)
+        return way, output
+    assert refused is not None  # there is at least one way
+    raise ModelError(
+        f"the network does not take {describe(inputs)}: {first_line(refused)}",
+        hint="give the shapes and types that its forward method takes, one --input for each, in "
+        "order or by their names",
+    ) from refused
+
+
+class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
+    """Notes which operators drew random numbers, and from where."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
+        self.found = ""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # the operator's own result
+        if not self.found and torch.Tag.nondeterministic_seeded in func.tags:
+            place = next(
+                (
+                    f" ({frame.filename.rpartition('/')[2]}, line {frame.lineno}: {frame.line})"
+                    for frame in reversed(traceback.extract_stack())
+                    if "/torch/" not in frame.filename and frame.filename != __file__
+                ),
+                "",
+            )
+            self.found = f"{func.__name__.partition('.')[0]}{place}"
+        return func(*args, **(kwargs or {}))
+
+
+def _check_is_steady(
+    module: nn.Module, inputs: tuple[TensorSpec, ...], way: str, output: Any, drawn: str
+) -> None:
+    """Refuse a network whose outputs differ from run to run: no file could be compared with it."""
+    if not drawn and sum(tensor.numel() for _, tensor in named_tensors(module)) >= _LARGE:
+        return
+    try:
+        with torch.no_grad():
+            again = _call(fresh_copy(module), inputs, way, example_inputs(inputs, batch=_BATCH))
+    except FAILURES:  # one that runs once only: no copy could be made
+        return
+    for one, other in zip(_tensors(output), _tensors(again), strict=False):
+        limit = _SAME * float(one.abs().max()) if one.is_floating_point() and one.numel() else 0.0
+        if one.shape == other.shape and not torch.allclose(
+            one, other, rtol=0, atol=limit, equal_nan=True
+        ):
+            raise ModelError(
+                "the network is random in eval mode: two runs on the same input differ"
+                + (f", by {drawn}" if drawn else ""),
+                hint="dropout as a function needs training=self.training; noise is to be an input",
+            )
+
+
+def _runs_on_shapes(
+    module: nn.Module, inputs: tuple[TensorSpec, ...], ways: tuple[str, ...]
+) -> tuple[str, Any] | None:
+    """Run a large network on tensors without memory; None where that fails or is less strict.
 
     Such a run is a second faster than a real one. It finds every wrong shape but one of a
     transposed convolution, and not every wrong type, so these are left to the real one. What it
     refuses may still run: a forward method may make tensors of its own.
     """
-    named = [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]
+    named = named_tensors(module)
     if (
         sum(tensor.numel() for _, tensor in named) < _LARGE
         or any(spec.dtype != "float32" for spec in inputs)
         or any("ConvTranspose" in type(part).__name__ for part in module.modules())
     ):
-        return False
+        return None
+    drawing = _Drawing()
     try:
-        # A copy, since a forward method may keep what it computed.
         memo: dict[int, Any] = {}
         for _, tensor in named:
             empty = torch.empty_like(tensor, device="meta")
@@ -95,19 +230,59 @@ def _takes_shapes(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> bool:
             memo[id(tensor)] = nn.Parameter(empty, False) if is_parameter else empty
         shapes = copy.deepcopy(module, memo)
         arguments = [torch.empty(spec.with_batch(_BATCH), device="meta") for spec in inputs]
-        with torch.no_grad():
-            output = shapes(*arguments)
+        with torch.no_grad(), drawing:
+            output = _call(shapes, inputs, ways[0], arguments)
     except Exception:  # whatever a stranger's forward method raises
-        return False
-    return any(True for _ in _tensors(output))
+        return None
+    return None if drawing.found else (ways[0], output)
+
+
+def _adapt(
+    module: nn.Module, inputs: tuple[TensorSpec, ...], way: str, output: Any
+) -> tuple[str, ...]:
+    flat = isinstance(output, Tensor) or (
+        isinstance(output, (tuple, list)) and all(isinstance(item, Tensor) for item in output)
+    )
+    if (way == "positional" and flat) or "forward" in vars(module):
+        return ()
+
+    def forward(self: nn.Module, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        named = {spec.name: tensor for spec, tensor in zip(inputs, tensors, strict=True)}
+        original: Any = type(self).forward
+        if way == "keyword":
+            found = original(self, **named)
+        else:
+            found = original(self, named) if way == "dictionary" else original(self, *tensors)
+        several = tuple(_tensors(found))
+        return several if len(several) > 1 else several[0]
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = ("self", *(spec.name for spec in inputs))
+    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, kind) for name in names]
+    )
+    module.forward = MethodType(forward, module)
+    notes = []
+    if way != "positional":
+        how = "by keyword" if way == "keyword" else "as one dictionary"
+        notes.append(f"the network takes its inputs {how}; the file takes them one by one")
+    if not flat:
+        notes.append(
+            f"the network returns {type(output).__name__}; the file returns its tensors in order"
+        )
+    return tuple(notes)
 
 
 def _tensors(output: object) -> Iterator[Tensor]:
+    """Yield the tensors of nested tuples, dictionaries and dataclasses; the rest is left out."""
     if isinstance(output, Tensor):
         yield output
-    elif isinstance(output, list | tuple):
-        for item in output:
-            yield from _tensors(item)
-    elif isinstance(output, dict):
+    elif isinstance(output, Mapping):
         for item in output.values():
             yield from _tensors(item)
+    elif isinstance(output, (list, tuple)):
+        for item in output:
+            yield from _tensors(item)
+    elif dataclasses.is_dataclass(output):
+        for field in dataclasses.fields(output):
+            yield from _tensors(getattr(output, field.name))

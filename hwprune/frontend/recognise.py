@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hwprune.errors import ModelError
 from hwprune.frontend.arch import Arch, find_arch
+from hwprune.frontend.probe import named_tensors
 from hwprune.frontend.zoo import ARCHITECTURES, Architecture
 from hwprune.units import format_count
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, ...] | None]
 
 _SHOWN = 5
 # Below this share of equal keys a network is called unlike, not near.
@@ -49,18 +52,24 @@ class Mismatch:
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
-    """Return the shape of every tensor that counts."""
+    """Return the shape of every tensor that counts; None where only a call decides it."""
     return {
-        name: tuple(tensor.shape)
+        name: None if is_lazy(tensor) else tuple(tensor.shape)
         for name, tensor in state.items()
-        if name.rpartition(".")[2] != _OPTIONAL
+        if not name.endswith(_OPTIONAL)
     }
 
 
 def compare(found: Shapes, expected: Shapes) -> Mismatch:
     """Compare a state dict's shapes with an architecture's."""
     shared = [name for name in expected if name in found]
-    wrong = tuple((n, found[n], expected[n]) for n in shared if found[n] != expected[n])
+    wrong = tuple(
+        (name, have, want)
+        for name in shared
+        if (have := found[name]) is not None
+        and (want := expected[name]) is not None
+        and have != want
+    )
     return Mismatch(
         missing=tuple(name for name in expected if name not in found),
         unexpected=tuple(name for name in found if name not in expected),
@@ -112,11 +121,13 @@ def recognise(state: Mapping[str, Tensor], path: str) -> Arch:
         ModelError: none matches (the nearest are named), or several do.
     """
     found = shapes_of(state)
-    matches = []
-    for entry in ARCHITECTURES.values():
-        # Only one that has the same head can match; the others need not be built.
-        if len(found.get(entry.head, ())) == 2:
-            matches += [arch for arch, mismatch in _candidates(entry, found) if not mismatch]
+    matches = _matches(found)
+    if not matches:  # the network may be a part of what was saved: Lightning's `model.`
+        parts = Counter(name.partition(".")[0] + "." for name in found if "." in name)
+        for prefix, _ in parts.most_common(3):
+            matches = matches or _matches(
+                {n.removeprefix(prefix): s for n, s in found.items() if n.startswith(prefix)}
+            )
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -139,6 +150,113 @@ def recognise(state: Mapping[str, Tensor], path: str) -> Arch:
     )
 
 
+def _matches(found: Shapes) -> list[Arch]:
+    # Only one that has the same head can match; the others need not be built.
+    return [
+        arch
+        for entry in ARCHITECTURES.values()
+        if len(found.get(entry.head) or ()) == 2
+        for arch, mismatch in _candidates(entry, found)
+        if not mismatch
+    ]
+
+
+def aligned(
+    state: Mapping[str, Tensor], module: nn.Module, path: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Name the tensors as a network does, as far as their own names show how.
+
+    A prefix that all of the network's names have in the file is removed, and what is not below it
+    left out; one that the file lacks is added. A tied weight that was stored once is filled in.
+    Weight norm is stored in three ways.
+
+    Args:
+        state: the file's tensors.
+        module: the network, whatever its weights.
+        path: for the error.
+
+    Raises:
+        ModelError: the network is in the file several times.
+    """
+    groups: dict[int, list[str]] = {}
+    for name, tensor in named_tensors(module):
+        groups.setdefault(id(tensor), []).append(name)
+    needed = [names for names in groups.values() if not names[0].endswith(_OPTIONAL)]
+    every = {name for names in needed for name in names}
+    state, notes = _norms_as_in(dict(state), every)
+
+    def whole(prefix: str) -> bool:
+        return all(any(prefix + name in state for name in names) for names in needed)
+
+    if needed and not whole(""):
+        ends = tuple(f".{name}" for name in needed[0])
+        prefixes = {key.removesuffix(end[1:]) for key in state for end in ends if key.endswith(end)}
+        fitting = sorted(filter(whole, prefixes))
+        first = {name.partition(".")[0] for name in every}
+        outer = first.pop() + "." if len(first) == 1 else ""
+        if len(fitting) > 1:
+            raise ModelError(
+                f"{path} holds the network {len(fitting)} times: below {' and '.join(fitting)}",
+                hint=f"say which, as --entry {fitting[0].rstrip('.')}",
+            )
+        if fitting:
+            inside = {
+                k.removeprefix(fitting[0]): v for k, v in state.items() if k.startswith(fitting[0])
+            }
+            notes.append(f"the prefix {fitting[0]!r} was removed from the keys of the state dict")
+            if left := [key for key in state if not key.startswith(fitting[0])]:
+                notes.append(f"what is not below it was left out: {', '.join(left[:_SHOWN])}")
+            state = inside
+        elif outer and all(
+            any(name.removeprefix(outer) in state for name in names) for names in needed
+        ):
+            state = {outer + key: value for key, value in state.items()}
+            notes.append(f"the prefix {outer!r}, which the architecture has, was added to the keys")
+    for names in needed:
+        stored = next((name for name in names if name in state), None)
+        lacking = [name for name in names if name not in state]
+        if stored and lacking:
+            state |= dict.fromkeys(lacking, state[stored])
+            notes.append(f"{', '.join(lacking)}: stored once, as {stored}, with which it is tied")
+    return state, tuple(notes)
+
+
+def _norms_as_in(
+    state: dict[str, Tensor], names: Container[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Store weight norm as the network does: weight_g and weight_v, parametrised, or folded."""
+    notes: list[str] = []
+    for key in list(state):
+        new = key.endswith(".original0") and ".parametrizations." in key
+        if not new and not key.endswith("_g"):
+            continue
+        other = key[:-1] + ("1" if new else "v")
+        owner, _, leaf = key.removesuffix(".original0" if new else "_g").rpartition(".")
+        owner = owner.removesuffix("parametrizations") if new else owner + "." * bool(owner)
+        pairs = (
+            (f"{owner}{leaf}_g", f"{owner}{leaf}_v"),
+            (
+                f"{owner}parametrizations.{leaf}.original0",
+                f"{owner}parametrizations.{leaf}.original1",
+            ),
+        )
+        if other not in state or key in names:
+            continue
+        size, direction = state[key], state[other]
+        pair = next((pair for pair in pairs if pair[0] in names), None)
+        if pair is not None:
+            state[pair[0]], state[pair[1]] = size, direction
+        elif owner + leaf in names:
+            over = [axis for axis, count in enumerate(size.shape) if count == 1]
+            length = direction.square().sum(dim=over, keepdim=True).sqrt()
+            state[owner + leaf] = direction * (size / length)
+            notes.append(f"the weight norm of {owner}{leaf} was folded into it")
+        else:
+            continue
+        del state[key], state[other]
+    return state, notes
+
+
 _EXPECTED: dict[str, Shapes] = {}
 
 
@@ -157,11 +275,11 @@ def _build_shapes(arch: Arch) -> Shapes:
 def _candidates(entry: Architecture, found: Shapes) -> list[tuple[Arch, Mismatch]]:
     """Compare with each form of one architecture, at the number of classes that the head shows."""
     pairs = []
-    head = found.get(entry.head, ())
+    head = found.get(entry.head) or ()
     for variant in entry.variants:
         arch = find_arch(entry.name).with_kwargs(**variant)
         expected = expected_shapes(arch)
-        if len(head) == 2 and head[0] > 0 and head[0] != expected[entry.head][0]:
+        if len(head) == 2 and head[0] > 0 and head[:1] != (expected[entry.head] or ())[:1]:
             arch = arch.with_kwargs(num_classes=head[0])
             expected = expected_shapes(arch)
         pairs.append((arch, compare(found, expected)))

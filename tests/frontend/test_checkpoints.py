@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import importlib.machinery
+import importlib.util
+import json
+import sys
+import types
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
+from datetime import datetime
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from hwprune.errors import ModelError, UnsafeModelError, UsageError
-from hwprune.frontend import load_model
+from hwprune.frontend import folders, load_model, new_model
 from hwprune.frontend.zoo import ARCHITECTURES
 from hwprune.ir import Model, TensorSpec
 
@@ -175,7 +183,7 @@ def test_weights_that_are_not_finite_are_named_and_counted(
         ({"epoch": 3}, "'epoch'"),
         ([torch.zeros(3)], "type list"),
         (torch.zeros(3), "type Tensor"),
-        ({"w": torch.zeros(3).to_sparse()}, "sparse"),
+        ({"w": torch.zeros(3, dtype=torch.complex64)}, r"complex.*w \(complex64"),
     ],
 )
 def test_what_is_not_a_state_dict_is_described(save: Save, payload: Any, complaint: str) -> None:
@@ -299,3 +307,374 @@ def test_a_state_dict_is_read_safely_even_where_unsafe_is_allowed(
     model = load_model(save(digits.state_dict()), unsafe_load=True)
     assert model.kind == "state-dict"
     assert not any("--unsafe-load" in note for note in model.notes)
+
+
+# -- layouts of training scripts and libraries ---------------------------------------------------
+
+NETWORK = """
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, weight_norm
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, 3)
+    def forward(self, x):
+        return self.fc(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+    def forward(self, x):
+        return self.net(x)
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.out = nn.Linear(4, 4, bias=False)
+        self.out.weight = self.fc.weight
+    def forward(self, x):
+        return self.out(self.fc(x))
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.LazyConv2d(4, 3)
+        self.fc = nn.LazyLinear(3)
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)))
+class Repeated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(1, 4).expand(3, 4))
+        self.register_buffer("window", torch.ones(9)[:4])
+    def forward(self, x):
+        return nn.functional.linear(x * self.window, self.weight)
+def normed(how):
+    net = Net()
+    how(net.conv)
+    how(net.fc)
+    return net
+def plain(): return Net()
+def old(): return normed(weight_norm)
+def new(): return normed(parametrizations.weight_norm)
+def spectral(): return normed(parametrizations.spectral_norm)
+def old_spectral(): return normed(nn.utils.spectral_norm)
+"""
+INPUT = ["x:Nx3x8x8"]
+
+
+@pytest.fixture
+def network_file(tmp_path: Path) -> Path:
+    path = tmp_path / "networks.py"
+    path.write_text(NETWORK)
+    return path
+
+
+@pytest.fixture
+def networks(network_file: Path) -> dict[str, Any]:
+    scope: dict[str, Any] = {"__name__": "networks"}
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(NETWORK, scope)
+    return scope
+
+
+@pytest.fixture
+def net(networks: dict[str, Any]) -> nn.Module:
+    network: nn.Module = networks["Net"]().eval()
+    return network
+
+
+def below(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+LAYOUTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "lightning": lambda s: {
+        "state_dict": below("model.", s),
+        "hyper_parameters": {"lr": 1e-3, "weights": torch.ones(3)},
+        "callbacks": {"best": {"current_score": torch.tensor(0.5)}},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}],
+    },
+    "lightning with a loss": lambda s: {
+        "state_dict": {**below("net.", s), "criterion.weight": torch.ones(3)},
+        "hyper_parameters": argparse.Namespace(lr=0.1),
+    },
+    "two wrappers": lambda s: below("module.backbone.", s),
+    "averaged": lambda s: {"n_averaged": torch.tensor(5), **below("module.", s)},
+    "numpy beside": lambda s: {
+        "model_state_dict": s, "best": np.float64(0.9), "history": np.arange(3),
+        "where": PurePosixPath("/x"), "when": datetime(2026, 1, 1), "kind": HTTPStatus.OK,
+    },
+    "numbers beside": lambda s: {"state_dict": s, "step": torch.tensor(4), "loss": torch.ones(())},
+    "any name": lambda s: {"student": s, "optimizer": {"state": {"a": {"exp": torch.ones(2)}}}},
+    "nested": lambda s: {"epoch": 3, "model": {"module": s, "updates": 4}},
+    "sparse": lambda s: {**s, "fc.weight": s["fc.weight"].to_sparse()},
+    "observed": lambda s: {
+        **s, "conv.weight_fake_quant.scale": torch.ones(1),
+        "fc.activation_post_process.min_val": torch.tensor(float("inf")),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_layouts_of_training_scripts(
+    net: nn.Module, network_file: Path, save: Save, name: str, zipped: bool
+) -> None:
+    path = save(LAYOUTS[name](net.state_dict()), _use_new_zipfile_serialization=zipped)
+    model = load_model(path, arch=f"{network_file}:plain", inputs=INPUT)
+    assert_same(model, net, torch.randn(2, 3, 8, 8))
+
+
+def test_what_was_left_out_and_what_was_not_read_is_said(
+    net: nn.Module, network_file: Path, save: Save
+) -> None:
+    path = save(LAYOUTS["lightning with a loss"](net.state_dict()))
+    notes = load_model(path, arch=f"{network_file}:plain", inputs=INPUT).notes
+    for said in ("argparse.Namespace", "entry 'state_dict'", "prefix 'net.'", "criterion.weight"):
+        assert any(said in note for note in notes), said
+
+
+@pytest.mark.parametrize(
+    ("raw", "averaged"),
+    [
+        ("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "ema"),
+        ("params", "params_ema"), ("net", "swa_state"),
+    ],
+)  # fmt: skip
+def test_a_moving_average_is_taken_unless_the_other_is_asked_for(
+    digits: nn.Module, save: Save, raw: str, averaged: str
+) -> None:
+    other = {k: v + 1 if v.is_floating_point() else v for k, v in digits.state_dict().items()}
+    path = save({raw: digits.state_dict(), averaged: other, "epoch": 3})
+    for entry, shift, said in ((None, 1, f"--entry {raw} takes the others"), (raw, 0, "(--entry)")):
+        model = load_model(path, entry=entry)
+        weight = model.module.get_parameter("classifier.weight")
+        torch.testing.assert_close(weight, digits.get_parameter("classifier.weight") + shift)
+        assert any(said in note for note in model.notes)
+
+
+def test_several_sets_of_weights_are_not_guessed(digits: nn.Module, save: Save) -> None:
+    state = digits.state_dict()
+    path = save({"generator": state, "discriminator": {"w": torch.ones(2)}})
+    with pytest.raises(ModelError, match="several sets of weights: generator, discriminator"):
+        load_model(path)
+    assert load_model(path, entry="generator").arch == "digits-cnn"
+    with pytest.raises(ModelError, match="no entry 'student'; it holds generator, discriminator"):
+        load_model(path, entry="student")
+    path = save({**below("query.", state), **below("key.", state)})
+    with pytest.raises(ModelError, match=r"2 times: below key\. and query\."):
+        load_model(path, arch="digits-cnn")
+    assert load_model(path, entry="key").arch == "digits-cnn"
+
+
+def test_a_network_inside_what_was_saved_is_recognised(digits: nn.Module, save: Save) -> None:
+    state = {**below("model.", digits.state_dict()), "loss.weight": torch.ones(10)}
+    assert load_model(save({"state_dict": state})).arch == "digits-cnn"
+
+
+def test_a_prefix_that_only_the_architecture_has(
+    net: nn.Module, network_file: Path, save: Save
+) -> None:
+    model = load_model(save(net.state_dict()), arch=f"{network_file}:Wrapped", inputs=INPUT)
+    assert_same(model, net, torch.randn(2, 3, 8, 8))
+
+
+def test_a_pickled_module_gives_its_weights_and_is_not_run(
+    digits: nn.Module, save: Save, images: Tensor
+) -> None:
+    for payload in (digits, {"epoch": 1, "model": digits, "ema": None}):
+        model = load_model(save(payload), arch="digits-cnn")
+        assert any("none of its code was run" in note for note in model.notes)
+        assert_same(model, digits, images)
+
+
+@pytest.mark.parametrize("name", ["old", "new", "spectral", "old_spectral"])
+def test_computed_weights_become_plain_ones_and_read_back(
+    networks: dict[str, Any], network_file: Path, save: Save, name: str, tmp_path: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = networks[name]().eval()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(torch.rand_like(parameter) + 0.5)
+        path = save(network.state_dict())
+        model = load_model(path, arch=f"{network_file}:{name}", inputs=INPUT)
+        x = torch.randn(2, 3, 8, 8)
+        with torch.no_grad():
+            torch.testing.assert_close(model.module(x), network(x), rtol=1e-5, atol=1e-6)
+        assert {name for name, _ in model.module.named_parameters()} == {
+            "conv.weight", "conv.bias", "bn.weight", "bn.bias", "fc.weight", "fc.bias",
+        }  # fmt: skip
+        assert any("are now plain ones: conv.weight, fc.weight" in note for note in model.notes)
+        # What a run writes is the folded network: the same --arch reads it.
+        safetensors = pytest.importorskip("safetensors.torch")
+        safetensors.save_model(model.module, str(tmp_path / "weights.safetensors"))
+        again = load_model(str(tmp_path), arch=f"{network_file}:{name}", inputs=INPUT)
+    assert_same(again, model.module, x)
+
+
+@pytest.mark.parametrize(("saved", "built"), [("old", "new"), ("new", "plain"), ("old", "plain")])
+def test_weight_norm_is_read_whatever_form_it_was_saved_in(
+    networks: dict[str, Any], network_file: Path, save: Save, saved: str, built: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = networks[saved]().eval()
+        path = save(network.state_dict())
+        model = load_model(path, arch=f"{network_file}:{built}", inputs=INPUT)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(model.module(x), network(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_tied_weight_that_was_stored_once(
+    networks: dict[str, Any], network_file: Path, tmp_path: Path
+) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    tied = networks["Tied"]()
+    safetensors.save_model(tied, str(tmp_path / "tied.safetensors"))
+    path = str(tmp_path / "tied.safetensors")
+    model = load_model(path, arch=f"{network_file}:Tied", inputs=["x:Nx4"])
+    assert model.module.out.weight is model.module.fc.weight
+    assert torch.equal(model.module.out.weight, tied.fc.weight)
+
+
+def test_lazy_modules_get_the_shapes_of_the_file(
+    networks: dict[str, Any], network_file: Path, save: Save
+) -> None:
+    lazy = networks["Lazy"]()
+    x = torch.randn(2, 3, 8, 8)
+    lazy(x)
+    arch = f"{network_file}:Lazy"
+    model = load_model(save(lazy.state_dict()), arch=arch, inputs=INPUT)
+    assert_same(model, lazy, x)
+    assert type(model.module.conv) is nn.Conv2d
+    drawn = [new_model(arch, seed=seed, inputs=INPUT).module for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0].conv.weight, drawn[1].conv.weight)
+    assert not torch.equal(drawn[0].conv.weight, drawn[2].conv.weight)
+
+
+def test_views_and_expanded_tensors_get_memory_of_their_own(
+    networks: dict[str, Any], network_file: Path, save: Save, tmp_path: Path
+) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    network = networks["Repeated"]()
+    path = save({"weight": torch.arange(12.0).reshape(3, 4), "window": torch.arange(4.0)})
+    model = load_model(path, arch=f"{network_file}:Repeated", inputs=["x:Nx4"])
+    assert torch.equal(model.module.weight, torch.arange(12.0).reshape(3, 4))
+    safetensors.save_model(model.module, str(tmp_path / "again.safetensors"))
+    path = save(network.state_dict())
+    model = load_model(path, arch=f"{network_file}:Repeated", inputs=["x:Nx4"])
+    assert_same(model, network, torch.randn(2, 4))
+
+
+# -- folders --------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_shards(digits: nn.Module, tmp_path: Path, images: Tensor) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    state = digits.state_dict()
+    shards: dict[str, dict[str, Tensor]] = {"a.safetensors": {}, "b.safetensors": {}}
+    for number, (key, value) in enumerate(state.items()):
+        shards[list(shards)[number % 2]][key] = value
+    for name, shard in shards.items():
+        safetensors.save_file(shard, tmp_path / name)
+    index = {"weight_map": {key: name for name, shard in shards.items() for key in shard}}
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text("{}")
+    assert_same(load_model(str(tmp_path)), digits, images)
+    for bad in ("../a.safetensors", "", 3):
+        path.write_text(json.dumps({"weight_map": {"x": bad}}))
+        with pytest.raises(ModelError, match="files beside it"):
+            load_model(str(tmp_path))
+    path.write_text("{")
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_model(str(tmp_path))
+
+
+def test_a_folder_with_a_pickled_state_dict(digits: nn.Module, tmp_path: Path) -> None:
+    torch.save(digits.state_dict(), tmp_path / "pytorch_model.bin")
+    assert load_model(str(tmp_path)).name == tmp_path.name
+
+
+def test_what_a_folders_config_names_is_built(
+    digits: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Tensor
+) -> None:
+    torch.save(digits.state_dict(), tmp_path / "pytorch_model.bin")
+    config = tmp_path / "config.json"
+    config.write_text('{"architectures": ["DigitsForClassification"]}')
+    arch = folders.named_arch(tmp_path)
+    assert arch == "transformers:DigitsForClassification"
+    if importlib.util.find_spec("transformers") is None:
+        with pytest.raises(ModelError, match="of transformers, which is not installed"):
+            load_model(str(tmp_path))
+    fake: Any = types.ModuleType("transformers")
+    fake.__spec__ = importlib.machinery.ModuleSpec("transformers", None)
+    fake.__version__ = "0"
+    asked = {"local_files_only": True, "trust_remote_code": False}
+    fake.AutoConfig = types.SimpleNamespace(from_pretrained=lambda path, **how: (path, how))
+    fake.DigitsForClassification = type(
+        "DigitsForClassification", (type(digits),),
+        {"__init__": lambda self, config: (
+            type(digits).__init__(self), setattr(self, "config", config))[0]},
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "transformers", fake)
+    model = load_model(str(tmp_path), inputs=["x:Nx1x8x8"])
+    assert model.module.config == (str(tmp_path), asked)
+    assert_same(model, digits, images)
+    config.write_text('{"architectures": ["Gone"]}')
+    with pytest.raises(ModelError, match="transformers 0 has no Gone"):
+        load_model(str(tmp_path))
+    config.write_text('{"architecture": "resnet18", "num_classes": 7}')
+    assert folders.named_arch(tmp_path) == "timm:resnet18(num_classes=7)"
+
+
+# -- what is quantised, repeated or of an odd type ------------------------------------------------
+
+
+def test_weights_that_were_quantised_already_are_named(net: nn.Module, save: Save) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scheme = torch.per_tensor_affine
+        packed = torch._empty_affine_quantized([2, 3], scale=1.0, zero_point=0, dtype=torch.qint8)
+        assert packed.qscheme() == scheme
+        path = save({"w": packed})
+        with pytest.raises(ModelError, match=r"quantised.*w \(qint8"):
+            load_model(path)
+    path = save({**net.state_dict(), "fc._packed_params._packed_params": (torch.ones(2), None)})
+    with pytest.raises(ModelError, match=r"quantised already.*fc\._packed_params"):
+        load_model(path)
+    foreign: Any = types.ModuleType("torchao.quantization")
+    foreign.Int8Tensor = type("Int8Tensor", (), {"__module__": "torchao.quantization"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torchao", types.ModuleType("torchao"))
+        patch.setitem(sys.modules, "torchao.quantization", foreign)
+        path = save({**net.state_dict(), "fc.weight": foreign.Int8Tensor()})
+    with pytest.raises(ModelError, match=r"quantised already \(torchao\.quantization\.Int8Tensor"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("key", ["classifier.weight", "junk", "w_orig"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_small_file_of_endless_tensors_is_refused(
+    digits: nn.Module, save: Save, key: str, dtype: torch.dtype
+) -> None:
+    endless = torch.ones(1, dtype=dtype).expand(2**20, 2**20)
+    state = {**digits.state_dict(), key: endless, key.replace("_orig", "_mask"): endless}
+    with pytest.raises(ModelError, match="elements that take no room in the file"):
+        load_model(save(state))
+
+
+def test_types_of_safetensors_that_torch_cannot_convert(tmp_path: Path) -> None:
+    header = b'{"w":{"dtype":"F4","shape":[8],"data_offsets":[0,4]}}'
+    path = tmp_path / "f4.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ModelError, match=r"w \(float4|cannot be read"):
+        load_model(str(path))

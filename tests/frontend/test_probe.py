@@ -79,7 +79,16 @@ def test_a_network_that_shapes_alone_do_not_run_is_run() -> None:
     probe(Makes(), spec(4))
 
 
-def test_a_small_network_is_run() -> None:
+def test_a_small_network_stays_as_it_was() -> None:
     module = Keeps()
     probe(module, spec(4))
-    assert module.runs == [1]
+    assert module.runs == [0]
+    assert module.table is None
+
+
+def test_a_buffer_that_a_forward_method_counts_in_stays_as_it_was() -> None:
+    module = nn.BatchNorm1d(4)  # in training mode it changes its statistics
+    before = module.running_mean.clone()
+    probe(module, spec(4))
+    assert torch.equal(module.running_mean, before)
+    assert module.num_batches_tracked == 0
