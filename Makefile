@@ -1,7 +1,8 @@
 # Everything that a fresh Debian or Ubuntu needs is one of these away:
 #
 #   make demo     install into .venv, train a small network, compile it for two devices
-#   make test     install into .venv, run the tests
+#   make test     install into .venv, run what counts of the tests, in some minutes
+#   make test-all install into .venv, run all tests: make test, then make test-slow
 #   make check    install into .venv, lint, type-check, check who imports whom
 #   make kernels  build the library of sparse kernels into hwprune/kernels (CMake, a C++17 compiler)
 #   make sanitize build and test the kernels with address and undefined-behaviour sanitizers; fuzz
@@ -20,7 +21,7 @@ STAMP  := $(VENV)/.hwprune-installed
 ROOT   := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check kernels sanitize aarch64 runtimes clean
+.PHONY: help install demo test test-slow test-all check kernels sanitize aarch64 runtimes clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -30,8 +31,17 @@ install: $(STAMP) kernels
 demo: $(STAMP) kernels
 	$(BIN)/python examples/demo.py
 
+# All processors work on the tests, one thread each: more would only get into each other's way.
+PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+
 test: $(STAMP) kernels
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+# Whole runs that are killed, resumed, distributed, packaged, or of large networks.
+test-slow: $(STAMP) kernels
+	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+test-all: test test-slow
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -20,6 +20,8 @@ from hwprune.frontend.zoo import ARCHITECTURES
 from hwprune.ir import Data, Model
 from hwprune.sampling import Sampled
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
 SCALE = {"epochs": 1, "train_images": None, "eval_images": 100}
 RECIPE = {"precision": "fp32", "batch_size": 64, "learning_rate": 0.1, "compiled": False}

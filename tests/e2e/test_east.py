@@ -13,6 +13,8 @@ import hwprune as python
 from hwprune.errors import UsageError
 from hwprune.frontend import new_model
 
+pytestmark = pytest.mark.slow
+
 KIB12 = 12 * 1024
 # Four blocks alike, so that the last three share two tensors.
 RESIDUAL = """

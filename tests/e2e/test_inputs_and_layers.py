@@ -14,6 +14,8 @@ import torch
 from e2e_tools import Runner, masks_of, state_of
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 IMAGE = ("x:Nx3x8x8:float32",)
 CASES: dict[str, tuple[tuple[str, ...], int]] = {
     # the inputs, and how many weights are prunable

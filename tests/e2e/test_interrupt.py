@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from e2e_tools import Runner, files_in, snapshot
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("--target", "nrf52840", "--budget", "12KiB")
 TRAIN = ("--data", "digits", "--epochs", "2", "--values", "int8")
 

@@ -16,6 +16,8 @@ from e2e_tools import Ran, Runner, files_in
 
 from hwprune.training.stepper import Stepper
 
+pytestmark = pytest.mark.slow
+
 WORDS = (
     "--target", "nrf52840", "--budget", "12KiB", "--data", "digits", "--values", "int8",
     "--epochs", "3", "--checkpoint-every", "0",

@@ -13,6 +13,8 @@ from e2e_tools import KIB12, Runner, accuracy_of, save_npz
 from hwprune.frontend import load_data
 from hwprune.ir import VALUE_TYPES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.usefixtures("traced_once")
 class TestStrategies:

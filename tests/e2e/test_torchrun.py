@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from e2e_tools import WRITTEN, files_in
 
+pytestmark = pytest.mark.slow
+
 WORDS = (
     "--target", "nrf52840", "--budget", "12KiB", "--data", "digits", "--values", "int8",
     "--epochs", "1", "--device", "cpu",
@@ -32,7 +34,6 @@ def torchrun(*words: object, logs: Path) -> tuple[int, list[str], list[str], lis
     return ended.returncode, texts["stdout"], texts["stderr"], codes
 
 
-@pytest.mark.slow
 def test_two_processes_compile_one_network(digits_pt: Path, tmp_path: Path) -> None:
     words = ("compile", digits_pt, *WORDS, "--json", "-o", tmp_path / "o")
     code, out, err, _ = torchrun(*words, logs=tmp_path / "logs")
@@ -46,7 +47,6 @@ def test_two_processes_compile_one_network(digits_pt: Path, tmp_path: Path) -> N
     assert report["budget"]["used_bytes"] <= 12 * 1024
 
 
-@pytest.mark.slow
 def test_what_only_the_first_can_find_out_ends_both(digits_pt: Path, tmp_path: Path) -> None:
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "thesis.tex").write_text("years of work")

@@ -29,6 +29,8 @@ from hwprune.steps.weight_quantizer import weight_quantizer
 from hwprune.targets import load
 from hwprune.verify import check
 
+pytestmark = pytest.mark.slow
+
 
 class Block(nn.Module):
     """A residual block, with a projection where it changes shape."""

@@ -20,6 +20,8 @@ from hwprune.training import ALONE, World
 from hwprune.training.batches import Batch, augment
 from hwprune.training.devices import available, resolve
 
+pytestmark = pytest.mark.slow
+
 
 def launch(
     scenario: str, folder: Path, processes: int = 2
