@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "firmware": {"encoding"},
     "budget": {"encoding", "targets"},
     "export": {"encoding"},
-    "training": {"sparsity", "extreme"},
+    "training": {"sparsity"},
     "least_squares": {"sparsity", "training"},
     "extreme": {"sparsity", "training"},
     "verify": {"encoding", "export", "kernels"},

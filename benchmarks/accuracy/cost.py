@@ -64,14 +64,14 @@ class Spent:
 @contextmanager
 def watched() -> Iterator[Spent]:
     """Measure the parts of every run inside."""
+    from hwprune.training.engine import Engine
     from hwprune.training.sparse import SparseParameters
-    from hwprune.training.stepper import Stepper
 
     course: Any = sys.modules["hwprune.training.finetune"]
     spent = Spent()
     parts: list[tuple[Any, str]] = [
-        (course, "apply_due"), (course.Run, "_epoch"), (course.Run, "measure"),
-        (SparseParameters, "mask_gradients"), (SparseParameters, "check"), (Stepper, "step"),
+        (Engine, "change_masks"), (course.Run, "_epoch"), (course.Run, "measure"),
+        (SparseParameters, "mask_gradients"), (SparseParameters, "check"), (course.Run, "_step"),
     ]  # fmt: skip
     real = [getattr(owner, name) for owner, name in parts]
     inside = [False]

@@ -72,6 +72,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
         folder: the data folder.
         experiment: the record.
     """
+    from hwprune.extreme import extreme_hooks
     from hwprune.extreme.sharing import share
     from hwprune.steps.planning import prepare
     from hwprune.targets import load
@@ -104,6 +105,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
         progress=lambda event: _tell(event, watch),
         checkpoint=checkpoint,
         observe=(lambda now: test_accuracy(now, data, device)) if "stages" in config else None,
+        hooks=extreme_hooks,
         **_course(config, prepared, saved),
     )
     tested = test_accuracy(module, data, device)

@@ -1,3 +1,7 @@
-"""What only extreme sparsity needs: ways to every output, DyReLU phased out, shared weights."""
+"""What only extreme sparsity needs: a way to every output, DyReLU phased out, shared weights."""
 
-import hwprune.training  # noqa: F401 (the two know each other for now: training is loaded first)
+from __future__ import annotations
+
+from hwprune.extreme.hooks import extreme_hooks
+
+__all__ = ["extreme_hooks"]

@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from hwprune.errors import UsageError
-from hwprune.sparsity import Phasing
+from hwprune.training.hooks import Hook, Stage
 from hwprune.training.modes import set_mode
 
 # The stand-ins' name among the network's children while they are there.
@@ -67,86 +67,81 @@ class DyReLU(nn.Module):
         return best
 
 
-class Phased:
+class Phased(Hook):
     """Phases a network's ReLUs in, from DyReLU. Does nothing where there is no plan.
 
     Args:
-        module: the network, in its place; gets the stand-ins as a child.
-        plan: when; None for never.
-        inputs: returns a batch, of which the network's ReLUs are seen.
-        seed: of the stand-ins' first weights; the same in all processes.
-        due: progress -> the step before which something happens.
+        stage: the run; its strategy's ``phasing`` says when.
 
     Attributes:
         count: how many activations there are.
         active: whether the stand-ins are there.
         beta: their share in the outputs.
-        gone: the step from which they are gone; 0 where there is no plan.
-        notes: sentences for the report.
 
     Raises:
         UsageError: a ReLU of something that has no channels.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        plan: Phasing | None,
-        inputs: Callable[[], tuple[torch.Tensor, ...]],
-        *,
-        seed: int,
-        due: Callable[[float], int],
-    ) -> None:
-        """Put the stand-ins into the network, at a share of zero until ``at`` says another."""
-        self._module, self.count, self.beta, self.active = module, 0, 0.0, False
-        self.notes: tuple[str, ...] = ()
-        self.gone = 0 if plan is None else due(plan.gone)
-        if plan is None or self.gone == 0:
+    def __init__(self, stage: Stage) -> None:
+        """Put the stand-ins into the network, at a share of zero until the first step."""
+        self._module, self.count, self.beta, self.active = stage.module, 0, 0.0, False
+        self._said: tuple[str, ...] = ()
+        plan = stage.strategy.phasing
+        if plan is None:
             return
-        self._hold, batch = due(plan.hold), inputs()
-        channels = _relus(module, batch)
+        # The last step is taken without them, however few there are.
+        self._gone = min(stage.due(plan.gone), stage.steps - 1)
+        if self._gone <= 0:
+            return
+        self.settled_from = self._gone
+        self._hold, batch = stage.due(plan.hold), stage.inputs()
+        channels = _relus(stage.module, batch)
         if not channels:
-            self.notes = ("no DyReLU: the network calls no ReLU (ReLU6 is another function)",)
+            self._said = ("no DyReLU: the network calls no ReLU (ReLU6 is another function)",)
             return
-        self.notes = (
+        self._said = (
             f"DyReLU stood in for {len(channels)} ReLUs, alone until {plan.hold:.0%} of training"
             f" and less and less until {plan.gone:.0%}",
         )
         device = batch[0].device
         # Not torch.manual_seed: it seeds CUDA's generators as well, which nobody puts back.
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(stage.seed)
             self._standins = nn.ModuleList(DyReLU(size) for size in channels).to(device)
         self.count, self.active = len(channels), True
-        module.add_module(_CHILD, self._standins)
+        stage.module.add_module(_CHILD, self._standins)
         # An attribute of this very object: it goes before its class's method.
-        vars(module)["forward"] = partial(self._forward, module.forward)
+        vars(stage.module)["forward"] = partial(self._forward, stage.module.forward)
 
-    def at(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
-        """Say which step comes next: the share falls, and when it is zero the stand-ins go.
+    @property
+    def eager(self) -> bool:  # type: ignore[override]  # a plain attribute in the protocol
+        """Return whether the stand-ins are there: their share changes at every step."""
+        return self.active
 
-        Args:
-            step: optimiser steps that were taken.
-            optimizer: what trains the stand-ins, to be rid of them.
-        """
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what was phased in."""
+        return self._said
+
+    def before_step(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
+        """Let the share fall; when it is zero the stand-ins leave network and optimiser."""
         if not self.active:
             return
-        if step >= self.gone:
-            self.leave(optimizer)
+        if step >= self._gone:
+            if optimizer is not None:
+                _forget(optimizer, {id(p) for p in self._standins.parameters()})
+            self.close()
         elif step < self._hold:
             self.beta = 1.0
         else:
-            self.beta = (self.gone - step) / (self.gone - self._hold)
+            self.beta = (self._gone - step) / (self._gone - self._hold)
 
-    def leave(self, optimizer: torch.optim.Optimizer | None) -> bool:
-        """Take the stand-ins out for good; return whether they were there."""
-        if not self.active:
-            return False
-        if optimizer is not None:
-            _forget(optimizer, {id(p) for p in self._standins.parameters()})
-        strip(self._module)
-        self.beta, self.active = 0.0, False
-        return True
+    def close(self) -> None:
+        """Take the stand-ins out for good."""
+        if self.active:
+            del self._module._modules[_CHILD]
+            vars(self._module).pop("forward", None)
+            self.beta, self.active = 0.0, False
 
     @contextmanager
     def plain(self) -> Iterator[None]:
@@ -187,18 +182,6 @@ class Phased:
         """Return beta DyReLU(x) + (1 - beta) ReLU(x)."""
         adapted: torch.Tensor = dynamic(x)
         return adapted if self.beta == 1 else torch.lerp(functional.relu(x), adapted, self.beta)
-
-
-def is_phased(module: nn.Module) -> bool:
-    """Return whether a network holds stand-ins."""
-    return _CHILD in module._modules
-
-
-def strip(module: nn.Module) -> None:
-    """Take stand-ins out of a network, if there are any."""
-    if is_phased(module):
-        del module._modules[_CHILD]
-        vars(module).pop("forward", None)
 
 
 class _Watch(TorchFunctionMode):

@@ -19,6 +19,7 @@ so.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -35,7 +36,8 @@ from hwprune.extreme.passing import (
     through,
 )
 from hwprune.ir import Masks, Ranking
-from hwprune.sparsity import rank
+from hwprune.sparsity import Event, Fill, rank
+from hwprune.training.hooks import Hook, Proposal
 from hwprune.training.sparse import SparseParameters
 
 # What goes in, small, so that no activation saturates; what a dead connection passes on: less than
@@ -51,40 +53,32 @@ Arrays = dict[str, NDArray[np.bool_]]
 Flows = dict[str, NDArray[np.float64]]
 
 
-@dataclass(frozen=True, slots=True)
-class Mended:
-    """Masks after mending.
+@dataclass(frozen=True)
+class RepairedMasks(Proposal):
+    """Masks after repair: as many connections as before.
+
+    What was opened had been pruned, and starts from its pretrained value, since two zeros in a row
+    have no gradient.
 
     Attributes:
-        masks: as many connections as before.
-        opened: those of them that were dead; they are to start from their pretrained values, since
-            two zeros in a row have no gradient.
         mended: how many outputs have a path again.
-        left: how many were not reached: mostly since too few connections live to reach all.
+        left: how many were not reached: mostly since too few connections are kept to reach all.
         problem: why ways could not be looked for, though a row or a column is empty.
     """
 
-    masks: Masks
-    opened: Masks | None = None
     mended: int = 0
     left: int = 0
     problem: str = ""
 
-    @property
-    def untouched(self) -> Masks:
-        """Return the masks without what was opened."""
-        if self.opened is None:
-            return self.masks
-        return Masks({name: self.masks[name] & ~self.opened[name] for name in self.masks})
 
-
-class Paths:
+class Reachability(Hook):
     """Looks for paths through one network.
 
     Args:
         module: the network; it is not changed.
         sparse: its prunable parameters.
         inputs: returns a batch, for the inputs' shapes.
+        plain: lets the module be what it is in the end, inside.
 
     Attributes:
         mended: how often an output that was cut off was given a path.
@@ -98,32 +92,49 @@ class Paths:
         module: nn.Module,
         sparse: SparseParameters,
         inputs: Callable[[], tuple[torch.Tensor, ...]],
+        plain: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Look at nothing yet."""
-        self._module, self._sparse = module, sparse
+        self._module, self._sparse, self._plain = module, sparse, plain
         self._inputs = cache(inputs)
         self._unjudged: str | None = None  # why not; empty where it can be judged
         self._by_sides = not has_grouped_transposed(module)
         self.mended = self.moved = self.left = 0
         self.problem = ""
 
-    def mend(self, masks: Masks) -> Mended:
+    def propose(self, event: Event, proposal: Proposal, fill: Fill) -> Proposal:
+        """Return the masks with a path to every output; of bytes, those that fit."""
+        fraction = event.budget_fraction
+        with self._plain(), torch.enable_grad():
+            repaired = self.mend(proposal.masks)
+            if repaired.opened is None or fraction is None:
+                return repaired
+            return self.filled(repaired, lambda ranking: fill(ranking, fraction))
+
+    def after_mask_change(self, event: Event, proposal: Proposal) -> None:
+        """Remember what was mended, for the report."""
+        if isinstance(proposal, RepairedMasks):
+            self.mended, self.left = self.mended + proposal.mended, proposal.left
+            self.moved += 0 if proposal.opened is None else proposal.opened.nonzeros
+            self.problem = proposal.problem or self.problem
+
+    def mend(self, masks: Masks) -> RepairedMasks:
         """Return the masks with a path to every output that can have one; their count stays."""
         if self._by_sides and _reaches_everything(masks):
-            return Mended(masks)
+            return RepairedMasks(masks)
         if self._why_unjudged():
             problem = "" if _reaches_everything(masks) else f"judged: {self._why_unjudged()}"
-            return Mended(masks, problem=problem)
+            return RepairedMasks(masks, problem=problem)
         cut = self.cut(masks)
         if not cut:
-            return Mended(masks)
+            return RepairedMasks(masks)
         try:
             return self._with_ways(masks, cut)
         # A network that insists on one type of numbers: flows need another.
         except CannotPassError as error:
-            return Mended(masks, left=len(cut), problem=f"mended: {error}")
+            return RepairedMasks(masks, left=len(cut), problem=f"mended: {error}")
 
-    def _with_ways(self, masks: Masks, cut: Sequence[int]) -> Mended:
+    def _with_ways(self, masks: Masks, cut: Sequence[int]) -> RepairedMasks:
         whole = _copied(masks.by_name)
         bridges = self._bridges()
         kept = self._mended(whole, cut, bridges)
@@ -137,9 +148,9 @@ class Paths:
                     kept, failures = tried or kept, failures + (tried is None)
         left = len(self.cut(Masks(kept)))
         opened = {name: kept[name] & ~masks[name] for name in kept}
-        return Mended(Masks(kept), Masks(opened), len(cut) - left, left)
+        return RepairedMasks(Masks(kept), Masks(opened), len(cut) - left, left)
 
-    def filled(self, mended: Mended, fill: Callable[[Ranking], Masks]) -> Mended:
+    def filled(self, mended: RepairedMasks, fill: Callable[[Ranking], Masks]) -> RepairedMasks:
         """Return what of mended masks fits: bytes depend on positions, so it may be a little less.
 
         Connections that no output needs are the first to go.
@@ -153,13 +164,7 @@ class Paths:
         masks = fill(rank(scores, keep=self.needed(mended.masks)))
         left = len(self.cut(masks))
         opened = Masks({name: mended.opened[name] & masks[name] for name in masks})
-        return Mended(masks, opened, mended.mended + mended.left - left, left)
-
-    def count(self, mended: Mended) -> None:
-        """Remember what was mended, for the report."""
-        self.mended, self.left = self.mended + mended.mended, mended.left
-        self.moved += 0 if mended.opened is None else mended.opened.nonzeros
-        self.problem = mended.problem or self.problem
+        return RepairedMasks(masks, opened, mended.mended + mended.left - left, left)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -177,12 +182,12 @@ class Paths:
             said.append(f"paths from the input to the outputs could not be {self.problem}")
         return tuple(said)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what was mended so far."""
         return {name: getattr(self, name) for name in ("mended", "moved", "left", "problem")}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state`` returned."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` returned."""
         for name, value in state.items():
             setattr(self, name, value)
 

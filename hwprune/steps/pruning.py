@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hwprune.errors import InfeasibleError
+from hwprune.extreme import extreme_hooks
 from hwprune.ir import Data, Masks
 from hwprune.job import Job, Say, Status
 from hwprune.least_squares import OneShot
@@ -16,7 +17,7 @@ from hwprune.sparsity.masks import full
 from hwprune.steps.checkpoint import training_state
 from hwprune.steps.planning import Candidate, Prepared
 from hwprune.steps.weight_quantizer import weight_quantizer
-from hwprune.training import Event, finetune
+from hwprune.training import Progress, finetune
 from hwprune.units import format_bytes, format_percent
 
 # What the project's own record says (a test compares the two); one run cannot know it by itself.
@@ -137,6 +138,7 @@ def _train(
         train_batchnorm=not model.batchnorm_frozen,
         checkpoint=training_state(job, candidate.plan),
         world=job.world,
+        hooks=extreme_hooks,
         store=weight_quantizer(template, model.module, candidate.plan.value_type),
     )
     where = f"on {job.device}"
@@ -172,7 +174,7 @@ def _one_shot(job: Job, prepared: Prepared, candidate: Candidate, say: Say) -> O
 def _progress(say: Say) -> Any:
     """Return what reports the progress of a training."""
 
-    def progress(event: Event) -> None:
+    def progress(event: Progress) -> None:
         accuracy = (
             "" if event.accuracy is None else f", validation {format_percent(event.accuracy)}"
         )

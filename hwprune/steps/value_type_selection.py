@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from hwprune.budget import ranking_limit
 from hwprune.encoding.values import rounded
+from hwprune.extreme import extreme_hooks
 from hwprune.ir import Data, Masks, ValueType
 from hwprune.job import Job, Say, Status, may_try
 from hwprune.sampling import Sampled, evenly_spread
@@ -194,6 +195,7 @@ def _try(job: Job, data: Data, prepared: Prepared, candidate: Candidate, recipe:
         seed=job.seed,
         device=job.device,
         train_batchnorm=not prepared.model.batchnorm_frozen,
+        hooks=extreme_hooks,
         store=weight_quantizer(prepared.template, module, candidate.plan.value_type),
         world=job.world,
     )

@@ -47,7 +47,7 @@ def weight_quantizer(
 
 
 class WeightQuantizer:
-    """Rounds weights as the file will hold them; a ``hwprune.training.quantised.Store``.
+    """Rounds weights as the file will hold them; a ``hwprune.training.masters.WeightQuantizer``.
 
     Args:
         template: the tensors and their folds.
@@ -76,7 +76,7 @@ class WeightQuantizer:
     def __call__(
         self, weights: Mapping[str, torch.Tensor], *, final: bool = False
     ) -> dict[str, torch.Tensor]:
-        """Return the stored values; see ``hwprune.training.quantised.Store``."""
+        """Return the stored values; see ``hwprune.training.masters.WeightQuantizer``."""
         import torch
 
         with torch.no_grad():
@@ -90,7 +90,7 @@ class WeightQuantizer:
                 for name, weight in weights.items()
             }
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the codebooks and when they are fitted next; nothing for levels."""
         import torch
 
@@ -98,7 +98,7 @@ class WeightQuantizer:
             return {}
         return {**self._entries, "//calls": torch.tensor(self._calls)}
 
-    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Continue from a state."""
         if state:
             self._entries = {name: entries for name, entries in state.items() if name[:2] != "//"}

@@ -8,9 +8,9 @@ from hwprune.training.evaluate import accuracy
 from hwprune.training.finetune import finetune
 from hwprune.training.modes import recalibrate_batchnorm
 from hwprune.training.recipe import Recipe
-from hwprune.training.result import Event, TrainResult
+from hwprune.training.result import Progress, TrainResult
 
 __all__ = [
-    "ALONE", "Checkpoint", "Event", "Recipe", "TrainResult", "World", "accuracy", "finetune",
+    "ALONE", "Checkpoint", "Progress", "Recipe", "TrainResult", "World", "accuracy", "finetune",
     "joined", "recalibrate_batchnorm",
 ]  # fmt: skip

@@ -15,16 +15,30 @@ import torch
 from torch import nn
 
 from hwprune.ir import Masks
+from hwprune.training.hooks import Hook
+from hwprune.training.masters import MasterWeights
 from hwprune.training.sparse import SparseParameters
 
 
+def module_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return parameters and buffers by name, those that are shared once."""
+    return dict([*module.named_parameters(), *module.named_buffers()])
+
+
 def floating_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return parameters and floating-point buffers by name, those that are shared once."""
-    named = [*module.named_parameters(), *module.named_buffers()]
-    return {name: tensor for name, tensor in named if tensor.is_floating_point()}
+    """Return those of them that are floating-point."""
+    return {n: t for n, t in module_state(module).items() if t.is_floating_point()}
 
 
-class Average:
+def put(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Copy a state into a module."""
+    with torch.no_grad():
+        for name, tensor in module_state(module).items():
+            if name in state:
+                tensor.copy_(state[name])
+
+
+class MovingAverage(Hook):
     """The exponential moving average of weights and BN statistics.
 
     Early on it forgets faster, as ``min(decay, (1 + n) / (10 + n))`` after n steps, so that it does
@@ -33,66 +47,68 @@ class Average:
     Args:
         module: the network in training.
         sparse: says when the masks change.
+        masters: say how the average is stored.
         decay: what a step leaves of the average; 0 keeps none.
     """
 
-    def __init__(self, module: nn.Module, sparse: SparseParameters, decay: float) -> None:
+    def __init__(
+        self, module: nn.Module, sparse: SparseParameters, masters: MasterWeights, decay: float
+    ) -> None:
         """Begin without an average."""
-        self._module, self._sparse, self._decay = module, sparse, decay
+        self._module, self._sparse, self._masters = module, sparse, masters
+        self._decay, self._steps = decay, 0
         self._mean: dict[str, torch.Tensor] = {}
         self._masks: Masks | None = None
-        self._steps = 0
 
-    def update(self) -> None:
+    @property
+    def values(self) -> Mapping[str, torch.Tensor]:
+        """Return the average by name; nothing where there is none of the present masks."""
+        return self._mean if self._masks is self._sparse.masks else {}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
         """Take the weights of one more step in."""
         if not self._decay:
             return
         live = {name: tensor.detach() for name, tensor in floating_state(self._module).items()}
-        if self._masks is not self._sparse.masks or not self._mean:
+        if not self.values:
             self._masks, self._steps = self._sparse.masks, 0
             self._mean = {name: tensor.clone() for name, tensor in live.items()}
             return
-        if len(live) < len(self._mean):  # something has left the network
-            self._mean = {name: self._mean[name] for name in live}
+        self._mean = {name: self._mean[name] for name in live}  # something may have left
         self._steps += 1
         kept = min(self._decay, (1 + self._steps) / (10 + self._steps))
         # From 0 towards 0: a pruned weight's average is exactly zero.
         torch._foreach_lerp_(list(self._mean.values()), list(live.values()), 1 - kept)
 
     @contextmanager
-    def exchanged(self) -> Iterator[None]:
-        """Let the module hold the average inside, where there is one of the present masks."""
-        if not self._mean or self._masks is not self._sparse.masks:
+    def for_measuring(self) -> Iterator[None]:
+        """Let the module hold the average inside, as stored."""
+        if not self.values:
             yield
             return
-        live = floating_state(self._module)
-        held = {name: tensor.data for name, tensor in live.items()}
+        held = _copy_of(self._module)
+        put(self._module, self._mean)
+        self._masters.show()
         try:
-            for name, tensor in live.items():
-                tensor.data = self._mean[name]
             yield
         finally:
-            for name, tensor in live.items():
-                tensor.data = held[name]
+            put(self._module, held)
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Put the average into the module for good."""
-        if self._mean and self._masks is self._sparse.masks:
-            for name, tensor in floating_state(self._module).items():
-                tensor.data.copy_(self._mean[name])
+        put(self._module, self.values)
         self._mean = {}
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
         """Return what a resumed run needs, which has the masks already."""
-        if not self._mean or self._masks is not self._sparse.masks:
-            return {}
-        return {**self._mean, "//steps": torch.tensor(self._steps)}
+        return {**self.values, "//steps": torch.tensor(self._steps)} if self.values else {}
 
-    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Continue from a state, the masks being those that it was taken with."""
         if state:
             live = floating_state(self._module)
-            self._mean = {name: state[name].to(live[name]).clone() for name in live}
+            self._mean = {name: torch.empty_like(live[name]).copy_(state[name]) for name in live}
             self._masks, self._steps = self._sparse.masks, int(state["//steps"])
 
 
@@ -109,10 +125,11 @@ class Pool:
         self._module = module
         self._held: deque[dict[str, torch.Tensor]] = deque(maxlen=size)
 
-    def add(self) -> None:
-        """Hold a copy of the solution that the module is now."""
+    def add(self, solution: Mapping[str, torch.Tensor]) -> None:
+        """Hold a copy of a solution, parameters and buffers by name."""
         if self._held.maxlen:
-            self._held.append(_copy_of(self._module, "cpu"))
+            floating = {n: t for n, t in solution.items() if t.is_floating_point()}
+            self._held.append({n: t.detach().to("cpu", copy=True) for n, t in floating.items()})
 
     def merge(
         self, sparse: SparseParameters, finish: Callable[[], None], measure: Callable[[], float]
@@ -136,7 +153,7 @@ class Pool:
         for solution in reversed(self._held):
             share = 1 / (joined + 2)
             trial = {name: torch.lerp(w, solution[name].to(w), share) for name, w in mean.items()}
-            _put(self._module, trial)
+            put(self._module, trial)
             _let_live(sparse)
             finish()
             accuracy = measure()
@@ -144,15 +161,15 @@ class Pool:
                 # The mean goes on as it was before pruning: an order must not decide who lives.
                 best, mean, joined = accuracy, trial, joined + 1
                 kept, masks = _copy_of(self._module), sparse.masks
-        _put(self._module, kept)
-        sparse.set_masks(masks, None)
+        put(self._module, kept)
+        sparse.set_masks(masks)
         return joined
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the held solutions, numbered."""
         return {f"{n}//{name}": w for n, held in enumerate(self._held) for name, w in held.items()}
 
-    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Hold these instead."""
         self._held.clear()
         found: dict[int, dict[str, torch.Tensor]] = {}
@@ -162,23 +179,15 @@ class Pool:
         self._held.extend(found[number] for number in sorted(found))
 
 
-def _copy_of(module: nn.Module, device: str | None = None) -> dict[str, torch.Tensor]:
-    return {
-        name: tensor.detach().to(device or tensor.device, copy=True)
-        for name, tensor in floating_state(module).items()
-    }
-
-
-def _put(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    for name, tensor in floating_state(module).items():
-        tensor.data.copy_(state[name])
+def _copy_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in floating_state(module).items()}
 
 
 def _let_live(sparse: SparseParameters) -> None:
-    """Let live what lives or is not zero: solutions of earlier rounds had other connections."""
+    """Keep what is kept or is not zero: solutions of earlier rounds had other connections."""
     living = {
         name: sparse.masks[name] | (parameter.detach().cpu().contiguous().numpy() != 0)
         for name, parameter in sparse.parameters.items()
     }
     if any(np.any(living[name] != sparse.masks[name]) for name in living):
-        sparse.set_masks(Masks(living), None)
+        sparse.set_masks(Masks(living))

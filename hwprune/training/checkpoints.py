@@ -48,7 +48,7 @@ class Checkpoint:
             self.path.parent.rmdir()
 
 
-class Keeper:
+class CheckpointManager:
     """Reads and writes the checkpoint of a run, or does nothing where none is wanted.
 
     Args:

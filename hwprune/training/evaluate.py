@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 
 from hwprune.errors import DataError
 from hwprune.ir import Split
 from hwprune.training.batches import Batches
-from hwprune.training.modes import logits_of, set_mode
+from hwprune.training.config import FinetuneConfig
+from hwprune.training.modes import batchnorms, logits_of, set_mode
 
 
 def predictions(module: nn.Module, batches: Batches, rows: slice = slice(None)) -> torch.Tensor:
@@ -45,3 +48,50 @@ def accuracy(
             hint="compare with the dense model instead",
         )
     return share_of(module, batches, batches.labels)
+
+
+class Validator:
+    """Measures on the validation split, the only one that choices may see.
+
+    Against labels, or against the dense model's answers where there are none.
+
+    Made before anything is pruned: without a teacher the answers are the module's own.
+
+    Attributes:
+        metric: ``accuracy`` against labels, ``agreement`` with the dense model without them.
+    """
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        """Hold the validation split and what its samples should be."""
+        self._config = config
+        self._validation = config.batches(config.data.validation)
+        world, size = config.world, self._validation.size
+        # Each process measures its share.
+        self._rows = slice(size * world.rank // world.size, size * (world.rank + 1) // world.size)
+        self.metric: Literal["accuracy", "agreement"] = "accuracy"
+        if self._validation.labels is not None:
+            self._targets = self._validation.labels[self._rows]
+        else:
+            self.metric = "agreement"
+            self._targets = self._answers(config.teacher or config.module)
+
+    def measure(self) -> float:
+        """Return the metric of the module; leaves it in training mode.
+
+        Where several processes train, their BN statistics are averaged first.
+        """
+        config = self._config
+        if config.train_batchnorm:
+            config.world.mean(statistics(config.module))
+        correct = int((self._answers(config.module) == self._targets).sum())
+        set_mode(config.module, training=True, train_batchnorm=config.train_batchnorm)
+        return config.world.total(correct) / self._validation.size
+
+    def _answers(self, module: nn.Module) -> torch.Tensor:
+        return predictions(module, self._validation, self._rows)
+
+
+def statistics(module: nn.Module) -> list[torch.Tensor]:
+    """Return the running statistics of a module's BN layers."""
+    kept = [(layer.running_mean, layer.running_var) for layer in batchnorms(module)]
+    return [tensor for pair in kept for tensor in pair if tensor is not None]

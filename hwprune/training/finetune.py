@@ -4,46 +4,48 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
 from hwprune.errors import DataError, UsageError
-from hwprune.extreme.dyrelu import Phased, strip
-from hwprune.extreme.reachability import Mended, Paths
 from hwprune.ir import Data
-from hwprune.sparsity import Event as MaskEvent
-from hwprune.sparsity import Fill, Strategy
-from hwprune.training import events, precision
-from hwprune.training.applying import agreed_masks, apply_due
-from hwprune.training.averaging import Pool
-from hwprune.training.batches import epoch_order, steps_per_epoch
-from hwprune.training.checkpoints import Checkpoint, Keeper
+from hwprune.sparsity import Event, Fill, Strategy
+from hwprune.training import precision
+from hwprune.training.averaging import MovingAverage, Pool, module_state, put
+from hwprune.training.batches import Batch, augment, epoch_order, steps_per_epoch
+from hwprune.training.checkpoints import Checkpoint, CheckpointManager
+from hwprune.training.config import FinetuneConfig
 from hwprune.training.distributed import ALONE, World
-from hwprune.training.evidence import NOTHING, Witness
-from hwprune.training.feature import Feature
+from hwprune.training.engine import Engine, due, value_phase
+from hwprune.training.evaluate import Validator
+from hwprune.training.events import collapsed
+from hwprune.training.evidence import Seen
+from hwprune.training.hooks import Hook, HookMaker, Proposal, Stage
 from hwprune.training.identity import identity_of, surroundings_of
-from hwprune.training.journal import Journal
-from hwprune.training.losses import check_labels
-from hwprune.training.meter import Meter
+from hwprune.training.losses import check_labels, loss_of
+from hwprune.training.masters import MasterWeights, WeightQuantizer
 from hwprune.training.modes import (
     borrowed,
+    frozen_statistics,
+    global_generators,
     logits_of,
     place,
     recalibrate_batchnorm,
     seeded,
+    set_global_generators,
     set_mode,
     share_parameters,
 )
-from hwprune.training.quantised import Quantised, Store
+from hwprune.training.optimizer import sgd
 from hwprune.training.recipe import Recipe
-from hwprune.training.result import Event, TrainResult
-from hwprune.training.resuming import capture, restore
-from hwprune.training.setting import Setting
+from hwprune.training.result import Journal, Progress, TrainResult
+from hwprune.training.sharpness import Sharpness
 from hwprune.training.sparse import SparseParameters
-from hwprune.training.stepper import Stepper
 
 # Steps between two looks at the loss on a device where looking waits for the queue.
 _LOOK = 25
@@ -60,12 +62,13 @@ def finetune(
     teacher: nn.Module | None,
     seed: int,
     device: str = "cpu",
-    progress: Callable[[Event], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
     train_batchnorm: bool = True,
-    store: Store | None = None,
+    store: WeightQuantizer | None = None,
     checkpoint: Checkpoint | None = None,
     world: World = ALONE,
     observe: Callable[[nn.Module], float] | None = None,
+    hooks: HookMaker = lambda stage: {},
 ) -> TrainResult:
     """Prune (and regrow) a network along a strategy while it is trained. Works in place.
 
@@ -91,6 +94,7 @@ def finetune(
         observe: called with the module as it would be shipped, whenever a learning-rate schedule
             has ended and another follows; the trajectory holds what it returns (``observed``),
             and nothing depends on it.
+        hooks: makes what else takes part, such as ``hwprune.extreme.extreme_hooks``.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or is one of another run.
@@ -109,274 +113,435 @@ def finetune(
         teacher = copy.deepcopy(teacher)
     # Dropout draws from the global generator: each process has samples of its own to draw for.
     with seeded(seed + 7919 * world.rank, device), borrowed(module):
+        config = FinetuneConfig(
+            module=module, data=data, names=names, strategy=strategy, fill=fill, recipe=recipe,
+            teacher=teacher, seed=seed, device=device, progress=progress, store=store,
+            train_batchnorm=train_batchnorm, checkpoint=checkpoint, world=world, observe=observe,
+            hooks=hooks,
+        )  # fmt: skip
+        run = None
         try:
-            setting = Setting(
-                module, data, names, strategy, fill, recipe, teacher, seed, device, progress,
-                train_batchnorm, store, checkpoint, world, observe,
-            )  # fmt: skip
-            return Run(setting).go()
+            run = Run(config)
+            return run.train()
         finally:
-            strip(module)
+            if run is not None:
+                run.close()
             for borrower in (module, teacher):
                 if borrower is not None:
                     place(borrower, home, channels_last=False)
 
 
 class Run:
-    """A run in progress: all that changes while it lasts.
+    """A run in progress: the loop, and all that changes while it lasts."""
 
-    That is: the module's and the optimiser's state, the masks, the step, the journal, the
-    generators, and the features that keep a state of their own: what ``resuming`` captures.
-    """
-
-    def __init__(self, setting: Setting) -> None:
-        """Place the networks on the device and look up when the events are due."""
-        module, recipe, strategy = setting.module, setting.recipe, setting.strategy
-        self.setting = setting
-        self.generator = torch.Generator().manual_seed(setting.seed)
+    def __init__(self, config: FinetuneConfig) -> None:
+        """Place the networks on the device and look up when things are due."""
+        module, recipe, strategy = config.module, config.recipe, config.strategy
+        self.config, self.module, self.recipe = config, module, recipe
+        self.generator = torch.Generator().manual_seed(config.seed)
         # Its own generator: how often gradients are asked for must not change the batches.
-        self.probe = torch.Generator().manual_seed(setting.seed + 1)
-        place(module, setting.device, channels_last=recipe.channels_last)
+        self.probe = torch.Generator().manual_seed(config.seed + 1)
+        place(module, config.device, channels_last=recipe.channels_last)
         for parameter in module.parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)
-        if setting.teacher is not None:
-            place(setting.teacher, setting.device, channels_last=recipe.channels_last)
-            set_mode(setting.teacher, training=False)
-        self.sparse = SparseParameters(module, setting.names, like=setting.teacher)
-        self.batches = setting.batches(setting.data.train)
+        if config.teacher is not None:
+            place(config.teacher, config.device, channels_last=recipe.channels_last)
+            set_mode(config.teacher, training=False)
+        self.checkpoints = CheckpointManager(
+            config.checkpoint, partial(identity_of, config), partial(surroundings_of, config),
+            config.world,
+        )  # fmt: skip
+        self.batches = config.batches(config.data.train)
         self.epochs = strategy.epochs(recipe.epochs)
         if recipe.per_round:
             self.epochs *= len(strategy.restarts) + 1
         self.per_epoch = steps_per_epoch(self.batches.size, recipe.batch_size)
         self.steps = self.epochs * self.per_epoch
-        self.step, self.epoch = 0, 0
-        self.journal = Journal(setting.progress, self.epochs, self.steps)
-        self.pending = [(self._due(event.progress), event) for event in strategy.events]
-        self.last_change = max((step for step, _ in self.pending), default=0)
         # A schedule begins anew at the very step at which its round does.
-        self.restarts = tuple(self._due(at) / max(1, self.steps) for at in strategy.restarts)
-        store = setting.store if recipe.quantise_from < 1 else None
-        # Half as long where BN stands still meanwhile: it has less time to lose anything.
-        held = store is not None and store.holds_norms
-        start = (1 + recipe.quantise_from) / 2 if held else recipe.quantise_from
-        quantise_at = max(self.last_change, self._due(start))
+        self.restarts = tuple(due(at, self.steps) / max(1, self.steps) for at in strategy.restarts)
+        self.journal = Journal(config.progress, self.epochs, self.steps)
+
+        self.sparse = SparseParameters(module, config.names, like=config.teacher)
+        store = config.store if recipe.quantise_from < 1 else None
+        start = 0 if store is None else value_phase(
+            strategy, store, recipe.quantise_from, self.steps
+        )  # fmt: skip
+        self.masters = MasterWeights(module, self.sparse, store, start)
+        self.engine = Engine(
+            self.sparse, self.masters, strategy, config.fill, steps=self.steps, seed=config.seed,
+            world=config.world, gradients=self._probed, before_change=self._before_change,
+            changed=self._changed,
+        )  # fmt: skip
+        stage = Stage(
+            module, self.sparse, strategy, self._few, config.seed, self.steps,
+            lambda progress: due(progress, self.steps),
+        )  # fmt: skip
+        self.average = MovingAverage(module, self.sparse, self.masters, recipe.ema_decay)
+        self.hooks: dict[str, Hook] = {**config.hooks(stage), "average": self.average}
+        if recipe.sharpness:
+            self.hooks["sharpness"] = Sharpness(module, self.masters, recipe.sharpness)
+        self.engine.hooks = self.hooks
+        changes = [at for at, _ in self.engine.pending]
         # Only epochs that were trained as the last one is are compared with it.
-        self.settled_from = self.last_change if store is None else quantise_at
-        plan, seed = strategy.phasing, setting.seed
-        self.phased = Phased(module, plan, self._few, seed=seed, due=self._due)
-        self.settled_from = max(self.settled_from, self.phased.gone)
-        self.journal.notes += self.phased.notes
-        self.paths = Paths(module, self.sparse, self._few)
-        values = Quantised(module, self.sparse, store, quantise_at)
+        later = [hook.settled_from for hook in self.hooks.values()]
+        self.settled_from = max([*changes, start, *later], default=0)
+
+        self.network, self.teacher = module, config.teacher
+        if recipe.compiled:
+            self.network = cast("nn.Module", torch.compile(module))
+            if config.teacher is not None:
+                self.teacher = cast("nn.Module", torch.compile(config.teacher))
         wanted = recipe.precision if self.epochs else "fp32"
-        chosen = setting.world.lead(precision.choose(wanted, setting.device))
-        self.stepper = Stepper(setting, self.sparse, chosen, values)
-        self.witness = Witness(self.stepper, self.sparse, self.batches, self.probe, setting.seed)
-        self.pool = Pool(module, recipe.interpolate)
-        self.features: dict[str, Feature] = {
-            "average": self.stepper.average, "pool": self.pool, "values": values,
-            "paths": self.paths,
-        }  # fmt: skip
-        self.keeper = Keeper(
-            setting.checkpoint,
-            partial(identity_of, setting),
-            partial(surroundings_of, setting),
-            setting.world,
+        self.precision: Literal["fp32", "bf16"] = config.world.lead(
+            precision.choose(wanted, config.device)
         )
-        self.changed_at = -1
+        self.optimizer = sgd(module, recipe)
+        self.engine.attach(self.optimizer)
+        self.pool = Pool(module, recipe.interpolate)
+        self.epoch, self.changed_at = 0, -1
         self.extreme: tuple[int, float] | None = None
         self.best: tuple[float, int, dict[str, torch.Tensor]] | None = None
         self.best_epoch = self.epochs or None
 
-    def go(self) -> TrainResult:
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def train(self) -> TrainResult:
         """Run from start to end."""
-        module = self.setting.module
-        set_mode(module, training=False)
+        set_mode(self.module, training=False)
         with torch.no_grad():
-            check_labels(self.batches.labels, logits_of(module, self._few()).shape[1])
-        self.meter = Meter(self.setting)
-        if self.meter.metric == "agreement":
+            check_labels(self.batches.labels, logits_of(self.module, self._few()).shape[1])
+        self.validator = Validator(self.config)
+        if self.validator.metric == "agreement":
             note = "no labels: accuracy stands for agreement with the dense model"
             self.journal.notes.append(note)
         self._begin()
         while self.epoch < self.epochs:
-            self.accuracy = self._epoch(self.epoch)
-            self.epoch += 1
-            if problem := self.keeper.keep(partial(capture, self)):
+            self.accuracy = self._epoch()
+            if problem := self.checkpoints.keep(self.state_dict):
                 self.journal.notes.append(problem)
                 self.journal.say(self.epoch, self.step, message=problem)
-        if self.phased.leave(self.stepper.optimizer):  # too few steps for it to have gone
-            self.recalibrate()
-            self.accuracy = self.measure()
         accuracy = self.accuracy
-        apply_due(self, self.epochs, at_end=True)
-        if self.step == 0 and self.setting.strategy.events:
+        self.engine.change_masks(at_end=True)
+        if self.step == 0 and self.config.strategy.events:
             self.recalibrate()
             accuracy = self.measure()
         elif self.journal.trajectory and self.journal.trajectory[-1]["action"] != "train":
             accuracy = self.measure()
         return self._result(self._settle(accuracy))
 
+    def _epoch(self) -> float:
+        """Train one epoch, check the zeros, measure, and return the validation metric."""
+        config, journal = self.config, self.journal
+        total = torch.zeros((), device=config.device)
+        clean = self.step >= self.settled_from
+        order = epoch_order(self.batches.size, self.recipe.batch_size, self.generator)
+        set_mode(self.module, training=True, train_batchnorm=config.train_batchnorm)
+        done = 0
+        for batch in self.batches.take(tuple(index[config.rows] for index in order)):
+            total += self._step(batch)
+            done += 1
+            if config.device == "cpu" or done % _LOOK == 0 or done == self.per_epoch:
+                self._check_loss(total)
+            if journal.pulse_due:
+                journal.say(self.epoch + 1, self.step, loss=float(total) / done)
+        self.epoch += 1
+        self.sparse.check()
+        accuracy, loss = self.measure(), float(total) / done
+        self.record("train", accuracy=accuracy, loss=loss)
+        if config.observe is not None and self.step / self.steps in self.restarts:
+            with self.shipped():
+                journal.trajectory[-1]["observed"] = config.observe(self.module)
+        message = f"epoch {self.epoch} of {self.epochs}"
+        journal.say(self.epoch, self.step, loss=loss, accuracy=accuracy, message=message)
+        best = self.best[0] if self.best else -1.0
+        if clean and self.recipe.checkpoint == "best" and accuracy > best:
+            self.best = (accuracy, self.epoch, {n: t.clone() for n, t in self.solution().items()})
+        if clean and self.epoch < self.epochs:
+            self.pool.add(self.solution())
+        return accuracy
+
+    def _step(self, batch: Batch) -> torch.Tensor:
+        """Take one optimiser step and return the loss, without waiting for it."""
+        at = self.step / self.steps
+        if at in self.restarts:
+            self.pool.add(self.solution())
+        for hook in self.hooks.values():
+            hook.before_step(self.step, self.optimizer)
+        self.engine.before_step()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(at, self.restarts)
+        batch = self.augmented(batch, self.generator)
+        loss = self.backward(batch)
+        for hook in self.hooks.values():
+            hook.after_backward(lambda: self.backward(batch))
+        if self.recipe.grad_clip is not None:
+            self.sparse.mask_gradients()
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.grad_clip)
+        self.optimizer.step()
+        return loss
+
+    def backward(self, batch: Batch, *, eager: bool = False) -> torch.Tensor:
+        """Put the gradients of one batch into the parameters and return the loss.
+
+        Args:
+            batch: what to learn from.
+            eager: run the network as it is, where ordinary steps go through ``torch.compile``.
+        """
+        config, recipe = self.config, self.recipe
+        eager = eager or any(hook.eager for hook in self.hooks.values())
+        network, teacher = (self.module, config.teacher) if eager else (self.network, self.teacher)
+        self.optimizer.zero_grad(set_to_none=True)
+        kind = torch.device(config.device).type
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            answers = None
+            if teacher is not None and (batch.labels is None or recipe.distillation_weight > 0):
+                with torch.no_grad():
+                    answers = logits_of(teacher, batch.inputs)
+            logits = logits_of(network, batch.inputs)
+        loss = loss_of(logits, batch.labels, answers, recipe)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return config.world.mean_gradients(
+            self.module, loss.detach(), logits.shape[0], config.batch_size
+        )
+
+    def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Return this process's share of a training batch as data and recipe want it changed."""
+        return augment(
+            batch, self.config.data.augment, generator, cutout=self.recipe.cutout,
+            rows=self.config.rows, of=self.config.batch_size,
+        )  # fmt: skip
+
+    @property
+    def step(self) -> int:
+        """Return how many optimiser steps were taken."""
+        return self.engine.step
+
+    # -- the masks --------------------------------------------------------------------------------
+
+    def _probed(self) -> dict[str, torch.Tensor]:
+        """Return the sum of the gradients of ``gradient_batches`` batches, BN held still.
+
+        That is no reason to compile the network anew.
+        """
+        config = self.config
+        sums: dict[str, torch.Tensor] = {}
+        set_mode(self.module, training=True, train_batchnorm=config.train_batchnorm)
+        with frozen_statistics(self.module):
+            for _ in range(self.recipe.gradient_batches):
+                index = torch.randperm(self.batches.size, generator=self.probe)
+                for batch in self.batches.take((index[: config.batch_size][config.rows],)):
+                    self.backward(self.augmented(batch, self.probe), eager=True)
+                for name, gradient in self.sparse.gradients().items():
+                    sums[name] = sums[name].add_(gradient) if name in sums else gradient
+                self.optimizer.zero_grad(set_to_none=True)
+        return sums
+
+    def _before_change(self, event: Event) -> None:
+        """Measure the state with the fewest connections, once it has been trained."""
+        living = self.sparse.masks.nonzeros
+        trained = self.changed_at < self.step or self.epochs == 0
+        fewest = self.extreme[0] if self.extreme else self.sparse.weights
+        if event.action != "regrow" or not trained or living >= fewest:
+            return
+        if self.epochs == 0:
+            self.recalibrate()
+        self.extreme = (living, self.measure())
+        self.record("extreme", accuracy=self.extreme[1])
+        set_mode(self.module, training=self.epochs > 0, train_batchnorm=self.config.train_batchnorm)
+
+    def _changed(self, event: Event, proposal: Proposal) -> None:
+        """Report a change of the masks and, once, which tensors only the guard keeps: collapse."""
+        masks, journal = proposal.untouched, self.journal
+        for name in collapsed(masks):
+            why = "its best connection was kept" if masks[name].any() else "none of it fits"
+            note = f"layer collapse in {name}: {why}"
+            if note not in journal.notes:
+                journal.notes.append(note)
+        self.changed_at = self.step
+        self.record(event.action)
+        kept = proposal.masks.nonzeros
+        share = 100 * kept / self.sparse.weights
+        message = f"{event.action} to {kept:,} nonzeros ({share:.2f} %)"
+        journal.say(self.epoch, self.step, message=message)
+
+    # -- measuring --------------------------------------------------------------------------------
+
+    @contextmanager
+    def shipped(self) -> Iterator[None]:
+        """Let the module hold inside what it would be shipped with."""
+        with ExitStack() as stack:
+            for hook in self.hooks.values():
+                stack.enter_context(hook.for_measuring())
+            yield
+
+    def measure(self) -> float:
+        """Return the validation metric of what would be shipped now."""
+        with self.shipped():
+            return self.validator.measure()
+
+    def solution(self) -> dict[str, torch.Tensor]:
+        """Return parameters and buffers by name, averaged, not as stored; no copies."""
+        live = {name: tensor.detach() for name, tensor in module_state(self.module).items()}
+        return {**live, **self.masters.values, **self.average.values}
+
+    def recalibrate(self) -> None:
+        """Take BN's statistics anew, unless BN is frozen."""
+        if self.config.train_batchnorm:
+            recalibrate_batchnorm(
+                self.module, self.config.data.train, samples=self.recipe.calibration_samples,
+                batch=self.recipe.batch_size, device=self.config.device, seed=self.config.seed,
+            )  # fmt: skip
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def _settle(self, accuracy: float) -> float:
+        """Put what is to be shipped into the module, for good, and return its metric."""
+        self.masters.reveal()
+        for hook in self.hooks.values():
+            hook.finish()
+        if self.best is not None and self.best[0] > accuracy:
+            accuracy, self.best_epoch, state = self.best
+            put(self.module, state)
+        before, tried = self.sparse.masks, list[Proposal]()
+        last = Event(1.0, "prune", budget_fraction=1.0)
+
+        def finish() -> None:
+            if self.sparse.masks.nonzeros > before.nonzeros:
+                tried.append(self.engine.propose(last, Seen()))
+                self.sparse.set_masks(tried[-1].masks)
+                self.sparse.restart(tried[-1].opened)
+            with nullcontext() if self.masters.holds_norms else self.masters.shown():
+                self.recalibrate()
+
+        def measure() -> float:
+            with self.masters.shown():
+                return self.validator.measure()
+
+        with torch.no_grad():
+            joined = self.pool.merge(self.sparse, finish, measure)
+        for proposal in (each for each in tried if each.masks is self.sparse.masks):
+            for hook in self.hooks.values():  # others did not join
+                hook.after_mask_change(last, proposal)
+        if joined:
+            accuracy = measure()
+            self.record("average", accuracy=accuracy)
+            self.journal.notes.append(f"averaged with {joined} of its earlier solutions")
+        if self.masters.finish():
+            accuracy = self.validator.measure()
+        return accuracy
+
+    def _result(self, accuracy: float) -> TrainResult:
+        self.sparse.check()
+        for hook in self.hooks.values():
+            self.journal.notes += hook.notes
+        if alone := collapsed(self.sparse.masks):
+            self.journal.notes.append(f"one connection is all that is left of {', '.join(alone)}")
+        return TrainResult(
+            masks=self.sparse.masks,
+            trajectory=tuple(self.journal.trajectory),
+            epochs=self.epochs,
+            cost_epochs=self.epochs * (2.0 if self.recipe.sharpness else 1.0),
+            steps=self.step,
+            seconds=self.journal.seconds,
+            metric=self.validator.metric,
+            dense_accuracy=self.dense_accuracy,
+            extreme_accuracy=None if self.extreme is None else self.extreme[1],
+            extreme_nonzeros=None if self.extreme is None else self.extreme[0],
+            final_accuracy=accuracy,
+            best_epoch=self.best_epoch,
+            precision=self.precision,
+            notes=tuple(self.journal.notes),
+        )
+
+    def close(self) -> None:
+        """Leave the module as it was made."""
+        self.engine.detach()
+        for hook in self.hooks.values():
+            hook.close()
+
+    # -- what is told -----------------------------------------------------------------------------
+
+    def record(
+        self, action: str, *, accuracy: float | None = None, loss: float | None = None
+    ) -> None:
+        """Add a point to the trajectory."""
+        kept = self.sparse.masks.nonzeros
+        self.journal.record(
+            # A change of the masks falls inside an epoch: fractions keep the order of a plot.
+            epoch=round(self.step / self.per_epoch, 4),
+            step=self.step,
+            action=action,
+            nonzeros=kept,
+            density=kept / self.sparse.weights,
+            accuracy=accuracy,
+            loss=loss,
+            lr=self.recipe.rate(self.step / self.steps, self.restarts) if self.steps else None,
+        )
+
+    def _check_loss(self, total: torch.Tensor) -> None:
+        if not math.isfinite(float(total)):
+            raise UsageError(
+                f"training diverged in epoch {self.epoch + 1}, step {self.step} of {self.steps}:"
+                " the loss is not a number",
+                hint=f"lower the learning rate ({self.recipe.learning_rate:g}) or set grad_clip,"
+                " and check how the data are normalised",
+            )
+
+    def _few(self) -> tuple[torch.Tensor, ...]:
+        """Return two samples."""
+        return next(self.batches.take((torch.arange(min(2, self.batches.size)),))).inputs
+
+    # -- a checkpoint -----------------------------------------------------------------------------
+
     def _begin(self) -> None:
         """Continue from the checkpoint, or measure the dense network."""
-        saved, said = self.keeper.read()
+        saved, said = self.checkpoints.read()
         if saved is None:
             self.dense_accuracy = self.accuracy = self.measure()
         else:
-            restore(self, saved)
+            self.load_state_dict(saved)
             done = f"continued after epoch {self.epoch} of {self.epochs}, from a checkpoint"
             said = (done, *said)
             self.journal.notes += said
         for each in said:
             self.journal.say(self.epoch, self.step, message=each)
 
-    def _epoch(self, epoch: int) -> float:
-        """Train one epoch, check the zeros, measure, and return the validation metric."""
-        setting, recipe, journal = self.setting, self.setting.recipe, self.journal
-        total = torch.zeros((), device=setting.device)
-        clean = self.step >= self.settled_from
-        order = epoch_order(self.batches.size, recipe.batch_size, self.generator)
-        order = tuple(index[setting.rows] for index in order)
-        set_mode(setting.module, training=True, train_batchnorm=setting.train_batchnorm)
-        done = 0
-        for batch in self.batches.take(order):
-            if self.step / self.steps in self.restarts:
-                self._collect()
-            self.phased.at(self.step, self.stepper.optimizer)
-            apply_due(self, epoch)
-            rate = recipe.rate(self.step / self.steps, self.restarts)
-            self.stepper.values.at(self.step)
-            total += self.stepper.step(setting.augmented(batch, self.generator), rate)
-            done, self.step = done + 1, self.step + 1
-            if setting.device == "cpu" or done % _LOOK == 0 or done == self.per_epoch:
-                self._check_loss(total, epoch)
-            if journal.pulse_due:
-                journal.say(epoch + 1, self.step, loss=float(total) / done)
-        self.sparse.check()
-        accuracy = self.measure()
-        loss = float(total) / done
-        self.record(epoch + 1, "train", accuracy=accuracy, loss=loss)
-        if setting.observe is not None and self.step / self.steps in self.restarts:
-            with self.stepper.shipped():
-                self.journal.trajectory[-1]["observed"] = setting.observe(setting.module)
-        told = f"epoch {epoch + 1} of {self.epochs}"
-        journal.say(epoch + 1, self.step, loss=loss, accuracy=accuracy, message=told)
-        if clean and recipe.checkpoint == "best" and accuracy > (self.best or (-1.0,))[0]:
-            with self.stepper.average.exchanged():
-                state = {k: v.detach().clone() for k, v in setting.module.state_dict().items()}
-            self.best = (accuracy, epoch + 1, state)
-        if clean and epoch + 1 < self.epochs:
-            self._collect()
-        return accuracy
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that it takes to go on from here to the bit; nothing is copied.
 
-    def measure(self) -> float:
-        """Return the validation metric of what would be shipped now."""
-        with self.stepper.shipped():
-            return self.meter.measure()
+        What a run is made with (the pretrained values, the teacher, the events) is not a part of
+        it: a new run is made with the same. Several processes call this together.
+        """
+        return {
+            "engine": self.engine.state_dict(),
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.precision,
+            "journal": self.journal.state_dict(),
+            "pool": self.pool.state_dict(),
+            "generators": [self.generator.get_state(), self.probe.get_state()],
+            # Dropout: every process draws for its own samples.
+            "global generators": self.config.world.gather(global_generators(self.config.device)),
+            "progress": [self.step, self.epoch, self.changed_at],
+            "accuracies": [self.dense_accuracy, self.accuracy],
+            "extreme": self.extreme,
+            "best": self.best,
+        }
 
-    def _collect(self) -> None:
-        """Hold the present solution for the average at the end."""
-        with self.stepper.average.exchanged():
-            self.pool.add()
-
-    def _settle(self, accuracy: float) -> float:
-        """Put what is to be shipped into the module, for good, and return its metric."""
-        average, values = self.stepper.average, self.stepper.values
-        values.at(self.step - 1)  # that of the last step, also where a resumed run takes none
-        average.settle()
-        if self.best is not None and self.best[0] > accuracy:
-            accuracy, self.best_epoch, state = self.best
-            self.setting.module.load_state_dict(state)
-        before, tried = self.sparse.masks, list[Mended]()
-
-        def finish() -> None:
-            if self.sparse.masks.nonzeros > before.nonzeros:
-                event = MaskEvent(1.0, "prune", budget_fraction=1.0)
-                tried.append(agreed_masks(self, event, NOTHING))
-                self.sparse.set_masks(tried[-1].masks, None)
-                self.sparse.restart(tried[-1].opened)
-            with values.calibrating():
-                self.recalibrate()
-
-        with torch.no_grad():
-            joined = self.pool.merge(self.sparse, finish, self.measure)
-        for mended in (each for each in tried if each.masks is self.sparse.masks):
-            self.paths.count(mended)  # others did not join
-        if joined:
-            accuracy = self.measure()
-            self.record(self.epochs, "average", accuracy=accuracy)
-            self.journal.notes.append(f"averaged with {joined} of its earlier solutions")
-        if values.settle():
-            accuracy = self.meter.measure()
-        return accuracy
-
-    def recalibrate(self) -> None:
-        """Take BN's statistics anew, unless BN is frozen."""
-        if self.setting.train_batchnorm:
-            recipe = self.setting.recipe
-            recalibrate_batchnorm(
-                self.setting.module,
-                self.setting.data.train,
-                samples=recipe.calibration_samples,
-                batch=recipe.batch_size,
-                device=self.setting.device,
-                seed=self.setting.seed,
-            )
-
-    def _check_loss(self, total: torch.Tensor, epoch: int) -> None:
-        if not math.isfinite(float(total)):
-            rate = self.setting.recipe.learning_rate
-            raise UsageError(
-                f"training diverged in epoch {epoch + 1}, step {self.step} of {self.steps}:"
-                " the loss is not a number",
-                hint=f"lower the learning rate ({rate:g}) or set grad_clip,"
-                " and check how the data are normalised",
-            )
-
-    def record(
-        self, epoch: int, action: str, *, accuracy: float | None = None, loss: float | None = None
-    ) -> None:
-        """Add a point to the trajectory."""
-        living = self.sparse.masks.nonzeros
-        at = self.step / self.steps if self.steps else 0.0
-        self.journal.record(
-            # A change of the masks falls inside an epoch: fractions keep the order of a plot.
-            epoch=round(self.step / self.per_epoch, 4) if self.steps else epoch,
-            step=self.step,
-            action=action,
-            nonzeros=living,
-            density=living / self.sparse.weights,
-            accuracy=accuracy,
-            loss=loss,
-            lr=self.setting.recipe.rate(at, self.restarts) if self.steps else None,
-        )
-
-    def _result(self, accuracy: float) -> TrainResult:
-        self.sparse.check()
-        self.journal.notes += self.paths.notes
-        if alone := events.collapsed(self.sparse.masks):
-            self.journal.notes.append(f"one connection is all that is left of {', '.join(alone)}")
-        return TrainResult(
-            masks=self.sparse.masks,
-            trajectory=tuple(self.journal.trajectory),
-            epochs=self.epochs,
-            cost_epochs=self.epochs * (2.0 if self.setting.recipe.sharpness else 1.0),
-            steps=self.step,
-            seconds=self.journal.seconds,
-            metric=self.meter.metric,
-            dense_accuracy=self.dense_accuracy,
-            extreme_accuracy=None if self.extreme is None else self.extreme[1],
-            extreme_nonzeros=None if self.extreme is None else self.extreme[0],
-            final_accuracy=accuracy,
-            best_epoch=self.best_epoch,
-            precision=self.stepper.precision,
-            notes=tuple(self.journal.notes),
-        )
-
-    def _few(self) -> tuple[torch.Tensor, ...]:
-        """Return two samples."""
-        return next(self.batches.take((torch.arange(min(2, self.batches.size)),))).inputs
-
-    def _due(self, progress: float) -> int:
-        return min(self.steps, round(progress * self.steps))
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` returned, in a run that was made alike."""
+        rank = self.config.world.rank
+        self.engine.load_state_dict(state["engine"])
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.precision = state["precision"]
+        self.journal.load_state_dict(state["journal"])
+        self.pool.load_state_dict(state["pool"])
+        for generator, saved in zip((self.generator, self.probe), state["generators"], strict=True):
+            generator.set_state(saved)
+        if rank < len(state["global generators"]):
+            set_global_generators(state["global generators"][rank], self.config.device)
+        _, self.epoch, self.changed_at = state["progress"]
+        self.dense_accuracy, self.accuracy = state["accuracies"]
+        self.extreme, self.best = state["extreme"], state["best"]

@@ -15,7 +15,7 @@ import torch
 from hwprune.ir import Split
 from hwprune.sampling import evenly_spread
 from hwprune.training.checkpoints import Identity
-from hwprune.training.setting import Setting
+from hwprune.training.config import FinetuneConfig
 
 # The rooms whose code decides what a training step does.
 _ROOMS = ("training", "extreme", "least_squares", "sparsity", "budget", "encoding")
@@ -25,42 +25,42 @@ _LOOKED_AT = 256
 _SURROUNDINGS = ("compiled",)
 
 
-def identity_of(setting: Setting) -> Identity:
+def identity_of(config: FinetuneConfig) -> Identity:
     """Return what decides the steps of a run, by names that a person understands.
 
     The network's weights enter as a digest of all of them, a split as a digest of its labels and of
     256 samples that are spread over it.
     """
     with torch.random.fork_rng(devices=[]):  # a source may draw: looking leaves no trace
-        splits = [_split_digest(part) for part in (setting.data.train, setting.data.validation)]
+        splits = [_split_digest(part) for part in (config.data.train, config.data.validation)]
     return {
         "hwprune": f"{_version()}, code {code_digest()}",
-        "the network": _module_digest(setting.module),
-        "the data": f"{setting.data.name}, normalised by {setting.data.normalize}",
+        "the network": _module_digest(config.module),
+        "the data": f"{config.data.name}, normalised by {config.data.normalize}",
         "the training data": splits[0],
         "the validation data": splits[1],
-        "augmentation": setting.data.augment,
-        "strategy": _short(repr(setting.strategy), setting.strategy.name),
-        "teacher": None if setting.teacher is None else _module_digest(setting.teacher),
-        "seed": setting.seed,
-        "BN is trained": setting.train_batchnorm,
+        "augmentation": config.data.augment,
+        "strategy": _short(repr(config.strategy), config.strategy.name),
+        "teacher": None if config.teacher is None else _module_digest(config.teacher),
+        "seed": config.seed,
+        "BN is trained": config.train_batchnorm,
         **{
-            f"recipe.{field.name}": _plain(getattr(setting.recipe, field.name))
-            for field in dataclasses.fields(setting.recipe)
+            f"recipe.{field.name}": _plain(getattr(config.recipe, field.name))
+            for field in dataclasses.fields(config.recipe)
             if field.name not in _SURROUNDINGS
         },
     }
 
 
-def surroundings_of(setting: Setting) -> Identity:
+def surroundings_of(config: FinetuneConfig) -> Identity:
     """Return what changes the last bits of a run, not what it does: where and how it is run."""
     return {
-        "device": setting.device,
-        "processes": setting.world.size,
+        "device": config.device,
+        "processes": config.world.size,
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
-        **{name: getattr(setting.recipe, name) for name in _SURROUNDINGS},
+        **{name: getattr(config.recipe, name) for name in _SURROUNDINGS},
     }
 
 

@@ -72,19 +72,17 @@ class SparseParameters:
         """Return the pretrained weights as NumPy arrays."""
         return Streamed(self.shapes, lambda name: to_numpy(self.pretrained[name]))
 
-    def taken_gradients(self) -> dict[str, torch.Tensor]:
-        """Return the present gradients and take them away: zero where nothing was reached."""
-        taken = {}
-        for name, parameter in self.parameters.items():
-            taken[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = None
-        return taken
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Return the present gradients, no copies: zero where nothing was reached."""
+        return {
+            name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for name, parameter in self.parameters.items()
+        }
 
     def set_masks(
         self,
         masks: Masks,
-        optimizer: torch.optim.Optimizer | None,
-        *,
+        *optimizers: torch.optim.Optimizer | None,
         initial: Initial = "zero",
     ) -> None:
         """Replace the masks: zero what is pruned, momentum included; start what is grown.
@@ -93,7 +91,7 @@ class SparseParameters:
 
         Args:
             masks: the new masks.
-            optimizer: whose state of these parameters is kept in step, None before there is one.
+            optimizers: whose state of these parameters is kept in step; None is none.
             initial: what a grown weight starts from.
         """
         before, self.masks = self.masks, masks
@@ -106,8 +104,9 @@ class SparseParameters:
                     parameter.copy_(torch.where(grown, self.pretrained[name], parameter))
                 # Not a product: it would make -0.0 and turn inf into NaN.
                 parameter.masked_fill_(dead, 0.0)
-            if optimizer is not None:
-                _clear_state(optimizer, parameter, dead)
+            for optimizer in optimizers:
+                if optimizer is not None:
+                    _clear_state(optimizer, parameter, dead)
             if mask.all():
                 self._dead.pop(name, None)
             else:
@@ -122,6 +121,12 @@ class SparseParameters:
                 if opened[name].any():
                     here = torch.from_numpy(opened[name]).to(parameter.device) & (parameter == 0)
                     parameter.copy_(torch.where(here, self.pretrained[name], parameter))
+
+    def mask(self) -> None:
+        """Zero pruned weights, whatever has moved them."""
+        with torch.no_grad():
+            for name, dead in self._dead.items():
+                self.parameters[name].masked_fill_(dead, 0.0)
 
     def mask_gradients(self) -> None:
         """Zero the gradients of pruned weights, so that weight and momentum stay zero."""

@@ -40,7 +40,7 @@ def kill_self_at(
 
 
 STAGES = {
-    "training": ("hwprune.training.stepper.Stepper.step", 15),
+    "training": ("hwprune.training.finetune.Run._step", 15),
     "packing": ("hwprune.compiler.pack_model", 1),
     "writing": ("hwprune.compiler.write_file", 1),
     "reporting": ("hwprune.compiler.write_reports", 1),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from e2e_tools import Ran, Runner, files_in
 
-from hwprune.training.stepper import Stepper
+from hwprune.training.finetune import Run
 
 pytestmark = pytest.mark.slow
 
@@ -29,14 +29,14 @@ STEPS_PER_EPOCH = (1797 - 359 - 144) // 128
 KILLED = f"""
 import os, signal, sys
 from hwprune.cli.main import main
-from hwprune.training.stepper import Stepper
-step, left = Stepper.step, [{2 * STEPS_PER_EPOCH + 5}]
+from hwprune.training.finetune import Run
+step, left = Run._step, [{2 * STEPS_PER_EPOCH + 5}]
 def counted(*args):
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(*args)
-Stepper.step = counted
+Run._step = counted
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -131,7 +131,7 @@ def test_another_run_and_a_damaged_checkpoint_are_refused(
 def test_ctrl_c_keeps_the_checkpoint_and_a_new_run_replaces_it(
     hwprune: Runner, digits_pt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, real = tmp_path / "o", Stepper.step
+    out, real = tmp_path / "o", Run._step
     calls = iter(range(10_000))
 
     def step(*args: object) -> object:
@@ -140,7 +140,7 @@ def test_ctrl_c_keeps_the_checkpoint_and_a_new_run_replaces_it(
         return real(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stepper, "step", step)
+        patch.setattr(Run, "_step", step)
         hwprune.refused("compile", digits_pt, *WORDS, "-o", out, code=130)
     assert files_in(out) == {".hwprune", str(CHECKPOINT)}
     ran = hwprune("compile", digits_pt, *WORDS, "--epochs", "1", "-o", out)

@@ -108,7 +108,7 @@ def test_codebooks_follow_slowly_and_survive_a_resume(prepared: At) -> None:
     assert {float(v) for v in second["0.weight"].unique()} <= entries
     resumed = weight_quantizer(now.template, now.model.module, "codebook16")
     assert resumed is not None
-    resumed.load(store.state())
+    resumed.load_state_dict(store.state_dict())
     assert torch.equal(resumed(moved)["0.weight"], store(moved)["0.weight"])
     final = store(moved, final=True)
     assert float(final["0.weight"].abs().max()) > 2 * float(first["0.weight"].abs().max())

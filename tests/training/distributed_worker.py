@@ -15,6 +15,7 @@ import training_nets as nets
 from torch import nn
 
 from hwprune.errors import DataError, HwpruneError
+from hwprune.extreme import extreme_hooks
 from hwprune.extreme.sharing import share
 from hwprune.sparsity import make
 from hwprune.training import Checkpoint, Recipe, World, finetune, joined
@@ -70,6 +71,7 @@ def train(kind: str, world: World, **changes: Any) -> dict[str, Any]:
         "teacher": None,
         "seed": 1,
         "world": world,
+        "hooks": extreme_hooks,
     } | changes
     result = finetune(module, **arguments)
     return {

@@ -12,14 +12,15 @@ import torch
 import training_nets as nets
 from torch import nn
 
+from hwprune.extreme import extreme_hooks
 from hwprune.ir import Data, Masks, Ranking
 from hwprune.sparsity import Event, Strategy, make
 from hwprune.sparsity.allocation import erk
 from hwprune.sparsity.east import density_at
 from hwprune.training import Recipe, finetune
-from hwprune.training.meter import Meter
+from hwprune.training.evaluate import Validator
+from hwprune.training.finetune import Run
 from hwprune.training.sparse import SparseParameters
-from hwprune.training.stepper import Stepper
 
 RECIPE = Recipe(epochs=2, batch_size=20, precision="fp32", distillation_weight=0.0)
 BUDGET = 270
@@ -34,7 +35,7 @@ def tune(module: nn.Module, data: Data, names: Any, budget: int, **options: Any)
     weights = sum(dict(module.named_parameters())[name].numel() for name in names)
     return finetune(
         module, data=data, names=names, fill=nets.fill_count(budget), recipe=RECIPE, teacher=None,
-        strategy=make("east", density=budget / weights, **options), seed=0,
+        strategy=make("east", density=budget / weights, **options), seed=0, hooks=extreme_hooks,
     )  # fmt: skip
 
 
@@ -42,13 +43,14 @@ def tune(module: nn.Module, data: Data, names: Any, budget: int, **options: Any)
 def living(monkeypatch: pytest.MonkeyPatch) -> list[Masks]:
     """The masks at every step of a run."""
     seen: list[Masks] = []
-    real = Stepper.step
+    real = Run.backward
 
-    def step(self: Stepper, *args: Any) -> torch.Tensor:
-        seen.append(self._sparse.masks)
-        return real(self, *args)
+    def backward(self: Run, *args: Any, eager: bool = False) -> torch.Tensor:
+        if not eager:
+            seen.append(self.sparse.masks)
+        return real(self, *args, eager=eager)
 
-    monkeypatch.setattr(Stepper, "step", step)
+    monkeypatch.setattr(Run, "backward", backward)
     return seen
 
 
@@ -175,14 +177,14 @@ def test_an_average_of_solutions_has_its_ways_too(
     data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What three times as many connections learnt is pruned again, and mended where it is cut."""
-    monkeypatch.setattr(Meter, "measure", lambda self: 0.5)  # whatever it does, it joins
+    monkeypatch.setattr(Validator, "measure", lambda self: 0.5)  # whatever it does, it joins
     torch.manual_seed(0)
     module = Wide()
     names = tuple(f"layers.{n}.weight" for n in range(4))
     events = (Event(0.0, "prune", density=3e-4), Event(0.5, "prune", budget_fraction=1.0))
     result = finetune(
         module, data=data, names=names, fill=nets.fill_count(54), teacher=None, seed=0,
-        strategy=Strategy("rounds", events, 1e-4, restarts=(0.5,)),
+        hooks=extreme_hooks, strategy=Strategy("rounds", events, 1e-4, restarts=(0.5,)),
         recipe=dataclasses.replace(RECIPE, interpolate=1),
     )  # fmt: skip
     assert any("averaged with 1 of its" in note for note in result.notes)
@@ -217,7 +219,7 @@ def test_the_budget_may_be_bytes(data: Data) -> None:
     module = nets.small_cnn()
     result = finetune(
         module, data=data, names=nets.NAMES, fill=fill, recipe=RECIPE, teacher=None,
-        strategy=make("east", density=BUDGET / nets.WEIGHTS), seed=0,
+        strategy=make("east", density=BUDGET / nets.WEIGHTS), seed=0, hooks=extreme_hooks,
     )  # fmt: skip
     assert 890 <= size(result.masks) <= 900
     peak = max(point["nonzeros"] for point in result.trajectory)

@@ -16,9 +16,10 @@ from torch import nn
 from hwprune.ir import Data, Masks
 from hwprune.sparsity import Event, Strategy, make
 from hwprune.training import Recipe, accuracy, finetune
-from hwprune.training.averaging import Average, Pool, floating_state
+from hwprune.training.averaging import MovingAverage, Pool, floating_state
 from hwprune.training.batches import Batch, augment
-from hwprune.training.quantised import Quantised
+from hwprune.training.engine import Engine
+from hwprune.training.masters import MasterWeights
 from hwprune.training.sharpness import Sharpness
 from hwprune.training.sparse import SparseParameters
 
@@ -56,6 +57,10 @@ def masked(module: nn.Module, share: float, seed: int = 0) -> SparseParameters:
     return sparse
 
 
+def unstored(module: nn.Module, sparse: SparseParameters) -> MasterWeights:
+    return MasterWeights(module, sparse, None, 0)
+
+
 def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
@@ -77,10 +82,10 @@ class Grid:
             for name, w in weights.items()
         }
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
         return {}
 
-    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         del state
 
 
@@ -104,7 +109,7 @@ def test_what_is_off_changes_no_bit(data: Data, start: nn.Module) -> None:
 def test_the_moving_average_is_the_average_and_zero_where_pruned() -> None:
     module = nets.small_cnn()
     sparse = masked(module, 0.3)
-    average = Average(module, sparse, 0.5)
+    average = MovingAverage(module, sparse, unstored(module, sparse), 0.5)
     generator = torch.Generator().manual_seed(0)
     expected: dict[str, torch.Tensor] = {}
     for step in range(6):
@@ -113,26 +118,26 @@ def test_the_moving_average_is_the_average_and_zero_where_pruned() -> None:
             alive = torch.from_numpy(sparse.masks[name]) if name in sparse.masks else True
             parameter.data.add_(noise * alive)
         module[1].running_mean.normal_(generator=generator)
-        average.update()
+        average.after_step()
         kept = min(0.5, (1 + step) / (10 + step))
         for name, tensor in floating_state(module).items():
             new = tensor.detach().clone()
             expected[name] = new if step == 0 else torch.lerp(expected[name], new, 1 - kept)
     live = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    with average.exchanged():
+    with average.for_measuring():
         assert same(expected, module.state_dict())
         sparse.check()
     assert same(live, module.state_dict())
-    resumed = Average(module, sparse, 0.5)
-    resumed.load(average.state())
-    with resumed.exchanged():
+    resumed = MovingAverage(module, sparse, unstored(module, sparse), 0.5)
+    resumed.load_state_dict(average.state_dict())
+    with resumed.for_measuring():
         assert same(expected, module.state_dict())
     before = sparse.masks
     sparse.set_masks(Masks({n: before[n] & (np.arange(before[n].size).reshape(before[n].shape) % 2 == 0) for n in before}), None)  # noqa: E501  # fmt: skip
-    with average.exchanged():  # it knows weights that were pruned since: it is not used
+    with average.for_measuring():  # it knows weights that were pruned since: it is not used
         sparse.check()
-    average.update()
-    average.settle()
+    average.after_step()
+    average.finish()
     sparse.check()
 
 
@@ -156,7 +161,7 @@ def test_a_solution_joins_only_where_validation_does_not_fall() -> None:
         module[0].weight.data.fill_(value)
         sparse.set_masks(Masks(masks), None)
         if value != 4.0:
-            pool.add()
+            pool.add(floating_state(module))
     begun = module[0].weight.detach().clone()
     pruned = []
 
@@ -178,7 +183,7 @@ def test_a_solution_joins_only_where_validation_does_not_fall() -> None:
     assert pool.merge(sparse, finish, iter([0.5, 0.1, 0.1]).__next__) == 0
     assert torch.equal(module[0].weight.detach(), begun)
     held = Pool(module, 2)
-    held.load(pool.state())
+    held.load_state_dict(pool.state_dict())
     assert [same(a, b) for a, b in zip(held._held, pool._held, strict=True)] == [True, True]
 
 
@@ -238,23 +243,29 @@ def test_cutout_comes_after_the_draws_that_were_there_before() -> None:
 # -- sharpness ------------------------------------------------------------------------------------
 
 
-def test_a_sharpness_aware_gradient_is_that_of_the_worst_point_near_by() -> None:
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_sharpness_aware_gradient_is_that_of_the_worst_point_near_by(stored: bool) -> None:
     module = nn.Linear(2, 1, bias=False)
-    module.weight.data = torch.tensor([[3.0, 0.0]])
+    module.weight.data = torch.tensor([[3.1, 0.0]])
+    sparse = SparseParameters(module, ["weight"])
+    sparse.set_masks(Masks({"weight": np.array([[True, False]])}))
+    masters = MasterWeights(module, sparse, Grid(0.25) if stored else None, 0)
+    masters.take(0)
     seen = []
 
     def backward() -> None:
         seen.append(module.weight.detach().clone())
         module.weight.grad = None
-        (0.5 * module.weight.square().sum()).backward()
+        (0.5 * (module.weight + 1).square().sum()).backward()
 
     backward()
-    held = module.weight.data_ptr()
-    Sharpness(module, 0.5).ascend(backward)
-    assert torch.allclose(seen[1], torch.tensor([[3.5, 0.0]]))
-    assert torch.allclose(module.weight.grad, torch.tensor([[3.5, 0.0]]))  # type: ignore[arg-type]
+    held, before = module.weight.data_ptr(), module.weight.detach().clone()
+    Sharpness(module, masters, 0.5).after_backward(backward)
+    # It is the master that is moved, by half a unit along its own gradient, and seen as stored.
+    assert torch.allclose(seen[1], torch.tensor([[3.5 if stored else 3.6, 0.0]]))
+    assert torch.allclose(before, torch.tensor([[3.0 if stored else 3.1, 0.0]]))
+    assert torch.equal(module.weight.detach(), before)
     assert module.weight.data_ptr() == held
-    assert torch.equal(module.weight.detach(), torch.tensor([[3.0, 0.0]]))
 
 
 def test_sharpness_leaves_zeros_zero_and_costs_twice(data: Data, start: nn.Module) -> None:
@@ -268,7 +279,8 @@ def test_sharpness_leaves_zeros_zero_and_costs_twice(data: Data, start: nn.Modul
     assert not torch.equal(plain[4].weight, sharp[4].weight)
     steps = 2 * (len(data.train) // 64)
     assert int(sharp[1].num_batches_tracked) == 2 * steps  # both passes are counted ...
-    quiet = Sharpness(sharp, 0.1)
+    sparse = SparseParameters(sharp, nets.NAMES)
+    quiet = Sharpness(sharp, unstored(sharp, sparse), 0.1)
     sharp.train()
     images = torch.from_numpy(data.train.batch(np.arange(32))[0])
 
@@ -278,51 +290,56 @@ def test_sharpness_leaves_zeros_zero_and_costs_twice(data: Data, start: nn.Modul
 
     backward()
     mean = sharp[1].running_mean.clone()
-    quiet.ascend(backward)
+    quiet.after_backward(backward)
     assert torch.equal(mean, sharp[1].running_mean)  # ... but only the first one moves them
 
 
 # -- stored values --------------------------------------------------------------------------------
 
 
-def test_forward_sees_stored_values_and_gradients_pass_through() -> None:
+def test_gradients_of_stored_values_move_the_masters() -> None:
     module = nets.small_cnn()
     sparse = masked(module, 0.3)
-    values = Quantised(module, sparse, Grid(0.05), start=3)
-    before = {name: p.detach().clone() for name, p in sparse.parameters.items()}
-    for step, active in ((2, False), (3, True)):
-        values.at(step)
-        assert values.active == active
-        with values.exchanged():
-            seen = {name: p.detach().clone() for name, p in sparse.parameters.items()}
-            module(torch.randn(8, 1, 8, 8)).square().mean().backward()
-        assert same(before, {name: p.detach() for name, p in sparse.parameters.items()})
-        assert same(seen, before) != active
-        assert all(
-            p.grad is not None and p.grad.abs().sum() > 0 for p in sparse.parameters.values()
-        )
-        assert same({n: w != 0 for n, w in before.items()}, {n: w != 0 for n, w in seen.items()})
-    assert values.settle()
-    assert same(seen, {name: p.detach() for name, p in sparse.parameters.items()})
-    assert not values.settle()
-    sparse.check()
+    masters = MasterWeights(module, sparse, Grid(0.05), start=3)
+    engine = Engine(
+        sparse, masters, Strategy("x", ()), nets.fill_count(1), steps=9, seed=0
+    )  # nothing is due
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    engine.attach(optimizer)
+    expected = {name: p.detach().clone() for name, p in sparse.parameters.items()}
+    for step in range(6):
+        engine.before_step()
+        seen = {name: p.detach().clone() for name, p in sparse.parameters.items()}
+        assert bool(masters.values) == (step >= 3)
+        assert same(seen, Grid(0.05)(expected) if step >= 3 else expected)
+        optimizer.zero_grad()
+        module(torch.randn(8, 1, 8, 8)).square().mean().backward()
+        optimizer.step()
+        for name, parameter in sparse.parameters.items():
+            assert parameter.grad is not None
+            expected[name].add_(parameter.grad, alpha=-0.01)
+        sparse.check()
+    assert not same(seen, expected)
+    masters.reveal()
+    assert same(expected, {name: p.detach() for name, p in sparse.parameters.items()})
+    assert masters.finish()
+    assert same(Grid(0.05)(expected), {n: p.detach() for n, p in sparse.parameters.items()})
+    assert not masters.finish()
 
 
 def test_norms_that_are_held_do_not_move() -> None:
-    module = nets.small_cnn()
     for holds_norms in (True, False):
-        values = Quantised(
-            module, masked(module, 0.3), Grid(0.05, holds_norms=holds_norms), start=0
+        module = nets.small_cnn()
+        masters = MasterWeights(
+            module, masked(module, 0.3), Grid(0.05, holds_norms=holds_norms), start=1
         )
-        values.at(0)
-        mean = module[1].running_mean.clone()
-        with values.exchanged():
-            assert module[1].training != holds_norms
-            module(torch.randn(8, 1, 8, 8))
+        masters.take(0)
         assert module[1].training
-        assert torch.equal(mean, module[1].running_mean) == holds_norms
-        with values.calibrating():
-            assert module[1].training
+        masters.take(1)
+        assert module[1].training != holds_norms
+        module.train()
+        masters.hold_norms()
+        assert module[1].training != holds_norms
 
 
 @pytest.mark.parametrize("checkpoint", ["final", "best"])

@@ -13,6 +13,7 @@ import torch
 import training_nets as nets
 from torch import nn
 
+from hwprune.extreme import extreme_hooks
 from hwprune.ir import Data, Masks
 from hwprune.sparsity import GROWTHS, RULES, Event, Strategy, make, masks_equal
 from hwprune.training import Checkpoint, Recipe, TrainResult, finetune
@@ -144,6 +145,7 @@ def test_a_collapse_is_reported_by_name(data: Data) -> None:
     result = finetune(
         module, data=data, names=nets.NAMES, strategy=Strategy("x", events, 0.01),
         fill=nets.fill_count(30), recipe=dataclasses.replace(QUICK, epochs=0), teacher=None, seed=0,
+        hooks=extreme_hooks,
     )  # fmt: skip
     assert "layer collapse in 4.weight: its best connection was kept" in result.notes
     assert 1 <= result.masks["4.weight"].sum() < 5  # what the outputs need

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from hwprune.ir import Data, Split
 from hwprune.sparsity import Fill, Strategy
-from hwprune.training.batches import Batch, Batches, augment
+from hwprune.training.batches import Batches
 from hwprune.training.checkpoints import Checkpoint
 from hwprune.training.distributed import ALONE, World
-from hwprune.training.quantised import Store
+from hwprune.training.hooks import HookMaker
+from hwprune.training.masters import WeightQuantizer
 from hwprune.training.recipe import Recipe
-from hwprune.training.result import Event
+from hwprune.training.result import Progress
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneConfig:
     """The arguments of ``finetune``, which documents them."""
 
     module: nn.Module
@@ -30,24 +30,14 @@ class Setting:
     recipe: Recipe
     teacher: nn.Module | None
     seed: int
-    device: str
-    progress: Callable[[Event], None] | None
-    train_batchnorm: bool
-    store: Store | None = None
+    device: str = "cpu"
+    progress: Callable[[Progress], None] | None = None
+    train_batchnorm: bool = True
+    store: WeightQuantizer | None = None
     checkpoint: Checkpoint | None = None
     world: World = ALONE
     observe: Callable[[nn.Module], float] | None = None
-
-    def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Return this process's share of a training batch as data and recipe want it changed."""
-        return augment(
-            batch,
-            self.data.augment,
-            generator,
-            cutout=self.recipe.cutout,
-            rows=self.rows,
-            of=self.batch_size,
-        )
+    hooks: HookMaker = lambda stage: {}
 
     @property
     def batch_size(self) -> int:

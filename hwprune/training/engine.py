@@ -1,0 +1,248 @@
+"""Masks, master weights and stored values of a network in training, whatever the loop.
+
+One rule: the optimiser steps on master weights; outside of ``optimizer.step`` the parameters hold
+what would be shipped, which is masked and, from the value phase on, as stored. Two hooks of
+``torch.optim.Optimizer`` keep it by copies in place: names, ``state_dict()``, compiled graphs and
+whoever else holds a parameter stay valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from hwprune.ir import Masks
+from hwprune.sparsity import NEEDS_GRADIENT, Event, Fill, Strategy
+from hwprune.training.distributed import ALONE, World
+from hwprune.training.events import masks_after
+from hwprune.training.evidence import Seen
+from hwprune.training.hooks import Hook, Proposal
+from hwprune.training.masters import MasterWeights
+from hwprune.training.sparse import SparseParameters
+
+Gradients = Mapping[str, torch.Tensor]
+
+
+class Engine:
+    """Prunes (and regrows) along a strategy while somebody trains.
+
+    Args:
+        sparse: the prunable parameters.
+        masters: of them.
+        strategy: what happens to the masks, and when.
+        fill: (ranking, fraction of the byte budget) -> masks.
+        steps: optimiser steps in all.
+        seed: of events that are random.
+        world: the processes that train together; masks are the leader's.
+        gradients: measures the gradients that an event asks for; without, they are summed over the
+            loop's own last ``gradient_batches`` steps, and events happen when a step's gradients
+            are there.
+        gradient_batches: see ``gradients``.
+        before_change: called with an event before anything is measured for it.
+        changed: called with an event and the masks that it led to.
+
+    Attributes:
+        sparse: the same.
+        masters: the same.
+        hooks: what takes part, by name, in the order in which it is asked.
+        step: optimiser steps taken.
+        pending: (step, event) of what is still to come.
+        last_change: the step of the last event.
+    """
+
+    def __init__(
+        self,
+        sparse: SparseParameters,
+        masters: MasterWeights,
+        strategy: Strategy,
+        fill: Fill,
+        *,
+        steps: int,
+        seed: int,
+        world: World = ALONE,
+        gradients: Callable[[], Gradients] | None = None,
+        gradient_batches: int = 1,
+        before_change: Callable[[Event], None] = lambda event: None,
+        changed: Callable[[Event, Proposal], None] = lambda event, proposal: None,
+    ) -> None:
+        """Look up when the events are due."""
+        self.sparse, self.masters, self.hooks = sparse, masters, dict[str, Hook]()
+        self._fill, self._density, self._seed, self._world = fill, strategy.density, seed, world
+        self._gradients, self._gradient_batches = gradients, gradient_batches
+        self._before_change, self._changed = before_change, changed
+        self.step = 0
+        self.pending = [(due(event.progress, steps), event) for event in strategy.events]
+        self._optimizers: list[torch.optim.Optimizer] = []
+        self._handles: list[Any] = []
+        self._skipped = False
+        self._sums: dict[str, torch.Tensor] = {}
+
+    # -- the optimiser ----------------------------------------------------------------------------
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take part in every step of an optimiser; of several, in turns that end with the last."""
+        self._optimizers.append(optimizer)
+        self._handles += [
+            optimizer.register_step_pre_hook(self._before_update),
+            optimizer.register_step_post_hook(self._after_update),
+        ]
+
+    def detach(self) -> None:
+        """Leave the optimisers alone."""
+        while self._handles:
+            self._handles.pop().remove()
+        self._optimizers = []
+
+    def _before_update(
+        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
+    ) -> tuple[Any, Any] | None:
+        """Get ready for an update; gradients of a closure are there after it was called only."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._ready(optimizer)
+            return None
+
+        def wrapped() -> Any:
+            loss = closure()
+            self._ready(optimizer)
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": wrapped}
+        return (args[0], wrapped, *args[2:]), kwargs
+
+    @torch.no_grad()
+    def _ready(self, optimizer: torch.optim.Optimizer) -> None:
+        """Apply what is due and let the parameters be masters, with masked gradients."""
+        if optimizer is self._optimizers[0]:
+            found, scale = (getattr(optimizer, each, None) for each in ("found_inf", "grad_scale"))
+            self._skipped = found is not None and float(found) > 0
+            if not self._skipped:
+                self._sum_gradients(1.0 if scale is None else float(scale))
+                self.change_masks()
+            self.masters.reveal()
+        self.sparse.mask_gradients()
+
+    @torch.no_grad()
+    def _after_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Mask what was moved, whatever moved it, and store it."""
+        if optimizer is not self._optimizers[-1]:
+            return
+        self.sparse.mask()
+        if not self._skipped:
+            self.step += 1
+            for hook in self.hooks.values():
+                hook.after_step()
+        self._store()
+
+    def _sum_gradients(self, scale: float) -> None:
+        """Add the loop's own gradients where an event that asks for them is near."""
+        if self._gradients is not None or not self.pending:
+            return
+        near = self.step + self._gradient_batches
+        if any(at < near and _needs_gradient(event) for at, event in self.pending):
+            for name, gradient in self.sparse.gradients().items():
+                if name in self._sums:
+                    self._sums[name].add_(gradient, alpha=1 / scale)
+                else:
+                    self._sums[name] = gradient / scale
+
+    def _store(self) -> None:
+        """Let the parameters be what is stored, once the masks are final and the time has come."""
+        if not self.pending:
+            self.masters.take(self.step)
+
+    # -- the masks --------------------------------------------------------------------------------
+
+    def before_step(self) -> None:
+        """Get ready for a forward pass, where the loop measures gradients by itself."""
+        self.change_masks()
+        if not self.masters.values:
+            self._store()
+        self.masters.hold_norms()
+
+    def change_masks(self, *, at_end: bool = False) -> None:
+        """Apply the events whose step has come; all that are left, at the end."""
+        while self.pending and (at_end or self.pending[0][0] <= self.step):
+            _, event = self.pending.pop(0)
+            self._before_change(event)
+            gradient: Gradients = {}
+            if _needs_gradient(event):
+                gradient = self._sums if self._gradients is None else self._gradients()
+            seen = Seen(gradient, self._seed * 65_537 + len(self.pending))
+            self.adopt(event, self.propose(event, seen))
+            if not self.pending or self.pending[0][0] > self.step:
+                self._sums = {}
+
+    def propose(self, event: Event, seen: Seen) -> Proposal:
+        """Return the masks that an event leads to, the same in all processes: the leader's."""
+        masks = masks_after(event, self.sparse, seen, self._fill, density=self._density)
+        proposal = Proposal(masks)
+        if self._world.leads:
+            for hook in self.hooks.values():
+                proposal = hook.propose(event, proposal, self._fill)
+        return self._world.lead(proposal)
+
+    def adopt(self, event: Event, proposal: Proposal) -> None:
+        """Put masks in force, momentum and masters included."""
+        self.sparse.set_masks(proposal.masks, *self._optimizers, initial=event.initial)
+        self.sparse.restart(proposal.opened)
+        for hook in self.hooks.values():
+            hook.after_mask_change(event, proposal)
+        self._changed(event, proposal)
+
+    # -- a checkpoint -----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that changes; not the parameters, nor what the optimisers keep."""
+        masks = self.sparse.masks.by_name
+        return {
+            "step": self.step,
+            "pending": len(self.pending),
+            "masks": {name: np.packbits(mask) for name, mask in masks.items()},
+            "masters": self.masters.state_dict(),
+            "sums": dict(self._sums),
+            "hooks": {name: hook.state_dict() for name, hook in self.hooks.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` returned, in an engine that was made alike.
+
+        What has left the network by then leaves it, so that the module's state fits afterwards.
+        """
+        shapes, parameters = self.sparse.shapes, self.sparse.parameters
+        masks = {
+            name: np.unpackbits(bits, count=int(np.prod(shapes[name]))).reshape(shapes[name])
+            for name, bits in state["masks"].items()
+        }
+        # The masks first: hooks ask for them.
+        self.sparse.set_masks(Masks({name: mask.astype(np.bool_) for name, mask in masks.items()}))
+        self.step = state["step"]
+        self.pending = self.pending[len(self.pending) - state["pending"] :]
+        self.masters.load_state_dict(state["masters"])
+        self._sums = {n: torch.empty_like(parameters[n]).copy_(t) for n, t in state["sums"].items()}
+        for name, hook in self.hooks.items():
+            hook.before_step(self.step - 1, self._optimizers[0])
+            hook.load_state_dict(state["hooks"][name])
+
+
+def due(progress: float, steps: int) -> int:
+    """Return the step before which something happens."""
+    return min(steps, round(progress * steps))
+
+
+def value_phase(strategy: Strategy, quantizer: Any, quantise_from: float, steps: int) -> int:
+    """Return the step from which values are trained as they are stored.
+
+    Half as long where BN stands still meanwhile: it has less time to lose anything.
+    """
+    start = (1 + quantise_from) / 2 if quantizer.holds_norms else quantise_from
+    last = max((event.progress for event in strategy.events), default=0.0)
+    return max(due(last, steps), due(start, steps))
+
+
+def _needs_gradient(event: Event) -> bool:
+    return event.action == "regrow" and event.score in NEEDS_GRADIENT
