@@ -47,7 +47,7 @@ def template_of(
     """
     raw = traced.with_values(module)
     graph = slim(lower(raw, opset), traced.parameters)
-    prunable, skipped = find_prunable(raw, graph, traced.parameters)
+    prunable, skipped = find_prunable(raw, graph, traced.parameters, traced.buffers)
     return Template(graph, prunable, ir_version, inline, codecs, fuse, traced=traced), skipped
 
 

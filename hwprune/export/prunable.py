@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +96,7 @@ def _uses(
 
 
 def find_prunable(
-    raw: Graph, graph: Graph, parameters: Sequence[str]
+    raw: Graph, graph: Graph, parameters: Sequence[str], buffers: Container[str] = ()
 ) -> tuple[tuple[PrunableTensor, ...], tuple[SkippedTensor, ...]]:
     """Sort a network's parameters into prunable ones and those that stay dense, with reasons.
 
@@ -104,6 +104,7 @@ def find_prunable(
         raw: the network as it was traced.
         graph: the same after the passes: what is missing there was folded.
         parameters: the tensors that are parameters or buffers.
+        buffers: those of them that are buffers: fixed filters, which stay as they are.
 
     Raises:
         ExportError: nothing can be pruned.
@@ -116,6 +117,8 @@ def find_prunable(
             skipped.append(SkippedTensor(key, array.shape, 0, "folded into the layer before it"))
             continue
         uses = weight_uses(graph, key, readers)
+        if key in buffers and not isinstance(uses, str):
+            uses = "a buffer, not a parameter"
         if isinstance(uses, str):
             skipped.append(SkippedTensor(key, array.shape, array.nbytes, uses))
         else:

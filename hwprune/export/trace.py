@@ -6,8 +6,11 @@ transpose or copy one out of sight; their values are joined by name afterwards.
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
+import re
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -35,12 +38,14 @@ class Traced:
         graph: nodes and constants; ``graph.tensors`` holds no parameters.
         parameters: the tensors that are parameters or buffers, by their first key in the state
             dict.
-        notes: what could not be kept dynamic.
+        notes: sentences for the report.
+        buffers: those of ``parameters`` that are buffers, which nothing prunes.
     """
 
     graph: Graph
     parameters: tuple[str, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    buffers: frozenset[str] = frozenset()
 
     def with_values(self, module: Any) -> Graph:
         """Return the graph over the module's present parameters and buffers (NumPy views)."""
@@ -75,7 +80,8 @@ def trace(model: Model) -> Traced:
     """Trace a model's structure.
 
     Raises:
-        ExportError: torch cannot export it; the message names the reason and the place.
+        ExportError: torch cannot export it, or the batch comes out fixed; the message names the
+            reason and the place.
     """
     import torch
 
@@ -90,6 +96,7 @@ def trace(model: Model) -> Traced:
         with _quiet():
             module = _exportable(model, args)
             program = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
+            _check_is_free(program, model, args, dynamic)
             with unparsed_functions():
                 exported = torch.onnx.export(
                     program,
@@ -100,6 +107,8 @@ def trace(model: Model) -> Traced:
                     input_names=[spec.name for spec in model.inputs],
                     verbose=False,
                 )
+    except ExportError:
+        raise
     except Exception as error:
         hint = "torch.export needs a forward method without data-dependent Python control flow"
         if model.kind == "torchscript":
@@ -117,10 +126,79 @@ def trace(model: Model) -> Traced:
 def _exportable(model: Model, args: tuple[Any, ...]) -> Any:
     """Return what torch.export takes: a TorchScript module is converted first, names and all."""
     if model.kind != "torchscript":
-        return model.module
+        return _untouched(model)
     from torch._export.converter import TS2EPConverter
 
     return TS2EPConverter(model.module, args).convert().module()
+
+
+def _untouched(model: Model) -> Any:
+    """Return a copy over the same parameters and buffers: the exporter leaves marks in a module.
+
+    A forward method that remembers (a table for the shape that it saw last) would keep the
+    exporter's stand-ins, and answer from them.
+    """
+    if model.kind == "exported-program":
+        return model.module
+    memo = {id(tensor): tensor for tensor in (*model.module.parameters(), *model.module.buffers())}
+    try:
+        return copy.deepcopy(model.module, memo)
+    except Exception:  # it holds what cannot be copied
+        return model.module
+
+
+class _Fixing(logging.Handler):
+    """Notes the line of the user's code at which torch gives a free size a fixed value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Look at the stack where torch says so."""
+        if self.place or not record.getMessage().startswith("set_replacement"):
+            return
+        for frame in reversed(traceback.extract_stack()):
+            if not re.search(r"/(?:torch|logging)/|<", frame.filename) and frame.name != "emit":
+                name = frame.filename.rpartition("/")[2]
+                self.place = f", by {name}, line {frame.lineno}: {frame.line}"
+                return
+
+
+def _check_is_free(program: Any, model: Model, args: tuple[Any, ...], dynamic: Any) -> None:
+    """Refuse a program that takes the batch of this trace only."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    for name, spec in zip(program.graph_signature.user_inputs, model.inputs, strict=True):
+        for axis, size in enumerate(spec.shape):
+            # A number, or a symbol that torch may have come to know as one.
+            if size is None and str(values[name].shape[axis]).isdigit():
+                raise ExportError(
+                    f"{model.name} takes no other batch than that of its example once it is "
+                    f"exported{_where_fixed(model, args, dynamic)}",
+                    hint="let it read the size of its input, or give --fixed-batch for a file of "
+                    "batch 1",
+                )
+
+
+def _where_fixed(model: Model, args: tuple[Any, ...], dynamic: Any) -> str:
+    """Export once more, to learn what fixed a size; empty where that does not show."""
+    import torch
+
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    handler, handlers = _Fixing(), log.handlers[:]
+    try:
+        log.handlers[:] = [handler]
+        vars(log)["isEnabledFor"] = lambda level: level >= logging.INFO  # though `_quiet` holds
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = _exportable(model, args)
+            torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
+    except Exception:  # as it may have the first time
+        return ""
+    finally:
+        log.handlers[:] = handlers
+        del vars(log)["isEnabledFor"]
+    return handler.place
 
 
 def _structure(ir_model: Any, model: Model) -> Traced:
@@ -156,7 +234,8 @@ def _structure(ir_model: Any, model: Model) -> Traced:
     notes = _fix_batch_names(inputs, outputs, model)
     opset = next(entry.version for entry in proto.opset_import if entry.domain == "")
     kept = used_tensors(nodes, {output.name for output in outputs}, tensors)
-    return Traced(Graph(nodes, inputs, outputs, kept, opset), keys, notes)
+    buffers = frozenset(canonical[name] for name, _ in model.module.named_buffers())
+    return Traced(Graph(nodes, inputs, outputs, kept, opset), keys, notes, buffers)
 
 
 def _by_value(value: Any, module: Any) -> str | None:

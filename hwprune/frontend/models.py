@@ -16,7 +16,7 @@ from hwprune.frontend import exported, folders, pickled, program, scripted, stat
 from hwprune.frontend.arch import Arch, find_arch
 from hwprune.frontend.archive import SAVE_AGAIN, IdentifiedFile, identify
 from hwprune.frontend.inputs import InputSources, choose_inputs, parse_input
-from hwprune.frontend.prepare import fold, own_memory, prepare
+from hwprune.frontend.prepare import fold, give_norms_weights, own_memory, prepare
 from hwprune.frontend.probe import forward_names, probe
 from hwprune.frontend.recognise import (
     Mismatch,
@@ -336,7 +336,8 @@ def _compared(
     module = _make(arch)
     named, notes = aligned(tensors, module, path)
     mismatch = compare(shapes_of(named), shapes_of(module.state_dict()))
-    if mismatch and not arch.meta and fold(plain := _make(arch).eval()):
+    plain = _make(arch).eval() if mismatch and not arch.meta else module
+    if plain is not module and (fold(plain), give_norms_weights(plain)) != ((), False):
         other, other_notes = aligned(tensors, plain, path)
         if not compare(shapes_of(other), shapes_of(plain.state_dict())):
             return plain, other, other_notes, Mismatch((), (), (), len(other))

@@ -39,6 +39,7 @@ def prepare(module: nn.Module, inputs: tuple[TensorSpec, ...], *, seed: int = 0)
         _call_once(module, inputs, seed)
     own_memory(module)
     notes: tuple[str, ...] = ()
+    give_norms_weights(module)
     if folded := fold(module):
         notes = (
             f"weights that were computed at every call are now plain ones: {', '.join(folded[:4])}"
@@ -67,6 +68,25 @@ def own_memory(module: nn.Module) -> None:
             continue
         if tensor.numel() * tensor.element_size() != tensor.untyped_storage().nbytes():
             tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def give_norms_weights(module: nn.Module) -> bool:
+    """Give BN without weight and bias those that do nothing, in place: it is folded by them.
+
+    Returns:
+        Whether there was one.
+    """
+    bare = [
+        part
+        for part in module.modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.weight is None
+    ]
+    part: Any
+    for part in bare:
+        part.affine = True
+        part.weight = nn.Parameter(torch.ones(part.num_features), requires_grad=False)
+        part.bias = nn.Parameter(torch.zeros(part.num_features), requires_grad=False)
+    return bool(bare)
 
 
 def fold(module: nn.Module) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -172,3 +173,107 @@ class Named(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return {"z": self.a(x), "others": (self.b(x),)}
+
+
+# -- networks that run, and that no tool can take as they are -------------------------------------
+
+
+class Remembers(nn.Module):
+    """Keeps a table for the shape that it saw last, as detection heads do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 16, 3)
+        self.shape: Any = None
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.b(F.relu(self.a(x)))
+        if self.shape != y.shape:
+            self.table, self.shape = torch.arange(y.shape[-1], dtype=torch.float32), y.shape
+        return (y + self.table).view(y.shape[0], 16, -1)
+
+
+class BareNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32, affine=False)
+        self.b, self.head = nn.Linear(32, 64), nn.Linear(64, 10)
+        self.m = nn.BatchNorm1d(64, affine=False)
+        nn.init.uniform_(self.n.running_mean, -0.3, 0.3)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.n(self.a(x))).mean((2, 3))
+        return self.head(F.relu(self.m(self.b(x))))
+
+
+class Filter(nn.Module):
+    """Holds a fixed filter, and a window that is a view of something longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("fir", torch.randn(32, 3, 3, 3) * 0.3)
+        self.register_buffer("window", torch.hann_window(9)[1:])
+        self.a, self.head = nn.Conv2d(32, 32, 3), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(F.conv2d(x * self.window, self.fir))
+        return self.head(F.relu(self.a(x)).mean((2, 3)))
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        weight_norm = nn.utils.parametrizations.weight_norm
+        spectral_norm = nn.utils.parametrizations.spectral_norm
+        self.a = weight_norm(nn.Conv2d(3, 32, 3))
+        self.b = spectral_norm(nn.Conv2d(32, 32, 3))
+        self.head = weight_norm(nn.Linear(32, 10))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(F.relu(self.b(F.relu(self.a(x)))).mean((2, 3)))
+
+
+class Lazy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.LazyConv2d(32, 3), nn.LazyConv2d(32, 3), nn.LazyLinear(10)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(F.relu(self.b(F.relu(self.a(x)))).mean((2, 3)))
+
+
+@dataclass
+class Found:
+    boxes: Tensor
+    nothing: Tensor | None
+    more: dict[str, Tensor]
+
+
+class Keyword(nn.Module):
+    """Takes keywords only, and returns a dataclass with nothing in one of its fields."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3), nn.Linear(32, 10)
+
+    def forward(self, *, image: Tensor, scale: Tensor) -> Any:
+        x = F.relu(self.b(F.relu(self.a(image)))).mean((2, 3)) * scale
+        return Found(self.head(x), None, {"features": x, "again": x * 2})
+
+
+class Dictionary(Keyword):
+    """Takes one dictionary."""
+
+    def forward(self, batch: dict[str, Tensor]) -> Any:  # type: ignore[override]
+        return super().forward(image=batch["image"], scale=batch["scale"])
+
+
+class Skips(Keyword):
+    """Has an optional input between those that are given."""
+
+    def forward(  # type: ignore[override]
+        self, image: Tensor, mask: Tensor | None = None, scale: Tensor | None = None
+    ) -> Any:
+        assert mask is None
+        assert scale is not None
+        return list(super().forward(image=image, scale=scale).more.items())

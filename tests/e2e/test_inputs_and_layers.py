@@ -14,6 +14,8 @@ import torch
 from e2e_tools import Runner, masks_of, state_of
 from torch import nn
 
+from hwprune.frontend import load_model
+
 pytestmark = pytest.mark.slow
 
 IMAGE = ("x:Nx3x8x8:float32",)
@@ -98,6 +100,54 @@ def test_each_kind_of_layer(hwprune: Runner, nets: Path, tmp_path: Path, name: s
             assert one.shape == tuple(other.shape)
             span = float(other.max() - other.min())
             assert np.abs(one - other.numpy()).max() <= 1e-4 * span
+
+
+SCALED = ("image:Nx3x8x8:float32", "scale:Nx32:float32")
+ODD: dict[str, tuple[tuple[str, ...], int]] = {
+    # the inputs, and how many weights are prunable
+    "Remembers": (IMAGE, 32 * 27 + 16 * 32 * 9),
+    "BareNorm": (IMAGE, 32 * 27 + 64 * 32 + 640),
+    "Filter": (IMAGE, 32 * 32 * 9 + 320),
+    "Normed": (IMAGE, 32 * 27 + 32 * 32 * 9 + 320),
+    "Lazy": (IMAGE, 32 * 27 + 32 * 32 * 9 + 320),
+    "Keyword": (SCALED, 32 * 27 + 32 * 32 * 9 + 320),
+    "Dictionary": (SCALED, 32 * 27 + 32 * 32 * 9 + 320),
+    "Skips": (SCALED, -1),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_networks_compile_and_their_checkpoints_read_back(
+    hwprune: Runner, nets: Path, tmp_path: Path, name: str
+) -> None:
+    inputs, weights = ODD[name]
+    torch.manual_seed(0)
+    network = getattr(e2e_nets, name)().eval()
+    feeds = {
+        text.split(":")[0]: torch.randn([4, *map(int, text.split(":")[1].split("x")[1:])])
+        for text in inputs
+    }
+    if name == "Lazy":
+        network(*feeds.values())
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    arch, given = f"{nets}:{name}", [word for text in inputs for word in ("--input", text)]
+    ran = hwprune(
+        "compile", tmp_path / "net.pt", "--arch", arch, *given, "--values", "fp32", "--epochs", 0,
+        "--target", "nrf52840", "--budget", "16KiB", "-o", tmp_path / "o", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    if weights >= 0:
+        assert ran.document["result"]["weights"] == weights
+    model = load_model(str(tmp_path / "o" / "checkpoint"), arch=arch, inputs=inputs)
+    session = onnxruntime.InferenceSession(str(tmp_path / "o" / "model.onnx"))
+    for batch in (1, 2, 4):
+        few = {key: value[:batch] for key, value in feeds.items()}
+        with torch.no_grad():
+            expected = tensors(model.module(*few.values()))
+        found = session.run(None, {key: value.numpy() for key, value in few.items()})
+        for one, other in zip(found, expected, strict=True):
+            assert one.shape == tuple(other.shape)
+            assert np.abs(one - other.numpy()).max() <= 1e-4 * float(other.max() - other.min())
 
 
 def test_two_inputs_are_trained_on_data(hwprune: Runner, nets: Path, tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""Networks that run, and that no tool can take as they are: made plain, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hwprune.errors import ExportError, ModelError
+from hwprune.export.trace import trace
+from hwprune.frontend.prepare import prepare
+from hwprune.ir import Model, TensorSpec
+
+
+def spec(name: str, *shape: int, dtype: str = "float32") -> TensorSpec:
+    return TensorSpec(name, (None, *shape), dtype)
+
+
+def net(forward: Callable[..., Any]) -> nn.Module:
+    """A linear layer under a forward method."""
+    kind: Any = type("Net", (nn.Module,), {"forward": forward})
+    module: nn.Module = kind().eval()
+    module.fc = nn.Linear(4, 4)
+    return module
+
+
+# -- random in eval mode --------------------------------------------------------------------------
+
+
+def drops(self: Any, x: Tensor) -> Any:
+    return F.dropout(self.fc(x), 0.5)
+
+
+def samples(self: Any, x: Tensor) -> Any:
+    return self.fc(x), self.fc(x) + torch.randn_like(x)
+
+
+def draws_in_python(self: Any, x: Tensor) -> Any:
+    self.fc(x)
+    return torch.ones(2, 4) * DRAWS.pop()
+
+
+DRAWS = [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (drops, r"by bernoulli_? \(test_networks\.py, line \d+: return F\.dropout"),
+        (samples, r"by randn_like \(test_networks\.py, line \d+: return self\.fc\(x\), "),
+        (draws_in_python, "two runs on the same input differ$"),
+    ],
+)
+def test_a_network_that_draws_is_refused_with_the_place(forward: Any, said: str) -> None:
+    with pytest.raises(ModelError, match="random in eval mode.*" + said):
+        prepare(net(forward), (spec("x", 4),))
+
+
+def counts(self: Any, x: Tensor) -> Any:
+    self.count = getattr(self, "count", 0) + 1
+    return self.fc(x) * self.count
+
+
+def draws_for_nothing(self: Any, x: Tensor) -> Any:
+    return self.fc(x) + 0 * torch.rand(1)
+
+
+@pytest.mark.parametrize("forward", [counts, draws_for_nothing])
+def test_a_network_that_remembers_or_draws_for_nothing_is_not_random(forward: Any) -> None:
+    module = net(forward)
+    prepare(module, (spec("x", 4),))
+    assert not hasattr(module, "count")
+
+
+def test_a_network_that_leaves_by_sys_exit_is_refused() -> None:
+    def leaves(self: Any, x: Tensor) -> Any:
+        raise SystemExit(0)
+
+    with pytest.raises(ModelError, match=r"does not take x.*sys\.exit\(0\)"):
+        prepare(net(leaves), (spec("x", 4),))
+
+
+# -- what goes in and what comes out --------------------------------------------------------------
+
+
+@dataclass
+class Outputs:
+    logits: Tensor
+    loss: Tensor | None
+    hidden: tuple[Tensor, ...]
+
+
+OUTPUTS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "dictionary": lambda self, x: {"logits": self.fc(x), "hidden": x},
+    "dataclass": lambda self, x: Outputs(self.fc(x), None, (x,)),
+    "nested": lambda self, x: [self.fc(x), {"a": [x, None, "text"]}],
+}
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_outputs_of_any_form_are_tensors_one_after_the_other(kind: str) -> None:
+    module, x = net(OUTPUTS[kind]), torch.randn(2, 4)
+    notes = prepare(module, (spec("x", 4),))
+    logits, hidden = module(x)
+    assert torch.equal(logits, module.fc(x))
+    assert torch.equal(hidden, x)
+    assert any("returns its tensors in order" in note for note in notes)
+
+
+def test_what_needs_no_adapting_stays_as_it_is() -> None:
+    module = net(lambda self, x: (self.fc(x), x))
+    assert prepare(module, (spec("x", 4),)) == ()
+    assert "forward" not in vars(module)
+
+
+def test_a_network_without_tensors_is_refused() -> None:
+    with pytest.raises(ModelError, match="returns dict, expected a tensor"):
+        prepare(net(lambda self, x: {"size": 3}), (spec("x", 4),))
+
+
+def words(self: Any, ids: Tensor, mask: Tensor | None = None, kinds: Tensor | None = None) -> Any:
+    assert mask is None or bool(mask.any(1).all()), "a row without a token"
+    return self.fc(torch.ones(4) * (ids + kinds).sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("given", [("ids", "kinds"), ("kinds", "ids"), ("ids", "mask", "kinds")])
+def test_inputs_go_by_their_names(given: tuple[str, ...]) -> None:
+    module = net(words)
+    specs = tuple(spec(name, 3, dtype="bool" if name == "mask" else "int64") for name in given)
+    prepare(module, specs)
+    values = {"ids": torch.ones(2, 3).long(), "kinds": torch.zeros(2, 3).long()}
+    values["mask"] = torch.ones(2, 3, dtype=torch.bool)
+    expected = module.fc(torch.full((2, 4), 3.0))
+    assert torch.equal(module(*(values[name] for name in given)), expected)
+
+
+# -- tracing --------------------------------------------------------------------------------------
+
+
+def model(module: nn.Module, *inputs: TensorSpec) -> Model:
+    return Model("net", "net.pt", "state-dict", module, None, inputs)
+
+
+def remembers(self: Any, x: Tensor) -> Any:
+    if getattr(self, "shape", None) != x.shape:
+        self.table, self.shape = torch.ones(x.shape[-1]), x.shape
+    return self.fc(x + self.table).reshape(self.shape)
+
+
+def test_tracing_leaves_nothing_in_a_network_that_remembers() -> None:
+    module = net(remembers)
+    module(torch.zeros(7, 4))
+    for _ in range(2):
+        trace(model(module, spec("x", 4)))
+        assert module.shape == (7, 4)
+        assert type(module.table) is Tensor
+    assert module(torch.zeros(5, 4)).shape == (5, 4)
+
+
+def fixes(self: Any, x: Tensor) -> Any:
+    return self.fc(x).view(2, 4)
+
+
+def loops(self: Any, x: Tensor) -> Any:
+    return torch.stack([self.fc(row) for row in x])
+
+
+@pytest.mark.parametrize("forward", [fixes, loops])
+def test_a_batch_that_comes_out_fixed_is_refused_with_the_line(forward: Any) -> None:
+    with pytest.raises(ExportError, match="no other batch than that of its example") as caught:
+        trace(model(net(forward), spec("x", 4)))
+    assert f"{forward.__code__.co_firstlineno + 1}: return" in caught.value.message
+    assert "test_networks.py" in caught.value.message
+    assert "--fixed-batch" in str(caught.value.hint)
