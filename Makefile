@@ -7,7 +7,8 @@
 #   make kernels  build the library of sparse kernels into hwprune/kernels (CMake, a C++17 compiler)
 #   make sanitize build and test the kernels with address and undefined-behaviour sanitizers; fuzz
 #   make aarch64  build the kernels for 64-bit Arm, test them under qemu-user
-#   make runtimes install onnxruntime 1.15.1 and 1.17.3 apart, for the tests that run files in them
+#   make runtimes install onnxruntime 1.11.1, 1.15.1 and 1.17.3 apart, for the tests that run files
+#                 in them (1.11.1 where there is a Python 3.10 or 3.9 for it)
 #   make clean    remove what these made, .venv included
 #
 # PYTHON chooses the interpreter (3.10 to 3.13): make demo PYTHON=python3.12
@@ -96,9 +97,11 @@ aarch64:
 # The last versions before and after functions were folded and the kernels' ABI began. Their wheels
 # need NumPy 1; Python 3.12 and newer have none of the first.
 runtimes:
-	@for version in 1.15.1 1.17.3; do \
+	@for version in 1.11.1 1.15.1 1.17.3; do \
+	  python=$(PYTHON); test $$version != 1.11.1 || \
+	    python=$$(command -v python3.10 || command -v python3.9 || echo $(PYTHON)); \
 	  folder=build/runtimes/$$version; test -e $$folder/installed || \
-	  { rm -rf $$folder && $(PYTHON) -m venv $$folder && \
+	  { rm -rf $$folder && $$python -m venv $$folder && \
 	    $$folder/bin/python -m pip install --quiet --disable-pip-version-check \
 	      onnxruntime==$$version 'numpy<2' && touch $$folder/installed; } || \
 	  { rm -rf $$folder; echo "SKIPPED: onnxruntime $$version cannot be installed here."; }; \

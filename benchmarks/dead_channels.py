@@ -79,8 +79,8 @@ def measure(config: Mapping[str, Any], data: Path | None) -> dict[str, Any]:
     """Return sizes with and without dead channels, and by how much outputs differ."""
     import torch
 
-    from hwprune.export.pipeline import dead_structure, renewed
-    from hwprune.export.shrink import cut
+    from hwprune.export.pipeline import removable_channels, renewed
+    from hwprune.export.removal import gather_channels
     from hwprune.ir import Masks
     from hwprune.sparsity import rank_weights
     from hwprune.steps.planning import module_weights
@@ -107,7 +107,7 @@ def measure(config: Mapping[str, Any], data: Path | None) -> dict[str, Any]:
     try:
         whole = masked(masks)
         watch = Stopwatch()
-        dead = dead_structure(whole, masks)
+        dead = removable_channels(whole, masks)
         seconds = watch.seconds
         with_all = file_bytes(whole, masks)
         expected = outputs(whole, feeds)
@@ -116,7 +116,9 @@ def measure(config: Mapping[str, Any], data: Path | None) -> dict[str, Any]:
                 named[name].add_(torch.from_numpy(array))
         dropped = masked(dead.masks)
         small = dropped.without(dead.removal)
-        left = Masks({name: cut(name, dead.masks[name], small.kept) for name in dead.masks})
+        left = Masks(
+            {name: gather_channels(name, dead.masks[name], small.kept) for name in dead.masks}
+        )
         found = outputs(small, feeds)
         return {
             "trained": trained,

@@ -18,6 +18,13 @@ VALUE_TYPES: tuple[ValueType, ...] = ("fp32", "fp16", "int8", "int4", "codebook1
 CodecName = Literal["cols8", "cols16", "gap4", "gap8", "gap16", "bitmap", "rice", "dense"]
 
 
+def along_axis(numbers: NDArray[Any], axis: int, ndim: int) -> NDArray[Any]:
+    """Return one number per channel, shaped to broadcast along an axis of ``ndim``."""
+    shape = [1] * ndim
+    shape[axis] = -1
+    return numbers.reshape(shape)
+
+
 # -- the model and its data ---------------------------------------------------------------------
 
 

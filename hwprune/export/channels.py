@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hwprune.export.graph import Graph
+from hwprune.export.graph import Graph, input_names
 from hwprune.export.shapes import Shape, activation_shapes
 
 Units = NDArray[np.int64]
@@ -27,7 +27,7 @@ Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
+class ChannelAxis:
     """Where the channels of an activation lie.
 
     Attributes:
@@ -42,7 +42,7 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ChannelInput:
     """An activation that a node reads by its channels.
 
     Attributes:
@@ -64,15 +64,16 @@ class Channels:
         graph: the network.
         shapes: of its activations, where they are known.
         axes: per activation, where its channels lie; absent where nobody can say.
-        cuts: per tensor and axis of it, the units along it, once for every node that reads it so.
+        tensor_units: per tensor and axis of it, the units along it, once for every node that reads
+            it so.
         transposed: activations that are a transposed tensor, and which.
         whole: activations and tensors that a node reads whole.
     """
 
     graph: Graph
     shapes: Mapping[str, Shape]
-    axes: dict[str, Axis] = field(default_factory=dict)
-    cuts: dict[str, dict[int, list[Units]]] = field(
+    axes: dict[str, ChannelAxis] = field(default_factory=dict)
+    tensor_units: dict[str, dict[int, list[Units]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
     transposed: dict[str, str] = field(default_factory=dict)
@@ -88,6 +89,10 @@ class Channels:
     def tensor(self, name: str) -> NDArray[Any] | None:
         """Return a tensor of the network, None where the name is something else."""
         return self.graph.tensors.get(name)
+
+    def axis_of(self, node: ir.Node) -> ChannelAxis | None:
+        """Return where the channels of a node's first input lie, None where nobody can say."""
+        return self.axes.get(input_names(node)[0])
 
     def numbers(self, name: str) -> list[int] | None:
         """Return the whole numbers that a tensor holds, None where it is no tensor of such."""
@@ -108,23 +113,23 @@ class Channels:
             first, second = self._root(a), self._root(b)
             self._parents[max(first, second)] = min(first, second)
 
-    def read_whole(self, node: onnx.NodeProto) -> None:
+    def read_whole(self, node: ir.Node) -> None:
         """Keep everything that a node reads: nobody knows what it does with it."""
-        self.whole |= {self.transposed.get(name, name) for name in node.input}
+        self.whole |= {self.transposed.get(name, name) for name in input_names(node)}
 
-    def source(self, name: str, at: int, count: int) -> Source:
+    def read(self, name: str, at: int, count: int) -> ChannelInput:
         """Return an activation as it is read along an axis of ``count`` channels."""
         found = self.axes.get(name)
         if found is not None and found.at == at and found.units.size == count:
-            return Source(name, found.units, True)
+            return ChannelInput(name, found.units, True)
         self.whole.add(name)
         units = self.fresh(count)
         self._pinned.append(units)
-        return Source(name, units, False)
+        return ChannelInput(name, units, False)
 
-    def cut(self, tensor: str, at: int, units: Units) -> None:
+    def lies_along(self, tensor: str, at: int, units: Units) -> None:
         """Note that a node reads a tensor with these units along an axis."""
-        self.cuts[tensor][at].append(units)
+        self.tensor_units[tensor][at].append(units)
 
     def settle(self) -> tuple[Units, Flags]:
         """Join what shared tensors tie together, when every node was gone through.
@@ -132,13 +137,13 @@ class Channels:
         Returns:
             (units,) the number that stands for each, and (units,) whether it has to stay.
         """
-        for axes in self.cuts.values():
+        for axes in self.tensor_units.values():
             for first, *others in axes.values():
                 for other in others:
                     self.join(first, other)
         for name in self.whole:
             self._pinned += [self.axes[name].units] if name in self.axes else []
-            self._pinned += [uses[0] for uses in self.cuts.get(name, {}).values()]
+            self._pinned += [uses[0] for uses in self.tensor_units.get(name, {}).values()]
         roots = np.array([self._root(unit) for unit in range(len(self._parents))], np.int64)
         pinned = np.zeros(len(roots), np.bool_)
         for units in self._pinned:

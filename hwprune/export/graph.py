@@ -1,18 +1,19 @@
-"""The network as ONNX nodes over named NumPy tensors: what the export passes read and return.
+"""The network that the export passes read and change: ONNX IR nodes over named NumPy tensors.
 
-Tensors are NumPy views, so a graph of 138 million parameters costs no second copy of them until a
-pass changes a tensor.
+Nodes and values are onnx_ir's, which know who makes and who reads a value. What the tensors hold
+lies beside them, by name, as NumPy views: a graph of 138 million parameters costs no second copy of
+them until a pass changes a tensor, and other weights need no other structure.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import helper
 
@@ -65,70 +66,155 @@ class Gain:
         return float(tensors[self.scalar].reshape(())) if self.scalar else 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Graph:
-    """A network of standard ONNX operators.
+    """A network of standard ONNX operators. Passes change it; whoever shares it copies it first.
 
     Attributes:
-        nodes: in topological order.
-        inputs: the graph's inputs, without tensors.
-        outputs: the graph's outputs.
-        tensors: initializers by name; parameters under their state-dict keys.
-        opset: the version of the standard operators.
+        structure: nodes in topological order and the values between them; the tensors are its
+            initializers, without numbers.
+        tensors: what initializers hold; parameters under their state-dict keys.
         folds: the BNs that were folded.
-        gains: the BNs behind layers that share their weights; see ``gains.py``.
+        gains: the BNs behind layers that share their weights; see ``per_use_scale.py``.
     """
 
-    nodes: tuple[onnx.NodeProto, ...]
-    inputs: tuple[onnx.ValueInfoProto, ...]
-    outputs: tuple[onnx.ValueInfoProto, ...]
-    tensors: Mapping[str, NDArray[Any]]
-    opset: int
+    structure: ir.Graph
+    tensors: dict[str, NDArray[Any]]
     folds: tuple[Fold, ...] = ()
     gains: tuple[Gain, ...] = ()
 
-    def readers(self) -> dict[str, list[tuple[onnx.NodeProto, int]]]:
-        """Return, per value, the nodes that read it and at which input."""
-        readers: dict[str, list[tuple[onnx.NodeProto, int]]] = defaultdict(list)
-        for node in self.nodes:
-            for slot, name in enumerate(node.input):
-                if name:
-                    readers[name].append((node, slot))
-        return readers
+    @classmethod
+    def of(
+        cls,
+        nodes: Iterable[onnx.NodeProto],
+        inputs: Iterable[onnx.ValueInfoProto],
+        outputs: Iterable[onnx.ValueInfoProto],
+        tensors: Mapping[str, NDArray[Any]],
+        opset: int,
+    ) -> Graph:
+        """Return a network that is given as ONNX's own messages."""
+        known = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+            for name, a in tensors.items()
+        ]
+        made = helper.make_graph(list(nodes), "g", [*inputs, *known], list(outputs))
+        structure: ir.Graph = ir.serde.deserialize_graph(made)
+        structure.opset_imports[""] = opset
+        graph = cls(structure, dict(tensors))
+        graph.hold([value for value in structure.inputs if value.name in tensors])
+        return graph
+
+    @property
+    def nodes(self) -> list[ir.Node]:
+        """Return the nodes in topological order."""
+        return list(self.structure)
+
+    @property
+    def opset(self) -> int:
+        """Return the version of the standard operators."""
+        return self.structure.opset_imports[""]
 
     def output_names(self) -> set[str]:
         """Return the names of the graph's outputs."""
-        return {output.name for output in self.outputs}
+        return {name_of(output) for output in self.structure.outputs}
 
     def interface_names(self) -> set[str]:
         """Return the names of the graph's inputs and outputs."""
-        return self.output_names() | {entry.name for entry in self.inputs}
+        return self.output_names() | {name_of(entry) for entry in self.structure.inputs}
+
+    def copy(self) -> Graph:
+        """Return a network that may be changed; the tensors' numbers are shared."""
+        return Graph(self.structure.clone(), dict(self.tensors), self.folds, self.gains)
+
+    def hold(self, values: Iterable[ir.Value]) -> None:
+        """Let inputs of the structure be tensors of the network instead."""
+        for value in list(values):
+            self.structure.inputs.remove(value)
+            self.structure.initializers.add(value)
+
+    def tensor(self, value: ir.Value | None) -> NDArray[Any] | None:
+        """Return what a value holds, None where it is no tensor of the network."""
+        return None if value is None else self.tensors.get(name_of(value))
+
+    def add_tensor(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """Return a tensor's value, made where the network has none of this name."""
+        self.tensors[name] = array
+        if name not in self.structure.initializers:
+            self.structure.initializers.add(ir.Value(name=name))
+        return self.structure.initializers[name]
+
+    def drop_unread(self) -> None:
+        """Drop the tensors that nothing reads; the others come in the order of their first use."""
+        names = dict.fromkeys(name for node in self.nodes for name in input_names(node))
+        every = [*names, *(name_of(output) for output in self.structure.outputs)]
+        inner = [
+            name
+            for name, value in self.structure.initializers.items()
+            if any(user.graph is not self.structure for user, _ in value.uses())
+        ]
+        order = dict.fromkeys([*every, *inner])
+        self.tensors = {name: self.tensors[name] for name in order if name in self.tensors}
+        for name in [*self.structure.initializers.keys()]:
+            if name not in order:
+                del self.structure.initializers[name]
 
 
-def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+def name_of(value: ir.Value) -> str:
+    """Return a value's name; every value of a network has one."""
+    assert value.name is not None
+    return value.name
+
+
+def value_in(node: ir.Node, slot: int) -> ir.Value:
+    """Return an input that the operator cannot do without."""
+    value = node.inputs[slot]
+    assert value is not None
+    return value
+
+
+def optional_input(node: ir.Node, slot: int) -> ir.Value | None:
+    """Return an input, None where the node is without it."""
+    return node.inputs[slot] if len(node.inputs) > slot else None
+
+
+def input_names(node: ir.Node) -> list[str]:
+    """Return the names of a node's inputs, empty for those that it is without."""
+    return ["" if value is None else name_of(value) for value in node.inputs]
+
+
+def output_name(node: ir.Node) -> str:
+    """Return the name of a node's first output."""
+    return name_of(node.outputs[0])
+
+
+def attributes(node: ir.Node) -> dict[str, Any]:
     """Return a node's attributes as Python values."""
-    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    return {name: entry.value for name, entry in node.attributes.items()}
 
 
-def clone(node: onnx.NodeProto) -> onnx.NodeProto:
-    """Return a copy of a node that may be changed."""
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy
+def is_linear(gemm: Mapping[str, Any]) -> bool:
+    """Return whether a Gemm with these attributes is x @ transpose(w) + b."""
+    scaled = gemm.get("alpha", 1.0) != 1.0 or gemm.get("beta", 1.0) != 1.0
+    return gemm.get("transB", 0) == 1 and not gemm.get("transA", 0) and not scaled
 
 
-def rename(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
-    """Return a copy of a node whose inputs and outputs go by other names."""
-    copy = clone(node)
-    for slots in (copy.input, copy.output):
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """Return the node that reads a value, where it is one that does so once and nothing else."""
+    readers = [node for node, _ in value.uses()]
+    return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
+
+
+def other_input(node: ir.Node, value: ir.Value) -> ir.Value:
+    """Return the second operand of a node whose first, or second, is ``value``."""
+    return value_in(node, 1 if node.inputs[0] is value else 0)
+
+
+def message_of(node: ir.Node, names: Mapping[str, str] | None = None) -> onnx.NodeProto:
+    """Return a node as it is written: without a name, inputs and outputs under other names."""
+    made: onnx.NodeProto = ir.to_proto(node)
+    for field_name in ("name", "doc_string", "metadata_props"):
+        made.ClearField(field_name)
+    for slots in (made.input, made.output):
         for slot, name in enumerate(slots):
-            slots[slot] = names.get(name, name)
-    return copy
-
-
-def used_tensors(
-    nodes: Iterable[onnx.NodeProto], outputs: set[str], tensors: Mapping[str, NDArray[Any]]
-) -> dict[str, NDArray[Any]]:
-    """Return the tensors that a node reads or that are outputs, in order of first use."""
-    names = dict.fromkeys(name for node in nodes for name in node.input)
-    return {name: tensors[name] for name in [*names, *outputs] if name in tensors}
+            slots[slot] = (names or {}).get(name, name)
+    return made

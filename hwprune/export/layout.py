@@ -5,60 +5,104 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
-import onnx
-from numpy.typing import NDArray
+import onnx_ir as ir
 
 from hwprune.errors import ExportError
 from hwprune.export.fusing import NOTHING, Epilogue, find_epilogues
-from hwprune.export.graph import Graph
+from hwprune.export.graph import Graph, input_names, name_of, optional_input, output_name
 from hwprune.export.passes import base36, short_names
 from hwprune.export.prunable import WeightUse, weight_uses
 from hwprune.ir import PrunableTensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
-    """Where everything goes that is not packed.
+    """Where everything goes, for any weights of a structure.
 
     Attributes:
+        graph: the network.
         uses: the nodes that read each prunable tensor as their weight.
-        epilogues: what is fused with each of these nodes, by the node's identity.
-        private: biases that only pruned layers read: they are stored with their layer.
-        others: the tensors that stay as they are.
-        names: the short name of every inner value and remaining tensor.
-        keys: what the names of each prunable tensor's packed arrays open with.
+        epilogues: what is fused with each of these nodes.
     """
 
+    graph: Graph
     uses: Mapping[str, list[WeightUse]]
-    epilogues: Mapping[int, Epilogue]
-    private: frozenset[str]
-    others: Mapping[str, NDArray[Any]]
-    names: Mapping[str, str]
-    keys: tuple[str, ...]
+    epilogues: Mapping[ir.Node, Epilogue]
+
+    @cached_property
+    def replaced(self) -> set[ir.Node]:
+        """Return the nodes that give way to nodes of our domain."""
+        return {node for use in self._layers for node in self.parts(use)}
+
+    @cached_property
+    def private(self) -> frozenset[str]:
+        """Return the biases that only pruned layers read: they are stored with their layer."""
+        values = self.graph.structure.initializers
+        return frozenset(
+            name
+            for name in self._biases & self.graph.tensors.keys()
+            if not values[name].is_graph_output()
+            and all(node in self.replaced for node, _ in values[name].uses())
+        )
+
+    @cached_property
+    def others(self) -> tuple[str, ...]:
+        """Return the tensors that stay as they are."""
+        read = {
+            name
+            for node in self.graph.nodes
+            if node not in self.replaced
+            for name in input_names(node)
+        }
+        read |= self.graph.output_names() | (self._biases - self.private)
+        return tuple(name for name in self.graph.tensors if name in read)
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """Return the short name of every inner value and remaining tensor."""
+        inner = {node for use in self._layers for node in self.parts(use)[:-1]}
+        made = [node for node in self.graph.nodes if node not in inner]
+        return short_names(made, self.others, self.graph.interface_names())
+
+    @cached_property
+    def keys(self) -> Mapping[str, str]:
+        """Return what the names of each prunable tensor's packed arrays open with.
+
+        No input or output is called like anything that a key opens.
+        """
+        taken = self.graph.interface_names()
+        keys = (base36(number) for number in itertools.count())
+        free = (key for key in keys if not any(_opens(key, name) for name in taken))
+        return dict(zip(self.uses, free, strict=False))
 
     @property
-    def replaced(self) -> set[int]:
-        """Return the identities of the nodes that give way to nodes of our domain."""
-        return {
-            id(node) for found in self.uses.values() for use in found for node in self.parts(use)
-        }
+    def _layers(self) -> list[WeightUse]:
+        return [use for found in self.uses.values() for use in found]
+
+    @cached_property
+    def _biases(self) -> set[str]:
+        return {self.bias(use) for use in self._layers}
 
     def epilogue(self, use: WeightUse) -> Epilogue:
         """Return what is fused with a layer's node."""
-        return self.epilogues.get(id(use.node), NOTHING)
+        return self.epilogues.get(use.node, NOTHING)
 
-    def parts(self, use: WeightUse) -> tuple[onnx.NodeProto, ...]:
+    def parts(self, use: WeightUse) -> tuple[ir.Node, ...]:
         """Return the nodes that become one, in order; the last one's output is theirs."""
         before = () if use.transpose is None else (use.transpose,)
         return (*before, use.node, *self.epilogue(use).nodes)
 
+    def output(self, use: WeightUse) -> str:
+        """Return the name of what a layer makes, with all that is fused with it."""
+        return output_name(self.parts(use)[-1])
+
     def bias(self, use: WeightUse) -> str:
         """Return the name of a layer's bias, empty without."""
-        own = use.node.input[2] if len(use.node.input) > 2 else ""
-        return self.epilogue(use).bias or own
+        own = optional_input(use.node, 2)
+        return self.epilogue(use).bias or ("" if own is None else name_of(own))
 
 
 def layout_of(graph: Graph, prunable: Sequence[PrunableTensor], *, fuse: bool) -> Layout:
@@ -72,39 +116,15 @@ def layout_of(graph: Graph, prunable: Sequence[PrunableTensor], *, fuse: bool) -
     Raises:
         ExportError: a tensor is not read as the weight that it was taken for.
     """
-    readers = graph.readers()
     uses = {}
     for tensor in prunable:
-        found = weight_uses(graph, tensor.name, readers)
+        found = weight_uses(graph, tensor.name)
         if isinstance(found, str):
             raise ExportError(f"{tensor.name} cannot be followed into the graph: {found}")
         uses[tensor.name] = found
     layers = [use for found in uses.values() for use in found]
     fused = find_epilogues(graph, layers, fuse=fuse) if fuse or graph.gains else {}
-    bare = Layout(uses, fused, frozenset(), {}, {}, ())
-    gone = bare.replaced
-    biases = {bare.bias(use) for use in layers}
-    # A bias that another node reads as well is stored as it is.
-    private = frozenset(
-        name
-        for name in biases & graph.tensors.keys()
-        if name not in graph.output_names() and all(id(n) in gone for n, _ in readers[name])
-    )
-    read = {name for node in graph.nodes if id(node) not in gone for name in node.input}
-    read |= graph.output_names() | (biases - private)
-    others = {name: array for name, array in graph.tensors.items() if name in read}
-    inner = {node.output[0] for use in layers for node in bare.parts(use)[:-1]}
-    made = tuple(node for node in graph.nodes if node.output[0] not in inner)
-    names = short_names(replace(graph, nodes=made, tensors=others), set())
-    return Layout(uses, fused, private, others, names, _keys(graph, len(prunable)))
-
-
-def _keys(graph: Graph, count: int) -> tuple[str, ...]:
-    """Return a key per prunable tensor; no input or output is called like anything it opens."""
-    taken = graph.interface_names()
-    keys = (base36(number) for number in itertools.count())
-    free = (key for key in keys if not any(_opens(key, name) for name in taken))
-    return tuple(itertools.islice(free, count))
+    return Layout(graph, uses, fused)
 
 
 def _opens(key: str, name: str) -> bool:

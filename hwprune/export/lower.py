@@ -1,4 +1,4 @@
-"""Lowering a graph to an older opset, one visible rule per operator.
+"""Lowering a graph to an older opset, one visible rule per operator; see docs/lowering.md.
 
 An operator whose schema did not change between the two opsets needs no rule. One whose schema
 changed and that has no rule here is refused by name, before any training.
@@ -6,60 +6,135 @@ changed and that has no rule here is refused by name, before any training.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import helper
 
 from hwprune.errors import ExportError
-from hwprune.export.graph import Graph, attributes, clone, used_tensors
+from hwprune.export.graph import Graph, attributes, optional_input, output_name, value_in
 
-Tensors = dict[str, NDArray[Any]]
-# A node in place of the newer one, or several, the last of which has its output; None refuses.
-Lowered = onnx.NodeProto | list[onnx.NodeProto] | None
-Rule = Callable[[onnx.NodeProto, Tensors], Lowered]
-
-LOWEST_OPSET = (
-    13  # below it, Squeeze, Split and friends take other inputs, and function bodies change
-)
-
-
+# Below it, Squeeze, Split and friends take other inputs, and function bodies change.
+LOWEST_OPSET = 13
 # Slice stops at the end of an axis when it is asked to go further.
 _END = np.iinfo(np.int64).max
 
 
-def lower(graph: Graph, opset: int) -> Graph:
-    """Return the graph at ``opset``.
+class CannotLowerError(Exception):
+    """What a node does cannot be said at the older opset; the message says why."""
+
+
+@dataclass(slots=True)
+class Ops:
+    """Makes the nodes that take the place of one, in order.
+
+    Attributes:
+        graph: the network.
+        node: the node.
+        opset: the older opset.
+        nodes: what was made.
+    """
+
+    graph: Graph
+    node: ir.Node
+    opset: int
+    nodes: list[ir.Node] = field(default_factory=list)
+
+    def __call__(self, operator: str, *inputs: ir.Value | None, **given: Any) -> ir.Value:
+        """Return the output of a new node."""
+        made = ir.node(operator, list(inputs), given)
+        made.outputs[0].name = f"{output_name(self.node)}//{len(self.nodes)}"
+        self.nodes.append(made)
+        return made.outputs[0]
+
+    def constant(self, array: NDArray[Any] | Sequence[int]) -> ir.Value:
+        """Return a new tensor; a sequence becomes one of int64."""
+        held = array if isinstance(array, np.ndarray) else np.array(array, np.int64)
+        name = f"{output_name(self.node)}//c{len(self.graph.tensors)}"
+        return self.graph.add_tensor(name, held)
+
+    def known(self, slot: int) -> NDArray[Any]:
+        """Return what an input holds.
+
+        Raises:
+            CannotLowerError: it is computed.
+        """
+        found = self.graph.tensor(optional_input(self.node, slot))
+        if found is None:
+            raise CannotLowerError(f"its input {slot} is computed")
+        return found
+
+    def sizes(self, value: ir.Value) -> list[int | None]:
+        """Return an activation's sizes, None for one that is not fixed.
+
+        Raises:
+            CannotLowerError: not even how many there are is known.
+        """
+        if value.shape is None:
+            raise CannotLowerError("the shape of what it reads is not known")
+        return [size if isinstance(size, int) else None for size in value.shape]
+
+    def without(self, **neutral: Any) -> None:
+        """Take attributes off the node that the older operator lacks.
+
+        Raises:
+            CannotLowerError: one of them asks for something.
+        """
+        for name, value in neutral.items():
+            entry = self.node.attributes.get(name)
+            if entry is not None and entry.value != value:
+                raise CannotLowerError(f"its {name} is {entry.value}")
+            self.node.attributes.pop(name, None)
+
+
+# Changes the node, or returns what takes the place of its outputs.
+Rule: TypeAlias = Callable[[Ops, ir.Node], "ir.Value | list[ir.Value] | None"]
+
+
+def lower(graph: Graph, opset: int) -> None:
+    """Bring a graph to an older opset; nothing happens where it is not older.
 
     Raises:
         ExportError: an operator cannot be expressed there; names the operator and its output.
     """
     if opset >= graph.opset:
-        return graph
+        return
     if opset < LOWEST_OPSET:
         raise ExportError(
             f"the target asks for opset {opset}; hwprune writes {LOWEST_OPSET} to {graph.opset}",
             hint="use a newer onnxruntime on the device, or another target",
         )
-    tensors = dict(graph.tensors)
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.nodes:
-        lowered: Lowered = node
+    for node in [*graph.structure.all_nodes()]:
         if node.domain == "" and _changed(node.op_type, graph.opset, opset):
-            rule = RULES.get(node.op_type)
-            lowered = rule(node, tensors) if rule else None
-        if lowered is None:
-            raise ExportError(
-                f"{node.op_type} (layer {node.output[0]!r}) cannot be expressed at opset {opset}",
-                hint=f"choose a target with opset {graph.opset}, or replace the layer",
-            )
-        nodes += lowered if isinstance(lowered, list) else [lowered]
-    kept = used_tensors(nodes, graph.output_names(), tensors)
-    return replace(graph, nodes=tuple(nodes), tensors=kept, opset=opset)
+            _lower_node(graph, node, opset)
+    graph.structure.opset_imports[""] = opset
+    graph.drop_unread()
+
+
+def _lower_node(graph: Graph, node: ir.Node, opset: int) -> None:
+    ops = Ops(graph, node, opset)
+    try:
+        if node.op_type not in RULES:
+            raise CannotLowerError("it has no exact form there")
+        found = RULES[node.op_type](ops, node)
+    except CannotLowerError as error:
+        raise ExportError(
+            f"{node.op_type} (layer {output_name(node)!r}) cannot be expressed at opset {opset}: "
+            f"{error}",
+            hint=f"choose a target with opset {graph.opset}, or replace the layer",
+        ) from None
+    if found is None:
+        return
+    values = found if isinstance(found, list) else [found]
+    owner = node.graph
+    assert isinstance(owner, ir.Graph)
+    ir.convenience.replace_nodes_and_values(
+        owner, node, [node], ops.nodes, node.outputs[: len(values)], values
+    )
 
 
 def _changed(operator: str, newer: int, older: int) -> bool:
@@ -69,163 +144,165 @@ def _changed(operator: str, newer: int, older: int) -> bool:
     return schemas[0].since_version != schemas[1].since_version
 
 
-def _same(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
-    """The newer schema only adds types or attributes that we do not use."""
-    return node
+def _same(ops: Ops, node: ir.Node) -> None:
+    """The newer schema only allows more types."""
 
 
-def _axes_to_attribute(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
-    """Reduce*: axes moved from an attribute to an input at opset 18."""
+def _without(**neutral: Any) -> Rule:
+    """Return the rule for attributes that came later and are not used."""
+
+    def rule(ops: Ops, node: ir.Node) -> None:
+        ops.without(**neutral)
+
+    return rule
+
+
+def _reduce(ops: Ops, node: ir.Node) -> None:
+    """Axes moved from an attribute to an input at opset 18."""
+    noop = node.attributes.pop("noop_with_empty_axes", None)
+    keepdims = node.attributes.pop("keepdims", ir.AttrInt64("keepdims", 1))
+    axes = [] if optional_input(node, 1) is None else ops.known(1).reshape(-1).tolist()
+    if axes:
+        node.attributes["axes"] = ir.AttrInt64s("axes", axes)
+    elif noop is not None and noop.as_int():
+        raise CannotLowerError("it reduces nothing")
+    node.attributes["keepdims"] = keepdims
+    node.resize_inputs(1)
+
+
+def _pad(ops: Ops, node: ir.Node) -> ir.Value | None:
+    """The axes input came at opset 18: the other axes get no padding."""
+    if optional_input(node, 3) is not None:
+        sizes, given = ops.sizes(value_in(node, 0)), ops.known(1).reshape(2, -1)
+        pads = np.zeros((2, len(sizes)), np.int64)
+        pads[:, ops.known(3)] = given
+        node.replace_input_with(1, ops.constant(pads.reshape(-1)))
+        node.resize_inputs(3)
+    return _wrap(ops, node) if attributes(node).get("mode") == "wrap" else None
+
+
+def _wrap(ops: Ops, node: ir.Node) -> ir.Value:
+    """Padding that wraps around came at opset 19: the ends are joined to it, axis by axis."""
+    pads, found = ops.known(1), value_in(node, 0)
+    if np.any(pads < 0):
+        raise CannotLowerError("it cuts as well as it wraps around")
+    for axis, (before, after) in enumerate(pads.reshape(2, -1).T.tolist()):
+        ends = [(-before, _END)] * bool(before) + [(0, after)] * bool(after)
+        pieces = [
+            ops("Slice", found, *(ops.constant([number]) for number in (*end, axis)))
+            for end in ends
+        ]
+        if pieces:
+            found = ops(
+                "Concat", *pieces[: bool(before)], found, *pieces[bool(before) :], axis=axis
+            )
+    return found if ops.nodes else ops("Identity", found)
+
+
+def _layer_normalization(ops: Ops, node: ir.Node) -> ir.Value:
+    """It came at opset 17: mean, difference, variance, scale, shift."""
+    given, scale = attributes(node), value_in(node, 1)
+    if len(node.outputs) > 1 and any(value.name for value in node.outputs[1:]):
+        raise CannotLowerError("it gives its mean or deviation too")
+    axis = given.get("axis", -1)
+    if axis >= 0:  # what is normalised has the scale's axes
+        axis = -ops.known(1).ndim
+    source, axes = value_in(node, 0), list(range(axis, 0))
+    difference = ops("Sub", source, ops("ReduceMean", source, axes=axes))
+    variance = ops("ReduceMean", ops("Mul", difference, difference), axes=axes)
+    epsilon = ops.constant(np.array(given.get("epsilon", 1e-5), np.float32))
+    normal = ops("Div", difference, ops("Sqrt", ops("Add", variance, epsilon)))
+    scaled = ops("Mul", normal, scale)
+    bias = optional_input(node, 2)
+    return scaled if bias is None else ops("Add", scaled, bias)
+
+
+def _split(ops: Ops, node: ir.Node) -> None:
+    """num_outputs came at opset 18: the sizes are written, or computed where they vary."""
+    count = node.attributes.pop("num_outputs", None)
+    if optional_input(node, 1) is not None or count is None:
+        return
+    source, parts = value_in(node, 0), count.as_int()
+    axis = attributes(node).get("axis", 0)
+    size = None if source.shape is None else source.shape[axis]
+    node.resize_inputs(2)
+    if isinstance(size, int):
+        each = -(-size // parts)
+        sizes = ops.constant([each] * (parts - 1) + [size - each * (parts - 1)])
+        node.replace_input_with(1, sizes)
+        return
+    whole = ops("Gather", ops("Shape", source), ops.constant([axis]))
+    more, by = (ops.constant([number]) for number in (parts - 1, parts))
+    each_value = ops("Div", ops("Add", whole, more), by)
+    last = ops("Sub", whole, ops("Mul", each_value, more))
+    node.replace_input_with(1, ops("Concat", *[each_value] * (parts - 1), last, axis=0))
+    owner = node.graph
+    assert isinstance(owner, ir.Graph)
+    owner.insert_before(node, ops.nodes)
+
+
+def _shape(ops: Ops, node: ir.Node) -> ir.Value | None:
+    """Start and end came at opset 15: a Slice of all sizes."""
     given = attributes(node)
-    copy = clone(node)
-    del copy.input[1:], copy.attribute[:]
-    if len(node.input) > 1 and node.input[1]:
-        axes = tensors.get(node.input[1])
-        if axes is None:
-            return None
-        if axes.size == 0 and given.get("noop_with_empty_axes", 0):
-            return None
-        if axes.size:
-            copy.attribute.append(helper.make_attribute("axes", [int(a) for a in axes.reshape(-1)]))
-    copy.attribute.append(helper.make_attribute("keepdims", given.get("keepdims", 1)))
-    return copy
-
-
-def _pad(node: onnx.NodeProto, tensors: Tensors) -> Lowered:
-    """Pad: the axes input came at opset 18; only the form without it can be lowered."""
-    if len(node.input) > 3 and node.input[3]:
+    if not given:
         return None
-    return _wrap(node, tensors) if attributes(node).get("mode") == b"wrap" else node
+    limits = [ops.constant([given.get("start", 0)]), ops.constant([given.get("end", _END)])]
+    return ops("Slice", ops("Shape", value_in(node, 0)), *limits)
 
 
-def _wrap(node: onnx.NodeProto, tensors: Tensors) -> Lowered:
-    """Pad that wraps around came at opset 19: join the tensor's ends to it, axis by axis."""
-    pads = tensors.get(node.input[1])
-    if pads is None or bool(np.any(pads < 0)):
-        return None
-    rank = pads.size // 2
-    padded = [axis for axis in range(rank) if pads[axis] or pads[axis + rank]]
-    output, source = node.output[0], node.input[0]
-    nodes = []
-    for axis in padded:
-        before, after = int(pads[axis]), int(pads[axis + rank])
-        ends = {"before": (-before, _END), "after": (0, after)}
-        names: dict[str, list[str]] = {"before": [], "after": []}
-        for side, (start, end) in ends.items():
-            if not (before if side == "before" else after):
-                continue
-            piece = f"{output}//{axis}{side}"
-            limits = {f"{piece}/start": start, f"{piece}/end": end, f"{piece}/axis": axis}
-            tensors |= {name: np.array([value], np.int64) for name, value in limits.items()}
-            nodes.append(helper.make_node("Slice", [source, *limits], [piece]))
-            names[side].append(piece)
-        pieces = [*names["before"], source, *names["after"]]
-        source = output if axis == padded[-1] else f"{output}//{axis}"
-        nodes.append(helper.make_node("Concat", pieces, [source], axis=axis))
-    return nodes or [helper.make_node("Identity", [source], [output])]
+def _scatter(ops: Ops, node: ir.Node) -> None:
+    """Reductions came at opset 16 (add, mul) and 18 (min, max)."""
+    if ops.opset < 16 or attributes(node).get("reduction", "none") not in ("none", "add", "mul"):
+        ops.without(reduction="none")
 
 
-def _layer_normalization(node: onnx.NodeProto, tensors: Tensors) -> Lowered:
-    """LayerNormalization came at opset 17: mean, difference, variance, scale, shift."""
-    given = attributes(node)
-    axis, scale = given.get("axis", -1), tensors.get(node.input[1])
-    if axis >= 0 and scale is not None:  # what is normalised has the scale's axes
-        axis = -scale.ndim
-    if axis >= 0 or any(node.output[1:]):
-        return None
-    source, output = node.input[0], node.output[0]
-    axes = list(range(axis, 0))
-    names = {
-        what: f"{output}//{what}"
-        for what in ("mean", "difference", "square", "variance", "shifted", "deviation", "normal")
-    }
-    epsilon = f"{output}//epsilon"
-    tensors[epsilon] = np.array(given.get("epsilon", 1e-5), np.float32)
-    bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
-    scaled = f"{output}//scaled" if bias else output
-    steps = [
-        ("ReduceMean", [source], names["mean"]),
-        ("Sub", [source, names["mean"]], names["difference"]),
-        ("Mul", [names["difference"], names["difference"]], names["square"]),
-        ("ReduceMean", [names["square"]], names["variance"]),
-        ("Add", [names["variance"], epsilon], names["shifted"]),
-        ("Sqrt", [names["shifted"]], names["deviation"]),
-        ("Div", [names["difference"], names["deviation"]], names["normal"]),
-        ("Mul", [names["normal"], node.input[1]], scaled),
-        *([("Add", [scaled, bias], output)] if bias else []),
-    ]
-    nodes = [helper.make_node(operator, inputs, [made]) for operator, inputs, made in steps]
-    for node in nodes:
-        if node.op_type == "ReduceMean":
-            node.attribute.append(helper.make_attribute("axes", axes))
-    return nodes
+def _reshape(ops: Ops, node: ir.Node) -> None:
+    """Allowzero came at opset 14; it matters only where the shape holds a zero."""
+    if attributes(node).get("allowzero", 0) and np.any(ops.known(1) == 0):
+        raise CannotLowerError("it makes something of no element")
+    node.attributes.pop("allowzero", None)
 
 
-def _split(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
-    """Split: num_outputs came at opset 18; with given sizes it is not needed."""
-    copy = clone(node)
-    kept = [entry for entry in node.attribute if entry.name != "num_outputs"]
-    del copy.attribute[:]
-    copy.attribute.extend(kept)
-    return copy if len(node.input) > 1 and node.input[1] else None
+def _roi_align(ops: Ops, node: ir.Node) -> None:
+    """Half pixels came at opset 16, as the default; before it there was the other mode alone."""
+    if attributes(node).get("coordinate_transformation_mode") != "output_half_pixel":
+        raise CannotLowerError("its boxes are aligned by half a pixel")
+    del node.attributes["coordinate_transformation_mode"]
 
 
-def _pool(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
-    """AveragePool: dilations came at opset 19."""
-    dilations = attributes(node).get("dilations", [1])
-    return node if all(size == 1 for size in dilations) else None
+def _mish(ops: Ops, node: ir.Node) -> ir.Value:
+    """It came at opset 18: x * tanh(softplus(x))."""
+    source = value_in(node, 0)
+    return ops("Mul", source, ops("Tanh", ops("Softplus", source)))
 
 
-def _resize(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
-    """Resize: antialias, axes and keep_aspect_ratio_policy came at opset 18."""
-    new = {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"}
-    given = attributes(node)
-    if "axes" in given or any(given.get(name, value) != value for name, value in new.items()):
-        return None
-    copy = clone(node)
-    kept = [entry for entry in node.attribute if entry.name not in new]
-    del copy.attribute[:]
-    copy.attribute.extend(kept)
-    return copy
+def _hard_swish(ops: Ops, node: ir.Node) -> ir.Value:
+    """It came at opset 14: x * hardsigmoid(x)."""
+    source = value_in(node, 0)
+    return ops("Mul", source, ops("HardSigmoid", source, alpha=1 / 6, beta=0.5))
 
 
-def _shape(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
-    """Shape: start and end came at opset 15."""
-    return None if node.attribute else node
+def _cast_like(ops: Ops, node: ir.Node) -> ir.Value:
+    """It came at opset 15: a Cast to a type that is known."""
+    like = value_in(node, 1)
+    held = ops.graph.tensor(like)
+    kind = like.dtype if held is None else ir.DataType.from_numpy(held.dtype)
+    if kind is None:
+        raise CannotLowerError("the type that it casts to is not known")
+    return ops("Cast", value_in(node, 0), to=int(kind))
 
 
-def _scatter(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
-    """Scatter*: reduction came at opset 16 and grew at 18."""
-    if attributes(node).get("reduction", b"none") != b"none":
-        return None
-    copy = clone(node)
-    kept = [entry for entry in node.attribute if entry.name != "reduction"]
-    del copy.attribute[:]
-    copy.attribute.extend(kept)
-    return copy
-
-
-def _batchnorm(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
-    """BatchNormalization: training_mode came at opset 14."""
-    if attributes(node).get("training_mode", 0):
-        return None
-    copy = clone(node)
-    kept = [entry for entry in node.attribute if entry.name != "training_mode"]
-    del copy.attribute[:]
-    copy.attribute.extend(kept)
-    return copy
-
-
-def _reshape(node: onnx.NodeProto, tensors: Tensors) -> onnx.NodeProto | None:
-    """Reshape: allowzero came at opset 14; it matters only where the shape holds a zero."""
-    if not attributes(node).get("allowzero", 0):
-        return node
-    shape = tensors.get(node.input[1])
-    if shape is None or bool(np.any(shape == 0)):
-        return None
-    copy = clone(node)
-    del copy.attribute[:]
-    return copy
+def _trilu(ops: Ops, node: ir.Node) -> ir.Value:
+    """It came at opset 14: zero where a fixed mask says so."""
+    source = value_in(node, 0)
+    rows, columns = ops.sizes(source)[-2:]
+    if rows is None or columns is None or source.dtype is None:
+        raise CannotLowerError("the sizes of its matrix are not fixed")
+    offset = int(ops.known(1).reshape(())) if optional_input(node, 1) is not None else 0
+    ones = np.ones((rows, columns), np.bool_)
+    kept = np.triu(ones, offset) if attributes(node).get("upper", 1) else np.tril(ones, offset)
+    nothing = np.zeros((), source.dtype.numpy())
+    return ops("Where", ops.constant(kept), source, ops.constant(nothing))
 
 
 RULES: dict[str, Rule] = {
@@ -234,23 +311,27 @@ RULES: dict[str, Rule] = {
             "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2",
             "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare",
         ),
-        _axes_to_attribute,
+        _reduce,
     ),
     **dict.fromkeys(
         (
-            "Add", "Sub", "Mul", "Div", "Relu", "Identity", "Less", "LessOrEqual", "Greater",
-            "GreaterOrEqual", "Where", "LeakyRelu", "PRelu", "Pow", "CumSum", "Clip", "Min", "Max",
-            "Cast",
+            "Add", "Sub", "Mul", "Div", "Relu", "Identity", "LessOrEqual", "GreaterOrEqual",
+            "Where", "LeakyRelu", "PRelu", "Pow", "CumSum", "If", "Loop", "Scan",
         ),
         _same,
     ),
     **dict.fromkeys(("ScatterElements", "ScatterND"), _scatter),
-    "BatchNormalization": _batchnorm,
-    "Shape": _shape,
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), _without(layout=0)),
+    "BatchNormalization": _without(training_mode=0),
+    "CastLike": _cast_like,
+    "HardSwish": _hard_swish,
     "LayerNormalization": _layer_normalization,
+    "Mish": _mish,
     "Pad": _pad,
-    "Split": _split,
-    "AveragePool": _pool,
-    "Resize": _resize,
     "Reshape": _reshape,
+    "Resize": _without(antialias=0, keep_aspect_ratio_policy="stretch", axes=None),
+    "RoiAlign": _roi_align,
+    "Shape": _shape,
+    "Split": _split,
+    "Trilu": _trilu,
 }  # fmt: skip

@@ -12,10 +12,10 @@ from onnx import helper
 from hwprune.encoding import compact_floats
 from hwprune.encoding.values import NIBBLE_TYPES
 from hwprune.export.body import DOMAIN
-from hwprune.export.gains import following, own_scale
-from hwprune.export.graph import Graph, attributes
+from hwprune.export.graph import Graph, attributes, input_names
 from hwprune.export.layout import Layout
 from hwprune.export.operators import OPERATOR_ATTRIBUTES, Operator, expand
+from hwprune.export.per_use_scale import nodes_behind, own_scale
 from hwprune.ir import CodecName, PrunableTensor, ValueType
 
 # The operators, the nodes per use, and tensors by their names in the file.
@@ -23,7 +23,7 @@ Made: TypeAlias = tuple[list[Operator], list[list[onnx.NodeProto]], dict[str, ND
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredForm:
     """The form in which a tensor is stored.
 
     Attributes:
@@ -40,7 +40,7 @@ class Stored:
 
 
 def nodes_of(
-    graph: Graph, layout: Layout, tensor: PrunableTensor, key: str, form: Stored, *, inline: bool
+    graph: Graph, layout: Layout, tensor: PrunableTensor, form: StoredForm, *, inline: bool
 ) -> Made:
     """Return the operators and nodes of one packed tensor, and what its uses own.
 
@@ -51,11 +51,11 @@ def nodes_of(
         graph: the network.
         layout: where everything goes.
         tensor: the tensor.
-        key: what the names of its arrays open with.
         form: in which it is stored.
         inline: write standard operators instead of functions.
     """
-    names, codec, value_type, scale = layout.names, form.codec, form.value_type, form.scale
+    names, key = layout.names, layout.keys[tensor.name]
+    codec, value_type, scale = form.codec, form.value_type, form.scale
     operators: list[Operator] = []
     nodes: list[list[onnx.NodeProto]] = []
     biases: dict[str, NDArray[Any]] = {}
@@ -85,10 +85,10 @@ def nodes_of(
             "bias": bias_name,
             "residual": names.get(after.residual, after.residual),
         }
-        source = use.node.input[0]
+        source = input_names(use.node)[0]
         inputs = [names.get(source, source)]
         inputs += [stored[role] for role in operator.input_roles[1:]]
-        last = layout.parts(use)[-1].output[0]
+        last = layout.output(use)
         output = f"{key}_{place}p" if apart else names.get(last, last)
         given = attributes(use.node)
         kept = {k: given[k] for k in OPERATOR_ATTRIBUTES[use.kind] if k in given}
@@ -114,7 +114,7 @@ def nodes_of(
             nodes.append([node])
         if apart:
             known = {**names, gain: scale_name, bias: bias_name}
-            rest, more = following(after.nodes, output, known, f"{key}_{place}", graph.tensors)
+            rest, more = nodes_behind(after.nodes, output, known, f"{key}_{place}", graph.tensors)
             nodes[-1] += rest
             biases |= more
     return operators, nodes, biases

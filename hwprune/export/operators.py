@@ -20,7 +20,7 @@ from itertools import product
 from typing import Any
 
 import onnx
-from onnx import AttributeProto, TensorProto
+from onnx import AttributeProto, TensorProto, helper
 
 from hwprune.encoding.values import NIBBLE_TYPES
 from hwprune.export.body import DOMAIN, make_function, make_node, refer
@@ -271,10 +271,21 @@ def expand(node: onnx.NodeProto, prefix: str, opset: int) -> list[onnx.NodeProto
                 entry = copy.attribute.add()
                 entry.CopyFrom(given[attribute.ref_attr_name])
                 entry.name = attribute.name
+        if copy.op_type == "Constant":
+            _as_tensor(copy.attribute[0])
         # Both functions that decode a weight have names of their own.
         inside = _nibbles_prefix(prefix) if copy.op_type == NIBBLES else prefix + "_"
         nodes += expand(copy, inside, opset) if copy.domain == DOMAIN else [copy]
     return nodes
+
+
+def _as_tensor(entry: onnx.AttributeProto) -> None:
+    """Turn a list of numbers into a tensor: onnxruntime before 1.12 reads a list as one number."""
+    kinds = {"value_ints": TensorProto.INT64, "value_floats": TensorProto.FLOAT}
+    if entry.name in kinds:
+        numbers = [*entry.ints, *entry.floats]
+        tensor = helper.make_tensor("", kinds[entry.name], [len(numbers)], numbers)
+        entry.CopyFrom(helper.make_attribute("value", tensor))
 
 
 def _nibbles_prefix(prefix: str) -> str:

@@ -1,170 +1,147 @@
-"""Graph -> Graph: fold BN, drop what does nothing, strip defaults, shorten names.
+"""What slims a network: fold BN, drop what does nothing, strip defaults, shorten names.
 
-Each pass is one function, changes nothing that it was given, and keeps the function that the graph
+Each pass is one function that changes the graph it is given and keeps the function that the graph
 computes. ``slim`` is their sequence.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Collection
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+import onnx_ir as ir
 
-from hwprune.export.gains import scalars_behind, separate_gains
-from hwprune.export.graph import Fold, Graph, attributes, clone, rename, used_tensors
+from hwprune.export.graph import (
+    Fold,
+    Graph,
+    attributes,
+    input_names,
+    is_linear,
+    name_of,
+    only_reader,
+    optional_input,
+    value_in,
+)
+from hwprune.export.per_use_scale import scalars_behind, separate_gains
+from hwprune.ir import along_axis
 
 _CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
 
 
-def slim(graph: Graph, parameters: Collection[str]) -> Graph:
+def slim(graph: Graph, parameters: Collection[str]) -> None:
     """Run every pass that does not depend on the target, in order."""
-    graph = fold_batchnorm(scalars_behind(drop_no_ops(graph), parameters))
-    return share_constants(strip_defaults(separate_gains(graph, parameters)), parameters)
+    drop_no_ops(graph)
+    scalars_behind(graph, parameters)
+    fold_batchnorm(graph)
+    separate_gains(graph, parameters)
+    strip_defaults(graph)
+    share_constants(graph, parameters)
+    graph.drop_unread()
 
 
-def drop_no_ops(graph: Graph) -> Graph:
+def drop_no_ops(graph: Graph) -> None:
     """Remove Identity and inference-time Dropout."""
-    outputs = graph.output_names()
-    alias: dict[str, str] = {}
-    nodes = []
     for node in graph.nodes:
-        source = alias.get(node.input[0], node.input[0]) if node.input else ""
-        if node.op_type in ("Identity", "Dropout") and node.output[0] not in outputs:
-            alias[node.output[0]] = source
-            continue
-        copy = clone(node)
-        for slot, name in enumerate(copy.input):
-            copy.input[slot] = alias.get(name, name)
-        nodes.append(copy)
-    return replace(graph, nodes=tuple(nodes), tensors=used_tensors(nodes, outputs, graph.tensors))
+        if node.op_type in ("Identity", "Dropout") and not node.outputs[0].is_graph_output():
+            node.outputs[0].replace_all_uses_with(value_in(node, 0))
+            graph.structure.remove(node, safe=True)
 
 
-def fold_batchnorm(graph: Graph) -> Graph:
+def fold_batchnorm(graph: Graph) -> None:
     """Fold BatchNormalization into the convolution or linear layer before it.
 
     Requires that the layer's output goes to the BN alone and that its weight and bias are read by
     it alone; a BN that fails this (a pre-activation network) stays. For shared weights see
-    ``gains.py``.
+    ``per_use_scale.py``.
     """
-    readers, outputs = graph.readers(), graph.output_names()
-    producers = {node.output[0]: node for node in graph.nodes if node.output}
-    tensors: dict[str, NDArray[Any]] = dict(graph.tensors)
-    folded: dict[int, onnx.NodeProto] = {}
-    removed: set[int] = set()
-    folds = list(graph.folds)
     for norm in graph.nodes:
-        layer = producers.get(norm.input[0]) if norm.op_type == "BatchNormalization" else None
-        if layer is None or layer.op_type not in _CHANNEL_AXIS or layer.output[0] in outputs:
+        layer = _folds_into(norm, graph)
+        if layer is None:
             continue
-        given = attributes(layer)
-        if attributes(norm).get("training_mode", 0):
-            continue
-        if layer.op_type == "Gemm" and not _is_linear(given):
-            continue
-        if layer.op_type == "ConvTranspose" and given.get("group", 1) != 1:
-            continue
-        parameters = [*layer.input[1:], *norm.input[1:]]
-        if not all(name in tensors for name in parameters) or len(readers[layer.output[0]]) != 1:
-            continue
-        if any(len(readers[name]) != 1 for name in layer.input[1:]):
-            continue
-        gamma, beta, mean, variance = (tensors[name].astype(np.float64) for name in norm.input[1:5])
+        weight_name, *biases = input_names(layer)[1:]
+        names = tuple(input_names(norm)[1:5])
+        gamma, beta, mean, variance = (graph.tensors[name].astype(np.float64) for name in names)
         epsilon = attributes(norm).get("epsilon", 1e-5)
-        factor = gamma / np.sqrt(variance + epsilon)
-        weight = tensors[layer.input[1]]
-        along = [1] * weight.ndim
-        along[_CHANNEL_AXIS[layer.op_type]] = -1
-        bias = tensors[layer.input[2]].astype(np.float64) if len(layer.input) > 2 else 0.0
-        copy = clone(layer)
-        bias_name = layer.input[2] if len(layer.input) > 2 else f"{layer.input[1]}//bias"
-        del copy.input[2:]
-        copy.input.append(bias_name)
-        copy.output[0] = norm.output[0]
-        tensors[layer.input[1]] = (weight * factor.reshape(along)).astype(np.float32)
-        tensors[bias_name] = ((bias - mean) * factor + beta).astype(np.float32)
-        folded[id(layer)] = copy
-        folds.append(
-            Fold(layer.input[1], bias_name, tuple(norm.input[1:5]), factor.astype(np.float64),
-                 _CHANNEL_AXIS[layer.op_type], (bias - mean) * factor, epsilon)
-        )  # fmt: skip
-        removed.add(id(norm))
-    nodes = tuple(folded.get(id(node), node) for node in graph.nodes if id(node) not in removed)
-    kept = used_tensors(nodes, outputs, tensors)
-    return replace(graph, nodes=nodes, tensors=kept, folds=tuple(folds))
+        factor, axis = gamma / np.sqrt(variance + epsilon), _CHANNEL_AXIS[layer.op_type]
+        weight = graph.tensors[weight_name]
+        bias = graph.tensors[biases[0]].astype(np.float64) if biases else 0.0
+        shift = (bias - mean) * factor
+        bias_name = biases[0] if biases else f"{weight_name}//bias"
+        folded = (weight * along_axis(factor, axis, weight.ndim)).astype(np.float32)
+        graph.add_tensor(weight_name, folded)
+        value = graph.add_tensor(bias_name, (shift + beta).astype(np.float32))
+        layer.resize_inputs(3)
+        layer.replace_input_with(2, value)
+        ir.convenience.replace_nodes_and_values(
+            graph.structure, norm, [norm], [], [norm.outputs[0]], [layer.outputs[0]]
+        )
+        graph.folds += (Fold(weight_name, bias_name, names, factor, axis, shift, epsilon),)
 
 
-def _is_linear(gemm: Mapping[str, Any]) -> bool:
-    """Return whether a Gemm is x @ transpose(w) + b."""
-    scaled = gemm.get("alpha", 1.0) != 1.0 or gemm.get("beta", 1.0) != 1.0
-    return gemm.get("transB", 0) == 1 and not gemm.get("transA", 0) and not scaled
+def _folds_into(norm: ir.Node, graph: Graph) -> ir.Node | None:
+    """Return the layer that a BN may be folded into."""
+    if norm.op_type != "BatchNormalization" or attributes(norm).get("training_mode", 0):
+        return None
+    value = value_in(norm, 0)
+    layer = value.producer()
+    if layer is None or layer.op_type not in _CHANNEL_AXIS or only_reader(value) is not norm:
+        return None
+    given = attributes(layer)
+    if layer.op_type == "Gemm" and not is_linear(given):
+        return None
+    if layer.op_type == "ConvTranspose" and given.get("group", 1) != 1:
+        return None
+    own = layer.inputs[1:]
+    known = all(graph.tensor(value) is not None for value in (*own, *norm.inputs[1:]))
+    alone = known and all(value is not None and len(value.uses()) == 1 for value in own)
+    return layer if alone else None
 
 
-def strip_defaults(graph: Graph) -> Graph:
-    """Remove attributes that say what the operator's schema says, names, comments and metadata."""
-    nodes = []
+def strip_defaults(graph: Graph) -> None:
+    """Remove attributes that say what the operator's schema says, and outputs nobody reads."""
     for node in graph.nodes:
-        copy = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
-        copy.input.extend(node.input)
-        outputs = list(node.output)
-        while outputs and not outputs[-1]:
-            outputs.pop()
         if node.op_type == "BatchNormalization" and not attributes(node).get("training_mode", 0):
-            outputs = outputs[:1]
-        copy.output.extend(outputs)
-        for entry in node.attribute:
-            if not _is_default(node, entry, graph):
-                kept = copy.attribute.add()
-                kept.CopyFrom(entry)
-                kept.ClearField("doc_string")
-        nodes.append(copy)
-    return replace(graph, nodes=tuple(nodes))
+            node.resize_outputs(1)
+        for entry in [*node.attributes.values()]:
+            if _is_default(node, entry, graph):
+                del node.attributes[entry.name]
 
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
-_ONES, _ZEROS = ("strides", "dilations"), ("pads", "output_padding")
+_NEUTRAL = {"strides": 1, "dilations": 1, "pads": 0, "output_padding": 0}
 
 
-def _is_default(node: onnx.NodeProto, entry: onnx.AttributeProto, graph: Graph) -> bool:
-    value = onnx.helper.get_attribute_value(entry)
-    pools = ("MaxPool", "AveragePool")
+def _is_default(node: ir.Node, entry: ir.Attr, graph: Graph) -> bool:
     if node.op_type in _CONVOLUTIONS and entry.name == "kernel_shape":
-        return len(node.input) > 1 and node.input[1] in graph.tensors
-    if node.op_type in (*_CONVOLUTIONS, *pools):
-        if entry.name in _ONES:
-            return all(size == 1 for size in value)
-        if entry.name in _ZEROS:
-            return all(size == 0 for size in value)
+        return graph.tensor(optional_input(node, 1)) is not None
+    if node.op_type in (*_CONVOLUTIONS, "MaxPool", "AveragePool") and entry.name in _NEUTRAL:
+        return all(size == _NEUTRAL[entry.name] for size in entry.as_ints())
     if node.op_type == "BatchNormalization" and entry.name in ("momentum", "training_mode"):
         return not attributes(node).get("training_mode", 0)
     schema = onnx.defs.get_schema(node.op_type, graph.opset, node.domain)
     known = schema.attributes.get(entry.name)
     if known is None or not known.default_value.name:
         return False
-    return bool(onnx.helper.get_attribute_value(known.default_value) == value)
+    return bool(ir.serde.deserialize_attribute(known.default_value).value == entry.value)
 
 
-def share_constants(graph: Graph, parameters: Collection[str]) -> Graph:
+def share_constants(graph: Graph, parameters: Collection[str]) -> None:
     """Store equal small constants once.
 
     Parameters are left alone: whether two of them are equal changes as they are trained and pruned
     (two layers without a nonzero are), and the file's structure must not.
     """
-    first: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-    alias: dict[str, str] = {}
+    first: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
     own = {*parameters, *(fold.bias for fold in graph.folds)}
+    values = graph.structure.initializers
     for name, array in graph.tensors.items():
         # Passes put "//" into the name of what they make of parameters.
-        if array.nbytes <= 1024 and name not in own and "//" not in name:
-            key = (array.dtype.str, array.shape, array.tobytes())
-            alias[name] = first.setdefault(key, name)
-    nodes = [rename(node, alias) for node in graph.nodes]
-    tensors = used_tensors(nodes, graph.output_names(), graph.tensors)
-    return replace(graph, nodes=tuple(nodes), tensors=tensors)
+        if array.nbytes <= 1024 and name not in own and "//" not in name and name in values:
+            kept = first.setdefault((array.dtype.str, array.shape, array.tobytes()), values[name])
+            if kept is not values[name] and not values[name].is_graph_output():
+                values[name].replace_all_uses_with(kept)
 
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -179,17 +156,19 @@ def base36(number: int) -> str:
     return digits
 
 
-def short_names(graph: Graph, keep: set[str]) -> dict[str, str]:
+def short_names(
+    nodes: Collection[ir.Node], tensors: Collection[str], fixed: Collection[str]
+) -> dict[str, str]:
     """Return short names for every inner value: activations ``_0``, tensors ``C0``.
 
-    Inputs, outputs and the names in ``keep`` stay as they are, and nothing else is called like
+    The names in ``fixed`` (inputs and outputs) stay as they are, and nothing else is called like
     them. The capital keeps tensors apart from packed arrays, which open with a number in base 36.
     """
-    fixed = keep | graph.interface_names() | {""}
-    made = dict.fromkeys(name for node in graph.nodes for name in node.output)
+    taken = {*fixed, ""}
+    made = dict.fromkeys(name_of(value) for node in nodes for value in node.outputs)
     names: dict[str, str] = {}
-    for prefix, old in (("C", graph.tensors), ("_", made)):
+    for prefix, old in (("C", tensors), ("_", made)):
         numbered = (f"{prefix}{base36(count)}" for count in itertools.count())
-        unused = (name for name in numbered if name not in fixed)
-        names |= {name: next(unused) for name in old if name not in fixed and name not in names}
+        unused = (name for name in numbered if name not in taken)
+        names |= {name: next(unused) for name in old if name not in taken and name not in names}
     return names

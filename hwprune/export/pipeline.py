@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.encoding import unpack
-from hwprune.export.deadness import Dead, find_dead
-from hwprune.export.gains import undone
 from hwprune.export.lower import lower
 from hwprune.export.passes import slim
+from hwprune.export.per_use_scale import norm_for
 from hwprune.export.prunable import find_prunable
-from hwprune.export.shrink import spread
+from hwprune.export.removable_channels import Removable, find_removable
+from hwprune.export.removal import scatter_channels
 from hwprune.export.template import Template, Written
 from hwprune.export.trace import Traced
-from hwprune.ir import CodecName, Masks, SkippedTensor
+from hwprune.ir import CodecName, Masks, SkippedTensor, along_axis
 
 
 def template_of(
@@ -45,8 +45,11 @@ def template_of(
     Raises:
         ExportError: an operator cannot be expressed at ``opset``, or nothing can be pruned.
     """
-    raw = traced.with_values(module)
-    graph = slim(lower(raw, opset), traced.parameters)
+    graph = traced.with_values(module)
+    raw = dict(graph.tensors)
+    lower(graph, opset)
+    slim(graph, traced.parameters)
+    graph = graph.copy()  # it lists the readers of a value in the order of the nodes again
     prunable, skipped = find_prunable(raw, graph, traced.parameters, traced.buffers)
     return Template(graph, prunable, ir_version, inline, codecs, fuse, traced=traced), skipped
 
@@ -74,7 +77,7 @@ def decoded_parameters(
 ) -> dict[str, NDArray[np.float32]]:
     """Return the parameters that make the torch module compute what the file computes.
 
-    Packed weights and biases are decoded and the folding of BN is undone, so that torch runs the
+    Packed weights and biases are decoded and the folding of BN is norm_for, so that torch runs the
     original network, BN and all, on the very values that the file holds. Channels that the file is
     without have no weights, and the module's own biases.
 
@@ -87,34 +90,31 @@ def decoded_parameters(
         new values by state-dict key, for the parameters that differ.
     """
     graph = template.graph
-    raw = _traced(template).with_values(module).tensors
+    raw = _traced(template).values(module)
     values: dict[str, NDArray[np.float32]] = {}
     for name, packed in written.packed.items():
         nothing = np.zeros(graph.tensors[name].shape, np.float32)
-        values[name] = spread(name, unpack(packed), written.kept, nothing)
+        values[name] = scatter_channels(name, unpack(packed), written.kept, nothing)
     folded_biases = {fold.bias: fold for fold in graph.folds}
     for fold in graph.folds:
         if fold.weight in values:
-            along = [1] * values[fold.weight].ndim
-            along[fold.channel_axis] = -1
-            factor = fold.factor.reshape(along)
-            safe = np.where(factor == 0, 1.0, factor)
-            values[fold.weight] = np.where(factor == 0, 0.0, values[fold.weight] / safe).astype(
-                np.float32
-            )
+            weight = values[fold.weight]
+            factor = along_axis(fold.factor, fold.channel_axis, weight.ndim)
+            unfolded = np.divide(weight, factor, out=np.zeros(weight.shape), where=factor != 0)
+            values[fold.weight] = unfolded.astype(np.float32)
     for gain in graph.gains:
         if gain.name in written.gains:
             stored = {gain.name: written.gains[gain.name], gain.bias: written.biases[gain.bias]}
             whole = [
-                spread(name, array, written.kept, graph.tensors[name])
+                scatter_channels(name, array, written.kept, graph.tensors[name])
                 for name, array in stored.items()
             ]
-            values |= undone(gain, whole[0], whole[1], raw)
+            values |= norm_for(gain, whole[0], whole[1], raw)
     apart = {gain.bias for gain in graph.gains}
     for name, stored_bias in written.biases.items():
         if name in apart:
             continue
-        bias = spread(name, stored_bias, written.kept, graph.tensors[name])
+        bias = scatter_channels(name, stored_bias, written.kept, graph.tensors[name])
         folded = folded_biases.get(name)
         if folded is None:
             values[name] = bias
@@ -128,14 +128,14 @@ def weights_of(template: Template) -> Mapping[str, NDArray[np.float32]]:
     return {tensor.name: template.graph.tensors[tensor.name] for tensor in template.prunable}
 
 
-def dead_structure(template: Template, masks: Masks) -> Dead:
-    """Return what the network can do without, given which connections live.
+def removable_channels(template: Template, masks: Masks) -> Removable:
+    """Return what the network can do without, given which connections are kept.
 
     What it says must be added goes by the names of the module's parameters and buffers.
 
     Args:
         template: of the whole network, over the module's present weights.
-        masks: what lives.
+        masks: what is kept.
     """
     graph, traced = template.graph, _traced(template)
     own = {name: name for name in traced.parameters if name in graph.tensors}
@@ -145,5 +145,5 @@ def dead_structure(template: Template, masks: Masks) -> Dead:
         shift = fold.norm[1]
         if shift in traced.parameters and shift not in graph.tensors and shifts.count(shift) == 1:
             own[fold.bias] = shift
-    found = find_dead(graph, masks, own.keys())
+    found = find_removable(graph, masks, own.keys())
     return replace(found, added={own[name]: array for name, array in found.added.items()})

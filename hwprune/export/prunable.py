@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
 
 from hwprune.errors import ExportError
-from hwprune.export.graph import Graph, attributes
+from hwprune.export.graph import Graph, attributes, is_linear
 from hwprune.ir import PrunableTensor, SkippedTensor
 
 
@@ -25,32 +27,24 @@ class WeightUse:
         transpose: the Transpose between weight and MatMul, where there is one.
     """
 
-    node: onnx.NodeProto
+    node: ir.Node
     kind: str
     channel_axis: int
-    transpose: onnx.NodeProto | None = None
+    transpose: ir.Node | None = None
 
 
-Readers = dict[str, list[tuple[onnx.NodeProto, int]]]
-
-
-def weight_uses(graph: Graph, name: str, readers: Readers) -> list[WeightUse] | str:
-    """Return the nodes that use the tensor as their weight, or why it must stay dense.
-
-    Args:
-        graph: the network.
-        name: a tensor of it.
-        readers: ``graph.readers()``, so that it is made once for all tensors.
-    """
-    if graph.tensors[name].ndim < 2:
+def weight_uses(graph: Graph, name: str) -> list[WeightUse] | str:
+    """Return the nodes that use a tensor as their weight, or why it must stay dense."""
+    value, array = graph.structure.initializers[name], graph.tensors[name]
+    if array.ndim < 2:
         return "fewer than two axes (bias, scale or statistic)"
-    if graph.tensors[name].dtype != np.float32:
-        return f"its type is {graph.tensors[name].dtype}"
-    if name in graph.output_names():
+    if array.dtype != np.float32:
+        return f"its type is {array.dtype}"
+    if value.is_graph_output():
         return "it is an output of the network"
     uses: list[WeightUse] = []
-    for node, slot in readers[name]:
-        found = _uses(graph, node, slot, readers)
+    for node, slot in value.uses():
+        found = _uses(node, slot, array.shape)
         if isinstance(found, str):
             return found
         uses += found
@@ -59,50 +53,41 @@ def weight_uses(graph: Graph, name: str, readers: Readers) -> list[WeightUse] | 
     return uses or "nothing reads it"
 
 
-def _uses(
-    graph: Graph,
-    node: onnx.NodeProto,
-    slot: int,
-    readers: Readers,
-) -> list[WeightUse] | str:
-    """Return how a node uses the tensor at one input; a Transpose stands for its readers."""
+def _uses(node: ir.Node, slot: int, shape: tuple[int, ...]) -> list[WeightUse] | str:
+    """Return how a node uses a tensor at one input; a Transpose stands for its readers."""
     given = attributes(node)
-    if (
-        node.op_type == "Conv"
-        and slot == 1
-        and not given.get("auto_pad", b"NOTSET").startswith(b"SAME")
-    ):
-        one_each = given.get("group", 1) > 1 and graph.tensors[node.input[1]].shape[1] == 1
+    same = given.get("auto_pad", "NOTSET").startswith("SAME")
+    if node.op_type == "Conv" and slot == 1 and not same:
+        one_each = given.get("group", 1) > 1 and shape[1] == 1
         return [WeightUse(node, "Depthwise" if one_each else "Conv", 0)]
     if node.op_type == "ConvTranspose" and slot == 1:
         return [WeightUse(node, "ConvTranspose", 1)]
     if node.op_type == "Gemm" and slot == 1:
-        plain = given.get("alpha", 1.0) == 1.0 and given.get("beta", 1.0) == 1.0
-        if plain and not given.get("transA", 0):
+        if is_linear({**given, "transB": 1}):
             return [WeightUse(node, "Gemm", 0 if given.get("transB", 0) else 1)]
         return "Gemm with alpha, beta or transA"
     if node.op_type == "MatMul" and slot == 1:
-        shape = graph.tensors[node.input[1]].shape
-        return (
-            [WeightUse(node, "MatMul", 1)] if len(shape) == 2 else "MatMul with a stack of matrices"
-        )
+        two = len(shape) == 2
+        return [WeightUse(node, "MatMul", 1)] if two else "MatMul with a stack of matrices"
     if node.op_type == "Transpose" and list(given.get("perm", [1, 0])) == [1, 0]:
-        consumers = readers[node.output[0]]
-        if node.output[0] not in graph.output_names() and all(
-            (reader.op_type, at) == ("MatMul", 1) for reader, at in consumers
-        ):
-            return [WeightUse(reader, "Linear", 0, node) for reader, _ in consumers]
+        turned = node.outputs[0]
+        matrices = all((reader.op_type, at) == ("MatMul", 1) for reader, at in turned.uses())
+        if matrices and not turned.is_graph_output():
+            return [WeightUse(reader, "Linear", 0, node) for reader, _ in turned.uses()]
     return f"read by {node.op_type}, not as the weight of Conv, ConvTranspose, Gemm or MatMul"
 
 
 def find_prunable(
-    raw: Graph, graph: Graph, parameters: Sequence[str], buffers: Container[str] = ()
+    raw: Mapping[str, NDArray[Any]],
+    graph: Graph,
+    parameters: Sequence[str],
+    buffers: Container[str] = (),
 ) -> tuple[tuple[PrunableTensor, ...], tuple[SkippedTensor, ...]]:
     """Sort a network's parameters into prunable ones and those that stay dense, with reasons.
 
     Args:
-        raw: the network as it was traced.
-        graph: the same after the passes: what is missing there was folded.
+        raw: what the parameters hold in the network as it was traced.
+        graph: the network after the passes: what is missing there was folded.
         parameters: the tensors that are parameters or buffers.
         buffers: those of them that are buffers: fixed filters, which stay as they are.
 
@@ -110,13 +95,12 @@ def find_prunable(
         ExportError: nothing can be pruned.
     """
     prunable, skipped = [], []
-    readers = graph.readers()
     for key in parameters:
-        array = raw.tensors[key]
+        array = raw[key]
         if key not in graph.tensors:
             skipped.append(SkippedTensor(key, array.shape, 0, "folded into the layer before it"))
             continue
-        uses = weight_uses(graph, key, readers)
+        uses = weight_uses(graph, key)
         if key in buffers and not isinstance(uses, str):
             uses = "a buffer, not a parameter"
         if isinstance(uses, str):

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import helper, numpy_helper
 
-from hwprune.export.graph import Graph
+from hwprune.export.graph import Graph, message_of
 
 # Sizes, or names of sizes that are only known to be equal where the names are.
 Shape = tuple[int | str, ...]
@@ -28,17 +29,18 @@ def activation_shapes(graph: Graph) -> Mapping[str, Shape]:
         else:
             kind = helper.np_dtype_to_tensor_dtype(array.dtype)
             weights.append(helper.make_tensor_value_info(name, kind, array.shape))
-    inner = helper.make_graph(
-        list(graph.nodes), "g", [*graph.inputs, *weights], list(graph.outputs), constants
-    )
-    domains = {node.domain for node in graph.nodes if node.domain}
+    inputs = [ir.to_proto(value) for value in graph.structure.inputs]
+    outputs = [ir.to_proto(value) for value in graph.structure.outputs]
+    nodes = [message_of(node) for node in graph.nodes]
+    inner = helper.make_graph(nodes, "g", [*inputs, *weights], outputs, constants)
+    domains = {node.domain for node in nodes if node.domain}
     imports = [helper.make_opsetid("", graph.opset), *(helper.make_opsetid(d, 1) for d in domains)]
     model = helper.make_model(inner, opset_imports=imports, ir_version=8)
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except onnx.shape_inference.InferenceError:
         return {}
-    entries = [*graph.inputs, *inferred.graph.value_info, *inferred.graph.output]
+    entries = [*inputs, *inferred.graph.value_info, *inferred.graph.output]
     shapes = {entry.name: _shape(entry) for entry in entries}
     return {name: shape for name, shape in shapes.items() if shape is not None}
 

@@ -6,12 +6,14 @@ last rewrite of the graph: an optimiser that ran after it would fold the encoded
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
@@ -20,13 +22,13 @@ from hwprune.encoding.values import LEVELS, NIBBLE_TYPES, channel_scales, codebo
 from hwprune.encoding.wire import field_bytes, tensor_field_bytes
 from hwprune.errors import ExportError, HwpruneError
 from hwprune.export.body import DOMAIN, DOMAIN_VERSION
-from hwprune.export.gains import stored_gain
-from hwprune.export.graph import Graph, rename
+from hwprune.export.graph import Graph, message_of
 from hwprune.export.layout import Layout, layout_of
-from hwprune.export.nodes import Made, Stored, nodes_of, numbered
+from hwprune.export.nodes import Made, StoredForm, nodes_of, numbered
 from hwprune.export.operators import count_name, function_for
 from hwprune.export.passes import short_names
-from hwprune.export.shrink import Kept, Removal, without
+from hwprune.export.per_use_scale import stored_gain
+from hwprune.export.removal import Kept, Removal, without
 from hwprune.export.trace import Traced
 from hwprune.ir import CodecName, Masks, Packed, PrunableTensor, ValueType
 
@@ -58,7 +60,7 @@ class Written:
     gains: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Template:
     """An artifact without its masks.
 
@@ -113,17 +115,17 @@ class Template:
 
     def cost(self, value_types: tuple[ValueType, ...]) -> FileCost:
         """Measure everything about the file's size that masks do not change."""
-        layout = self._layout()
         functions: dict[str, int] = {}
         tensors = []
-        for number, tensor in enumerate(self.prunable):
+        for tensor in self.prunable:
             forms: dict[tuple[CodecName, ValueType], Form] = {}
             weight = self.graph.tensors[tensor.name]
             for value_type in value_types:
                 scale = _scale(weight, tensor, value_type)
-                table = _table_bytes(layout, number, tensor, value_type, scale)
+                table = self._table_bytes(tensor, value_type, scale)
                 for codec in self._codecs_for(tensor, value_type):
-                    operators, nodes, biases = self._nodes(layout, number, codec, value_type, scale)
+                    form = StoredForm(codec, value_type, scale)
+                    operators, nodes, biases = self._nodes(tensor, form)
                     every = [node for group in nodes for node in group]
                     counted = [node.ByteSize() for node in every if _carries_count(node)]
                     fixed = sum(field_bytes(n.ByteSize()) for n in every if not _carries_count(n))
@@ -138,13 +140,16 @@ class Template:
                             size = field_bytes(function.ByteSize(), _FUNCTION_TAG_BYTES)
                             functions[name] = size
                     forms[codec, value_type] = Form(fixed + table, needed, tuple(counted))
-            key = layout.keys[number]
+            key = self.layout.keys[tensor.name]
             tensors.append(
                 TensorCost(tensor.name, tensor.shape, f"{key}v", f"{key}i", forms, f"{key}c")
             )
-        skeleton = self._model(self._other_nodes(layout), [], [])
+        names, gone = self.layout.names, self.layout.replaced
+        skeleton = self._model([message_of(n, names) for n in self.graph.nodes if n not in gone])
         frame = skeleton.ByteSize() - field_bytes(skeleton.graph.ByteSize())
-        dense = sum(_tensor_bytes(layout.names.get(n, n), a) for n, a in layout.others.items())
+        dense = sum(
+            _tensor_bytes(names.get(n, n), self.graph.tensors[n]) for n in self.layout.others
+        )
         graph_bytes = skeleton.graph.ByteSize() + dense
         parts = (
             ("nodes, inputs and outputs that are not pruned", skeleton.graph.ByteSize()),
@@ -155,8 +160,7 @@ class Template:
 
     def dense_bytes(self) -> int:
         """Return the size of the dense fp32 file, without writing it."""
-        names = short_names(self.graph, set())
-        model = self._model([rename(node, names) for node in self.graph.nodes], [], [], dense=True)
+        model, names = self._dense_model()
         frame = int(model.ByteSize()) - field_bytes(model.graph.ByteSize())
         tensors = sum(_tensor_bytes(names.get(n, n), a) for n, a in self.graph.tensors.items())
         return frame + field_bytes(int(model.graph.ByteSize()) + tensors)
@@ -174,13 +178,8 @@ class Template:
             raise ExportError(
                 f"the dense file would take {size:,} bytes; an ONNX file ends at 2 GiB"
             )
-        names = short_names(self.graph, set())
-        nodes = [rename(node, names) for node in self.graph.nodes]
-        tensors = [
-            numpy_helper.from_array(np.asarray(array, order="C"), names.get(name, name))
-            for name, array in self.graph.tensors.items()
-        ]
-        model = self._model(nodes, tensors, [], dense=True)
+        model, names = self._dense_model()
+        model.graph.initializer.extend(_messages(self.graph.tensors, names))
         return Written(model.SerializeToString(deterministic=True), None, {}, {})
 
     def write_sparse(self, masks: Masks, value_type: ValueType) -> Written:
@@ -192,14 +191,13 @@ class Template:
 
         Ensures: the file's length is the one that ``cost`` predicts for the same masked weights.
         """
-        layout = self._layout()
+        layout, weights = self.layout, self.graph.tensors
         # int8 scales, and so their type, are those of what lives.
-        cost = self._masked(masks).cost((value_type,))
-        encoding = cost.encoding(masks.positions(), value_type)
+        encoding = self._masked(masks).cost((value_type,)).encoding(masks.positions(), value_type)
         packed = {
             tensor.name: pack(
                 tensor.name,
-                self.graph.tensors[tensor.name],
+                weights[tensor.name],
                 masks[tensor.name],
                 codec=encoding.codecs[tensor.name],
                 value_type=value_type,
@@ -207,51 +205,41 @@ class Template:
             )
             for tensor in self.prunable
         }
-        replaced: dict[int, list[onnx.NodeProto]] = {}
-        tensors: list[onnx.TensorProto] = []
+        groups: dict[ir.Node, list[onnx.NodeProto]] = {}
+        tensors: dict[str, NDArray[Any]] = {}
         stored_biases: dict[str, NDArray[np.float32]] = {}
         gains: dict[str, NDArray[np.float32]] = {}
         needed: dict[str, None] = {}
-        for number, tensor in enumerate(self.prunable):
-            operators, nodes, biases = self._nodes(
-                layout,
-                number,
-                encoding.codecs[tensor.name],
-                value_type,
-                packed[tensor.name].arrays.get("scale"),
-                packed[tensor.name].nonzeros,
-            )
-            uses = layout.uses[tensor.name]
-            arrays = packed[tensor.name].arrays
-            for place, (use, group) in enumerate(zip(uses, nodes, strict=True)):
+        for tensor in self.prunable:
+            stored, key = packed[tensor.name], layout.keys[tensor.name]
+            scale = stored.arrays.get("scale")
+            form = StoredForm(stored.codec, value_type, scale, stored.nonzeros)
+            operators, nodes, own = self._nodes(tensor, form)
+            for place, (use, group) in enumerate(zip(layout.uses[tensor.name], nodes, strict=True)):
                 # What it adds was made before its last part, not always before its first.
-                replaced |= {id(node): [] for node in layout.parts(use)}
-                replaced[id(layout.parts(use)[-1])] = group
-                name = layout.bias(use)
-                gain = layout.epilogue(use).gain
-                if gain and value_type in LEVELS:
-                    scale = biases[numbered(layout.keys[number], "s", place)]
-                    gains[gain] = stored_gain(scale, arrays["scale"], self.graph.tensors[gain])
-                if name in self.graph.tensors and bool(gain) == (gain in gains):
-                    bias = self.graph.tensors[name]
-                    stored_biases[name] = compact_floats(bias, value_type).astype(np.float32)
-            key = layout.keys[number]
-            # Where uses have scales of their own, these are among the biases.
-            stored = {f"{key}{role[0]}": array for role, array in arrays.items()} | biases
-            tensors += [numpy_helper.from_array(array, name) for name, array in stored.items()]
+                groups[layout.parts(use)[-1]] = group
+                name, gain = layout.bias(use), layout.epilogue(use).gain
+                if gain and scale is not None:
+                    own_scale = own[numbered(key, "s", place)]
+                    gains[gain] = stored_gain(own_scale, scale, weights[gain])
+                if name in weights and bool(gain) == (gain in gains):
+                    bias = compact_floats(weights[name], value_type)
+                    stored_biases[name] = bias.astype(np.float32)
+            # Where uses have scales of their own, these are among what they own.
+            tensors |= {f"{key}{role[0]}": array for role, array in stored.arrays.items()} | own
             if not self.inline:
                 needed |= dict.fromkeys(name for op in operators for name in op.functions)
-        kept = [
+        written = [
             final
             for node in self.graph.nodes
-            for final in replaced.get(id(node), [rename(node, layout.names)])
+            if node in groups or node not in layout.replaced
+            for final in groups.get(node) or [message_of(node, layout.names)]
         ]
-        tensors += [
-            numpy_helper.from_array(np.asarray(array, order="C"), layout.names.get(name, name))
-            for name, array in layout.others.items()
-        ]
-        functions = [function_for(name, self.graph.opset) for name in needed]
-        data = self._model(kept, tensors, functions).SerializeToString(deterministic=True)
+        model = self._model(written, [function_for(name, self.graph.opset) for name in needed])
+        model.graph.initializer.extend(_messages(tensors, {}))
+        others = {name: weights[name] for name in layout.others}
+        model.graph.initializer.extend(_messages(others, layout.names))
+        data = model.SerializeToString(deterministic=True)
         if len(data) != encoding.file_bytes:
             raise HwpruneError(
                 f"the file has {len(data)} bytes where {encoding.file_bytes} were predicted",
@@ -261,17 +249,17 @@ class Template:
 
     # -- pieces -----------------------------------------------------------------------------------
 
-    def _layout(self) -> Layout:
+    @cached_property
+    def layout(self) -> Layout:
+        """Return where everything goes; it is the same for all weights of a structure."""
         return layout_of(self.graph, self.prunable, fuse=self.fuse and not self.inline)
 
     def _masked(self, masks: Masks) -> Template:
-        living = {
-            tensor.name: np.where(
-                masks[tensor.name], self.graph.tensors[tensor.name], np.float32(0)
-            )
-            for tensor in self.prunable
-        }
-        return replace(self, graph=replace(self.graph, tensors={**self.graph.tensors, **living}))
+        tensors = self.graph.tensors
+        kept = {name: np.where(masks[name], tensors[name], np.float32(0)) for name in masks}
+        masked = replace(self, graph=replace(self.graph, tensors={**tensors, **kept}))
+        vars(masked)["layout"] = self.layout
+        return masked
 
     def _codecs_for(self, tensor: PrunableTensor, value_type: ValueType) -> list[CodecName]:
         return [
@@ -281,45 +269,56 @@ class Template:
             and not (codec == "dense" and value_type in NIBBLE_TYPES)
         ]
 
-    def _other_nodes(self, layout: Layout) -> list[onnx.NodeProto]:
-        gone = layout.replaced
-        return [rename(node, layout.names) for node in self.graph.nodes if id(node) not in gone]
+    def _nodes(self, tensor: PrunableTensor, form: StoredForm) -> Made:
+        return nodes_of(self.graph, self.layout, tensor, form, inline=self.inline)
 
-    def _nodes(
-        self,
-        layout: Layout,
-        number: int,
-        codec: CodecName,
-        value_type: ValueType,
-        scale: NDArray[Any] | None,
-        count: int = 0,
-    ) -> Made:
-        tensor, form = self.prunable[number], Stored(codec, value_type, scale, count)
-        return nodes_of(self.graph, layout, tensor, layout.keys[number], form, inline=self.inline)
+    def _table_bytes(
+        self, tensor: PrunableTensor, value_type: ValueType, scale: NDArray[Any] | None
+    ) -> int:
+        """Return the bytes of scales or of a codebook of fixed length; others count later."""
+        key = self.layout.keys[tensor.name]
+        if scale is not None:
+            own = any(self.layout.epilogue(use).gain for use in self.layout.uses[tensor.name])
+            return 0 if own else _tensor_bytes(f"{key}s", scale)
+        if value_type != "codebook16":
+            return 0
+        entries = codebook_entries(value_type, 0)
+        return tensor_field_bytes(f"{key}c", (entries,), 2 * entries)
+
+    def _dense_model(self) -> tuple[onnx.ModelProto, dict[str, str]]:
+        """Return the dense file without tensors, and the names in it."""
+        graph = self.graph
+        names = short_names(graph.nodes, graph.tensors, graph.interface_names())
+        return self._model([message_of(node, names) for node in graph.nodes], dense=True), names
 
     def _model(
-        self,
-        nodes: list[onnx.NodeProto],
-        tensors: list[onnx.TensorProto],
-        functions: list[Any],
-        *,
-        dense: bool = False,
+        self, nodes: list[onnx.NodeProto], functions: Sequence[Any] = (), *, dense: bool = False
     ) -> onnx.ModelProto:
         imports = [helper.make_opsetid("", self.graph.opset)]
         domains = {node.domain for node in nodes if node.domain and node.domain != DOMAIN}
         imports += [helper.make_opsetid(domain, 1) for domain in sorted(domains)]
         if not dense and not self.inline:
             imports.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
-        graph = helper.make_graph(
-            nodes, "g", list(self.graph.inputs), list(self.graph.outputs), tensors
+        structure = self.graph.structure
+        inputs, outputs = (
+            [ir.to_proto(v) for v in vs] for vs in (structure.inputs, structure.outputs)
         )
         return helper.make_model(
-            graph,
+            helper.make_graph(nodes, "g", inputs, outputs),
             functions=functions,
             opset_imports=imports,
             ir_version=self.ir_version,
             producer_name=PRODUCER,
         )
+
+
+def _messages(
+    tensors: Mapping[str, NDArray[Any]], names: Mapping[str, str]
+) -> list[onnx.TensorProto]:
+    return [
+        numpy_helper.from_array(np.asarray(array, order="C"), names.get(name, name))
+        for name, array in tensors.items()
+    ]
 
 
 def _tensor_bytes(name: str, array: NDArray[Any]) -> int:
@@ -332,24 +331,6 @@ def _scale(
     if value_type not in LEVELS:
         return None
     return channel_scales(weight, tensor.channel_axis, value_type)
-
-
-def _table_bytes(
-    layout: Layout,
-    number: int,
-    tensor: PrunableTensor,
-    value_type: ValueType,
-    scale: NDArray[Any] | None,
-) -> int:
-    """Return what scales or a codebook of fixed length take; one that grows is counted later."""
-    key = layout.keys[number]
-    if scale is not None:
-        own = any(layout.epilogue(use).gain for use in layout.uses[tensor.name])
-        return 0 if own else _tensor_bytes(f"{key}s", scale)
-    if value_type != "codebook16":
-        return 0
-    entries = codebook_entries(value_type, 0)
-    return tensor_field_bytes(f"{key}c", (entries,), 2 * entries)
 
 
 def _carries_count(node: onnx.NodeProto) -> bool:

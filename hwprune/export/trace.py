@@ -14,14 +14,15 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import onnx
+import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hwprune.errors import ExportError
-from hwprune.export.graph import Graph, rename, used_tensors
+from hwprune.export.graph import Graph
 from hwprune.export.registry import unparsed_functions
 from hwprune.ir import Model
 
@@ -47,33 +48,33 @@ class Traced:
     notes: tuple[str, ...] = ()
     buffers: frozenset[str] = frozenset()
 
+    def values(self, module: Any) -> dict[str, NDArray[Any]]:
+        """Return what the graph's tensors hold, the module's present ones as NumPy views."""
+        present = tensors_of(module)
+        return {**self.graph.tensors, **{key: present[key] for key in self.parameters}}
+
     def with_values(self, module: Any) -> Graph:
-        """Return the graph over the module's present parameters and buffers (NumPy views)."""
-        values = tensors_of(module)
-        tensors = dict(self.graph.tensors)
-        tensors |= {key: values[key] for key in self.parameters}
-        return replace(self.graph, tensors=tensors)
+        """Return a copy of the graph over the module's present parameters and buffers."""
+        return Graph(self.graph.structure.clone(), self.values(module))
+
+
+def _named_tensors(module: Any) -> list[tuple[str, Any]]:
+    """Return every parameter and buffer, under each of its names."""
+    return [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
 
 
 def tensors_of(module: Any) -> dict[str, NDArray[Any]]:
     """Return every parameter and buffer as a NumPy view, under each of its names."""
-    named = [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]
-    return {name: tensor.detach().cpu().numpy() for name, tensor in named}
+    return {name: tensor.detach().cpu().numpy() for name, tensor in _named_tensors(module)}
 
 
 def first_names(module: Any) -> dict[str, str]:
     """Return for every name of a parameter or buffer the first name of it (tied weights)."""
     first: dict[int, str] = {}
-    names: dict[str, str] = {}
-    for name, tensor in [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]:
-        names[name] = first.setdefault(id(tensor), name)
-    return names
+    return {name: first.setdefault(id(tensor), name) for name, tensor in _named_tensors(module)}
 
 
 def trace(model: Model) -> Traced:
@@ -203,39 +204,51 @@ def _where_fixed(model: Model, args: tuple[Any, ...], dynamic: Any) -> str:
 
 def _structure(ir_model: Any, model: Model) -> Traced:
     """Take the parameters out of an exported model and optimise what is left."""
-    import onnx_ir
     import onnxscript.optimizer
 
     canonical = first_names(model.module)
-    graph = ir_model.graph
     parameters: dict[str, str] = {}
-    for name, value in list(graph.initializers.items()):
+    for name, value in list(ir_model.graph.initializers.items()):
         key = name if name in canonical else _by_value(value, model.module)
         if key is None:
             continue
         parameters[name] = canonical[key]
-        del graph.initializers[name]
+        del ir_model.graph.initializers[name]
         value.const_value = None
-        graph.inputs.append(value)
+        ir_model.graph.inputs.append(value)
     with _quiet():
         onnxscript.optimizer.optimize(ir_model)
-    proto = onnx_ir.to_proto(ir_model)
-    if proto.functions:
+    if ir_model.functions:
         from onnx import inliner
 
-        proto = inliner.inline_local_functions(proto)
-    inputs = tuple(entry for entry in proto.graph.input if entry.name not in parameters)
-    tensors = {entry.name: onnx.numpy_helper.to_array(entry) for entry in proto.graph.initializer}
-    # A tied weight goes by its first name everywhere, so that it is stored once.
-    nodes = tuple(rename(node, parameters) for node in proto.graph.node)
-    read = {name for node in nodes for name in node.input}
+        ir_model = ir.from_proto(inliner.inline_local_functions(ir.to_proto(ir_model)))
+    structure = ir_model.graph
+    graph = Graph(structure, {})
+    for name, value in structure.initializers.items():
+        graph.tensors[name] = value.const_value.numpy()
+        value.const_value = None
+    for value in [value for value in structure.inputs if value.name in parameters]:
+        # A tied weight goes by its first name everywhere, so that it is stored once.
+        key = parameters[value.name]
+        if key in structure.initializers:
+            structure.inputs.remove(value)
+            value.replace_all_uses_with(structure.initializers[key], replace_graph_outputs=True)
+        else:
+            value.name = key
+            graph.hold([value])
+    read = {name for name, value in structure.initializers.items() if value.uses()}
     keys = tuple(dict.fromkeys(key for key in parameters.values() if key in read))
-    outputs = tuple(proto.graph.output)
-    notes = _fix_batch_names(inputs, outputs, model)
-    opset = next(entry.version for entry in proto.opset_import if entry.domain == "")
-    kept = used_tensors(nodes, {output.name for output in outputs}, tensors)
+    notes = _fix_batch_names(structure, model)
+    for node in structure.all_nodes():
+        node.doc_string = None
+        node.metadata_props.clear()
+        for entry in [*node.attributes.values()]:
+            if entry.type == ir.AttributeType.FLOAT:  # as a file holds it
+                value = float(np.float32(entry.as_float()))
+                node.attributes[entry.name] = ir.AttrFloat32(entry.name, value)
+    graph.drop_unread()
     buffers = frozenset(canonical[name] for name, _ in model.module.named_buffers())
-    return Traced(Graph(nodes, inputs, outputs, kept, opset), keys, notes, buffers)
+    return Traced(graph, keys, notes, buffers)
 
 
 def _by_value(value: Any, module: Any) -> str | None:
@@ -250,29 +263,23 @@ def _by_value(value: Any, module: Any) -> str | None:
     return None
 
 
-def _fix_batch_names(
-    inputs: tuple[onnx.ValueInfoProto, ...],
-    outputs: tuple[onnx.ValueInfoProto, ...],
-    model: Model,
-) -> tuple[str, ...]:
+def _fix_batch_names(structure: ir.Graph, model: Model) -> tuple[str, ...]:
     """Call the shared batch N, and report where it was lost."""
     notes = []
     batch_names = set()
-    for entry, spec in zip(inputs, model.inputs, strict=True):
-        dims = entry.type.tensor_type.shape.dim
+    for value, spec in zip(structure.inputs, model.inputs, strict=True):
+        assert value.shape is not None
         for axis, size in enumerate(spec.shape):
-            if size is None and not dims[axis].dim_param:
-                notes.append(
-                    f"input {spec.name}: torch.export fixed axis {axis} to {dims[axis].dim_value}"
-                )
+            found = value.shape[axis]
+            if size is None and isinstance(found, int):
+                notes.append(f"input {spec.name}: torch.export fixed axis {axis} to {found}")
             elif size is None:
-                batch_names.add(dims[axis].dim_param)
-    for entry in (*inputs, *outputs):
-        for dim in entry.type.tensor_type.shape.dim:
-            if dim.dim_param in batch_names:
-                dim.dim_param = "N"
-        entry.ClearField("metadata_props")
-        entry.ClearField("doc_string")
+                batch_names.add(str(found))
+    for value in (*structure.inputs, *structure.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape(["N" if str(d) in batch_names else d for d in value.shape])
+        value.metadata_props.clear()
+        value.doc_string = None
     return tuple(notes)
 
 

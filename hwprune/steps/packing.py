@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from hwprune.budget import fit, ranking_limit
 from hwprune.encoding.values import quantise, quantum
 from hwprune.errors import HwpruneError
-from hwprune.export.deadness import Dead
-from hwprune.export.pipeline import dead_structure, renewed, weights_of
-from hwprune.export.shrink import Kept, Removal, cut, spread
+from hwprune.export.pipeline import removable_channels, renewed, weights_of
+from hwprune.export.removable_channels import Removable
+from hwprune.export.removal import Kept, Removal, gather_channels, scatter_channels
 from hwprune.export.template import Template, Written
 from hwprune.ir import Masks, Ranking, ValueType
 from hwprune.sparsity import followed_by, rank, rank_weights
@@ -131,17 +131,17 @@ def pack_model(
     return PackedModel(written, small, masks, dropped, respent, useless, removed, freed)
 
 
-def _dead(template: Template, survivors: Masks) -> Dead:
+def _dead(template: Template, survivors: Masks) -> Removable:
     """Return what the network can do without; nothing where it is cut in two.
 
     A network whose outputs no longer depend on its inputs is to be mended, not to be made smaller.
     """
-    found = dead_structure(template, survivors)
-    return found if found.masks.nonzeros else Dead(survivors, {}, {}, Removal())
+    found = removable_channels(template, survivors)
+    return found if found.masks.nonzeros else Removable(survivors, {}, {}, Removal())
 
 
 def _smaller(
-    template: Template, dead: Dead, masks: Masks, value_type: ValueType
+    template: Template, dead: Removable, masks: Masks, value_type: ValueType
 ) -> tuple[Template, int]:
     """Return the artifact without its dead channels, and the bytes that this saves.
 
@@ -164,12 +164,15 @@ def _channels(template: Template) -> int:
 
 
 def _cut(masks: Masks, kept: Kept) -> Masks:
-    return Masks({name: cut(name, masks[name], kept) for name in masks})
+    return Masks({name: gather_channels(name, masks[name], kept) for name in masks})
 
 
 def _spread(masks: Masks, kept: Kept, whole: Masks) -> Masks:
     return Masks(
-        {name: spread(name, masks[name], kept, np.zeros_like(whole[name])) for name in masks}
+        {
+            name: scatter_channels(name, masks[name], kept, np.zeros_like(whole[name]))
+            for name in masks
+        }
     )
 
 
@@ -184,27 +187,27 @@ def _without_zeros(template: Template, masks: Masks, value_type: ValueType) -> M
 def _alive_first(
     module: Any,
     template: Template,
-    dead: Dead,
+    dead: Removable,
     scores: Mapping[str, NDArray[np.float32]],
     limit: int,
 ) -> Ranking:
     """Return what lives, the best first, then what may come back; of the channels that are left."""
     kept, alive = dead.removal.kept, dead.masks
     living = {
-        name: cut(name, np.where(alive[name], weight, np.float32(0)), kept)
+        name: gather_channels(name, np.where(alive[name], weight, np.float32(0)), kept)
         for name, weight in module_weights(module, template).items()
     }
     first = rank_weights(living, "lamp", min(limit, alive.nonzeros))
     if not scores:
         return first
-    left = {name: cut(name, score, kept) for name, score in scores.items()}
+    left = {name: gather_channels(name, score, kept) for name, score in scores.items()}
     return followed_by(first, rank(left, limit=max(0, limit - len(first))))
 
 
 def _worth(
     module: Any,
     template: Template,
-    dead: Dead,
+    dead: Removable,
     pretrained: Mapping[str, NDArray[np.float32]],
     value_type: ValueType,
     *,

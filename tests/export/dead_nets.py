@@ -10,10 +10,10 @@ import onnx
 from export_cases import relative_error, run
 from numpy.typing import NDArray
 
-from hwprune.export.deadness import Dead, find_dead
 from hwprune.export.graph import Graph
 from hwprune.export.prunable import find_prunable
-from hwprune.export.shrink import cut
+from hwprune.export.removable_channels import Removable, find_removable
+from hwprune.export.removal import gather_channels
 from hwprune.export.template import Template
 from hwprune.ir import CodecName, Masks
 
@@ -38,11 +38,11 @@ class Net:
 
     graph: Graph
     masks: Masks
-    dead: Dead
+    dead: Removable
     settable: set[str]
 
     def template(self, graph: Graph) -> Template:
-        prunable, _ = find_prunable(graph, graph, [*self.masks])
+        prunable, _ = find_prunable(graph.tensors, graph, [*self.masks])
         return Template(graph, prunable, 8, False, CODECS)
 
     @property
@@ -80,22 +80,23 @@ def net(
 ) -> Net:
     """Return a network in ONNX's textual form, after checking that removal changes nothing."""
     parsed = onnx.parser.parse_graph(f"g (float[{shape}] x) => (float[{out}] y) {{ {text} }}")
-    graph = Graph(tuple(parsed.node), tuple(parsed.input), tuple(parsed.output), values, opset)
+    graph = Graph.of(parsed.node, parsed.input, parsed.output, values, opset)
     matrices = [n for n in values if values[n].ndim > 1 and values[n].dtype == np.float32]
-    prunable, _ = find_prunable(graph, graph, matrices)
+    prunable, _ = find_prunable(graph.tensors, graph, matrices)
     masks = Masks({tensor.name: values[tensor.name] != 0 for tensor in prunable})
     free = {*values} if settable is None else settable
-    found = Net(graph, masks, find_dead(graph, masks, free), free)
+    found = Net(graph, masks, find_removable(graph, masks, free), free)
     check(found)
     return found
 
 
 def check(found: Net) -> None:
     """Check that both steps keep the function, that they are consistent, and that they end."""
-    entry = found.graph.inputs[0].type.tensor_type.shape.dim
+    shape = found.graph.structure.inputs[0].shape
+    assert shape is not None
     generator = np.random.default_rng(1)
     for batch in (1, 3):
-        sizes = [batch, *(dim.dim_value for dim in entry[1:])]
+        sizes = [batch, *(int(str(size)) for size in list(shape)[1:])]
         feeds = {"x": generator.standard_normal(sizes).astype(np.float32)}
         whole = run(found.template(found.graph).write_dense().data, feeds)
         dropped = run(found.template(found.dropped).write_dense().data, feeds)
@@ -104,18 +105,20 @@ def check(found: Net) -> None:
         assert relative_error(dropped, whole) < 1e-6
         assert relative_error(small, whole) < 1e-6
     kept = found.dead.removal.kept
-    left = Masks({name: cut(name, found.dead.masks[name], kept) for name in found.masks})
+    left = Masks(
+        {name: gather_channels(name, found.dead.masks[name], kept) for name in found.masks}
+    )
     assert left.nonzeros == found.dead.masks.nonzeros, "a living connection was cut off"
     assert all(min(left[name].shape) >= 1 for name in left)
     written = found.small.write_sparse(left, "fp32")  # asserts the predicted size
     assert relative_error(run(written.data, feeds), whole) < 1e-6
-    again = find_dead(found.dropped, found.dead.masks, found.settable)
+    again = find_removable(found.dropped, found.dead.masks, found.settable)
     assert again.masks.nonzeros == found.dead.masks.nonzeros
     assert not again.added
     assert lengths(again) == lengths(found.dead)
 
 
-def lengths(dead: Dead) -> dict[str, dict[int, int]]:
+def lengths(dead: Removable) -> dict[str, dict[int, int]]:
     return {
         name: {axis: index.size for axis, index in axes.items()}
         for name, axes in dead.removal.kept.items()

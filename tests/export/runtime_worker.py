@@ -2,8 +2,9 @@
 
     python runtime_worker.py FOLDER
 
-FOLDER holds feeds.npz and *.onnx; the first output of each goes to NAME.npy and, where the second
-argument is ``kernels``, that of a session with hwprune's kernels to NAME.kernels.npy.
+FOLDER holds *.onnx and NAME.npz for each, or feeds.npz for all; the first output of each goes to
+NAME.npy and, where the second argument is ``kernels``, that of a session with hwprune's kernels to
+NAME.kernels.npy.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 import onnxruntime
 
 folder = Path(sys.argv[1])
-feeds = dict(np.load(folder / "feeds.npz"))
 providers = ["CPUExecutionProvider"]
 for path in sorted(folder.glob("*.onnx")):
+    own = path.with_suffix(".npz")
+    feeds = dict(np.load(own if own.exists() else folder / "feeds.npz"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3

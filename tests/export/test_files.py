@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,10 +123,7 @@ def test_the_output_is_bit_for_bit_that_of_the_dense_file_with_the_decoded_weigh
     template = case.template(inline=inline)
     written = template.write_sparse(random_masks(template, 0.3), value_type)
     tensors = {name: unpack(packed) for name, packed in written.packed.items()} | written.biases
-    graph = template.graph
-    merged = type(graph)(
-        graph.nodes, graph.inputs, graph.outputs, {**graph.tensors, **tensors}, graph.opset
-    )
+    merged = replace(template.graph, tensors={**template.graph.tensors, **tensors})
     dense = type(template)(merged, template.prunable, 8, inline, template.codecs).write_dense()
     feeds = case.feeds(5)
     assert np.array_equal(run(written.data, feeds), run(dense.data, feeds))

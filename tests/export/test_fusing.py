@@ -44,8 +44,8 @@ def template_of(
     parsed = onnx.parser.parse_graph(f"g (float[{shape}] x) => ({made}) {{ {text} }}")
     read = {name for node in parsed.node for name in node.input}
     tensors = {name: np.asarray(array) for name, array in TENSORS.items() if name in read}
-    graph = Graph(tuple(parsed.node), tuple(parsed.input), tuple(parsed.output), tensors, opset)
-    prunable, _ = find_prunable(graph, graph, [n for n in tensors if tensors[n].ndim > 1])
+    graph = Graph.of(parsed.node, parsed.input, parsed.output, tensors, opset)
+    prunable, _ = find_prunable(graph.tensors, graph, [n for n in tensors if tensors[n].ndim > 1])
     return Template(graph, prunable, 8, inline, codecs, fuse)
 
 
@@ -74,7 +74,9 @@ def fused(template: Template) -> list[str]:
     tensors = {name: unpack(packed) for name, packed in written.packed.items()} | written.biases
     graph = replace(template.graph, tensors={**template.graph.tensors, **tensors})
     dense = replace(template, graph=graph).write_dense()
-    sizes = [dim.dim_value for dim in template.graph.inputs[0].type.tensor_type.shape.dim[1:]]
+    shape = template.graph.structure.inputs[0].shape
+    assert shape is not None
+    sizes = [int(str(size)) for size in list(shape)[1:]]
     for batch in (0, 1, 33):
         feeds = {"x": np.random.default_rng(1).standard_normal((batch, *sizes), np.float32)}
         found, expected = run(written.data, feeds), run(dense.data, feeds)
@@ -183,7 +185,7 @@ def test_what_means_something_else_is_left_alone(why: str) -> None:
 def test_an_unknown_shape_is_not_an_equal_one() -> None:
     text = "s = Conv(x, b) i = NonZero(x) r = GatherND(x, i) q = Expand(x, r) y = Add(s, q)"
     parsed = onnx.parser.parse_graph(f"g (float[N,4,6,6] x) => (float[N,4,6,6] y) {{ {text} }}")
-    graph = Graph(tuple(parsed.node), tuple(parsed.input), (), {"b": TENSORS["b"]}, 18)
+    graph = Graph.of(parsed.node, parsed.input, (), {"b": TENSORS["b"]}, 18)
     assert "q" not in activation_shapes(graph)
     assert activation_shapes(graph)["s"] == ("N", 4, 6, 6)
 

@@ -172,5 +172,23 @@ def test_an_expansion_keeps_its_inner_names_to_itself() -> None:
     assert len(made) == len(set(made))
     assert all(name.startswith(("0_0_", "1_0_")) for name in made)
     constants = [part for part in inner if part.op_type == "Constant"]
-    values = [list(a.ints) for part in constants for a in part.attribute if a.name == "value_ints"]
-    assert np.array([4, 6]).tolist() in values
+    values = [
+        list(a.t.int64_data) for part in constants for a in part.attribute if a.name == "value"
+    ]
+    assert [4, 6] in values
+
+
+CONVOLUTIONS = [
+    name
+    for name, operator in OPERATORS.items()
+    if operator.kind == "Conv" and not operator.bias and not operator.fused
+]
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_an_expansion_holds_no_list_that_onnxruntime_1_11_reads_as_one_number(name: str) -> None:
+    roles = OPERATORS[name].input_roles
+    given = {"shape": [4, 4, 3, 3], "count": 7}
+    node = helper.make_node(name, [*roles], ["y"], domain=DOMAIN, **given)
+    for inner in expand(node, "p", 15):
+        assert not {entry.name for entry in inner.attribute} & {"value_ints", "value_floats"}

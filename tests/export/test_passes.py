@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from hwprune.errors import ExportError
-from hwprune.export.graph import Graph
+from hwprune.export.graph import Graph, input_names
 from hwprune.export.passes import (
     base36,
     drop_no_ops,
@@ -28,7 +28,7 @@ from hwprune.ir import TensorSpec
 def test_batchnorm_is_folded_where_that_is_right(zoo: Case) -> None:
     template, skipped = zoo.both()
     norms = [node for node in template.graph.nodes if node.op_type == "BatchNormalization"]
-    assert [node.input[1] for node in norms] == ["bn_after_relu.weight"]
+    assert [input_names(node)[1] for node in norms] == ["bn_after_relu.weight"]
     assert {fold.weight for fold in template.graph.folds} == {
         "conv.weight",
         "up.weight",
@@ -169,7 +169,7 @@ def test_base36() -> None:
 def _two_nodes(first: onnx.NodeProto, second: onnx.NodeProto) -> Graph:
     rng = np.random.default_rng(0)
     vectors = {name: rng.uniform(0.5, 2, 3).astype(np.float32) for name in "gbmv"}
-    return Graph(
+    return Graph.of(
         (first, second),
         (helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 5]),),
         (helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 3]),),
@@ -186,11 +186,13 @@ def test_what_may_not_be_folded_stays(gemm: dict[str, float], norm: dict[str, in
     first = helper.make_node("Gemm", ["x", "w", "c"], ["y"], transB=1, **gemm)
     second = helper.make_node("BatchNormalization", ["y", "g", "b", "m", "v"], ["z"], **norm)
     graph = _two_nodes(first, second)
-    folded = fold_batchnorm(graph)
-    assert [node.op_type for node in folded.nodes] == ["Gemm", "BatchNormalization"]
-    kept = strip_defaults(folded).nodes[1].attribute
-    assert {entry.name for entry in kept} >= set(norm)
-    assert len(fold_batchnorm(_two_nodes(_plain(first), _plain(second))).nodes) == 1
+    fold_batchnorm(graph)
+    assert [node.op_type for node in graph.nodes] == ["Gemm", "BatchNormalization"]
+    strip_defaults(graph)
+    assert set(graph.nodes[1].attributes) >= set(norm)
+    plain = _two_nodes(_plain(first), _plain(second))
+    fold_batchnorm(plain)
+    assert len(plain.nodes) == 1
 
 
 def _plain(node: onnx.NodeProto) -> onnx.NodeProto:
@@ -208,16 +210,20 @@ def test_identity_and_dropout_go_and_equal_constants_are_stored_once() -> None:
         for i, (operator, source, made) in enumerate(names)
     ]
     one = np.float32([1.0])
-    graph = Graph(
-        tuple(nodes),
+    graph = Graph.of(
+        nodes,
         (helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N"]),),
         (helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N"]),),
         {"k": one, "l": one.copy(), "unread": one},
         18,
     )
-    slimmed = drop_no_ops(graph)
-    assert [list(node.input) for node in slimmed.nodes] == [["x", "k"], ["c", "l"]]
-    assert set(slimmed.tensors) == {"k", "l"}
-    assert set(share_constants(slimmed, ()).tensors) == {"k"}
-    assert set(share_constants(slimmed, ("l",)).tensors) == {"k", "l"}
-    assert graph.nodes[2].input[0] == "b"  # what was given is left as it was
+    whole = graph.copy()
+    drop_no_ops(graph)
+    assert [input_names(node) for node in graph.nodes] == [["x", "k"], ["c", "l"]]
+    assert len(whole.nodes) == 4  # what was copied is left as it was
+    share_constants(graph, ("l",))
+    graph.drop_unread()
+    assert set(graph.tensors) == {"k", "l"}
+    share_constants(graph, ())
+    graph.drop_unread()
+    assert set(graph.tensors) == {"k"}

@@ -16,7 +16,7 @@ from torch import nn
 
 from hwprune.export.artifact import csr_arrays, read_artifact
 from hwprune.export.pipeline import renewed
-from hwprune.export.shrink import cut
+from hwprune.export.removal import gather_channels
 from hwprune.ir import Masks, Model, TensorSpec, ValueType
 from hwprune.sparsity import rank_weights
 from hwprune.steps.packing import FULL_FRACTION
@@ -157,7 +157,7 @@ def test_the_file_shrinks_and_computes_the_same(
     for layer in read_artifact(str(path)).layers:
         mask = packed.masks[layer.name]
         assert mask.shape == masks[layer.name].shape
-        assert layer.shape == cut(layer.name, mask, packed.written.kept).shape
+        assert layer.shape == gather_channels(layer.name, mask, packed.written.kept).shape
         assert matrices[layer.name].nnz == mask.sum()
 
 

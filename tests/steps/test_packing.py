@@ -12,7 +12,7 @@ from steps_tools import At, pack, weights_in
 from hwprune.budget import fit, ranking_limit
 from hwprune.encoding import stored_nonzeros, unpack
 from hwprune.errors import HwpruneError
-from hwprune.export.shrink import spread
+from hwprune.export.removal import scatter_channels
 from hwprune.ir import VALUE_TYPES, Masks, ValueType
 from hwprune.sparsity import rank_weights
 from hwprune.steps.packing import FULL_FRACTION, PackedModel
@@ -44,7 +44,7 @@ def _check(prepared: Prepared, packed: PackedModel, budget: int) -> None:
     for name, tensor in packed.written.packed.items():
         assert tensor.codec == "dense" or stored_nonzeros(tensor) == tensor.nonzeros
         nothing = np.zeros(weights[name].shape, np.float32)
-        stored = spread(name, unpack(tensor), packed.written.kept, nothing)
+        stored = scatter_channels(name, unpack(tensor), packed.written.kept, nothing)
         assert np.array_equal(stored != 0, packed.masks[name])
         assert np.all(weights[name][~packed.masks[name]] == 0)
 

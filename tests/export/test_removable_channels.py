@@ -1,4 +1,4 @@
-"""deadness: what goes, what stays, and that the network computes the same without it."""
+"""removable_channels: what goes, what stays, and that the network computes the same without it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from dead_nets import PAD, TWO, Tensors, net, tensors, two
 from numpy.typing import NDArray
 
-from hwprune.export.shrink import cut, spread
+from hwprune.export.removal import gather_channels, scatter_channels
 
 
 def test_nothing_goes_where_nothing_is_dead() -> None:
@@ -212,9 +212,9 @@ def test_arrays_go_there_and_back() -> None:
         "w": {0: np.array([0, 2]), 2: np.array([1])}
     }
     whole = np.arange(24).reshape(3, 2, 4)
-    small = cut("w", whole, kept)
+    small = gather_channels("w", whole, kept)
     assert small.shape == (2, 2, 1)
-    back = spread("w", small, kept, np.full_like(whole, -1))
+    back = scatter_channels("w", small, kept, np.full_like(whole, -1))
     assert np.array_equal(back[[0, 2]][:, :, 1], whole[[0, 2]][:, :, 1])
     assert np.count_nonzero(back == -1) == 20
-    assert cut("other", whole, kept) is whole
+    assert gather_channels("other", whole, kept) is whole

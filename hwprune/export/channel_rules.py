@@ -1,4 +1,4 @@
-"""Which operator reads channels in which way: a network's nodes, one after the other, as links.
+"""Which operator reads channels in which way: a network's nodes, one after the other.
 
 ``RULES`` has one entry per operator. An operator that is not there, or a use of one that is not
 understood, reads whole what it reads, and so all channels of that stay.
@@ -11,60 +11,70 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
-from hwprune.export.channels import Axis, Channels, Source, Units
-from hwprune.export.graph import Graph, attributes
-from hwprune.export.links import Each, Flattened, Grouped, Joined, Layer, Link, Padded
+from hwprune.export.channel_ops import (
+    ChannelOp,
+    Each,
+    Flattened,
+    Grouped,
+    Joined,
+    Layer,
+    Padded,
+)
+from hwprune.export.channels import ChannelAxis, ChannelInput, Channels, Units
+from hwprune.export.graph import Graph, attributes, input_names, output_name
 
-Rule: TypeAlias = Callable[[onnx.NodeProto, Channels], Link | None]
+Rule: TypeAlias = Callable[[ir.Node, Channels], ChannelOp | None]
 
 
-def link_nodes(graph: Graph) -> tuple[Channels, list[Link | None]]:
-    """Return the channels of a network, and a link per node; None for what reads whole."""
+def channel_ops_of(graph: Graph) -> tuple[Channels, dict[ir.Node, ChannelOp]]:
+    """Return the channels of a network, and what its nodes do to them; not of what reads whole."""
     channels = Channels.of(graph)
-    links: list[Link | None] = []
+    ops: dict[ir.Node, ChannelOp] = {}
     for node in graph.nodes:
-        outputs = [name for name in node.output if name]
+        outputs = [value for value in node.outputs if value.name]
         rule = RULES.get(node.op_type) if len(outputs) == 1 and node.domain == "" else None
-        link = rule(node, channels) if rule is not None else None
-        links.append(link)
-        if link is None and not _is_transposed_weight(node, channels):
+        op = rule(node, channels) if rule is not None else None
+        if op is not None:
+            ops[node] = op
+        elif not _is_transposed_weight(node, channels):
             channels.read_whole(node)
-    if any(entry.HasField("g") or entry.graphs for node in graph.nodes for entry in node.attribute):
-        channels.whole |= channels.axes.keys() | channels.cuts.keys()  # inner graphs read anything
-    return channels, links
+    if len(list(graph.structure.all_nodes())) > len(graph.nodes):  # inner graphs read anything
+        channels.whole |= channels.axes.keys() | channels.tensor_units.keys()
+    return channels, ops
 
 
-def _is_transposed_weight(node: onnx.NodeProto, channels: Channels) -> bool:
+def _is_transposed_weight(node: ir.Node, channels: Channels) -> bool:
     """Return whether a node transposes a matrix; its readers then read the tensor."""
-    tensor = channels.tensor(node.input[0]) if node.op_type == "Transpose" else None
-    if tensor is None or tensor.ndim != 2 or node.output[0] in channels.whole:
+    tensor = channels.tensor(input_names(node)[0]) if node.op_type == "Transpose" else None
+    if tensor is None or tensor.ndim != 2 or output_name(node) in channels.whole:
         return False
     if list(attributes(node).get("perm", [1, 0])) != [1, 0]:
         return False
-    channels.transposed[node.output[0]] = node.input[0]
+    channels.transposed[output_name(node)] = input_names(node)[0]
     return True
 
 
 # -- layers ---------------------------------------------------------------------------------------
 
 
-def _made(node: onnx.NodeProto, channels: Channels, at: int, units: Units, rank: int) -> None:
-    channels.axes[node.output[0]] = Axis(at, units, rank)
+def _made(node: ir.Node, channels: Channels, at: int, units: Units, rank: int) -> None:
+    channels.axes[output_name(node)] = ChannelAxis(at, units, rank)
 
 
-def _bias(node: onnx.NodeProto, channels: Channels, rows: int) -> str | None:
+def _bias(node: ir.Node, channels: Channels, rows: int) -> str | None:
     """Return the name of a layer's bias, empty without; None where it is not one per row."""
-    name = node.input[2] if len(node.input) > 2 else ""
+    name = [*input_names(node), "", ""][2]
     tensor = channels.tensor(name)
     if not name:
         return ""
     return name if tensor is not None and tensor.shape == (rows,) else None
 
 
-def _conv(node: onnx.NodeProto, channels: Channels) -> Link | None:
-    given, weight = attributes(node), channels.tensor(node.input[1])
+def _conv(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    given, name = attributes(node), input_names(node)[1]
+    weight = channels.tensor(name)
     if weight is None or weight.ndim < 3:
         return None
     transposed, groups = node.op_type == "ConvTranspose", int(given.get("group", 1))
@@ -75,54 +85,56 @@ def _conv(node: onnx.NodeProto, channels: Channels) -> Link | None:
     padded = (
         transposed
         or any(given.get("pads", ()))
-        or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
+        or given.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     )
     columns = weight.shape[0 if transposed else 1]
-    source, units = channels.source(node.input[0], 1, columns * groups), channels.fresh(rows)
-    channels.cut(node.input[1], 1 if transposed else 0, units)
+    source, units = channels.read(input_names(node)[0], 1, columns * groups), channels.fresh(rows)
+    channels.lies_along(name, 1 if transposed else 0, units)
     if bias:
-        channels.cut(bias, 0, units)
+        channels.lies_along(bias, 0, units)
     _made(node, channels, 1, units, weight.ndim)
     if groups == 1:
-        channels.cut(node.input[1], 0 if transposed else 1, source.units)
-        return Layer(node, (source,), node.input[1], int(transposed), bias, padded)
+        channels.lies_along(name, 0 if transposed else 1, source.units)
+        return Layer(node, (source,), name, int(transposed), bias, padded)
     for group in zip(units.reshape(groups, -1), source.units.reshape(groups, -1), strict=True):
         together = np.concatenate(group)
         channels.join(together[1:], np.full(together.size - 1, together[0]))
-    return Grouped(node, (source,), node.input[1], bias, padded, groups)
+    return Grouped(node, (source,), name, bias, padded, groups)
 
 
-def _gemm(node: onnx.NodeProto, channels: Channels) -> Link | None:
-    given, weight = attributes(node), channels.tensor(node.input[1])
+def _gemm(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    given, name = attributes(node), input_names(node)[1]
+    weight = channels.tensor(name)
     plain = given.get("alpha", 1.0) == 1.0 and given.get("beta", 1.0) == 1.0
     if weight is None or weight.ndim != 2 or given.get("transA", 0) or not plain:
         return None
-    return _product(node, channels, node.input[1], 0 if given.get("transB", 0) else 1, 2)
+    return _product(node, channels, name, 0 if given.get("transB", 0) else 1, 2)
 
 
-def _matmul(node: onnx.NodeProto, channels: Channels) -> Link | None:
-    shape = channels.shapes.get(node.input[0])
-    transposed = channels.transposed.get(node.input[1])
-    weight = channels.tensor(transposed or node.input[1])
+def _matmul(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    source, name = input_names(node)
+    shape, transposed = channels.shapes.get(source), channels.transposed.get(name)
+    name = transposed or name
+    weight = channels.tensor(name)
     if weight is None or weight.ndim != 2 or shape is None or len(shape) < 2:
         return None
     rows = 1 if transposed is None else 0
-    return _product(node, channels, transposed or node.input[1], rows, len(shape))
+    return _product(node, channels, name, rows, len(shape))
 
 
 def _product(
-    node: onnx.NodeProto, channels: Channels, name: str, rows: int, rank: int
-) -> Link | None:
+    node: ir.Node, channels: Channels, name: str, rows: int, rank: int
+) -> ChannelOp | None:
     weight = channels.graph.tensors[name]
     bias = _bias(node, channels, weight.shape[rows])
     if bias is None:
         return None
-    source = channels.source(node.input[0], rank - 1, weight.shape[1 - rows])
+    source = channels.read(input_names(node)[0], rank - 1, weight.shape[1 - rows])
     units = channels.fresh(weight.shape[rows])
-    channels.cut(name, rows, units)
-    channels.cut(name, 1 - rows, source.units)
+    channels.lies_along(name, rows, units)
+    channels.lies_along(name, 1 - rows, source.units)
     if bias:
-        channels.cut(bias, 0, units)
+        channels.lies_along(bias, 0, units)
     _made(node, channels, rank - 1, units, rank)
     return Layer(node, (source,), name, rows, bias, padded=False)
 
@@ -130,8 +142,8 @@ def _product(
 # -- what treats each channel by itself -----------------------------------------------------------
 
 
-def _elementwise(node: onnx.NodeProto, channels: Channels) -> Link | None:
-    names = [name for name in node.input if name and channels.tensor(name) is None]
+def _elementwise(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    names = [name for name in input_names(node) if name and channels.tensor(name) is None]
     found = [channels.axes.get(name) for name in names]
     axes = [axis for axis in found if axis is not None]
     if not axes or len(axes) < len(found):
@@ -141,7 +153,7 @@ def _elementwise(node: onnx.NodeProto, channels: Channels) -> Link | None:
         return None
     count = first.units.size
     along: list[tuple[str, int]] = []
-    for name in node.input:
+    for name in input_names(node):
         tensor = channels.tensor(name)
         if tensor is None:
             continue
@@ -151,7 +163,7 @@ def _elementwise(node: onnx.NodeProto, channels: Channels) -> Link | None:
         if at >= 0 and tensor.shape[at] == count:
             along.append((name, at))
     for name, at in along:
-        channels.cut(name, at, first.units)
+        channels.lies_along(name, at, first.units)
     for other in axes[1:]:
         channels.join(first.units, other.units)
     _made(node, channels, first.at, first.units, first.rank)
@@ -159,66 +171,66 @@ def _elementwise(node: onnx.NodeProto, channels: Channels) -> Link | None:
 
 
 def _each(
-    node: onnx.NodeProto,
+    node: ir.Node,
     names: Sequence[str],
-    axes: Sequence[Axis],
+    axes: Sequence[ChannelAxis],
     *,
     carries: bool = False,
     only: float | None = None,
     adds: bool = False,
 ) -> Each:
-    sources = [Source(name, axis.units, True) for name, axis in zip(names, axes, strict=True)]
+    sources = [ChannelInput(name, axis.units, True) for name, axis in zip(names, axes, strict=True)]
     return Each(node, tuple(sources), tuple(axes), carries, only, adds)
 
 
-def _batchnorm(node: onnx.NodeProto, channels: Channels) -> Link | None:
-    axis = channels.axes.get(node.input[0])
+def _batchnorm(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    axis = channels.axis_of(node)
     if axis is None or axis.at != 1 or attributes(node).get("training_mode", 0):
         return None
-    tensors = [channels.tensor(name) for name in node.input[1:]]
+    tensors = [channels.tensor(name) for name in input_names(node)[1:]]
     if any(tensor is None or tensor.shape != axis.units.shape for tensor in tensors):
         return None
-    for name in node.input[1:]:
-        channels.cut(name, 0, axis.units)
+    for name in input_names(node)[1:]:
+        channels.lies_along(name, 0, axis.units)
     _made(node, channels, 1, axis.units, axis.rank)
-    return _each(node, node.input[:1], [axis])
+    return _each(node, input_names(node)[:1], [axis])
 
 
 def _moved(
-    node: onnx.NodeProto,
+    node: ir.Node,
     channels: Channels,
     at: int,
     rank: int,
     *,
     only: float | None = None,
     adds: bool = True,
-) -> Link:
-    """Return the link of a node after which the same channels lie along another axis."""
-    axis = channels.axes[node.input[0]]
+) -> ChannelOp:
+    """Return the op of a node after which the same channels lie along another axis."""
+    axis = channels.axes[input_names(node)[0]]
     _made(node, channels, at, axis.units, rank)
-    return _each(node, node.input[:1], [axis], carries=True, only=only, adds=adds)
+    return _each(node, input_names(node)[:1], [axis], carries=True, only=only, adds=adds)
 
 
-def _pool(node: onnx.NodeProto, channels: Channels) -> Link | None:
-    axis, given = channels.axes.get(node.input[0]), attributes(node)
+def _pool(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    axis, given = channels.axis_of(node), attributes(node)
     if axis is None or axis.at != 1:
         return None
-    around = any(given.get("pads", ())) or given.get("auto_pad", b"NOTSET") != b"NOTSET"
+    around = any(given.get("pads", ())) or given.get("auto_pad", "NOTSET") != "NOTSET"
     around = around or bool(given.get("ceil_mode", 0))
     zeros = node.op_type == "AveragePool" and around and bool(given.get("count_include_pad", 0))
     return _moved(node, channels, 1, axis.rank, only=0.0 if zeros else None, adds=not zeros)
 
 
-def _axes(node: onnx.NodeProto, channels: Channels, slot: int, rank: int) -> list[int] | None:
+def _axes(node: ir.Node, channels: Channels, slot: int, rank: int) -> list[int] | None:
     """Return the axes that a node is given as an attribute or an input, counted from the first."""
     given = attributes(node).get("axes")
-    if given is None and len(node.input) > slot and node.input[slot]:
-        given = channels.numbers(node.input[slot])
+    if given is None:
+        given = channels.numbers([*input_names(node), "", "", ""][slot])
     return None if given is None else [int(axis) % rank for axis in given]
 
 
-def _reduce(node: onnx.NodeProto, channels: Channels) -> Link | None:
-    axis = channels.axes.get(node.input[0])
+def _reduce(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    axis = channels.axis_of(node)
     axes = None if axis is None else _axes(node, channels, 1, axis.rank)
     if axis is None or not axes or axis.at in axes:
         return None
@@ -228,8 +240,8 @@ def _reduce(node: onnx.NodeProto, channels: Channels) -> Link | None:
     return _moved(node, channels, axis.at - before, axis.rank - len(axes))
 
 
-def _squeeze(node: onnx.NodeProto, channels: Channels) -> Link | None:
-    axis = channels.axes.get(node.input[0])
+def _squeeze(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    axis = channels.axis_of(node)
     axes = None if axis is None else _axes(node, channels, 1, axis.rank)
     if axis is None or axes is None or axis.at in axes:
         return None
@@ -237,9 +249,9 @@ def _squeeze(node: onnx.NodeProto, channels: Channels) -> Link | None:
     return _moved(node, channels, axis.at - before, axis.rank - len(axes))
 
 
-def _unsqueeze(node: onnx.NodeProto, channels: Channels) -> Link | None:
-    axis = channels.axes.get(node.input[0])
-    given = attributes(node).get("axes") or channels.numbers(node.input[1])
+def _unsqueeze(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    axis = channels.axis_of(node)
+    given = channels.numbers(input_names(node)[1])
     if axis is None or given is None:
         return None
     rank = axis.rank + len(given)
@@ -247,32 +259,32 @@ def _unsqueeze(node: onnx.NodeProto, channels: Channels) -> Link | None:
     return _moved(node, channels, [p for p in range(rank) if p not in new][axis.at], rank)
 
 
-def _transpose(node: onnx.NodeProto, channels: Channels) -> Link | None:
-    axis = channels.axes.get(node.input[0])
+def _transpose(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    axis = channels.axis_of(node)
     if axis is None:
         return None
     order = list(attributes(node).get("perm", range(axis.rank)[::-1]))
     return _moved(node, channels, order.index(axis.at), axis.rank)
 
 
-def _slice(node: onnx.NodeProto, channels: Channels) -> Link | None:
-    axis = channels.axes.get(node.input[0])
+def _slice(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    axis = channels.axis_of(node)
     axes = None if axis is None else _axes(node, channels, 3, axis.rank)
     if axis is None or axes is None or axis.at in axes:
         return None
     return _moved(node, channels, axis.at, axis.rank)
 
 
-def _same(node: onnx.NodeProto, channels: Channels) -> Link | None:
-    axis = channels.axes.get(node.input[0])
+def _same(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    axis = channels.axis_of(node)
     return None if axis is None else _moved(node, channels, axis.at, axis.rank)
 
 
 # -- what changes how many there are --------------------------------------------------------------
 
 
-def _concat(node: onnx.NodeProto, channels: Channels) -> Link | None:
-    found = [channels.axes.get(name) for name in node.input]
+def _concat(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    found = [channels.axes.get(name) for name in input_names(node)]
     known = [axis for axis in found if axis is not None]
     if not known:
         return None
@@ -280,20 +292,20 @@ def _concat(node: onnx.NodeProto, channels: Channels) -> Link | None:
     if attributes(node)["axis"] % rank != at:
         return None
     sources = []
-    for name in node.input:
+    for name in input_names(node):
         shape = channels.shapes.get(name)
         size = None if shape is None or len(shape) != rank else shape[at]
         if not isinstance(size, int) or channels.tensor(name) is not None:
             return None
-        sources.append(channels.source(name, at, size))
+        sources.append(channels.read(name, at, size))
     _made(node, channels, at, np.concatenate([source.units for source in sources]), rank)
     return Joined(node, tuple(sources))
 
 
-def _flatten(node: onnx.NodeProto, channels: Channels) -> Link | None:
-    """Return the link of a Flatten or Reshape that keeps the batch and the order of channels."""
-    axis = channels.axes.get(node.input[0])
-    before, after = _sizes(channels, node.input[0]), _sizes(channels, node.output[0])
+def _flatten(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    """Return the op of a Flatten or Reshape that keeps the batch and the order of channels."""
+    axis = channels.axis_of(node)
+    before, after = _sizes(channels, input_names(node)[0]), _sizes(channels, output_name(node))
     if axis is None or axis.at != 1 or not before or not after:
         return None
     each = math.prod(before[1:])
@@ -302,14 +314,14 @@ def _flatten(node: onnx.NodeProto, channels: Channels) -> Link | None:
         return None
     target = None
     if node.op_type == "Reshape":
-        numbers = channels.numbers(node.input[1])
+        numbers = channels.numbers(input_names(node)[1])
         if numbers is None or len(numbers) != len(after) + 1 or numbers[1] not in (-1, after[0]):
             return None
         target = tuple(numbers)
     elif attributes(node).get("axis", 1) != 1:
         return None
     _made(node, channels, 1, np.repeat(axis.units, run), len(after) + 1)
-    return Flattened(node, (Source(node.input[0], axis.units, True),), run, target)
+    return Flattened(node, (ChannelInput(input_names(node)[0], axis.units, True),), run, target)
 
 
 def _sizes(channels: Channels, name: str) -> list[int]:
@@ -319,14 +331,15 @@ def _sizes(channels: Channels, name: str) -> list[int]:
     return known if len(known) == len(sizes) else []
 
 
-def _pad(node: onnx.NodeProto, channels: Channels) -> Link | None:
-    axis = channels.axes.get(node.input[0])
-    pads = channels.numbers(node.input[1]) if len(node.input) > 1 else None
+def _pad(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    axis = channels.axis_of(node)
+    names = [*input_names(node), "", "", ""]
+    pads = channels.numbers(names[1])
     if axis is None or pads is None or len(pads) != 2 * axis.rank or min(pads) < 0:
         return None
-    if attributes(node).get("mode", b"constant") != b"constant" or len(node.input) > 3:
+    if attributes(node).get("mode", "constant") != "constant" or len(node.inputs) > 3:
         return None
-    value = channels.tensor(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
+    value = channels.tensor(names[2]) if names[2] else np.zeros(1)
     if value is None:
         return None
     number, last = float(value.reshape(-1)[0]), axis.at + axis.rank
@@ -334,7 +347,7 @@ def _pad(node: onnx.NodeProto, channels: Channels) -> Link | None:
     if not pads[axis.at] and not pads[last]:
         return _moved(node, channels, axis.at, axis.rank, only=number, adds=False)
     before, after = channels.fresh(pads[axis.at]), channels.fresh(pads[last])
-    source = Source(node.input[0], axis.units, True)
+    source = ChannelInput(input_names(node)[0], axis.units, True)
     _made(node, channels, axis.at, np.concatenate([before, axis.units, after]), axis.rank)
     return Padded(node, (source,), before, after, number, spatial, tuple(pads), axis.at)
 

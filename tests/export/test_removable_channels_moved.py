@@ -1,15 +1,14 @@
-"""deadness: channels that operators move, reshape or do not let through."""
+"""removable_channels: channels that operators move, reshape or do not let through."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 from dead_nets import TWO, net, tensors, two
 
-from hwprune.export.deadness import find_dead
+from hwprune.export.graph import Graph
+from hwprune.export.removable_channels import find_removable
 
 BODY = "h = Conv (x, a, ab)  r = Relu (h)  "
 
@@ -94,8 +93,11 @@ def test_channels_that_an_inner_graph_may_read_stay() -> None:
     assert found.dead.removal
     inner = [onnx.parser.parse_graph(f"g () => (float[N] {n}) {{ {n} = Neg (r) }}") for n in "pq"]
     branch = onnx.helper.make_node("If", ["on"], ["s"], then_branch=inner[0], else_branch=inner[1])
-    graph = replace(found.graph, nodes=(*found.graph.nodes, branch))
-    dead = find_dead(graph, found.masks, {*values})
+    parsed = onnx.parser.parse_graph(
+        f"g (float[N,4,6,6] x, bool on) => (float[N,3,6,6] y) {{ {TWO} }}"
+    )
+    graph = Graph.of([*parsed.node, branch], parsed.input, parsed.output, values, 18)
+    dead = find_removable(graph, found.masks, {*values})
     assert not dead.removal
     assert dead.masks.nonzeros == found.masks.nonzeros
 

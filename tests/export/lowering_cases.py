@@ -1,0 +1,263 @@
+"""For every rule of lower.py, small networks that need it: in ONNX's text, at the opset of traces.
+
+``KEPT``: they compute the same at an older opset; ``REFUSED``: they are refused there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from hwprune.export.graph import Graph, message_of
+from hwprune.export.lower import lower
+from hwprune.export.trace import TRACE_OPSET
+
+Tensors = dict[str, NDArray[Any]]
+SHAPE = (2, 4, 6, 6)
+
+
+def net(
+    text: str,
+    tensors: Tensors | None = None,
+    *,
+    shape: tuple[int | str, ...] = SHAPE,
+    out: int = TensorProto.FLOAT,
+    rank: int | None = None,
+) -> Graph:
+    """Return a network of x that makes y, whose rank is said where nobody can infer it."""
+    sizes = ",".join(map(str, shape))
+    parsed = onnx.parser.parse_graph(f"g (float[{sizes}] x) => (float[N] y) {{ {text} }}")
+    made = helper.make_tensor_value_info("y", out, None if rank is None else [None] * rank)
+    return Graph.of(parsed.node, parsed.input, [made], tensors or {}, TRACE_OPSET)
+
+
+def feed(graph: Graph) -> NDArray[np.float32]:
+    """Return numbers for x; a size that is not fixed is 5."""
+    shape = graph.structure.inputs[0].shape
+    assert shape is not None
+    sizes = [size if isinstance(size, int) else 5 for size in shape]
+    return np.linspace(-2, 3, int(np.prod(sizes)), dtype=np.float32).reshape(sizes)
+
+
+def lowered_copy(graph: Graph, opset: int) -> Graph:
+    """Return a copy at an older opset."""
+    copy = graph.copy()
+    lower(copy, opset)
+    return copy
+
+
+def file_of(graph: Graph) -> bytes:
+    """Return a checked file of a network as it is."""
+    made = helper.make_graph(
+        [message_of(node) for node in graph.nodes],
+        "g",
+        [ir.to_proto(value) for value in graph.structure.inputs],
+        [ir.to_proto(value) for value in graph.structure.outputs],
+        [numpy_helper.from_array(array, name) for name, array in graph.tensors.items()],
+    )
+    imports = [helper.make_opsetid("", graph.opset)]
+    model = helper.make_model(made, opset_imports=imports, ir_version=8)
+    onnx.checker.check_model(onnx.shape_inference.infer_shapes(model), full_check=True)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _ints(*values: int) -> NDArray[np.int64]:
+    return np.array(values, np.int64)
+
+
+def _floats(*shape: int) -> NDArray[np.float32]:
+    return np.linspace(0.5, 2, int(np.prod(shape)), dtype=np.float32).reshape(shape)
+
+
+def _recurrent(name: str, gates: int) -> list[Graph]:
+    tensors = {"w": _floats(1, 3 * gates, 4), "r": _floats(1, 3 * gates, 3) - 1}
+    text = f"h, l = {name} <hidden_size = 3, layout = 0> (x, w, r)  y = Identity (h)"
+    return [net(text, tensors, shape=(6, "N", 4))]
+
+
+_BRANCHES = (
+    "<then_branch = g () => (float[2,4,6,6] t) { t = THEN (x) },"
+    " else_branch = h () => (float[2,4,6,6] e) { e = Neg (x) }>"
+)
+_WRAPS = [(0, 0, 2, 1, 0, 0, 0, 3), (0, 1, 6, 0, 0, 4, 0, 0), (0,) * 8, (1, 0, 0, 0, 2, 0, 0, 0)]
+
+KEPT: dict[str, list[Graph]] = {
+    **{
+        name: [
+            net(f"y = {name} <keepdims = 0> (x, a)", {"a": _ints(2, 3)}),
+            net(f"y = {name} (x, a)", {"a": _ints()}),
+            net(f"y = {name} (x)"),
+        ]
+        for name in (
+            "ReduceMean",
+            "ReduceMax",
+            "ReduceMin",
+            "ReduceProd",
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            "ReduceSumSquare",
+        )
+    },
+    **{
+        name: [net(f"y = {name} (x, b)", {"b": _floats(4, 1, 1)})]
+        for name in ("Add", "Sub", "Mul", "Div", "Pow", "PRelu")
+    },
+    **{
+        name: [net(f"c = {name} (x, b)  y = Where (c, x, b)", {"b": _floats(4, 1, 1)})]
+        for name in ("LessOrEqual", "GreaterOrEqual")
+    },
+    "Where": [net("c = Less (x, b)  y = Where (c, x, b)", {"b": _floats(4, 1, 1)})],
+    **{name: [net(f"y = {name} (x)")] for name in ("Relu", "Identity", "LeakyRelu")},
+    "CumSum": [net("y = CumSum (x, a)", {"a": np.array(1, np.int64)})],
+    "If": [
+        net(f"y = If {_BRANCHES.replace('THEN', name)} (c)", {"c": np.array(True)})
+        for name in ("Relu", "Mish")
+    ],
+    "Loop": [
+        net(
+            "y = Loop <body = b (int64 i, bool go, float[2,4,6,6] s) => (bool on, float[2,4,6,6] t)"
+            " { on = Identity (go)  t = Mish (s) }> (n, c, x)",
+            {"n": np.array(3, np.int64), "c": np.array(True)},
+            rank=4,
+        )
+    ],
+    "Scan": [
+        net(
+            "l, y = Scan <num_scan_inputs = 1, body = b (float[4,6,6] s, float[4,6,6] e) =>"
+            " (float[4,6,6] t, float[4,6,6] o) { t = Add (s, e)  o = Mish (t) }> (z, x)",
+            {"z": np.zeros((4, 6, 6), np.float32)},
+        )
+    ],
+    "GRU": _recurrent("GRU", 3),
+    "LSTM": _recurrent("LSTM", 4),
+    "RNN": _recurrent("RNN", 1),
+    "BatchNormalization": [
+        net(
+            "y = BatchNormalization <training_mode = 0> (x, a, b, c, d)",
+            {name: _floats(4) for name in "abcd"},
+        )
+    ],
+    "CastLike": [
+        net("y = CastLike (x, t)", {"t": np.zeros(1, np.int32)}, out=TensorProto.INT32),
+        net("y = CastLike (x, x)"),
+    ],
+    "HardSwish": [net("y = HardSwish (x)")],
+    "LayerNormalization": [
+        net(
+            "y = LayerNormalization <epsilon = 0.001> (x, s, b)",
+            {"s": _floats(6), "b": _floats(6) - 1},
+        ),
+        net("y = LayerNormalization (x, s)", {"s": _floats(6)}),
+        net(
+            "y = LayerNormalization <axis = -2> (x, s, b)", {"s": _floats(6, 6), "b": _floats(6, 6)}
+        ),
+        net(
+            "y = LayerNormalization <axis = 2> (x, s, b)", {"s": _floats(6, 6), "b": _floats(6, 6)}
+        ),
+    ],
+    "Mish": [net("y = Mish (x)")],
+    "Pad": [
+        net("y = Pad (x, p)", {"p": _ints(0, 0, 1, 1, 0, 0, 1, 1)}),
+        net('y = Pad <mode = "reflect"> (x, p)', {"p": _ints(0, 0, 2, 1, 0, 0, 0, 3)}),
+        net('y = Pad <mode = "edge"> (x, p)', {"p": _ints(0, 0, 2, 1, 0, 0, 0, 3)}),
+        net(
+            "y = Pad (x, p, v, a)", {"p": _ints(1, 2, 0, 3), "v": np.float32(7), "a": _ints(-1, 1)}
+        ),
+    ],
+    "Pad that wraps around": [
+        net('y = Pad <mode = "wrap"> (x, p)', {"p": _ints(*pads)}) for pads in _WRAPS
+    ],
+    "Reshape": [net("y = Reshape <allowzero = 1> (x, s)", {"s": _ints(2, -1)})],
+    "Resize": [
+        net(
+            'y = Resize <mode = "linear", antialias = 0, keep_aspect_ratio_policy = "stretch">'
+            " (x, , s)",
+            {"s": np.float32([1, 1, 2, 2])},
+        )
+    ],
+    "RoiAlign": [
+        net(
+            'y = RoiAlign <coordinate_transformation_mode = "output_half_pixel", output_height = 2,'
+            " output_width = 2, sampling_ratio = 2> (x, r, b)",
+            {"r": np.float32([[0, 1, 4, 5], [1, 1, 3, 3]]), "b": _ints(0, 1)},
+        )
+    ],
+    "ScatterElements": [
+        net(
+            'y = ScatterElements <axis = 1, reduction = "none"> (x, i, u)',
+            {"i": np.zeros((1, 1, 1, 2), np.int64), "u": np.float32([[[[7, 8]]]])},
+        )
+    ],
+    "ScatterND": [
+        net("y = ScatterND (x, i, u)", {"i": _ints(1, 2).reshape(1, 2), "u": _floats(1, 6, 6)})
+    ],
+    "Shape": [
+        net("y = Shape (x)", out=TensorProto.INT64),
+        net("y = Shape <start = 1> (x)", out=TensorProto.INT64),
+        net("y = Shape <start = -3, end = -1> (x)", out=TensorProto.INT64),
+    ],
+    "Split": [
+        net("y, r = Split <axis = 1> (x, s)", {"s": _ints(3, 1)}),
+        net("a, b, c = Split <axis = 3, num_outputs = 3> (x)  y = Concat <axis = 3> (c, a, b)"),
+        net("a, b = Split <axis = -1, num_outputs = 2> (x)  y = Mul (b, a)", shape=(3, 8)),
+        net("a, b, c, y = Split <axis = 1, num_outputs = 4> (x)", shape=(2, 7)),
+        net("a, b = Split <num_outputs = 2> (x)  y = Concat <axis = 0> (b, a)", shape=("N", 3)),
+    ],
+    "Trilu": [
+        net("y = Trilu <upper = 0> (x)"),
+        net("y = Trilu (x, k)", {"k": np.array(-2, np.int64)}),
+    ],
+}
+
+REFUSED = {
+    "Pad, wrapping and cutting": net(
+        'y = Pad <mode = "wrap"> (x, p)', {"p": _ints(0, 0, -1, 0, 0, 0, 1, 0)}
+    ),
+    "Pad of axes that are computed": net(
+        "a = Shape (x)  y = Pad (x, p, , a)", {"p": _ints(*[1] * 8)}
+    ),
+    "Resize of some axes": net(
+        'y = Resize <axes = [2, 3], mode = "linear"> (x, , s)', {"s": np.float32([2, 2])}
+    ),
+    "Resize with antialiasing": net(
+        'y = Resize <antialias = 1, mode = "linear"> (x, , s)', {"s": np.float32([1, 1, 0.5, 0.5])}
+    ),
+    "ReduceMean over axes that are computed": net("a = Shape (x)  y = ReduceMean (x, a)"),
+    "ReduceMax that reduces nothing": net(
+        "y = ReduceMax <noop_with_empty_axes = 1> (x, a)", {"a": _ints()}
+    ),
+    "ScatterND with a reduction": net(
+        'y = ScatterND <reduction = "max"> (x, i, u)',
+        {"i": _ints(1).reshape(1, 1), "u": _floats(1, 4, 6, 6)},
+    ),
+    "Reshape to nothing": net("y = Reshape <allowzero = 1> (x, s)", {"s": _ints(0, 3)}),
+    "BatchNormalization that trains": net(
+        "y, m, v = BatchNormalization <training_mode = 1> (x, a, b, c, d)",
+        {name: _floats(4) for name in "abcd"},
+    ),
+    "LayerNormalization that gives its mean": net(
+        "y, m = LayerNormalization (x, s)", {"s": _floats(6)}
+    ),
+    "LayerNormalization over axes that are not known": net(
+        "s = Relu (x)  y = LayerNormalization <axis = 1> (x, s)"
+    ),
+    "RoiAlign by half pixels": net(
+        "y = RoiAlign (x, r, b)", {"r": np.float32([[0, 1, 4, 5]]), "b": _ints(0)}
+    ),
+    "Trilu of a matrix whose sizes vary": net("y = Trilu (x)", shape=("N", "N")),
+    "CastLike to a type that nobody knows": net("t = Relu (x)  y = CastLike (x, t)"),
+    "LSTM with the batch first": net(
+        "y = LSTM <hidden_size = 3, layout = 1> (x, w, r)",
+        {"w": _floats(1, 12, 4), "r": _floats(1, 12, 3)},
+        shape=(2, 6, 4),
+    ),
+    "GridSample": net("y = GridSample (x, g)", {"g": _floats(2, 3, 3, 2)}),
+}
