@@ -48,56 +48,20 @@ _TARGETS = (
     re.compile(r"math\.[a-z0-9]+"),
     re.compile(r"torch\.(?:sym_\w+|_sym_\w+)"),
 )
-_FUNCTIONS = frozenset(
-    {
-        "Symbol",
-        "Integer",
-        "Float",
-        "Rational",
-        "Add",
-        "Mul",
-        "Pow",
-        "Max",
-        "Min",
-        "Abs",
-        "Mod",
-        "Eq",
-        "Ne",
-        "Lt",
-        "Le",
-        "Gt",
-        "Ge",
-        "And",
-        "Or",
-        "Not",
-        "Xor",
-        "Piecewise",
-        "ExprCondPair",
-        "FloorDiv",
-        "ModularIndexing",
-        "Where",
-        "PythonMod",
-        "CleanDiv",
-        "CeilToInt",
-        "FloorToInt",
-        "CeilDiv",
-        "LShift",
-        "RShift",
-        "PowByNatural",
-        "FloatPow",
-        "FloatTrueDiv",
-        "IntTrueDiv",
-        "TruncToFloat",
-        "TruncToInt",
-        "RoundToInt",
-        "RoundDecimal",
-        "ToFloat",
-        "Identity",
-        "floor",
-        "ceiling",
-        "sqrt",
-    }
-)
+_FUNCTIONS = {
+    "Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Abs", "Mod", "Eq",
+    "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Xor", "Piecewise", "ExprCondPair",
+    "FloorDiv", "ModularIndexing", "Where", "PythonMod", "CleanDiv", "CeilToInt", "FloorToInt", "CeilDiv",
+    "LShift", "RShift", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv", "TruncToFloat",
+    "TruncToInt", "RoundToInt", "RoundDecimal", "ToFloat", "Identity", "floor", "ceiling", "sqrt",
+}  # fmt: skip
+# sympy computes an expression while it is read. What an export writes is short and its powers are
+# small: a few of them cannot make a number, and no text a name, that takes long.
+_MOST_NODES, _LONGEST_NAME, _MOST_POWERS, _LARGEST_POWER = 2000, 64, 4, 63
+_POWERS = (
+    "Pow", "PowByNatural", "FloatPow", "LShift", "RShift", ast.Pow, ast.LShift, ast.RShift, "Float",
+    "RoundDecimal",
+)  # fmt: skip
 _EXPRESSION = (
     ast.Expression, ast.Constant, ast.Name, ast.Load, ast.keyword, ast.Call, ast.BinOp, ast.UnaryOp,
     ast.Compare, ast.BoolOp, ast.operator, ast.unaryop, ast.cmpop, ast.boolop,
@@ -234,17 +198,57 @@ def _check_target(text: str) -> None:
 def _check_expression(text: str) -> None:
     try:
         tree = ast.parse(text.strip(), mode="eval")
+        nodes = list(ast.walk(tree))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise _Refused(f"the shape expression {text[:60]!r}") from None
-    for node in ast.walk(tree):
+    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+    names = {
+        id(node.args[0])
+        for node in nodes
+        if isinstance(node, ast.Call) and _kind(node) == "Symbol" and node.args
+    }
+    powers = 0
+    for node in nodes:
         known = isinstance(node, _EXPRESSION)
         if isinstance(node, ast.Call):
-            known = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
+            known = _kind(node) in _FUNCTIONS
         elif isinstance(node, ast.Name):
-            known = not node.id.startswith("_")
+            known = not node.id.startswith("_") and (
+                id(node) not in called or node.id in _FUNCTIONS
+            )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            known = re.fullmatch(r"[a-z]\w*", node.value) is not None
-        _require(known, "the shape expression", text)
+            known = id(node) in names and re.fullmatch(r"[a-z]\w*", node.value) is not None
+            known = known and len(node.value) <= _LONGEST_NAME
+        elif isinstance(node, ast.Constant):
+            known = isinstance(node.value, int | float) and abs(node.value) < 2**64
+        if _kind(node) in _POWERS:
+            powers += 1
+            known = known and powers <= _MOST_POWERS and all(map(_is_small, _exponents(node)))
+        _require(known and len(nodes) <= _MOST_NODES, "the shape expression", text)
+
+
+def _kind(node: ast.AST) -> object:
+    """Return the function that a call names, the operator of a term."""
+    if isinstance(node, ast.Call):
+        return node.func.id if isinstance(node.func, ast.Name) else None
+    return type(node.op) if isinstance(node, ast.BinOp) else None
+
+
+def _exponents(node: ast.AST) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp):
+        return [node.right]
+    assert isinstance(node, ast.Call)  # there is nothing else in _POWERS
+    return [*node.args[1:], *(word.value for word in node.keywords)]
+
+
+def _is_small(value: ast.expr) -> bool:
+    """Return whether an exponent, a shift's width or a precision is a small plain number."""
+    if isinstance(value, ast.UnaryOp):
+        return _is_small(value.operand)
+    if isinstance(value, ast.Call) and _kind(value) in ("Integer", "Rational"):
+        return all(map(_is_small, value.args))
+    number = value.value if isinstance(value, ast.Constant) else None
+    return isinstance(number, int | float) and abs(number) <= _LARGEST_POWER
 
 
 def _check_structure(text: str) -> None:

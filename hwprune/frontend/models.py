@@ -80,6 +80,7 @@ def load_model(
         note = f"--arch {chosen.spec} was not needed: the file carries its own network"
         model = replace(model, notes=(*model.notes, note))
     if model.kind != "state-dict":  # a state dict was checked before anything was built
+        state.check_memory(model.module.state_dict(), path)
         state.check_finite(model.module.state_dict(), path)
     _check_precision(model)
     return _with_inputs(model, sources, fixed_batch=fixed_batch)

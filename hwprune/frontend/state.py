@@ -207,7 +207,7 @@ _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
 
 
 def _check_kind(payload: Mapping[Any, Any], path: str) -> None:
-    odd, repeated = [], 0
+    odd = []
     for name, tensor in payload.items():
         if "_packed_params" in str(name):
             raise unsafe_error(path, (f"torch.ao.quantization: {name}",))
@@ -224,15 +224,30 @@ def _check_kind(payload: Mapping[Any, Any], path: str) -> None:
             or re.match(r"bits|float4|u?int[1-7]$", kind)
         ):
             odd.append(f"{name} ({kind}, {tensor.layout})")
-        elif tensor.layout != torch.strided or (
-            tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
-        ):
-            repeated += tensor.numel()
     if odd:
         raise ModelError(
             f"{path} holds tensors that are quantised, complex or empty: {_some(odd)}",
             hint="save the float model's state dict; hwprune quantises and packs it itself",
         )
+    check_memory(payload, path)
+
+
+def check_memory(payload: Mapping[Any, Any], path: str) -> None:
+    """Refuse tensors that take far more memory when they are used than they take in the file.
+
+    Raises:
+        ModelError: expanded or sparse tensors of very many elements.
+    """
+    repeated = sum(
+        tensor.numel()
+        for tensor in payload.values()
+        if isinstance(tensor, Tensor)
+        and not is_lazy(tensor)
+        and (
+            tensor.layout != torch.strided
+            or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+        )
+    )
     if repeated > _MOST_REPEATED:
         raise ModelError(
             f"{path} holds tensors of {repeated:,} elements that take no room in the file",

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from hwprune.errors import ModelError, UnsafeModelError
-from hwprune.frontend import load_model
+from hwprune.frontend import exported, load_model
 
 Save = Callable[..., str]
 
@@ -28,6 +28,36 @@ Save = Callable[..., str]
 def test_a_missing_file_is_said() -> None:
     with pytest.raises(ModelError, match="there is no file"):
         load_model("no-such-model.pt")
+
+
+@pytest.mark.parametrize(
+    "name", ["os.system", "posix.fork", "builtins.eval", "subprocess.Popen", "__builtin__.getattr"]
+)
+def test_names_that_no_checkpoint_needs_are_refused_wherever_they_are(
+    tmp_path: Path, digits: nn.Module, name: str
+) -> None:
+    module, _, function = name.rpartition(".")
+
+    def write(value: Any) -> bytes:
+        buffer = io.BytesIO()
+        torch.save({"state_dict": digits.state_dict(), "beside": value}, buffer)
+        return buffer.getvalue()
+
+    # As long as the name that it stands for, so that the archive stays whole.
+    stand_in = "a" * (len(name) - 2) + ".b"
+    fake: Any = types.ModuleType(stand_in[:-2])
+    fake.b = type("b", (), {"__module__": stand_in[:-2]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, stand_in[:-2], fake)
+        members = zipfile.ZipFile(io.BytesIO(write(fake.b)))
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member in members.namelist():
+            found, wanted = f"{stand_in[:-2]}\n{stand_in[-1]}\n", f"{module}\n{function}\n"
+            content = members.read(member)
+            archive.writestr(member, content.replace(found.encode(), wanted.encode()))
+    with pytest.raises(UnsafeModelError, match=function):
+        load_model(str(path))
 
 
 def test_a_folder_is_not_a_model(tmp_path: Path) -> None:
@@ -295,6 +325,18 @@ FACTORY = json.dumps(
         (set_expression("exec('import os')"), "expression"),
         (set_expression("[x for x in ()]"), "expression"),
         (set_expression("s0 +"), "expression"),
+        (set_expression("9**9**9**9"), "expression"),
+        (set_expression("2**(2**40)"), "expression"),
+        (set_expression("((((9**60)**60)**60)**60)**60"), "expression"),
+        (set_expression("Pow(9,Pow(9,Pow(9,9)))"), "expression"),
+        (set_expression("Integer(10)**Integer(10)**Integer(10)"), "expression"),
+        (set_expression("LShift(1, 10**10)"), "expression"),
+        (set_expression("1 << 99999999999"), "expression"),
+        (set_expression("Symbol('a'*10**9)"), "expression"),
+        (set_expression("Symbol('" + "a" * 1000 + "')"), "expression"),
+        (set_expression("9" * 5000), "expression"),
+        (set_expression("Float(1.0, precision=10**9)"), "expression"),
+        (set_expression("+".join(["s0"] * 5000)), "expression"),
         (set_input_name("x=print(1)"), "name"),
         (set_input_name("x): pass\nimport os\ndef f(self"), "name"),
         (set_structure(FACTORY), "structure"),
@@ -306,6 +348,37 @@ def test_a_program_whose_text_could_become_code(
 ) -> None:
     with pytest.raises(UnsafeModelError, match=complaint):
         load_model(rewritten(program, tmp_path, edit_graph(change)))
+
+
+@pytest.mark.parametrize(
+    "text", ["s77", "Symbol('s77', integer=True)", "2*s77**2 + Pow(Symbol('s77'), Integer(-1))"]
+)
+def test_expressions_that_an_export_writes_are_taken(
+    program: Path, tmp_path: Path, text: str
+) -> None:
+    exported._check_expression(text)
+    with contextlib.suppress(ModelError):  # the graph may not know the symbol
+        load_model(rewritten(program, tmp_path, edit_graph(set_expression(text))))
+
+
+def test_archives_that_unpack_to_many_times_their_size(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/data.pkl", bytes(64 * 1024**2))
+    with pytest.raises(ModelError, match=r"unpacks to 67,108,864 B"):
+        load_model(str(tmp_path / "bomb.pt"))
+
+
+def test_a_program_whose_weight_is_endless(program: Path, tmp_path: Path) -> None:
+    def expand(members: dict[str, bytes]) -> None:
+        name = "model/data/weights/model_weights_config.json"
+        config = json.loads(members[name])
+        meta = config["config"]["0.weight"]["tensor_meta"]
+        meta["sizes"] = [{"as_int": 2**20}, {"as_int": 2**20}]
+        meta["strides"] = [{"as_int": 0}, {"as_int": 0}]
+        members[name] = json.dumps(config).encode()
+
+    with pytest.raises(ModelError, match="elements that take no room"):
+        load_model(rewritten(program, tmp_path, expand))
 
 
 def test_guards_which_are_source_text_are_not_compiled(
