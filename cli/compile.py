@@ -106,8 +106,9 @@ def command(
     MODEL is a state dict (.pt .pth .safetensors), a torch.export program (.pt2), or with
     --unsafe-load a pickled module. Without MODEL the network that --arch names is trained from
     random weights. The output folder gets model.onnx, report.json, report.html and
-    checkpoint/; a file that is not verified or misses a --require is kept as rejected.onnx. An
-    interrupted run leaves a checkpoint there: repeat the command with --resume.
+    checkpoint/; a file that is not verified or misses a --require is kept as rejected.onnx, and
+    beside an earlier model.onnx, which stays whole, in rejected/. An interrupted run leaves a
+    checkpoint there: repeat the command with --resume.
 
     Several GPUs or processes: torchrun --nproc-per-node N -m hwprune.cli compile MODEL ...
 
@@ -159,11 +160,12 @@ def command(
             artifact = compile_model(job, say)
     if not world.leads:
         ctx.exit(artifact.verdict.exit_code)
-    found = reports.read(folder)
+    place = Path(artifact.path).parent
+    found = reports.read(place)
     if as_json:
         document = found.model_dump(mode="json")
         del document["schema_version"]  # print_json puts it first
         print_json(document)
     render.terminal(found, console(stderr=as_json))
-    console(stderr=as_json).print(f"\n{artifact.path}\n{folder / 'report.html'}", soft_wrap=True)
+    console(stderr=as_json).print(f"\n{artifact.path}\n{place / 'report.html'}", soft_wrap=True)
     ctx.exit(artifact.verdict.exit_code)

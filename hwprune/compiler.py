@@ -35,12 +35,16 @@ from hwprune.steps.verifying import measure_files, verify_file
 from hwprune.units import format_bytes, format_percent
 from hwprune.verify import limits as limit_rules
 
+# What goes with a file, in this order: the report, which holds the file's hash, after the file.
+_PUBLISHED = ("checkpoint", "report.json", "report.html")
+
 
 def compile_model(job: Job, say: Say = lambda status: None) -> Artifact:
     """Compile a model for a target into a folder.
 
     The folder gets model.onnx, report.json and report.html; where the result is not verified or
-    a limit is not met, the file is kept as rejected.onnx and an older model.onnx stays as it was.
+    a limit is not met, the file is kept as rejected.onnx. Beside a model.onnx of an earlier run,
+    which stays as it was with its report and its checkpoint, all of it goes into rejected/.
 
     While it trains, the folder holds a checkpoint that ``Job.resume`` continues from. Of several
     processes the leader alone packs, writes and verifies; all return the same.
@@ -174,13 +178,17 @@ def _publish(folder: OutputFolder, record: dict[str, Any], verdict: Verdict, say
         (folder.staging / "model.onnx").rename(folder.staging / name)
     record["artifact"] = {**record["artifact"], "path": name}
     write_reports(record, folder.staging)
-    folder.publish(name, "checkpoint", "report.json", "report.html")
+    place = folder.path
+    if name != "model.onnx" and (place / "model.onnx").exists():
+        place = folder.set_apart("rejected", *_PUBLISHED, name)
+    else:
+        folder.publish(name, *_PUBLISHED)
     if name == "model.onnx":
-        folder.discard("rejected.onnx")
+        folder.discard("rejected.onnx", "rejected")
     discard_training_state(folder.path)
-    say(Status("done", str(folder.path / name)))
+    say(Status("done", str(place / name)))
     return Artifact(
-        path=str(folder.path / name),
+        path=str(place / name),
         bytes=record["artifact"]["bytes"],
         sha256=record["artifact"]["sha256"],
         verdict=verdict,

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Of the library as a whole; `make check` prints what it has. A feature has to be worth its lines.
 MAX_LIBRARY_LINES = 31_000
 
-OPEN_TO_ALL = {"ir", "errors", "units", "sampling"}
+OPEN_TO_ALL = {"ir", "errors", "units", "sampling", "files"}
 STAGES = {
     "frontend", "budget", "sparsity", "training", "encoding", "export", "kernels", "firmware",
     "targets", "verify", "report", "least_squares", "extreme",
@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ir": set(),
     "errors": set(),
     "sampling": set(),
+    "files": set(),
     "units": {"errors"},
     "frontend": set(),
     "targets": set(),
@@ -55,8 +56,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # These run on CI machines and boards where nothing of the extra `compile` is installed.
 WITHOUT_TORCH = {
-    "ir", "errors", "units", "sampling", "verify", "report", "targets", "kernels", "encoding",
-    "budget", "cli",
+    "ir", "errors", "units", "sampling", "files", "verify", "report", "targets", "kernels",
+    "encoding", "budget", "cli",
     "export.artifact", "export.operators", "frontend.data", "frontend.sources",
 }  # fmt: skip
 COMPILE_EXTRA = {

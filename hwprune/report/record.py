@@ -7,7 +7,6 @@ measured is null, and ``notes`` holds a line ``path: reason`` for it (or for its
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwprune.errors import ArtifactError, HwpruneError, OutputError
+from hwprune.files import replacing
 
 REPORT_NAME = "report.json"
 # What is null in these explains itself.
@@ -285,27 +285,11 @@ def write_text(text: str, path: str | os.PathLike[str]) -> None:
         OutputError: the folder cannot be written.
     """
     file = Path(path)
-    beside = ""
     try:
-        handle, beside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(beside, _mode())
-        os.replace(beside, file)
+        with replacing(file) as stream:
+            stream.write(text.encode())
     except OSError as error:
         raise OutputError(f"{file} cannot be written: {error.strerror}") from None
-    finally:
-        if beside and os.path.exists(beside):
-            os.unlink(beside)
-
-
-def _mode() -> int:
-    """Return the mode of an ordinary new file: mkstemp makes private ones."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def from_mapping(data: Mapping[str, Any]) -> Record:

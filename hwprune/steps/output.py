@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from hwprune.errors import OutputError
@@ -30,20 +30,59 @@ class OutputFolder:
         self.path, self.staging = path, staging
 
     def publish(self, *names: str) -> None:
-        """Move files (or folders) from staging into place, each in one step, in this order."""
-        for name in names:
-            source, destination = self.staging / name, self.path / name
-            if not source.exists():
-                continue
-            with _as_output_error(destination):
-                if destination.is_dir():
-                    retired = self.staging / f"{name}.retired"
-                    os.replace(destination, retired)
-                os.replace(source, destination)
+        """Move files (or folders) from staging into place, each in one step, in this order.
 
-    def discard(self, name: str) -> None:
-        """Remove a file of an earlier run that this one made obsolete."""
-        (self.path / name).unlink(missing_ok=True)
+        Where that fails or is interrupted, what was there before comes back. A power cut may leave
+        new files beside old ones: so a report, which holds the model's hash, goes after the model.
+        """
+        with ExitStack() as undo:
+            for name in names:
+                source, destination = self.staging / name, self.path / name
+                if not source.exists():
+                    continue
+                retired = self.staging / f"{name}.retired"
+                if destination.exists():
+                    undo.callback(_bring_back, retired, destination)
+                else:
+                    undo.callback(_remove, destination)
+                with _as_output_error(destination):
+                    if destination.is_dir():
+                        os.replace(destination, retired)
+                    elif destination.exists():
+                        with suppress(OSError):  # not every file system has hard links
+                            os.link(destination, retired)
+                    os.replace(source, destination)
+            undo.pop_all()
+
+    def set_apart(self, folder: str, *names: str) -> Path:
+        """Move files (or folders) from staging into a folder of their own, in one step."""
+        apart = self.staging / folder
+        apart.mkdir()
+        for name in names:
+            os.replace(self.staging / name, apart / name)
+        self.publish(folder)
+        return self.path / folder
+
+    def discard(self, *names: str) -> None:
+        """Remove files and folders of an earlier run that this one made obsolete."""
+        for name in names:
+            _remove(self.path / name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _bring_back(retired: Path, destination: Path) -> None:
+    """Undo one step of publishing, as far as it went."""
+    with suppress(OSError):
+        if retired.is_dir():
+            _remove(destination)
+        if retired.exists():
+            os.replace(retired, destination)
 
 
 @contextmanager

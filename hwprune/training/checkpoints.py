@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hwprune.errors import CheckpointError, HwpruneError
+from hwprune.files import partial_of
 from hwprune.training.distributed import World
 from hwprune.training.statefile import read_state, write_state
 
@@ -44,7 +45,7 @@ class Checkpoint:
         """Remove the file, and its folder where that is empty then."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
-            self.path.with_name(self.path.name + ".new").unlink(missing_ok=True)
+            partial_of(self.path).unlink(missing_ok=True)
             self.path.parent.rmdir()
 
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from hwprune.errors import CheckpointError, HwpruneError
+from hwprune.files import replacing
 
 _FORMAT = "hwprune run 1"
 _DIGEST = "sha256"
@@ -55,30 +55,16 @@ def write_state(path: Path, tree: Any) -> None:
     header[_DIGEST] = _entry("U8", 32, end, end + 32)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    partial = path.with_name(path.name + ".new")
-    try:
-        with partial.open("wb") as stream:
-            digest = hashlib.sha256()
-            for piece in (len(text).to_bytes(8, "little"), text):
-                digest.update(piece)
-                stream.write(piece)
-            for tensor in tensors.values():
-                memory = _memory(tensor)
-                digest.update(memory)
-                stream.write(memory)
-            stream.write(digest.digest())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with replacing(path) as stream:
+        digest = hashlib.sha256()
+        for piece in (len(text).to_bytes(8, "little"), text):
+            digest.update(piece)
+            stream.write(piece)
+        for tensor in tensors.values():
+            memory = _memory(tensor)
+            digest.update(memory)
+            stream.write(memory)
+        stream.write(digest.digest())
 
 
 def read_state(path: Path) -> Any:

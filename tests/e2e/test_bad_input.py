@@ -326,7 +326,7 @@ def test_a_disk_that_fills_up_at_any_moment(
 
             patch.setattr(safetensors.torch, "save_model", full)
         elif fails == "report":
-            patch.setattr("hwprune.report.record.os.fsync", full)
+            patch.setattr("hwprune.files.os.fsync", full)
         elif fails == "publish":
             patch.setattr("hwprune.steps.output.os.replace", full)
         else:

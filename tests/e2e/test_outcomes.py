@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from e2e_tools import KIB12, WRITTEN, Runner, files_in
+from e2e_tools import KIB12, WRITTEN, Runner, files_in, snapshot
 
 
 @pytest.mark.usefixtures("traced_once")
@@ -22,7 +22,7 @@ class TestLimits:
     def test_a_limit_that_is_missed(self, hwprune: Runner, digits_pt: Path, tmp_path: Path) -> None:
         out = tmp_path / "o"
         assert hwprune(*self.words(digits_pt, out)).code == 0
-        good = (out / "model.onnx").read_bytes()
+        good = snapshot(out)
         ran = hwprune(
             *self.words(digits_pt, out), "--require", "sparsity>=0.5", "--require",
             "nonzeros<=10", "--json",
@@ -33,12 +33,17 @@ class TestLimits:
         assert verdict["exit_code"] == 3
         assert verdict["fits"]
         assert ran.document["artifact"]["path"] == "rejected.onnx"
-        assert (out / "model.onnx").read_bytes() == good
-        assert (out / "rejected.onnx").exists()
-        assert json.loads((out / "report.json").read_text()) == ran.document
+        # The good artifact stays whole, with its report and its checkpoint.
+        now = snapshot(out)
+        assert {name: now[name] for name in good} == good
+        assert set(now) - set(good) == {
+            f"rejected/{name}" for name in WRITTEN - {"model.onnx", ".hwprune"} | {"rejected.onnx"}
+        }
+        assert json.loads((out / "rejected" / "report.json").read_text()) == ran.document
+        assert str(out / "rejected" / "rejected.onnx") in "".join(ran.err.split())
         # The next run that is good takes the rejected one away.
         assert hwprune(*self.words(digits_pt, out)).code == 0
-        assert not (out / "rejected.onnx").exists()
+        assert files_in(out) == WRITTEN
 
     def test_a_first_run_that_misses_writes_no_model(
         self, hwprune: Runner, digits_pt: Path, tmp_path: Path

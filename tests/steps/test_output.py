@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,46 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
             write_file(folder.staging / "checkpoint" / content, content.encode())
             folder.publish("checkpoint")
     assert _names(tmp_path / "o" / "checkpoint") == {"new"}
+
+
+def _stage(folder: OutputFolder, content: str) -> None:
+    (folder.staging / "checkpoint").mkdir()
+    write_file(folder.staging / "checkpoint" / "weights", content.encode())
+    for name in ("model.onnx", "report.json"):
+        write_file(folder.staging / name, content.encode())
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_what_stops_half_way_is_undone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    there: bool,
+    step: int,
+    error: type[BaseException],
+) -> None:
+    path, names = tmp_path / "o", ("model.onnx", "checkpoint", "report.json")
+    with opened(path) as folder:
+        _stage(folder, "old")
+        folder.publish(*names if there else ())
+    before = {name: name.read_bytes() for name in path.rglob("*") if name.is_file()}
+    real, calls = os.replace, iter(range(100))
+
+    def replace(*paths: Path) -> None:
+        if next(calls) == step:
+            raise error("stopped")
+        real(*paths)
+
+    monkeypatch.setattr("hwprune.steps.output.os.replace", replace)
+    stopped = (OutputError, KeyboardInterrupt)
+    if step == 3 and not there:  # nothing to set aside: three steps, and none is stopped
+        stopped = ()
+    with pytest.raises(stopped) if stopped else nullcontext(), opened(path) as folder:
+        _stage(folder, "new")
+        folder.publish(*names)
+    after = {name: name.read_bytes() for name in path.rglob("*") if name.is_file()}
+    assert (after == before) == bool(stopped)
 
 
 def test_a_run_that_fails_leaves_no_folder_behind(tmp_path: Path) -> None:
