@@ -6,7 +6,7 @@
     python benchmarks/fit_kernels.py times.txt
 
 Non-negative least squares of the relative errors: a layer of a microsecond counts as much as one
-of a millisecond. Prints nanoseconds per unit of work in the order of WorkKind (plan.h), and how far
+of a millisecond. Prints nanoseconds per unit of work in the order of CostTerm (plan.h), and how far
 the estimates are off.
 """
 

@@ -11,7 +11,7 @@ int8 values, the weights of the others are not rounded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,6 +63,7 @@ def write_files(
     seed: int = 0,
     values: Literal["fp32", "int8"] = "fp32",
     data: Path | None = None,
+    make_masks: Callable[[Mapping[str, tuple[int, ...]], float, int], Masks] | None = None,
 ) -> Files:
     """Write both files of a network; at sparsity 0 the dense one is all there is.
 
@@ -73,6 +74,7 @@ def write_files(
         seed: of random weights and masks.
         values: how hwprune's file stores what is left.
         data: the data folder: trained weights and their LAMP masks instead of random ones.
+        make_masks: masks of shapes, a sparsity and a seed; ``uniform_masks`` by default.
     """
     import torch
 
@@ -100,7 +102,8 @@ def write_files(
     parameters = dict(model.module.named_parameters(remove_duplicate=False))
     names = [tensor.name for tensor in template.prunable]
     if data is None:
-        masks = uniform_masks({t.name: t.shape for t in template.prunable}, sparsity, seed)
+        shapes = {t.name: t.shape for t in template.prunable}
+        masks = (make_masks or uniform_masks)(shapes, sparsity, seed)
     else:
         masks = lamp_masks({name: parameters[name].detach().numpy() for name in names}, sparsity)
     with torch.no_grad():

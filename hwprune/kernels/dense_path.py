@@ -1,47 +1,79 @@
-"""Which packed layers onnxruntime's dense operators are faster for, and the model with them dense.
+"""Which packed layers are too dense to gain from a kernel, and the model with these dense.
 
 The file stays as it is: what changes is the model that a session is made of, in memory. A layer
 that goes over is held dense by onnxruntime, and its packed arrays are not held at all.
 
-Layers are not chosen one by one, since convolutions of onnxruntime keep activations in a layout of
-their own (NCHWc): a tensor that goes from a kernel to one of these, or back, is brought from one
-layout to the other. So the sum over all layers and all such changes is made small, by letting every
-layer in turn take its better side until none changes, from all-dense and from all-kernel.
+The rule knows a layer's weight and how much of it is stored, nothing of activations, of the clock
+or of what a run before took: a file has the same layers dense wherever the same instruction set is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from mmap import mmap
 
-from hwprune.kernels.costs import Problem, dense_cost, kernel_cost, reorder_cost
-from hwprune.kernels.dense_model import densify
-from hwprune.kernels.model_file import DOMAIN, ModelFile, Node, read_model, stored_values
-from hwprune.kernels.shapes import activation_shapes, packed_kind, weight_shape
+from hwprune.kernels import library
+from hwprune.kernels.model_file import DOMAIN, ModelFile, Node
 
-# Kernels were faster for every layer with a smaller share of its weights: see
-# benchmarks/results/dense_or_sparse.json.
-FEWEST_STORED = 0.3
-# Nor is it worth rewriting the model where such layers hold less than this of a file's weights: a
-# first layer that was not pruned, beside others that were.
+# Up to which share of its weights a layer runs a kernel: below what was measured to be as fast as
+# onnxruntime's dense operator, by a tenth or more (benchmarks/dense_or_sparse.py, see
+# docs/kernels.md): by what the layer is, and whether a second-level cache holds its weights. Memory
+# sets no lower limit: a stored weight takes 6 bytes in a kernel (8 in a very wide row), 4 if dense.
+_CACHED_WEIGHTS = 1 << 18
+_LIMITS = {"wide": (0.5, 0.35), "pointwise": (0.4, 0.3), "rows": (0.3, 0.3), "row": (0.1, 0.1)}
+# Of a product with fewer rows the dense one only reads each weight once; with less than these
+# weights, calling the kernel takes longer than that.
+_FEW_ROWS, _FEW_WEIGHTS = 16, 1 << 15
+# Kernels and onnxruntime gain alike from AVX2 and AVX-512. NEON was not measured: a margin. Plain
+# C++ computes one weight at a time, where onnxruntime still has vectors.
+_BY_INSTRUCTIONS = {"avx512": 1.0, "avx2": 1.0, "neon": 0.75}
+_PLAIN = 0.125
+# A model is not rewritten, with its weights decoded, for layers that hold less than this of what a
+# file stores.
 LEAST_PART = 0.1
-# And of the time of all layers that may be faster dense, this part has to be saved: rewriting the
-# model makes the session later, and its weights dense.
-LEAST_GAIN = 0.05
-# A kernel has to be cheaper by this factor: estimates err by about as much, and a file shall not be
-# slower than its dense network.
-MARGIN = 1.1
-# Operators that onnxruntime runs in either layout.
-_EITHER = {"Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Relu", "Sum"}
-_DENSE, _KERNEL = True, False
-# Ends of a connection that are no packed layer.
-_END = {_DENSE: -1, _KERNEL: -2}
 
 
 @dataclass(frozen=True, slots=True)
-class Dense:
+class PackedLayer:
+    """A packed layer that there is a kernel for.
+
+    Attributes:
+        kind: Conv, Depthwise, Gemm, Linear or MatMul.
+        shape: of its weight, as ONNX's operator has it.
+        density: the share of its weights that is stored.
+        batch: samples in a run.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    density: float
+    batch: int = 1
+
+    @property
+    def weights(self) -> int:
+        """Return the elements of the dense weight."""
+        return math.prod(self.shape)
+
+    @property
+    def follows(self) -> bool:
+        """Return whether the layers around it decide.
+
+        Convolutions of onnxruntime keep activations in blocks of channels. To leave a kernel for
+        one of these, and to come back, takes as long as a convolution of few products.
+        """
+        few = self.kind in ("Conv", "Depthwise") and self.shape[1] < 8
+        return few and math.prod(self.shape[1:]) <= 32 and not self.is_wide_depthwise
+
+    @property
+    def is_wide_depthwise(self) -> bool:
+        """Return whether channels are apart and the kernel is not the 3x3 one of the library."""
+        return self.kind == "Depthwise" and self.shape[2:] != (3, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class DenseFallback:
     """What goes over to onnxruntime's operators.
 
     Attributes:
@@ -57,197 +89,86 @@ class Dense:
     weight_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Link:
-    """An activation between two layers, or between a layer and what has a fixed layout."""
+def density_limit(layer: PackedLayer) -> float:
+    """Return the share of its weights up to which a layer runs its kernel on this processor."""
+    by_instructions = _BY_INSTRUCTIONS.get(library.instruction_set(), _PLAIN)
+    if layer.is_wide_depthwise:
+        return 0.0
+    if layer.kind in ("Conv", "Depthwise"):
+        limits = _LIMITS["wide" if math.prod(layer.shape[2:]) > 1 else "pointwise"]
+    elif layer.kind == "Gemm" and layer.batch < _FEW_ROWS:
+        limits = (0.0, 0.0) if layer.weights < _FEW_WEIGHTS else _LIMITS["row"]
+    else:
+        limits = _LIMITS["rows"]
+    return by_instructions * limits[layer.weights > _CACHED_WEIGHTS]
 
-    one: int
-    other: int
-    cost: float
+
+def too_dense(
+    layers: Sequence[PackedLayer], limit: Callable[[PackedLayer], float] | None = None
+) -> set[int]:
+    """Return which of a network's layers are left to onnxruntime.
+
+    Args:
+        layers: in the order in which they run.
+        limit: see ``density_limit``, which is the default.
+    """
+    limit = density_limit if limit is None else limit
+    leads = [i for i, layer in enumerate(layers) if not layer.follows]
+    dense = {i for i in leads if layers[i].density > limit(layers[i])}
+    stored = [layer.density * layer.weights for layer in layers]
+    if not dense or sum(stored[i] for i in dense) < LEAST_PART * sum(stored):
+        return set()
+    for i in range(len(layers)):
+        around = [j for j in leads if j < i][-1:] + [j for j in leads if j > i][:1]
+        if layers[i].follows and dense.intersection(around):
+            dense.add(i)
+    return dense
 
 
-def dense_layers(
-    data: bytes | mmap, threads: int, inputs: Mapping[str, Sequence[int]]
-) -> Dense | None:
-    """Return what is better left to onnxruntime; None where nothing is, or nothing is known.
+def dense_fallback(
+    data: bytes | mmap, inputs: Mapping[str, Sequence[int]], operators: Collection[str]
+) -> DenseFallback | None:
+    """Return what is better left to onnxruntime; None where nothing is.
 
     Args:
         data: the file.
-        threads: of the session.
-        inputs: shapes of the model's inputs; a first axis that is free counts as 1.
+        inputs: shapes of the model's inputs, of which the first axis counts samples; 1 by default.
+        operators: those that have kernels.
     """
+    batch = max((shape[0] for shape in inputs.values() if len(shape)), default=1)
     try:
-        model = read_model(data)
-        chosen = set[int]()
-        if _dense_part(model) >= LEAST_PART:
-            chosen = _choose(model, layer_problems(model, inputs), threads)
+        model = ModelFile(data)
+        places = [
+            place
+            for place, node in enumerate(model.nodes)
+            if node.domain == DOMAIN and node.operator in operators
+        ]
+        layers = [_layer(model, model.nodes[place], batch) for place in places]
+        chosen = {places[i] for i in too_dense(layers)}
         if not chosen:
             return None
-        result = densify(model, chosen)
+        data, weight_bytes = model.densified(chosen)
     # What is wrong with a file is said by onnxruntime and the kernels.
     except (ValueError, LookupError, ArithmeticError):
         return None
     left = {node.operator for place, node in enumerate(model.nodes) if place not in chosen}
     nodes = [model.nodes[place] for place in sorted(chosen)]
-    return Dense(
-        result.data,
+    return DenseFallback(
+        data,
         tuple(node.name for node in nodes),
         frozenset(node.operator for node in nodes) - left,
-        result.weight_bytes,
+        weight_bytes,
     )
 
 
-def _dense_part(model: ModelFile) -> float:
-    """Return the share of a file's packed weights in layers that may be faster dense."""
-    dense = whole = 0
-    for node in model.nodes:
-        weight = weight_shape(node, model.tensors)
-        if node.domain != DOMAIN or weight is None:
-            continue
-        stored = stored_values(node, model.tensors)
-        whole += stored
-        standard = node.operator.startswith("Dense") or packed_kind(node) == "Depthwise"
-        if not standard and stored >= FEWEST_STORED * math.prod(weight):
-            dense += stored
-    return dense / whole if whole else 0
-
-
-def layer_problems(model: ModelFile, inputs: Mapping[str, Sequence[int]]) -> dict[int, Problem]:
-    """Return what packed nodes compute, by their places, where the shape of the input is known."""
-    shapes = activation_shapes(model, inputs)
-    found = {}
-    for place, node in enumerate(model.nodes):
-        if node.domain != DOMAIN or len(node.inputs) < 2:
-            continue
-        shape, weight = shapes.get(node.inputs[0]), weight_shape(node, model.tensors)
-        kind = packed_kind(node)
-        if shape is None or weight is None:
-            continue
-        if node.operator.startswith("Dense") and kind != "Depthwise":
-            continue  # onnxruntime's anyway
-        nonzeros = stored_values(node, model.tensors)
-        residual = "Add" in node.operator
-        if kind in ("Conv", "Depthwise") and 2 < len(weight) == len(shape):
-            axes = len(weight) - 2
-            group = node.number("group", 1)
-            ones = (1,) * axes
-            found[place] = Problem(
-                inputs=weight[1] * group,
-                outputs=weight[0],
-                group=group,
-                kernel=weight[2:],
-                strides=node.ints("strides", ones),
-                dilations=node.ints("dilations", ones),
-                pads=node.ints("pads", (0,) * 2 * axes),
-                spatial=shape[2:],
-                batch=shape[0],
-                nonzeros=nonzeros,
-                residual=residual,
-            )
-        elif kind in ("Gemm", "Linear", "MatMul") and len(weight) == 2:
-            rows = kind == "Linear" or node.number("transB", 0)
-            outputs, features = weight if rows else weight[::-1]
-            found[place] = Problem(
-                inputs=features, outputs=outputs, group=1, kernel=(1,), strides=(1,),
-                dilations=(1,), pads=(0, 0), spatial=(1,), batch=math.prod(shape[:-1]),
-                nonzeros=nonzeros, residual=residual,
-            )  # fmt: skip
-    return found
-
-
-def _choose(model: ModelFile, problems: Mapping[int, Problem], threads: int) -> set[int]:
-    """Return the places of the nodes to make dense."""
-    costs: dict[int, dict[bool, float]] = {}
-    for place, problem in problems.items():
-        if not problem.batch or problem.nonzeros < FEWEST_STORED * problem.weights:
-            continue
-        kernel = kernel_cost(problem, threads)
-        if kernel is not None:
-            costs[place] = {_DENSE: dense_cost(problem), _KERNEL: MARGIN * kernel}
-    links = [link for link in _links(model, problems) if {link.one, link.other} & costs.keys()]
-    best = min(
-        (_settled(costs, links, start) for start in (_KERNEL, _DENSE)),
-        key=lambda dense: _total(costs, links, dense),
-    )
-    most = (1 - LEAST_GAIN) * _total(costs, links, set())
-    return best if _total(costs, links, best) <= most else set()
-
-
-def _total(costs: Mapping[int, dict[bool, float]], links: list[_Link], dense: set[int]) -> float:
-    side = {place: place in dense for place in costs} | {end: s for s, end in _END.items()}
-    changes = sum(
-        link.cost for link in links if side.get(link.one, False) != side.get(link.other, False)
-    )
-    return changes + sum(costs[place][side[place]] for place in costs)
-
-
-def _settled(costs: Mapping[int, dict[bool, float]], links: list[_Link], start: bool) -> set[int]:
-    side = dict.fromkeys(costs, start) | {end: s for s, end in _END.items()}
-    around: dict[int, list[tuple[int, float]]] = {place: [] for place in costs}
-    for link in links:
-        for one, other in ((link.one, link.other), (link.other, link.one)):
-            if one in around:
-                around[one].append((other, link.cost))
-    for _ in costs:  # each round makes the sum smaller; it ends long before
-        changed = False
-        for place, cost in costs.items():
-            each = {
-                s: cost[s] + sum(c for o, c in around[place] if side.get(o, _KERNEL) != s)
-                for s in (_KERNEL, _DENSE)
-            }
-            better = each[_DENSE] < each[_KERNEL]
-            changed |= better != side[place]
-            side[place] = better
-        if not changed:
-            break
-    return {place for place in costs if side[place] == _DENSE}
-
-
-def _links(model: ModelFile, problems: Mapping[int, Problem]) -> list[_Link]:
-    """Return the activations that change their layout where their two ends differ."""
-    nodes = model.nodes
-    makers = {name: place for place, node in enumerate(nodes) for name in node.outputs}
-
-    def is_map(place: int) -> bool:
-        return place in problems and len(problems[place].kernel) == 2
-
-    def sources(name: str, seen: set[str]) -> set[int]:
-        """Return the layers whose results come through operators without a layout of their own."""
-        place = makers.get(name)
-        if place is None or name in seen:
-            return {_END[_KERNEL]} if place is None else set()
-        seen.add(name)
-        if is_map(place):
-            return {place}
-        node = nodes[place]
-        if node.domain == "" and node.operator in _EITHER:
-            return {found for given in node.inputs if given for found in sources(given, seen)}
-        return {_END[_DENSE if _is_standard(node) else _KERNEL]}
-
-    found = []
-    for place, node in enumerate(nodes):
-        either = node.domain == "" and node.operator in _EITHER
-        if is_map(place):
-            problem = problems[place]
-            size = problem.batch * problem.inputs * math.prod(problem.spatial)
-            # A convolution of few channels reads either layout.
-            if problem.inputs >= 8:
-                one = place
-                found += [
-                    _Link(one, other, reorder_cost(size))
-                    for other in sources(node.inputs[0], set())
-                ]
-        elif not either:
-            end = _END[_DENSE if _is_standard(node) else _KERNEL]
-            for name in node.inputs:
-                for other in sources(name, set()) if name in makers else ():
-                    if other >= 0:
-                        last = problems[other]
-                        size = last.batch * last.outputs * last.positions
-                        found.append(_Link(end, other, reorder_cost(size)))
-    return found
-
-
-def _is_standard(node: Node) -> bool:
-    """Return whether it is a convolution that onnxruntime does."""
-    return node.operator == "Conv" or node.operator.startswith("DenseConv")
+def _layer(model: ModelFile, node: Node, batch: int) -> PackedLayer:
+    name = node.operator.removeprefix("Csr").removeprefix("Dense")
+    kinds = ("Conv", "Depthwise", "Gemm", "Linear", "MatMul")
+    kind = next(kind for kind in kinds if name.startswith(kind))
+    values = model.tensors[node.inputs[1]].dims
+    shape = node.integers("shape") or values
+    if len(shape) < 2 or min(shape) < 1:
+        raise ValueError(f"{node.name}: a weight of shape {shape}")
+    # Where two values share a byte, the node says how many there are.
+    stored = min(2 * math.prod(values), *node.integers("count") or (math.prod(values),))
+    return PackedLayer(kind, shape, stored / math.prod(shape), batch)

@@ -53,10 +53,9 @@ def path() -> Path | None:
 def status() -> str:
     """Return in one line whether there are kernels and for which instruction set, or why not."""
     try:
-        library = loaded()
+        return f"kernels: {instruction_set()}"
     except KernelsError as error:
         return f"no kernels: {error.message}"
-    return f"kernels: {library.hwprune_simd().decode()}"
 
 
 @cache
@@ -73,8 +72,6 @@ def _loaded(file: Path) -> ctypes.CDLL:
         library.hwprune_resident_bytes.restype = ctypes.c_size_t
         library.hwprune_simd.argtypes = []
         library.hwprune_simd.restype = ctypes.c_char_p
-        library.hwprune_estimate.argtypes = [_INTS, _I64, _I64, ctypes.c_int]
-        library.hwprune_estimate.restype = ctypes.c_double
         library.hwprune_unpack.argtypes = [
             ctypes.c_char_p, _INTS, ctypes.c_size_t, _I64, ctypes.POINTER(_Array), ctypes.c_size_t,
             ctypes.c_void_p,
@@ -102,6 +99,11 @@ def loaded() -> ctypes.CDLL:
     return _loaded(file)
 
 
+def instruction_set() -> str:
+    """Return what the kernels run on: avx512, avx2, neon or scalar."""
+    return str(loaded().hwprune_simd().decode())
+
+
 def knows(name: str) -> bool:
     """Return whether there is a kernel for operators of this name."""
     return bool(loaded().hwprune_knows(name.encode()))
@@ -122,21 +124,6 @@ def choose(names: Iterable[str] | None, threads: int) -> None:
 def resident_bytes() -> int:
     """Return what all kernels of this process hold for their weights, in bytes; 0 without any."""
     return int(loaded().hwprune_resident_bytes()) if path() is not None else 0
-
-
-def estimate(spec: Sequence[int], nonzeros: int, batch: int, threads: int) -> float:
-    """Return the nanoseconds that the kernels' own choice of a layout counts with.
-
-    Args:
-        spec: see ``hwprune_estimate`` in src/estimate.cpp.
-        nonzeros: of the layer.
-        batch: images.
-        threads: of the session; 0 where that is not known.
-
-    Returns:
-        a negative number for what is no convolution over one to three axes.
-    """
-    return float(loaded().hwprune_estimate(_ints(spec), nonzeros, batch, max(threads, 1)))
 
 
 def unpack(

@@ -1,79 +1,173 @@
-"""An ONNX file as far as a session has to know it: without onnx, and without copying weights."""
+"""An ONNX file by its bytes: its nodes and tensors, and the file with packed layers made dense.
+
+A session on a board has onnxruntime and NumPy. Importing onnx there would take more time and memory
+than loading most networks, so protocol buffers (https://protobuf.dev/programming-guides/encoding/)
+are read here, as far as ONNX needs them, and weights are not copied.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from mmap import mmap
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprune.kernels.wire import Value, fields, numbers
+from hwprune.kernels import library
 
 DOMAIN = "hwprune"
 # Field numbers of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
-MODEL_GRAPH, MODEL_FUNCTIONS = 7, 25
-GRAPH_NODE, GRAPH_INITIALIZER, _GRAPH_INPUT = 1, 5, 11
-NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 1, 2, 3, 4, 5, 7
-_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_INTS, _ATTRIBUTE_REFERENCE = 1, 3, 8, 21
-TENSOR_DIMS, TENSOR_TYPE, TENSOR_NAME, TENSOR_DATA = 1, 2, 8, 9
-_FUNCTION_NAME, _FUNCTION_INPUT, _FUNCTION_OUTPUT, _FUNCTION_NODE, _FUNCTION_DOMAIN = 1, 4, 5, 7, 10
-_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_DIM, _DIM_VALUE = 1, 2, 1, 2, 1, 1
-# onnx.TensorProto.DataType, of what packed layers and shapes are stored as.
-_DTYPES = {1: "f4", 2: "u1", 3: "i1", 4: "u2", 6: "i4", 7: "i8", 10: "f2"}
+_MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
+_GRAPH_NODES, _GRAPH_TENSORS = 1, 5
+_NODE_INPUTS, _NODE_OUTPUTS, _NODE_NAME, _NODE_OPERATOR = 1, 2, 3, 4
+_NODE_ATTRIBUTES, _NODE_DOMAIN = 5, 7
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_INTS = 1, 3, 8
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_DATA = 1, 2, 8, 9
+_FUNCTION_NAME, _FUNCTION_INPUTS, _FUNCTION_OUTPUTS = 1, 4, 5
+_FUNCTION_NODES, _FUNCTION_DOMAIN = 7, 10
+# onnx.TensorProto.DataType, of what packed layers are stored as.
+_FLOAT = 1
+_DTYPES = {_FLOAT: "<f4", 2: "<u1", 3: "<i1", 4: "<u2", 10: "<f2"}
+# The standard operators that a weight can be the second input of.
+_LAYERS = ("Conv", "Gemm", "MatMul")
+# onnxruntime takes no larger message.
+_MOST_BYTES = 2**31 - 1
+
+# Consecutive parts of a message, to be joined once: weights are large.
+Pieces = list[bytes | memoryview]
+# What a field is: a number, or bytes that are a text, another message or packed numbers.
+Value = int | memoryview | bytes | Pieces
+# The values of each field, in their order.
+Message = defaultdict[int, list[Value]]
 
 
-@dataclass(frozen=True, slots=True)
-class Attribute:
-    """An attribute of a node.
+def parse(value: Value) -> Message:
+    """Return the fields of a message; numbers of four and eight bytes as their bytes.
 
-    Attributes:
-        message: all of it, as the file has it.
-        ints: its whole numbers, one or many.
-        reference: the parameter of the function around it that it takes its value from, or empty.
+    Raises:
+        ValueError: this is no message.
     """
+    message: Message = defaultdict(list)
+    data = _bytes(value)
+    at, end = 0, len(data)
+    while at < end:
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == 0:
+            number, at = _varint(data, at)
+            message[tag >> 3].append(number)
+            continue
+        if kind not in (1, 2, 5):
+            raise ValueError(f"wire type {kind}")
+        size = 8 if kind == 1 else 4
+        if kind == 2:
+            size, at = _varint(data, at)
+        if at + size > end:
+            raise ValueError("a field ends behind its message")
+        message[tag >> 3].append(data[at : at + size])
+        at += size
+    return message
 
-    message: memoryview
-    ints: tuple[int, ...]
-    reference: str
+
+def written(message: Mapping[int, Sequence[Value]]) -> Pieces:
+    """Return a message, field after field."""
+    pieces: Pieces = []
+    for field, values in message.items():
+        for value in values:
+            if isinstance(value, int):
+                pieces.append(_number(field << 3) + _number(value))
+                continue
+            parts = value if isinstance(value, list) else [value]
+            pieces += (_number(field << 3 | 2) + _number(sum(map(len, parts))), *parts)
+    return pieces
 
 
-@dataclass(frozen=True, slots=True)
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 70 and at < len(data):
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+    raise ValueError("a number does not end")
+
+
+def _number(value: int) -> bytes:
+    made = bytearray()
+    while value > 127:
+        made.append(value & 127 | 128)
+        value >>= 7
+    made.append(value)
+    return bytes(made)
+
+
+def _numbers(values: Iterable[Value]) -> tuple[int, ...]:
+    """Return a repeated field's numbers, signed, which may be packed."""
+    found: list[int] = []
+    for value in values:
+        if isinstance(value, int):
+            found.append(value)
+            continue
+        at, packed = 0, _bytes(value)
+        while at < len(packed):
+            number, at = _varint(packed, at)
+            found.append(number)
+    return tuple(n - (1 << 64) if n >> 63 else n for n in found)
+
+
+def _texts(values: Iterable[Value]) -> list[str]:
+    return [str(_bytes(value), "utf-8") for value in values]  # UnicodeDecodeError is a ValueError
+
+
+def _text(values: Sequence[Value]) -> str:
+    """Return a field's text, of which the last counts; empty where there is none."""
+    return "".join(_texts(values[-1:]))
+
+
+def _bytes(value: Value) -> memoryview:
+    if isinstance(value, int | list):
+        raise ValueError("a number in place of a message")
+    return memoryview(value)
+
+
 class Node:
     """A node of a graph or of a function."""
 
-    name: str
-    domain: str
-    operator: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Attribute]
+    def __init__(self, data: Value) -> None:
+        self._message = parse(data)
+        self.name = _text(self._message[_NODE_NAME])
+        self.operator = _text(self._message[_NODE_OPERATOR])
+        self.domain = _text(self._message[_NODE_DOMAIN])
+        self.inputs = _texts(self._message[_NODE_INPUTS])
+        self.outputs = _texts(self._message[_NODE_OUTPUTS])
 
-    def ints(self, name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """Return an attribute's whole numbers; the default where the node does not have it."""
-        found = self.attributes.get(name)
-        return default if found is None else found.ints
+    def integers(self, name: str) -> tuple[int, ...]:
+        """Return an attribute's whole numbers, one or many; none where it is absent."""
+        for attribute in map(parse, self._message[_NODE_ATTRIBUTES]):
+            if _text(attribute[_ATTRIBUTE_NAME]) == name:
+                return _numbers(attribute[_ATTRIBUTE_INT] + attribute[_ATTRIBUTE_INTS])
+        return ()
 
-    def number(self, name: str, default: int) -> int:
-        """Return an attribute that is one whole number."""
-        return next(iter(self.ints(name)), default)
+    def changed(self, operator: str, inputs: Iterable[str]) -> Pieces:
+        """Return it with another operator and other inputs."""
+        changes = {
+            _NODE_INPUTS: [name.encode() for name in inputs],
+            _NODE_OPERATOR: [operator.encode()],
+        }
+        return written({**self._message, **changes})
 
 
-@dataclass(frozen=True, slots=True)
 class Tensor:
-    """A stored tensor. ``data`` is None where it is not stored as plain bytes."""
+    """A stored tensor."""
 
-    dims: tuple[int, ...]
-    element: int
-    data: memoryview | None
-
-    @property
-    def size(self) -> int:
-        """Return how many elements it has."""
-        return math.prod(self.dims)
+    def __init__(self, data: Value) -> None:
+        self._message = parse(data)
+        self.name = _text(self._message[_TENSOR_NAME])
+        self.dims = _numbers(self._message[_TENSOR_DIMS])
 
     def array(self) -> NDArray[Any]:
         """Return its elements, in the file's own memory.
@@ -81,173 +175,128 @@ class Tensor:
         Raises:
             ValueError: they are not stored as bytes, of another type, or not as many.
         """
-        if self.data is None or self.element not in _DTYPES:
-            raise ValueError("a tensor that is not stored as plain bytes")
-        return np.frombuffer(self.data, f"<{_DTYPES[self.element]}").reshape(self.dims)
+        (dtype,) = (_DTYPES.get(n) for n in _numbers(self._message[_TENSOR_TYPE]))
+        (data,) = self._message[_TENSOR_DATA] or [b""]
+        if dtype is None:
+            raise ValueError(f"tensor {self.name} is of a type that packed layers do not have")
+        return np.frombuffer(_bytes(data), dtype).reshape(self.dims)
 
 
-@dataclass(frozen=True, slots=True)
-class Function:
-    """What an operator of a file stands for."""
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    nodes: tuple[Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class ModelFile:
-    """What a file holds.
+    """The nodes of a file's graph, in order, and its initializers by name.
 
-    Attributes:
-        data: of the whole file.
-        nodes: of its graph, in order.
-        tensors: its initializers.
-        inputs: the shapes of its inputs; None for an axis without a fixed size.
+    Raises:
+        ValueError: the file is damaged, or no ONNX model.
     """
 
-    data: memoryview
-    nodes: tuple[Node, ...]
-    tensors: Mapping[str, Tensor]
-    inputs: Mapping[str, tuple[int | None, ...]]
+    def __init__(self, data: bytes | mmap) -> None:
+        self._model = parse(memoryview(data))
+        if len(self._model[_MODEL_GRAPH]) != 1:
+            raise ValueError("not one graph")
+        self._graph = parse(self._model[_MODEL_GRAPH][0])
+        self.nodes = [Node(data) for data in self._graph[_GRAPH_NODES]]
+        self.tensors = {t.name: t for t in map(Tensor, self._graph[_GRAPH_TENSORS])}
 
-    def function(self, operator: str) -> Function | None:
-        """Return what an operator of domain ``hwprune`` stands for.
+    def densified(self, places: Collection[int]) -> tuple[bytes, int]:
+        """Return the model with standard operators for some of its packed nodes, serialised.
+
+        Such a node calls a copy of its function that takes the decoded weight and decodes nothing:
+        to onnxruntime, which inlines it, the layer is that of the dense network.
+
+        Args:
+            places: in ``nodes``, of nodes of domain ``hwprune``.
+
+        Returns:
+            the bytes of the model, and those of what these layers read, as float32.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the packed arrays of such a node are broken, or the result is too large.
+            LookupError: there is no such node, or it has no function.
         """
-        for field, message in _messages(self.data):
-            if field != MODEL_FUNCTIONS:
-                continue
-            texts = _texts(message, _FUNCTION_NAME, _FUNCTION_DOMAIN)
-            if texts[_FUNCTION_NAME] == [operator] and texts[_FUNCTION_DOMAIN] == [DOMAIN]:
-                ends = _texts(message, _FUNCTION_INPUT, _FUNCTION_OUTPUT)
-                return Function(
-                    tuple(ends[_FUNCTION_INPUT]),
-                    tuple(ends[_FUNCTION_OUTPUT]),
-                    tuple(_node(part) for f, part in _messages(message) if f == _FUNCTION_NODE),
-                )
-        return None
+        functions = {
+            _text(function[_FUNCTION_NAME]): function
+            for function in map(parse, self._model[_MODEL_FUNCTIONS])
+            if _text(function[_FUNCTION_DOMAIN]) == DOMAIN
+        }
+        nodes = [*self._graph[_GRAPH_NODES]]
+        over_dense: dict[str, Value] = {}
+        weights: dict[tuple[Any, ...], tuple[str, NDArray[np.float32]]] = {}
+        read = {n for i, node in enumerate(self.nodes) if i not in places for n in node.inputs}
+        held, gone = set[str](), set[str]()
+        for place in sorted(places):
+            node = self.nodes[place]
+            function, operator = functions[node.operator], f"{node.operator}OverDense"
+            over_dense[operator], kept = _over_dense_weight(function, operator)
+            roles = dict(zip(_texts(function[_FUNCTION_INPUTS]), node.inputs, strict=True))
+            inputs = [roles.pop(role) for role in kept]
+            held.update(inputs)
+            if roles:  # none of a layer that is stored dense
+                key = (*roles.values(), node.integers("shape"), node.integers("count"))
+                if key not in weights:  # layers can share one
+                    weights[key] = f"{node.name}:dense:{place}", self._weight(node, roles.values())
+                inputs.append(weights[key][0])
+                gone.update(roles.values())
+            nodes[place] = node.changed(operator, inputs)
+        tensors = [
+            data
+            for data in self._graph[_GRAPH_TENSORS]
+            if Tensor(data).name not in gone - read - held
+        ]
+        tensors += [_dense_tensor(name, weight) for name, weight in weights.values()]
+        functions_ = [*self._model[_MODEL_FUNCTIONS], *over_dense.values()]
+        graph = {**self._graph, _GRAPH_NODES: nodes, _GRAPH_TENSORS: tensors}
+        pieces = written(
+            {**self._model, _MODEL_GRAPH: [written(graph)], _MODEL_FUNCTIONS: functions_}
+        )
+        if sum(map(len, pieces)) > _MOST_BYTES:
+            raise ValueError("more than onnxruntime reads from memory")
+        floats = sum(math.prod(self.tensors[name].dims) for name in held & self.tensors.keys())
+        floats += sum(weight.size for _, weight in weights.values())
+        return b"".join(pieces), 4 * floats
+
+    def _weight(self, node: Node, stored: Iterable[str]) -> NDArray[np.float32]:
+        arrays = [self.tensors[name].array() for name in stored]
+        count = next(iter(node.integers("count")), None)
+        dense = library.unpack(node.operator, node.integers("shape"), count, arrays)
+        if dense is None:
+            raise ValueError(f"{node.name}: its packed arrays are malformed")
+        return dense
 
 
-def read_model(data: bytes | mmap) -> ModelFile:
-    """Read a file's graph.
-
-    Raises:
-        ValueError: it is damaged, or no ONNX model.
-    """
-    view = memoryview(data)
-    nodes, tensors, inputs = [], dict[str, Tensor](), {}
-    for field, message in _messages(view):
-        if field != MODEL_GRAPH:
-            continue
-        for part, inner in _messages(message):
-            if part == GRAPH_NODE:
-                nodes.append(_node(inner))
-            elif part == GRAPH_INITIALIZER:
-                name, tensor = read_tensor(inner)
-                tensors[name] = tensor
-            elif part == _GRAPH_INPUT:
-                name, shape = _input(inner)
-                inputs[name] = shape
-    given = {name: shape for name, shape in inputs.items() if name not in tensors}
-    return ModelFile(view, tuple(nodes), tensors, given)
+def _dense_tensor(name: str, array: NDArray[np.float32]) -> Pieces:
+    fields: dict[int, list[Value]] = {
+        _TENSOR_DIMS: [*array.shape],
+        _TENSOR_TYPE: [_FLOAT],
+        _TENSOR_NAME: [name.encode()],
+        _TENSOR_DATA: [array.reshape(-1).data.cast("B")],
+    }
+    return written(fields)
 
 
-def stored_values(node: Node, tensors: Mapping[str, Tensor]) -> int:
-    """Return how many weights a packed node stores; where two share a byte, it says so itself."""
-    values = tensors.get(node.inputs[1])
-    return node.number("count", 0 if values is None else values.size)
+def _over_dense_weight(function: Message, name: str) -> tuple[Pieces, list[str]]:
+    """Return a packed layer's function over its dense weight, the last input, and its other inputs.
 
-
-def _messages(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    for field, value in fields(data):
-        if not isinstance(value, int):
-            yield field, value
-
-
-def _text(value: Value) -> str:
-    if isinstance(value, int):
-        raise ValueError("a number in place of a text")
-    return str(value, "utf-8")  # UnicodeDecodeError is a ValueError
-
-
-def _texts(message: memoryview, *wanted: int) -> dict[int, list[str]]:
-    found: dict[int, list[str]] = {field: [] for field in wanted}
-    for field, value in _messages(message):
-        if field in found:
-            found[field].append(_text(value))
-    return found
-
-
-def _node(message: memoryview) -> Node:
-    texts = {NODE_NAME: "", NODE_OPERATOR: "", NODE_DOMAIN: ""}
-    ends: dict[int, list[str]] = {NODE_INPUT: [], NODE_OUTPUT: []}
-    attributes = {}
-    for field, value in _messages(message):
-        if field in ends:
-            ends[field].append(_text(value))
-        elif field in texts:
-            texts[field] = _text(value)
-        elif field == NODE_ATTRIBUTE:
-            name, attribute = _attribute(value)
-            attributes[name] = attribute
-    name, operator, domain = texts.values()
-    return Node(
-        name, domain, operator, tuple(ends[NODE_INPUT]), tuple(ends[NODE_OUTPUT]), attributes
-    )
-
-
-def _attribute(message: memoryview) -> tuple[str, Attribute]:
-    name, reference, ints = "", "", list[int]()
-    for field, value in fields(message):
-        if field == _ATTRIBUTE_NAME:
-            name = _text(value)
-        elif field == _ATTRIBUTE_REFERENCE:
-            reference = _text(value)
-        elif field in (_ATTRIBUTE_INT, _ATTRIBUTE_INTS):
-            ints += numbers(value)
-    return name, Attribute(message, tuple(ints), reference)
-
-
-def read_tensor(message: memoryview) -> tuple[str, Tensor]:
-    """Return a stored tensor and its name.
+    A layer that is stored dense has nothing to decode: its function only gets another name.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the function is none of a packed layer.
     """
-    name, dims, element, data = "", list[int](), 0, None
-    for field, value in fields(message):
-        if field == TENSOR_DIMS:
-            dims += numbers(value)
-        elif field == TENSOR_TYPE:
-            element = numbers(value)[0]
-        elif field == TENSOR_NAME:
-            name = _text(value)
-        elif field == TENSOR_DATA and not isinstance(value, int):
-            data = value
-    if data is None and 0 in dims:
-        data = memoryview(b"")
-    return name, Tensor(tuple(dims), element, data)
-
-
-def _input(message: memoryview) -> tuple[str, tuple[int | None, ...]]:
-    name, shape = "", list[int | None]()
-    for field, value in fields(message):
-        if field == _VALUE_NAME:
-            name = _text(value)
-        elif field == _VALUE_TYPE and not isinstance(value, int):
-            dims = [
-                dim
-                for kind, tensor in _messages(value)
-                if kind == _TYPE_TENSOR
-                for part, inner in _messages(tensor)
-                if part == _TENSOR_SHAPE
-                for place, dim in _messages(inner)
-                if place == _SHAPE_DIM
-            ]
-            for dim in dims:
-                sizes = [numbers(size)[0] for part, size in fields(dim) if part == _DIM_VALUE]
-                shape.append(sizes[0] if sizes else None)
-    return name, tuple(shape)
+    inputs = _texts(function[_FUNCTION_INPUTS])
+    changes: dict[int, list[Value]] = {_FUNCTION_NAME: [name.encode()]}
+    if not name.startswith("Dense"):
+        nodes = [(Node(data), data) for data in function[_FUNCTION_NODES]]
+        weight = next((n.inputs[1] for n, _ in nodes if n.operator in _LAYERS), "")
+        # Of a linear layer it is transposed before.
+        makers = {n.outputs[0]: n for n, _ in nodes if n.operator == "Transpose"}
+        weight = makers[weight].inputs[0] if weight in makers else weight
+        needed, body = {*_texts(function[_FUNCTION_OUTPUTS])}, list[Value]()
+        for node, data in reversed(nodes):
+            if weight not in node.outputs and needed.intersection(node.outputs):
+                needed.update(node.inputs)
+                body.insert(0, data)
+        if weight not in needed:
+            raise ValueError(f"{name}: its function is no layer")
+        inputs = [role for role in inputs if role in needed]
+        changes[_FUNCTION_INPUTS] = [role.encode() for role in (*inputs, weight)]
+        changes[_FUNCTION_NODES] = body
+    return written({**function, **changes}), inputs

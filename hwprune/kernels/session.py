@@ -11,7 +11,6 @@ The same file runs without the kernels, by the functions that it carries.
 from __future__ import annotations
 
 import mmap
-import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +19,10 @@ from typing import Any, Literal, TypeVar
 
 from hwprune.errors import ArtifactError, KernelsError
 from hwprune.kernels import library
-from hwprune.kernels.dense_path import Dense, dense_layers
+from hwprune.kernels.dense_path import dense_fallback
+from hwprune.kernels.model_file import DOMAIN, ModelFile
 
 CPU = "CPUExecutionProvider"
-# A node's op_type in protocol buffers: field 4, a length of one byte, the name. What is stored
-# dense ("Dense...") is left to onnxruntime's own operators, which are faster there, but for
-# depthwise convolutions.
-_OP_TYPE = re.compile(rb"\x22([\x04-\x7f])((?:Csr|DenseDepthwise)[A-Za-z0-9]+)")
-
 T = TypeVar("T")
 # A provider is a name, or a name with its options.
 Provider = str | tuple[str, dict[str, Any]]
@@ -72,10 +67,8 @@ def register_kernels(session_options: Any, path_or_bytes: str | Path | bytes | N
             were registered with these options before.
     """
     library.loaded()
-    if path_or_bytes is None:
-        _register(session_options, None)
-    else:
-        _register(session_options, _known_names(path_or_bytes))
+    names = None if path_or_bytes is None else operator_names(path_or_bytes)
+    _register(session_options, names and tuple(filter(library.knows, names)))
 
 
 def _register(options: Any, names: Sequence[str] | None) -> None:
@@ -137,21 +130,22 @@ def session(
     options = onnxruntime.SessionOptions() if session_options is None else session_options
     if threads is not None:
         options.intra_op_num_threads = threads
-    speed = _speed(path_or_bytes, chosen, kernels is not False)
+    names, reason = _known_names(path_or_bytes, chosen, kernels is not False)
+    speed = Speed(names, reason)
     dense = None
     # Options that have kernels registered have them for every layer.
-    if speed.registered and kernels is True and options not in _registered:
-        dense = _dense(path_or_bytes, int(options.intra_op_num_threads), input_shapes or {})
-    if dense is not None:
-        names = tuple(name for name in speed.registered if name not in dense.operators)
-        reason = None if names else "onnxruntime's dense operators are faster for every layer"
-        speed = Speed(names, reason, dense.layers, dense.weight_bytes)
-    if speed.registered:
-        _register(options, speed.registered)
+    if names and kernels is True and options not in _registered:
+        given = input_shapes or {}
+        dense = _mapped(path_or_bytes, lambda data: dense_fallback(data, given, names))
     source = str(path_or_bytes) if isinstance(path_or_bytes, Path) else path_or_bytes
     if dense is None:
+        _register(options, names)
         made = onnxruntime.InferenceSession(source, options, providers=chosen)
     else:
+        names = tuple(name for name in names if name not in dense.operators)
+        reason = None if names else "onnxruntime's dense operators are faster for every layer"
+        speed = Speed(names, reason, dense.layers, dense.weight_bytes)
+        _register(options, names)
         made = onnxruntime.InferenceSession(dense.model, options, providers=chosen)
         # It keeps the bytes it was made of, for a session with other providers: those of the file
         # serve as well, and hold no dense weights.
@@ -162,21 +156,25 @@ def session(
     return made
 
 
-def _dense(
-    source: str | Path | bytes, threads: int, inputs: Mapping[str, Sequence[int]]
-) -> Dense | None:
-    return _mapped(source, lambda data: dense_layers(data, threads, inputs))
-
-
 def operator_names(path_or_bytes: str | Path | bytes) -> tuple[str, ...]:
-    """Return what a file may name of our operators, sorted, without reading it as ONNX.
+    """Return which of our operators a file's nodes are that kernels are for, sorted.
 
-    Dense layers are among them only where there are kernels for them.
+    What is stored dense is left to onnxruntime's own operators, which are faster there, but for
+    depthwise convolutions. Of a file that is damaged, none.
 
     Raises:
         ArtifactError: the file cannot be read.
     """
-    return _mapped(path_or_bytes, _scan)
+    return _mapped(path_or_bytes, _operators)
+
+
+def _operators(data: bytes | mmap.mmap) -> tuple[str, ...]:
+    try:
+        nodes = ModelFile(data).nodes
+    except ValueError:
+        return ()
+    ours = {node.operator for node in nodes if node.domain == DOMAIN}
+    return tuple(sorted(name for name in ours if name.startswith(("Csr", "DenseDepthwise"))))
 
 
 def _mapped(source: str | Path | bytes, read: Callable[[Any], T]) -> T:
@@ -194,24 +192,18 @@ def _mapped(source: str | Path | bytes, read: Callable[[Any], T]) -> T:
         raise ArtifactError(f"{source} cannot be read: {error.strerror}") from None
 
 
-def _scan(data: bytes | mmap.mmap) -> tuple[str, ...]:
-    found = {(match[1][0], match[2]) for match in _OP_TYPE.finditer(data)}
-    return tuple(sorted({name[:length].decode() for length, name in found if len(name) >= length}))
-
-
-def _known_names(source: str | Path | bytes) -> tuple[str, ...]:
-    return tuple(name for name in operator_names(source) if library.knows(name))
-
-
-def _speed(source: str | Path | bytes, providers: Sequence[Provider], kernels: bool) -> Speed:
+def _known_names(
+    source: str | Path | bytes, providers: Sequence[Provider], kernels: bool
+) -> tuple[tuple[str, ...], str | None]:
+    """Return the operators of a file to register kernels for, or why there are none."""
     if not kernels:
-        return Speed((), "kernels=False")
+        return (), "kernels=False"
     first = providers[0] if providers else CPU
     if (first if isinstance(first, str) else first[0]) != CPU:
-        return Speed((), f"the first provider is {first}, and the kernels are for {CPU}")
+        return (), f"the first provider is {first}, and the kernels are for {CPU}"
     try:
         library.loaded()
     except KernelsError as error:
-        return Speed((), error.message)
-    names = _known_names(source)
-    return Speed(names, None if names else "the file has no packed layer that a kernel is for")
+        return (), error.message
+    names = tuple(filter(library.knows, operator_names(source)))
+    return names, None if names else "the file has no packed layer that a kernel is for"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,8 @@ from hwprune import kernels
 from hwprune.encoding import unpack
 from hwprune.export.operators import Operator
 from hwprune.kernels import dense_path, library
-from hwprune.kernels.costs import Problem, dense_cost, kernel_cost
-from hwprune.kernels.dense_model import densify
-from hwprune.kernels.model_file import read_model, stored_values
-from hwprune.kernels.shapes import activation_shapes
+from hwprune.kernels.dense_path import PackedLayer, dense_fallback, density_limit, too_dense
+from hwprune.kernels.model_file import ModelFile
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_kernels = pytest.mark.skipif(library.path() is None, reason="the kernels are not built here")
@@ -91,7 +89,9 @@ def test_no_session_imports_onnx(tmp_path: Path, density: float, sides: str) -> 
     path = tmp_path / "model.onnx"
     path.write_bytes(data(conv(density)))
     code = (
-        f"import sys, hwprune; s = hwprune.session({str(path)!r}, threads=1)\n"
+        "import sys, hwprune; from hwprune.kernels import dense_path\n"
+        "dense_path.density_limit = lambda layer: 0.5\n"
+        f"s = hwprune.session({str(path)!r}, threads=1)\n"
         "print(s.hwprune.dense, len(s.hwprune.registered), 'onnx' in sys.modules)"
     )
     done = subprocess.run(
@@ -101,12 +101,44 @@ def test_no_session_imports_onnx(tmp_path: Path, density: float, sides: str) -> 
 
 
 @needs_kernels
-def test_a_map_of_unknown_size_is_left_to_the_kernel_unless_it_is_given() -> None:
-    free = model_of(conv(0.95), 4, 4).SerializeToString()
-    assert hwprune.session(free).hwprune.dense == ()
-    shaped = hwprune.session(free, input_shapes={"x": (1, 64, 8, 8)})
+def test_the_rule_is_told_how_many_samples_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = model_of(conv(0.9), 4, 4).SerializeToString()
+    monkeypatch.setattr(dense_path, "density_limit", lambda layer: 1.0 if layer.batch < 64 else 0.0)
+    assert hwprune.session(file).hwprune.dense == ()
+    shaped = hwprune.session(file, input_shapes={"x": (64, 64, 8, 8)})
     assert shaped.hwprune.dense == ("layer",)
     assert shaped.run(None, {"x": images(3, size=5)})[0].shape == (3, 64, 5, 5)
+
+
+@needs_kernels
+def test_an_output_beyond_reason_is_refused_by_what_makes_it_so() -> None:
+    session = hwprune.session(data(conv(0.1), pads=[2**31] * 4))
+    with pytest.raises(Exception, match=r"layer.*1, 64, 8, 8.*pads.*2147483648.*1, 64, 4294967302"):
+        session.run(None, {"x": images(1)})
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pads": [2**32] * 4},
+        {"strides": [2**62, 1]},
+        {"dilations": [2**62, 2**62]},
+        {"group": 2**40},
+        {"shape": [2**40, 2**40, 3, 3]},
+        {"shape": [0, 64, 3, 3]},
+        {"count": 2**62},
+    ],
+)
+@pytest.mark.parametrize("density", [0.1, 0.9])
+def test_numbers_beyond_reason_cost_no_time(changes: dict[str, Any], density: float) -> None:
+    (name,) = changes
+    file = data(conv(density), **changes)
+    if density > 0.5 and name in ("pads", "strides", "dilations", "group"):
+        assert hwprune.session(file).hwprune.dense  # the standard operator's matter, at its run
+        return
+    with pytest.raises(Exception, match=f"layer.*({name}|groups|weight|positions)"):
+        hwprune.session(file)
 
 
 @needs_kernels
@@ -152,70 +184,61 @@ def test_the_session_keeps_no_second_copy_of_dense_weights() -> None:
     assert session.run(None, {"x": images(1)})[0].shape == (1, 64, 8, 8)
 
 
-# -- the estimates -------------------------------------------------------------------------------
+# -- the rule ------------------------------------------------------------------------------------
 
 
-def problem(density: float, **changes: Any) -> Problem:
-    values = {
-        "inputs": 64, "outputs": 64, "group": 1, "kernel": (3, 3), "strides": (1, 1),
-        "dilations": (1, 1), "pads": (1, 1, 1, 1), "spatial": (16, 16), "batch": 1,
-        "nonzeros": round(density * 64 * 64 * 9), "residual": False,
-    }  # fmt: skip
-    return Problem(**(values | changes))
+def plain(density: float, *shape: int, kind: str = "Conv") -> PackedLayer:
+    return PackedLayer(kind, shape or (64, 64, 3, 3), density)
 
 
-@needs_kernels
-@pytest.mark.parametrize("batch", [1, 64])
-def test_kernels_gain_when_sparse_and_lose_when_dense(batch: int) -> None:
-    costs = [kernel_cost(problem(d, batch=batch), 1) for d in (0.05, 0.2, 0.5, 1.0)]
-    assert costs == sorted(costs)
-    dense = dense_cost(problem(0.05, batch=batch))
-    assert dense == dense_cost(problem(1.0, batch=batch))
-    assert costs[1] < dense < costs[-1]
+def test_layers_above_the_limit_are_left_to_onnxruntime() -> None:
+    layers = [plain(0.49), plain(0.51), plain(0.2), plain(1.0)]
+    assert too_dense(layers) == {1, 3}
+    assert too_dense(layers, lambda layer: 0.1) == {0, 1, 2, 3}
+    assert too_dense([], lambda layer: 0.1) == set()
 
 
-@needs_kernels
-def test_what_is_not_estimated_is_said() -> None:
-    assert kernel_cost(problem(0.5, spatial=(0, 4)), 1) is None
-    four = problem(
-        0.5, kernel=(1,) * 4, strides=(1,) * 4, dilations=(1,) * 4, pads=(0,) * 8,
-        spatial=(4,) * 4,
-    )  # fmt: skip
-    assert kernel_cost(four, 1) is None
-    assert library.estimate((64, 63, 2, 1, 1, 1, 1, 0, 0, 4), 10, 1, 1) < 0
+def test_a_model_is_not_rewritten_for_a_small_part_of_its_weights() -> None:
+    large = [plain(0.2, 256, 256, 3, 3)] * 4
+    assert too_dense([plain(0.9, 64, 64, 3, 3), *large]) == set()
+    assert too_dense([plain(0.9, 256, 256, 3, 3), *large]) == {0}
 
 
-def test_a_small_gain_is_not_worth_two_changes_of_layout() -> None:
-    costs = {
-        0: {True: 10.0, False: 30.0},
-        1: {True: 10.0, False: 9.0},
-        2: {True: 10.0, False: 30.0},
-    }
-    links = [dense_path._Link(0, 1, 2.0), dense_path._Link(1, 2, 2.0)]
-    assert dense_path._settled(costs, links, start=False) == {0, 1, 2}
-    assert dense_path._settled(costs, [], start=True) == {0, 2}
-    assert dense_path._total(costs, links, {0, 2}) == 10 + 9 + 10 + 4
+def test_layers_of_few_products_stay_between_kernels_and_go_with_what_is_dense() -> None:
+    apart = plain(1.0, 64, 1, 3, 3, kind="Depthwise")
+    first = plain(1.0, 64, 3, 3, 3)
+    sparse, full = plain(0.1), plain(0.9)
+    assert too_dense([first, sparse, apart, sparse]) == set()
+    assert too_dense([first, full, apart, sparse, apart, sparse, apart]) == {0, 1, 2}
+    assert too_dense([first, sparse, apart, full, apart]) == {2, 3, 4}
+    assert too_dense([apart, first]) == set()
 
 
-@needs_kernels
-def test_a_file_is_not_rewritten_for_next_to_nothing() -> None:
-    made = read_model(data(conv(0.95)))
-    problems = dense_path.layer_problems(made, {})
-    assert dense_path._choose(made, problems, 1) == {0}
-    (only,) = problems.values()
-    nonzeros = next(
-        n
-        for n in range(0, only.weights, 64)
-        if dense_path.MARGIN * kernel_cost(replace(only, nonzeros=n), 1) > 1.02 * dense_cost(only)
-    )
-    assert dense_path._choose(made, {0: replace(only, nonzeros=nonzeros)}, 1) == set()
+@pytest.mark.parametrize("instructions", ["scalar", "neon", "avx2", "avx512", "one of tomorrow"])
+def test_the_rule_itself(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "instruction_set", lambda: instructions)
+    shapes = [(64, 64, 3, 3), (512, 512, 3, 3), (64, 64, 1, 1), (512, 1024, 1, 1), (64, 64, 5)]
+    limits = [density_limit(plain(0.5, *shape)) for shape in shapes]
+    # Where no vectors are, little gains; nowhere does a layer that keeps most of its weights.
+    most = 0.5 if instructions.startswith("avx") else 0.4 if instructions == "neon" else 0.1
+    assert 0 < min(limits) <= max(limits) <= most
+    assert limits[1] < limits[0]
+    assert limits[3] < limits[2] < limits[0] == limits[4]
+    row = density_limit(plain(0.5, 512, 512, kind="Gemm"))
+    rows = density_limit(PackedLayer("Gemm", (512, 512), 0.5, 64))
+    assert 0 < row < rows == density_limit(plain(0.5, 512, 512, kind="Linear"))
+    assert density_limit(plain(0.01, 10, 64, kind="Gemm")) == 0
+    # Of depthwise layers only the 3x3 ones have a kernel of their own.
+    assert density_limit(plain(1.0, 64, 1, 5, 5, kind="Depthwise")) == 0
 
 
-def test_layouts_change_where_a_kernel_meets_an_operator_with_its_own() -> None:
-    made = read_model(data(conv(0.5)))
-    found = dense_path._links(made, dense_path.layer_problems(made, {}))
-    # From the graph's input and to nothing that would read another layout.
-    assert [(link.one, link.other) for link in found] == [(0, -2)]
+# A kernel's bytes of a weight: a float and its place in the row.
+@pytest.mark.parametrize("kind", ["Conv", "Depthwise", "Gemm", "Linear", "MatMul"])
+def test_no_kernel_holds_more_than_the_dense_weight(kind: str) -> None:
+    for shape in itertools.product((8, 512), (8, 512), *[(1, 3)] * 2 * (kind == "Conv")):
+        for batch in (1, 64):
+            bytes_of_a_weight = 8 if np.prod(shape[1:]) > 2**16 else 6
+            assert density_limit(PackedLayer(kind, shape, 0.5, batch)) * bytes_of_a_weight <= 4
 
 
 # -- reading and rewriting -----------------------------------------------------------------------
@@ -224,20 +247,20 @@ def test_layouts_change_where_a_kernel_meets_an_operator_with_its_own() -> None:
 def test_files_are_read_as_onnx_reads_them() -> None:
     for value_type in ("int8", "int4"):
         layer = conv(0.4, value_type=value_type)
-        read, right = read_model(data(layer)), model(layer)
+        read, right = ModelFile(data(layer)), model(layer)
         (node,), (same,) = read.nodes, right.graph.node
         assert (node.name, node.operator, node.domain) == (same.name, same.op_type, same.domain)
-        assert (node.inputs, node.outputs) == (tuple(same.input), tuple(same.output))
-        assert node.ints("pads") == (1, 1, 1, 1)
-        assert node.ints("shape") == layer.packed.shape
-        assert stored_values(node, read.tensors) == layer.packed.nonzeros
+        assert (node.inputs, node.outputs) == (list(same.input), list(same.output))
+        assert node.integers("pads") == (1, 1, 1, 1)
+        assert node.integers("shape") == layer.packed.shape
+        assert node.integers("absent") == ()
+        found = dense_path._layer(read, node, 7)
+        density = layer.packed.nonzeros / layer.weight.size
+        assert found == PackedLayer("Conv", layer.packed.shape, density, 7)
         assert read.tensors.keys() == {tensor.name for tensor in right.graph.initializer}
         for tensor in right.graph.initializer:
             array = onnx.numpy_helper.to_array(tensor)
             np.testing.assert_array_equal(read.tensors[tensor.name].array(), array)
-        function = read.function(node.operator)
-        assert function is not None
-        assert [n.operator for n in function.nodes][-2:] == ["Conv", "Relu"]
 
 
 @needs_kernels
@@ -247,7 +270,8 @@ def test_damaged_files_are_left_to_onnxruntime(draw: st.DataObject) -> None:
     whole = bytearray(data(conv(0.9)))
     for _ in range(draw.draw(st.integers(0, 4))):
         whole[draw.draw(st.integers(0, len(whole) - 1))] = draw.draw(st.integers(0, 255))
-    found = dense_path.dense_layers(bytes(whole[: draw.draw(st.integers(0, len(whole)))]), 1, {})
+    cut = bytes(whole[: draw.draw(st.integers(0, len(whole)))])
+    found = dense_fallback(cut, {}, [conv(0.9).operator.name])
     assert found is None or found.layers
 
 
@@ -280,13 +304,14 @@ def test_densified_layers_are_what_the_functions_are(
     layer = make_layer(operator, shape, density=0.6, seed=6, **options)
     rank = 4 if kind == "Conv" else 2
     before = model_of(layer, rank, rank)
-    made = densify(read_model(before.SerializeToString()), [0])
-    after = onnx.load_from_string(made.data)
+    made, weight_bytes = ModelFile(before.SerializeToString()).densified([0])
+    after = onnx.load_from_string(made)
     onnx.checker.check_model(after)
-    assert not any(node.domain for node in after.graph.node)
-    assert not after.functions
+    (function,) = (f for f in after.functions if f.name == after.graph.node[0].op_type)
+    assert not any(node.op_type.startswith("Decode") for node in function.node)
     weights = int(np.prod(shape)) + (shape[0] if fused else 0)
-    assert made.weight_bytes == 4 * weights
+    assert weight_bytes == 4 * weights
+    assert {t.name for t in after.graph.initializer} == {*after.graph.node[0].input} - {"x", "r"}
     features = 8 if kind == "MatMul" else 16
     x = np.random.default_rng(0).standard_normal((5, 4, 9, 7) if rank == 4 else (5, features))
     feeds = {"x": x.astype(np.float32)}
@@ -297,9 +322,3 @@ def test_densified_layers_are_what_the_functions_are(
         for m in (before, after)
     ]
     np.testing.assert_array_equal(*results)
-
-
-def test_shapes_are_inferred_through_packed_layers() -> None:
-    made = read_model(data(conv(0.5)))
-    assert activation_shapes(made, {})["y"] == (1, 64, 8, 8)
-    assert activation_shapes(made, {"x": (7, 64, 5, 9)})["y"] == (7, 64, 5, 9)

@@ -10,7 +10,7 @@ import pytest
 
 from hwprune.errors import VerificationError
 from hwprune.export.artifact import read_artifact
-from hwprune.kernels import library
+from hwprune.kernels import dense_path, library
 from hwprune.verify import check, measure, parse_limit, resident, runner, speeds
 from hwprune.verify.parity import Parity
 
@@ -38,7 +38,10 @@ def test_both_speeds_agree(
 
 
 @needs_kernels
-def test_the_kernels_really_run(write_artifact: WriteArtifact) -> None:
+def test_the_kernels_really_run(
+    write_artifact: WriteArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense_path, "density_limit", lambda layer: 1.0)
     session = runner.open_session(str(write_artifact()), kernels=True)
     assert len(session.hwprune.registered) == 2
     with pytest.raises(VerificationError, match="does not run with kernels"):

@@ -10,7 +10,7 @@ namespace {
 // measures on a Zen 3 core with AVX2. Only their ratios matter: they choose between layouts, and a wrong
 // choice costs time, never correctness. kScattered shows only where layers run in turn (kernels_micro --in-turn): alone, a
 // layer's weights stay in the third-level cache.
-constexpr double kNanoseconds[kWorkKinds] = {
+constexpr double kNanoseconds[kCostTerms] = {
     /* kNonzeros */ 0.19, /* kVectors */ 0.21,   /* kShortTiles */ 0.03, /* kUnaligned */ 0.065, /* kSecondLevel */ 0.06,
     /* kStreamed */ 0.12, /* kScattered */ 0.4,  /* kRows */ 3.6,        /* kResults */ 0.9,     /* kParts */ 5,
     /* kSums */ 1.1,      /* kFarSums */ 1.5,    /* kCopyRows */ 1.2,    /* kCopyVectors */ 0.4, /* kCopyPhases */ 0.8,
@@ -132,14 +132,21 @@ bool price(const Problem& problem, const Window& win, PlanChoice& choice) {
   return true;
 }
 
-// Fills in the largest block that fits; smaller ones only repeat more of the border.
+// Fills in the largest block that fits; smaller ones only repeat more of the border. What fits grows with the rows, which
+// a hostile padding makes as many as it likes.
 bool fit_rows(const Problem& problem, const Window& win, PlanChoice& choice) {
   const int64_t step = choice.tile.rows;
-  for (int64_t rows = problem.out[1];; rows = (rows - 1) / step * step) {
+  const auto fits = [&](int64_t rows) {
     choice.block_rows = std::max<int64_t>(rows, 1);
-    if (price(problem, win, choice)) return true;
-    if (rows <= step) return false;
+    return price(problem, win, choice);
+  };
+  if (fits(problem.out[1])) return true;
+  int64_t good = 0, bad = ceil_div(problem.out[1], step);
+  while (bad - good > 1) {
+    const int64_t middle = good + (bad - good) / 2;
+    (fits(middle * step) ? good : bad) = middle;
   }
+  return good > 0 && fits(good * step);
 }
 
 void add_blocks(const Problem& problem, Layout layout, std::vector<PlanChoice>& found) {
@@ -228,7 +235,7 @@ void add_lanes(const Problem& problem, int64_t batch, int threads, std::vector<P
     for (int64_t high = largest.rows; high >= 1; high = high == 1 ? 0 : ceil_div(high, 2)) {
       for (int64_t split = problem.channels;; split = ceil_div(split, 2)) {
         PlanChoice choice;
-        choice.layout = Layout::lanes;
+        choice.layout = Layout::batch_lanes;
         choice.block_rows = out_rows;
         choice.block_columns = out_columns;
         choice.lanes = lanes;
@@ -272,7 +279,7 @@ bool is_depthwise(const ConvShape& shape, const Extents& in, int64_t nonzeros) {
 void PlanChoice::set_work(const Work& done) {
   work = done;
   cost = 0;
-  for (size_t i = 0; i < kWorkKinds; ++i) cost += kNanoseconds[i] * work[i];
+  for (size_t i = 0; i < kCostTerms; ++i) cost += kNanoseconds[i] * work[i];
 }
 
 std::vector<PlanChoice> candidates(const ConvShape& full, const Extents& in, int64_t nonzeros, int64_t batch, int threads) {

@@ -83,7 +83,7 @@ void SparseConv::run_with(const Plan& plan, const float* x, int64_t batch, float
   const bool one_position = product(plan.in) == 1 && product(plan.out) == 1 && plan.shape.taps() == 1;
   if (plan.choice.layout == Layout::naive) {
     run_naive(call);
-  } else if (plan.choice.layout == Layout::lanes) {
+  } else if (plan.choice.layout == Layout::batch_lanes) {
     run_lanes(call);
   } else if (plan.choice.layout == Layout::depthwise) {
     run_depthwise(call);

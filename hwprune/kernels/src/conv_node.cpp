@@ -10,6 +10,8 @@ namespace {
 
 // Beyond this an extent is a mistake; sums and products of two extents do not overflow.
 constexpr int64_t kMaxExtent = int64_t{1} << 31;
+// Of an output: beyond it not even sizes in bytes can be relied on.
+constexpr double kMaxElements = 1e12;
 
 [[noreturn]] void refuse(const std::string& reason) { throw std::runtime_error(reason); }
 
@@ -66,6 +68,11 @@ class ConvNode : public Node {
     }
     std::vector<int64_t> dims{x.dims[0], spec_.out_channels};
     for (const int64_t extent : output_extents(spec_, x.dims.data() + 2)) dims.push_back(extent);
+    double elements = 1;
+    for (const int64_t extent : dims) elements *= static_cast<double>(extent);
+    if (elements > kMaxElements) {
+      refuse("input of shape " + text(x.dims) + " with pads " + text(spec_.pads) + " makes an output of shape " + text(dims));
+    }
     const float* residual = nullptr;
     std::vector<float> expanded;
     if (op_.residual) {

@@ -68,7 +68,7 @@ std::vector<int64_t> lay_out(Plan& plan) {
     }
   }
   plan.channel_stride = offset;
-  if (choice.layout != Layout::lanes) {
+  if (choice.layout != Layout::batch_lanes) {
     plan.channel_stride = round_up(offset, compute().lanes);
     if (plan.channel_stride % kCacheAlias == 0) plan.channel_stride += 16;
   }
@@ -186,11 +186,11 @@ std::shared_ptr<const Plan> make_plan(const ConvShape& shape, const Extents& in,
     naive->out = output_extents(shape, in);
     return naive;
   }
-  if (choice.layout == Layout::lanes) place_lanes(*plan);
+  if (choice.layout == Layout::batch_lanes) place_lanes(*plan);
   if (choice.layout != Layout::direct) {
     // Small groups share the cost of a copy, as long as it stays in the first-level cache.
     const int64_t group_floats = std::min(choice.split_channels, plan->channels) * plan->channel_stride * choice.lanes;
-    if (plan->splits == 1 && plan->shape.kernel[0] == 1 && choice.layout != Layout::lanes) {
+    if (plan->splits == 1 && plan->shape.kernel[0] == 1 && choice.layout != Layout::batch_lanes) {
       plan->groups_together = std::max<int64_t>(1, std::min(shape.group, kFirstLevelFloats / group_floats));
     }
     // A tile's vectors run past the block's last position, by less than a tile.

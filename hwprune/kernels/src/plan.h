@@ -20,7 +20,7 @@ enum class Layout {
   direct,    // the input itself: pointwise layers with few nonzeros per input
   padded,    // one copy with zero borders: taps are shifts inside a row, loads are mostly unaligned
   expanded,  // one copy per kernel column, rows as long as output rows: tiles run on over rows
-  lanes,     // batch in the innermost axis: every shift is aligned, the input is transposed
+  batch_lanes,  // batch in the innermost axis: every shift is aligned, the input is transposed
   depthwise, // 3x3 depthwise layers with all their weights: the input itself
   naive,     // no layout fits 16-bit offsets (huge dilated kernels): plain loops
 };
@@ -31,7 +31,7 @@ struct TileShape {
 };
 
 // What a choice makes the processor do for one image, in units that take about the same time each.
-enum WorkKind : size_t {
+enum CostTerm : size_t {
   kNonzeros,     // nonzeros times tiles: broadcast and address
   kVectors,      // nonzeros times vectors: multiply-add with an aligned load from the first-level cache
   kShortTiles,   // nonzeros times what is missing to three vectors: latency shows
@@ -48,12 +48,12 @@ enum WorkKind : size_t {
   kCopyRows,     // rows of input copied
   kCopyVectors,  // vectors of input copied
   kCopyPhases,   // the same where a stride takes columns apart
-  kTransposes,   // vectors of input and output transposed for Layout::lanes
+  kTransposes,   // vectors of input and output transposed for Layout::batch_lanes
   kCalls,        // tiles times splits
   kBlocks,       // blocks times splits: preparing a copy
-  kWorkKinds,
+  kCostTerms,
 };
-using Work = std::array<double, kWorkKinds>;
+using Work = std::array<double, kCostTerms>;
 
 // The choices; everything else of a plan follows from them.
 struct PlanChoice {
@@ -61,7 +61,7 @@ struct PlanChoice {
   int64_t block_rows = 1, block_columns = 1;  // output positions whose input is copied together
   TileShape tile;
   int64_t split_channels = 1;                 // channels (times kernel depth) copied together
-  int64_t lanes = 1;                          // images side by side, Layout::lanes only
+  int64_t lanes = 1;                          // images side by side, Layout::batch_lanes only
   double cost = 0;                            // estimated nanoseconds for one image
   Work work{};                                // what the cost was estimated from
   void set_work(const Work& done);
@@ -84,9 +84,9 @@ struct Plan {
   std::vector<uint16_t> own_offsets;
   std::vector<uint32_t> own_segments;          // splits > 1: [row][split] first nonzero, one past the end
   const uint32_t* segments = nullptr;
-  std::vector<int32_t> lane_positions;         // Layout::lanes: offset of every input position, or -1
+  std::vector<int32_t> lane_positions;         // Layout::batch_lanes: offset of every input position, or -1
 
-  bool linear() const { return choice.layout != Layout::padded && choice.layout != Layout::lanes; }
+  bool linear() const { return choice.layout != Layout::padded && choice.layout != Layout::batch_lanes; }
   size_t resident_bytes() const;
 };
 
