@@ -51,9 +51,10 @@ _TARGETS = (
 _FUNCTIONS = {
     "Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Abs", "Mod", "Eq",
     "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Xor", "Piecewise", "ExprCondPair",
-    "FloorDiv", "ModularIndexing", "Where", "PythonMod", "CleanDiv", "CeilToInt", "FloorToInt", "CeilDiv",
-    "LShift", "RShift", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv", "TruncToFloat",
-    "TruncToInt", "RoundToInt", "RoundDecimal", "ToFloat", "Identity", "floor", "ceiling", "sqrt",
+    "FloorDiv", "ModularIndexing", "Where", "PythonMod", "CleanDiv", "CeilToInt", "FloorToInt",
+    "CeilDiv", "LShift", "RShift", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv",
+    "TruncToFloat", "TruncToInt", "RoundToInt", "RoundDecimal", "ToFloat",
+    "Identity", "floor", "ceiling", "sqrt",
 }  # fmt: skip
 # sympy computes an expression while it is read. What an export writes is short and its powers are
 # small: a few of them cannot make a number, and no text a name, that takes long.
@@ -71,13 +72,9 @@ _IDENTIFIER = re.compile(r"[A-Za-z_]\w*|")
 _PATH = re.compile(r"[\w.]*(?:@\d+)?")
 _KEPT_METADATA = ("nn_module_stack", "torch_fn")
 _STRUCTURES = (
-    None,
-    "builtins.tuple",
-    "builtins.list",
-    "builtins.dict",
-    "collections.OrderedDict",
+    None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict",
     "builtins.NoneType",
-)
+)  # fmt: skip
 
 
 class _Refused(Exception):
@@ -188,7 +185,11 @@ def _walk(value: Any, key: str) -> None:
         for item in value:
             _walk(item, key)
     elif isinstance(value, str):
-        _CHECKS.get(key, _check_word)(value)
+        if key in _CHECKS:
+            _CHECKS[key](value)
+        else:
+            known = _NAMES.get(key, _WORD).fullmatch(value)
+            _require(known, "the name" if key in _NAMES else "the text", value)
 
 
 def _check_target(text: str) -> None:
@@ -267,38 +268,17 @@ def _check_structure(text: str) -> None:
         raise _Refused(f"the structure {text[:60]!r}") from None
 
 
-def _check_path(text: str) -> None:
-    _require(_PATH.fullmatch(text), "the name", text)
-
-
-def _check_name(text: str) -> None:
-    _require(_IDENTIFIER.fullmatch(text), "the name", text)
-
-
-def _check_word(text: str) -> None:
-    _require(_WORD.fullmatch(text), "the text", text)
-
-
-def _check_argument(text: str) -> None:
-    """Torch quotes an operator's string argument wherever it is used; any text is harmless."""
-
-
 _CHECKS: dict[str, Callable[[str], None]] = {
-    "target": _check_target,
-    "as_operator": _check_target,
+    **dict.fromkeys(("target", "as_operator"), _check_target),
     "expr_str": _check_expression,
-    "in_spec": _check_structure,
-    "out_spec": _check_structure,
-    "name": _check_name,
-    "as_name": _check_name,
-    "fqn": _check_path,
-    "parameter_name": _check_path,
-    "buffer_name": _check_path,
-    "tensor_constant_name": _check_path,
-    "user_input_name": _check_name,
-    "forward_arg_names": _check_name,
-    "as_string": _check_argument,
-    "as_strings": _check_argument,
+    **dict.fromkeys(("in_spec", "out_spec"), _check_structure),
+    # torch quotes an operator's string argument wherever it is used; any text is harmless
+    **dict.fromkeys(("as_string", "as_strings"), lambda text: None),
+}
+# Names by the key that they stand under; all else is free text.
+_NAMES = {
+    **dict.fromkeys(("name", "as_name", "user_input_name", "forward_arg_names"), _IDENTIFIER),
+    **dict.fromkeys(("fqn", "parameter_name", "buffer_name", "tensor_constant_name"), _PATH),
 }
 
 

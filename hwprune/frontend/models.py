@@ -64,10 +64,7 @@ def load_model(
         UnsafeModelError: reading the file would run code.
         ModelError: the file or the architecture cannot be used.
     """
-    sources = InputSources(
-        given=tuple(parse_input(text) for text in inputs),
-        sample_shapes=tuple(tuple(shape) for shape in sample_shapes or ()),
-    )
+    sources = _sources(inputs, sample_shapes)
     # A wrong name is found before a large file is read.
     chosen = None if arch is None else find_arch(arch)
     how = Reading(unsafe_load, mapped, entry)
@@ -107,17 +104,12 @@ def new_model(
         UsageError: an input specification that cannot be parsed, or weights that are not random.
         ModelError: the architecture cannot be used.
     """
-    given = tuple(parse_input(text) for text in inputs)
+    sources = _sources(inputs, sample_shapes)
     chosen = find_arch(arch)
     module = _drawn(chosen, seed)
     if not chosen.meta:  # somebody's own code
         _check_is_random(chosen, module, _drawn(chosen, seed + 1))
-    sources = InputSources(
-        given=given,
-        known=chosen.inputs,
-        default=chosen.default_inputs(module),
-        sample_shapes=tuple(tuple(shape) for shape in sample_shapes or ()),
-    )
+    sources = replace(sources, known=chosen.inputs, default=chosen.default_inputs(module))
     model = Model(
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", Path(chosen.name).name).strip("-"),
         source=chosen.spec,
@@ -129,6 +121,14 @@ def new_model(
         notes=(f"trained from scratch: {chosen.spec} with random weights, seed {seed}",),
     )
     return _with_inputs(model, sources, fixed_batch=fixed_batch, seed=seed)
+
+
+def _sources(
+    inputs: Sequence[str], sample_shapes: Sequence[tuple[int, ...]] | None
+) -> InputSources:
+    return InputSources(
+        given=tuple(map(parse_input, inputs)), sample_shapes=tuple(map(tuple, sample_shapes or ()))
+    )
 
 
 def _drawn(arch: Arch, seed: int) -> nn.Module:

@@ -94,16 +94,24 @@ def mismatch_error(
     path: str, spec: str, mismatch: Mismatch, state: Mapping[str, Tensor]
 ) -> ModelError:
     """Return the error that names the first keys that do not fit, and what would fit instead."""
+    groups = {
+        "of another shape": [
+            f"{name}: the file has {_shape(found)}, the architecture {_shape(expected)}"
+            for name, found, expected in mismatch.wrong
+        ],
+        **{
+            what: [f"{name}: {what}" for name in names]
+            for what, names in (
+                ("missing from the file", mismatch.missing),
+                ("not in the architecture", mismatch.unexpected),
+            )
+        },
+    }
     lines = [f"{path} does not fit --arch {spec}:"]
-    lines += [
-        f"  {name}: the file has {_shape(found)}, the architecture {_shape(expected)}"
-        for name, found, expected in mismatch.wrong[:_SHOWN]
-    ]
-    lines += _rest(len(mismatch.wrong), "of another shape")
-    lines += [f"  {name}: missing from the file" for name in mismatch.missing[:_SHOWN]]
-    lines += _rest(len(mismatch.missing), "missing from the file")
-    lines += [f"  {name}: not in the architecture" for name in mismatch.unexpected[:_SHOWN]]
-    lines += _rest(len(mismatch.unexpected), "not in the architecture")
+    for what, entries in groups.items():
+        lines += [f"  {entry}" for entry in entries[:_SHOWN]]
+        if len(entries) > _SHOWN:
+            lines.append(f"  and {len(entries) - _SHOWN} more {what}")
     try:
         hint = f"it fits --arch '{recognise(state, path).spec}'"
     except ModelError:
@@ -288,7 +296,3 @@ def _candidates(entry: Architecture, found: Shapes) -> list[tuple[Arch, Mismatch
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a single number"
-
-
-def _rest(count: int, what: str) -> list[str]:
-    return [f"  and {count - _SHOWN} more {what}"] if count > _SHOWN else []

@@ -1,11 +1,9 @@
 """Import torchvision even where its compiled operators do not match torch.
 
-A CPU-only torch beside a CUDA build of torchvision (what pip can leave behind when only one of them
-came from the CPU index) cannot load torchvision's `_C` library.
-torchvision itself survives that, except for two places: importing it registers shape functions for
-``torchvision::nms`` and ``torchvision::qnms``, and torch refuses to register anything for an
-operator that has no schema. hwprune needs torchvision's network definitions only, none of which
-calls these two, so the bare schemas are enough. Where the real operators load, nothing is defined.
+A CPU-only torch beside a CUDA build of torchvision (what pip can leave behind) cannot load
+torchvision's `_C` library. torchvision survives that but for two places: importing it registers
+shape functions for ``torchvision::nms`` and ``qnms``, which torch refuses for an operator without a
+schema. The networks call neither, so bare schemas are enough, where the real ones do not load.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -55,7 +56,11 @@ def read_image_folder(folder: Path, *, size: int = DEFAULT_SIZE) -> DataSource:
         raise DataError(f"size={size} is not between 1 and {_MAX_SIZE}", hint="write ?size=224")
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder", hint=_HINT)
-    _need_pillow()
+    if importlib.util.find_spec("PIL") is None:
+        raise DataError(
+            "imagefolder: Pillow, which decodes the images, is not installed",
+            hint="pip install 'hwprune[compile]'",
+        )
     roots, notes = _part_folders(folder)
     classes = _class_names(roots["train"])
     parts: dict[PartName, StoredPart] = {
@@ -247,13 +252,3 @@ def _images(root: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
                 )
             found.append(path)
     return sorted(found)
-
-
-def _need_pillow() -> None:
-    try:
-        import PIL.Image  # noqa: F401 - only whether it is there
-    except ImportError as error:
-        raise DataError(
-            "imagefolder: Pillow, which decodes the images, is not installed",
-            hint="pip install 'hwprune[compile]'",
-        ) from error

@@ -96,27 +96,24 @@ def as_labels(values: NDArray[Any], *, samples: int, where: str) -> NDArray[np.i
     Raises:
         DataError: not integers, not one per sample, or negative.
     """
+    problem = ""
     if values.ndim == 2 and values.shape[1] > 1:
-        raise DataError(
-            f"{where}: labels have the shape {values.shape}; expected one class index per sample",
-            hint="turn one-hot or soft labels into class indices with .argmax(axis=1)",
-        )
-    if values.ndim != 1:
-        raise DataError(
-            f"{where}: labels have the shape {values.shape}; expected ({samples},)",
-            hint="store one class index per sample, as a one-dimensional array",
-        )
-    if values.dtype.kind not in "iu":
-        raise DataError(
-            f"{where}: labels have the type {values.dtype}; expected integers 0, 1, 2, ...",
-            hint="hwprune verifies classification: store class indices, such as y.astype('int64')",
-        )
+        problem = f"have the shape {values.shape}; expected one class index per sample"
+        hint = "turn one-hot or soft labels into class indices with .argmax(axis=1)"
+    elif values.ndim != 1:
+        problem = f"have the shape {values.shape}; expected ({samples},)"
+        hint = "store one class index per sample, as a one-dimensional array"
+    elif values.dtype.kind not in "iu":
+        problem = f"have the type {values.dtype}; expected integers 0, 1, 2, ..."
+        hint = "hwprune verifies classification: store class indices, such as y.astype('int64')"
+    if problem:
+        raise DataError(f"{where}: labels {problem}", hint=hint)
     if len(values) != samples:
         raise DataError(
             f"{where}: {len(values)} labels for {samples} samples",
             hint="store exactly one label per sample",
         )
-    if values.dtype.kind == "u" and values.size and values.max() > np.iinfo(np.int64).max:
+    if values.size and values.max() > np.iinfo(np.int64).max:
         raise DataError(
             f"{where}: label {values.max()} is out of range", hint="count classes from 0"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hwprune.frontend.zoo.catalogue import ARCHITECTURES
-from hwprune.frontend.zoo.entry import Architecture
+from hwprune.frontend.zoo.catalogue import ARCHITECTURES, Architecture
 
 __all__ = ["ARCHITECTURES", "Architecture"]

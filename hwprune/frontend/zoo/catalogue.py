@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
 from hwprune.frontend.zoo import torchvision_cifar as cifar
-from hwprune.frontend.zoo.digits import DigitsCnn
-from hwprune.frontend.zoo.entry import Architecture
-from hwprune.frontend.zoo.mlperf import DsCnn, ResNet8
-from hwprune.frontend.zoo.resnet import cifar_resnet
+from hwprune.frontend.zoo.resnet import CifarResNet
+from hwprune.frontend.zoo.small import DigitsCnn, DsCnn, ResNet8
 from hwprune.ir import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """One built-in architecture.
+
+    Attributes:
+        name: what ``--arch`` calls it.
+        build: makes the untrained module; keyword arguments only, ``num_classes`` among them.
+        inputs: one specification per input; None is the batch.
+        about: one line for people, with the source.
+        head: the state-dict key of the final linear layer's weight, shaped (classes, features).
+        variants: keyword arguments of the forms that a bare state dict is compared with.
+    """
+
+    name: str
+    build: Callable[..., nn.Module]
+    inputs: tuple[TensorSpec, ...]
+    about: str
+    head: str
+    variants: tuple[Mapping[str, Any], ...] = ({},)
 
 
 def _images(channels: int, height: int, width: int) -> tuple[TensorSpec, ...]:
@@ -20,7 +46,7 @@ _ENTRIES = (
     *(
         Architecture(
             name=f"cifar-resnet{6 * blocks + 2}",
-            build=cifar_resnet(blocks),
+            build=partial(CifarResNet, blocks),
             inputs=_CIFAR,
             about=f"ResNet-{6 * blocks + 2} for CIFAR, option A shortcuts (arXiv 1512.03385)",
             head="linear.weight",

@@ -5,8 +5,6 @@ Keys follow the common CIFAR checkpoints: conv1, bn1, layer1.0.conv1, ... linear
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,12 +65,3 @@ class CifarResNet(nn.Module):
 def _stage(channels_in: int, channels: int, blocks: int, *, stride: int) -> nn.Sequential:
     first = _Block(channels_in, channels, stride)
     return nn.Sequential(first, *(_Block(channels, channels, 1) for _ in range(blocks - 1)))
-
-
-def cifar_resnet(blocks: int) -> Callable[..., nn.Module]:
-    """Return the builder of the network with ``blocks`` blocks a stage."""
-
-    def build(*, num_classes: int = 10) -> nn.Module:
-        return CifarResNet(blocks, num_classes=num_classes)
-
-    return build

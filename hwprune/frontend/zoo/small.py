@@ -1,7 +1,7 @@
-"""Twins of two MLPerf Tiny reference networks (arXiv 2106.07597): images and keyword spotting.
+"""Small networks: the demo's, and twins of two of MLPerf Tiny (arXiv 2106.07597).
 
-The references are Keras models. Keras pads a stride-2 convolution on the far side only, so that
-padding is written out; its BN has epsilon 1e-3 and its convolutions have biases.
+MLPerf's references are Keras models: a stride-2 convolution is padded on the far side only, BN has
+epsilon 1e-3, convolutions have biases.
 """
 
 from __future__ import annotations
@@ -82,4 +82,28 @@ class DsCnn(nn.Module):
         x = self.dropout(self.features(x))
         # The reference pools 24x5 windows of the 25x5 map: the last row does not count.
         logits: Tensor = self.fc(torch.mean(x[:, :, :24], dim=(2, 3)))
+        return logits
+
+
+def _block(channels_in: int, channels: int, *, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+    )
+
+
+class DigitsCnn(nn.Module):
+    """Three convolution blocks and a linear layer; wide enough that most of it can go."""
+
+    def __init__(self, *, num_classes: int = 10) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            _block(1, 32), _block(32, 64, stride=2), _block(64, 96, stride=1)
+        )
+        self.classifier = nn.Linear(96, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (n, 1, 8, 8) to logits (n, classes)."""
+        logits: Tensor = self.classifier(torch.mean(self.features(x), dim=(2, 3)))
         return logits
