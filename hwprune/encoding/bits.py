@@ -20,14 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.encoding.codec import (
-    MAX_WEIGHTS,
+    Codec,
     MalformedIndexError,
     Positions,
     Spacing,
     check_inside,
     spacing,
 )
-from hwprune.ir import CodecName
 
 _BYTE = np.dtype(np.uint8)
 # A gap has at most 31 bits; beyond this, a longer unary part costs next to nothing.
@@ -38,31 +37,9 @@ def _bytes(bits: int) -> int:
     return -(-bits // 8)
 
 
-class _BitCodec:
-    """What codecs that write single bits share."""
-
-    __slots__ = ()
-
-    @property
-    def index_dtype(self) -> np.dtype[Any]:
-        """Return the type of eight bits."""
-        return _BYTE
-
-    @property
-    def least_bits(self) -> int:
-        """Return 1: a bitmap of a full tensor, the end of a quotient."""
-        return 1
-
-    def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Return True where positions fit 31 bits."""
-        return math.prod(shape) <= MAX_WEIGHTS
-
-
 @dataclass(frozen=True, slots=True)
-class BitmapCodec(_BitCodec):
+class BitmapCodec(Codec):
     """One bit for each weight."""
-
-    name: CodecName = "bitmap"
 
     def index_entries(self, spaced: Spacing, shape: tuple[int, ...]) -> int:
         """Return an eighth of the number of weights."""
@@ -85,10 +62,8 @@ class BitmapCodec(_BitCodec):
 
 
 @dataclass(frozen=True, slots=True)
-class RiceCodec(_BitCodec):
+class RiceCodec(Codec):
     """Golomb-Rice gaps: bit planes of the remainders, then the quotients in unary."""
-
-    name: CodecName = "rice"
 
     def index_entries(self, spaced: Spacing, shape: tuple[int, ...]) -> int:
         """Return the bytes with the best parameter.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,29 +58,31 @@ def spacing(positions: Positions) -> Spacing:
     return Spacing(zeros, int(zeros.max()), int(positions[-1]) + 1 - positions.size)
 
 
-class Codec(Protocol):
-    """What every codec can do."""
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """What every codec says and can do.
 
-    @property
-    def name(self) -> CodecName:
-        """Return the codec's name."""
+    Attributes:
+        name: the codec's name.
+        index_dtype: the unsigned type of one element of the index; None where there is no index.
+        least_bits: what a nonzero adds to the index at least, on average over a whole index.
+    """
 
-    @property
-    def index_dtype(self) -> np.dtype[Any] | None:
-        """Return the type of one element of the index; None where there is no index."""
-
-    @property
-    def least_bits(self) -> int:
-        """Return what a nonzero adds to the index at least, on average over a whole index."""
+    name: CodecName
+    index_dtype: np.dtype[Any] | None
+    least_bits: int
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Return whether a tensor of this shape can be stored."""
+        """Return whether a tensor of this shape can be stored: its positions fit 31 bits."""
+        return math.prod(shape) <= MAX_WEIGHTS
 
     def index_entries(self, spaced: Spacing, shape: tuple[int, ...]) -> int:
         """Return the exact length of the index, without encoding."""
+        raise NotImplementedError
 
     def encode(self, positions: Positions, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return the index of these sorted positions."""
+        raise NotImplementedError
 
     def decode(self, index: NDArray[Any], shape: tuple[int, ...], count: int) -> Positions:
         """Return the positions of ``count`` stored values.
@@ -89,6 +91,7 @@ class Codec(Protocol):
             MalformedIndexError: the index leaves the tensor, does not add up, or is not the one
                 that these positions have.
         """
+        raise NotImplementedError
 
 
 def check_inside(positions: Positions, shape: tuple[int, ...]) -> None:

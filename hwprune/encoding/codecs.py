@@ -43,38 +43,25 @@ from hwprune.ir import CodecName
 
 
 @dataclass(frozen=True, slots=True)
-class GapCodec:
-    """Distances over the flattened tensor, with a skip mark."""
-
-    name: CodecName
-    bits: int
-
-    @property
-    def index_dtype(self) -> np.dtype[Any]:
-        """Return the unsigned type of one entry, or of two entries of four bits."""
-        return np.dtype(f"uint{max(8, self.bits)}")
+class GapCodec(Codec):
+    """Distances over the flattened tensor, with a skip mark; two entries of four bits share one."""
 
     @property
     def reach(self) -> int:
         """Return the largest distance that one entry can express."""
-        return (1 << self.bits) - 1
-
-    @property
-    def least_bits(self) -> int:
-        """Return the bits of one entry."""
-        return self.bits
+        return (1 << self.least_bits) - 1
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Return True where positions fit 31 bits (standard operators decode in int32)."""
         # The half byte that fills up the last one of gap4 may lead that far out of the tensor.
-        return math.prod(shape) <= MAX_WEIGHTS - (self.reach if self.bits == 4 else 0)
+        return math.prod(shape) <= MAX_WEIGHTS - (self.reach if self.least_bits == 4 else 0)
 
     def index_entries(self, spaced: Spacing, shape: tuple[int, ...]) -> int:
         """Return the number of nonzeros plus the number of skips; half of it for four bits."""
         entries = spaced.nonzeros
         if spaced.largest >= self.reach:
             entries += int((spaced.zeros // self.reach).sum())
-        return -(-entries // 2) if self.bits == 4 else entries
+        return -(-entries // 2) if self.least_bits == 4 else entries
 
     def encode(self, positions: Positions, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return one entry per nonzero, each preceded by its skips."""
@@ -82,12 +69,12 @@ class GapCodec:
         skips = zeros // self.reach
         entries = np.zeros(int(positions.size + skips.sum()), dtype=self.index_dtype)
         entries[np.cumsum(skips + 1) - 1] = zeros + 1 - skips * self.reach
-        return to_nibbles(entries) if self.bits == 4 else entries
+        return to_nibbles(entries) if self.least_bits == 4 else entries
 
     def decode(self, index: NDArray[Any], shape: tuple[int, ...], count: int) -> Positions:
         """Return the positions; refuses a trailing skip and a step outside the tensor."""
         entries = index
-        if self.bits == 4:
+        if self.least_bits == 4:
             entries = from_nibbles(index, 2 * index.size)
             if entries.size and entries[-1] == 0:
                 entries = entries[:-1]
@@ -100,27 +87,14 @@ class GapCodec:
 
 
 @dataclass(frozen=True, slots=True)
-class ColumnCodec:
+class ColumnCodec(Codec):
     """Compressed sparse rows: absolute columns, each row opened by a mark."""
-
-    name: CodecName
-    bits: int
-
-    @property
-    def index_dtype(self) -> np.dtype[Any]:
-        """Return the unsigned type of one entry."""
-        return np.dtype(f"uint{self.bits}")
-
-    @property
-    def least_bits(self) -> int:
-        """Return the bits of one entry."""
-        return self.bits
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Return True where the mark, the number of columns, fits one entry."""
         # The decoder's rows are one column wider, to hold the marks.
         rows, columns = matrix_shape(shape)
-        return columns < 1 << self.bits and rows * (columns + 1) <= MAX_WEIGHTS
+        return columns < 1 << self.least_bits and rows * (columns + 1) <= MAX_WEIGHTS
 
     def index_entries(self, spaced: Spacing, shape: tuple[int, ...]) -> int:
         """Return the number of nonzeros plus the number of rows."""
@@ -153,20 +127,8 @@ class ColumnCodec:
 
 
 @dataclass(frozen=True, slots=True)
-class DenseCodec:
+class DenseCodec(Codec):
     """No index: every element is stored."""
-
-    name: CodecName = "dense"
-
-    @property
-    def index_dtype(self) -> None:
-        """Return None: there is no index."""
-        return None
-
-    @property
-    def least_bits(self) -> int:
-        """Return 0."""
-        return 0
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Return True: any shape can be stored."""
@@ -185,13 +147,17 @@ class DenseCodec:
         return np.arange(math.prod(shape), dtype=np.int64)
 
 
+_BYTE, _WORD = np.dtype(np.uint8), np.dtype(np.uint16)
 CODECS: Mapping[CodecName, Codec] = {
-    "gap4": GapCodec("gap4", 4),
-    "gap8": GapCodec("gap8", 8),
-    "gap16": GapCodec("gap16", 16),
-    "cols8": ColumnCodec("cols8", 8),
-    "cols16": ColumnCodec("cols16", 16),
-    "bitmap": BitmapCodec(),
-    "rice": RiceCodec(),
-    "dense": DenseCodec(),
+    codec.name: codec
+    for codec in (
+        GapCodec("gap4", _BYTE, 4),
+        GapCodec("gap8", _BYTE, 8),
+        GapCodec("gap16", _WORD, 16),
+        ColumnCodec("cols8", _BYTE, 8),
+        ColumnCodec("cols16", _WORD, 16),
+        BitmapCodec("bitmap", _BYTE, 1),  # a bitmap of a full tensor
+        RiceCodec("rice", _BYTE, 1),  # the end of a quotient
+        DenseCodec("dense", None, 0),
+    )
 }

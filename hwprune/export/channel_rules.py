@@ -7,7 +7,7 @@ understood, reads whole what it reads, and so all channels of that stay.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -144,43 +144,29 @@ def _product(
 
 def _elementwise(node: ir.Node, channels: Channels) -> ChannelOp | None:
     names = [name for name in input_names(node) if name and channels.tensor(name) is None]
-    found = [channels.axes.get(name) for name in names]
-    axes = [axis for axis in found if axis is not None]
-    if not axes or len(axes) < len(found):
+    axes = [axis for axis in map(channels.axes.get, names) if axis is not None]
+    if not axes or len(axes) < len(names):
         return None
     first = axes[0]
     if any((a.at, a.units.size, a.rank) != (first.at, first.units.size, first.rank) for a in axes):
         return None
-    count = first.units.size
     along: list[tuple[str, int]] = []
     for name in input_names(node):
         tensor = channels.tensor(name)
         if tensor is None:
             continue
         at = first.at - (first.rank - tensor.ndim)  # shapes are aligned at their ends
-        if tensor.ndim > first.rank or (at >= 0 and tensor.shape[at] not in (1, count)):
+        if tensor.ndim > first.rank or (at >= 0 and tensor.shape[at] not in (1, first.units.size)):
             return None
-        if at >= 0 and tensor.shape[at] == count:
+        if at >= 0 and tensor.shape[at] == first.units.size:
             along.append((name, at))
     for name, at in along:
         channels.lies_along(name, at, first.units)
     for other in axes[1:]:
         channels.join(first.units, other.units)
     _made(node, channels, first.at, first.units, first.rank)
-    return _each(node, names, axes, adds=node.op_type == "Add")
-
-
-def _each(
-    node: ir.Node,
-    names: Sequence[str],
-    axes: Sequence[ChannelAxis],
-    *,
-    carries: bool = False,
-    only: float | None = None,
-    adds: bool = False,
-) -> Each:
-    sources = [ChannelInput(name, axis.units, True) for name, axis in zip(names, axes, strict=True)]
-    return Each(node, tuple(sources), tuple(axes), carries, only, adds)
+    inputs = (ChannelInput(n, axis.units, True) for n, axis in zip(names, axes, strict=True))
+    return Each(node, tuple(inputs), tuple(axes), adds=node.op_type == "Add")
 
 
 def _batchnorm(node: ir.Node, channels: Channels) -> ChannelOp | None:
@@ -193,7 +179,7 @@ def _batchnorm(node: ir.Node, channels: Channels) -> ChannelOp | None:
     for name in input_names(node)[1:]:
         channels.lies_along(name, 0, axis.units)
     _made(node, channels, 1, axis.units, axis.rank)
-    return _each(node, input_names(node)[:1], [axis])
+    return Each(node, (ChannelInput(input_names(node)[0], axis.units, True),), (axis,))
 
 
 def _moved(
@@ -206,9 +192,11 @@ def _moved(
     adds: bool = True,
 ) -> ChannelOp:
     """Return the op of a node after which the same channels lie along another axis."""
-    axis = channels.axes[input_names(node)[0]]
+    name = input_names(node)[0]
+    axis = channels.axes[name]
     _made(node, channels, at, axis.units, rank)
-    return _each(node, input_names(node)[:1], [axis], carries=True, only=only, adds=adds)
+    source = ChannelInput(name, axis.units, True)
+    return Each(node, (source,), (axis,), carries=True, only=only, adds=adds)
 
 
 def _pool(node: ir.Node, channels: Channels) -> ChannelOp | None:
@@ -221,63 +209,36 @@ def _pool(node: ir.Node, channels: Channels) -> ChannelOp | None:
     return _moved(node, channels, 1, axis.rank, only=0.0 if zeros else None, adds=not zeros)
 
 
-def _axes(node: ir.Node, channels: Channels, slot: int, rank: int) -> list[int] | None:
-    """Return the axes that a node is given as an attribute or an input, counted from the first."""
-    given = attributes(node).get("axes")
-    if given is None:
-        given = channels.numbers([*input_names(node), "", "", ""][slot])
-    return None if given is None else [int(axis) % rank for axis in given]
-
-
-def _reduce(node: ir.Node, channels: Channels) -> ChannelOp | None:
-    axis = channels.axis_of(node)
-    axes = None if axis is None else _axes(node, channels, 1, axis.rank)
-    if axis is None or not axes or axis.at in axes:
-        return None
-    if attributes(node).get("keepdims", 1):
-        return _moved(node, channels, axis.at, axis.rank)
-    before = sum(removed < axis.at for removed in axes)
-    return _moved(node, channels, axis.at - before, axis.rank - len(axes))
-
-
-def _squeeze(node: ir.Node, channels: Channels) -> ChannelOp | None:
-    axis = channels.axis_of(node)
-    axes = None if axis is None else _axes(node, channels, 1, axis.rank)
-    if axis is None or axes is None or axis.at in axes:
-        return None
-    before = sum(removed < axis.at for removed in axes)
-    return _moved(node, channels, axis.at - before, axis.rank - len(axes))
-
-
-def _unsqueeze(node: ir.Node, channels: Channels) -> ChannelOp | None:
-    axis = channels.axis_of(node)
-    given = channels.numbers(input_names(node)[1])
-    if axis is None or given is None:
-        return None
-    rank = axis.rank + len(given)
-    new = {int(place) % rank for place in given}
-    return _moved(node, channels, [p for p in range(rank) if p not in new][axis.at], rank)
-
-
-def _transpose(node: ir.Node, channels: Channels) -> ChannelOp | None:
+def _axis_kept(node: ir.Node, channels: Channels) -> ChannelOp | None:
+    """Return the op of a node that only moves axes, or changes others than that of channels."""
     axis = channels.axis_of(node)
     if axis is None:
         return None
-    order = list(attributes(node).get("perm", range(axis.rank)[::-1]))
-    return _moved(node, channels, order.index(axis.at), axis.rank)
+    at, rank, given = axis.at, axis.rank, attributes(node)
+    if node.op_type in _AXES_SLOT:
+        axes = given.get(
+            "axes", channels.numbers([*input_names(node), "", "", ""][_AXES_SLOT[node.op_type]])
+        )
+        if axes is None or (node.op_type.startswith("Reduce") and not axes):
+            return None
+        new = node.op_type == "Unsqueeze"
+        axes = {int(place) % (rank + len(axes) * new) for place in axes}
+        if new:
+            rank += len(axes)
+            at = [place for place in range(rank) if place not in axes][at]
+        elif at in axes:
+            return None
+        elif node.op_type == "Squeeze" or not given.get("keepdims", 1):
+            at, rank = at - sum(place < at for place in axes), rank - len(axes)
+    elif node.op_type == "Transpose":
+        at = list(given.get("perm", range(rank)[::-1])).index(at)
+    return _moved(node, channels, at, rank)
 
 
-def _slice(node: ir.Node, channels: Channels) -> ChannelOp | None:
-    axis = channels.axis_of(node)
-    axes = None if axis is None else _axes(node, channels, 3, axis.rank)
-    if axis is None or axes is None or axis.at in axes:
-        return None
-    return _moved(node, channels, axis.at, axis.rank)
-
-
-def _same(node: ir.Node, channels: Channels) -> ChannelOp | None:
-    axis = channels.axis_of(node)
-    return None if axis is None else _moved(node, channels, axis.at, axis.rank)
+# The input that holds the axes, where they are not an attribute.
+_AXES_SLOT = {
+    "ReduceMean": 1, "ReduceMax": 1, "ReduceMin": 1, "Squeeze": 1, "Unsqueeze": 1, "Slice": 3,
+}  # fmt: skip
 
 
 # -- what changes how many there are --------------------------------------------------------------
@@ -363,8 +324,7 @@ RULES: dict[str, Rule] = {
     "Conv": _conv, "ConvTranspose": _conv, "Gemm": _gemm, "MatMul": _matmul,
     "BatchNormalization": _batchnorm, **dict.fromkeys(_ELEMENTWISE, _elementwise),
     "MaxPool": _pool, "AveragePool": _pool, "GlobalAveragePool": _pool, "GlobalMaxPool": _pool,
-    "ReduceMean": _reduce, "ReduceMax": _reduce, "ReduceMin": _reduce,
-    "Identity": _same, "Dropout": _same, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze,
-    "Transpose": _transpose, "Slice": _slice, "Concat": _concat, "Flatten": _flatten,
+    **dict.fromkeys((*_AXES_SLOT, "Identity", "Dropout", "Transpose"), _axis_kept),
+    "Concat": _concat, "Flatten": _flatten,
     "Reshape": _flatten, "Pad": _pad,
 }  # fmt: skip

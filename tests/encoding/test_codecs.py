@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
 from hwprune.encoding import CODECS, MalformedIndexError, index_bound, spacing
-from hwprune.encoding.bits import MAX_PARAMETER, RiceCodec
+from hwprune.encoding.bits import MAX_PARAMETER
 from hwprune.encoding.codec import MAX_WEIGHTS, Codec, matrix_shape
 from hwprune.ir import CodecName
 
@@ -207,7 +207,7 @@ def test_the_parameter_of_rice_is_the_best_one(
         1 + r * -(-spaced.nonzeros // 8) + -(-int((spaced.zeros >> r).sum() + positions.size) // 8)
         for r in range(MAX_PARAMETER + 1)
     ]
-    index = RiceCodec().encode(positions, shape)
+    index = CODECS["rice"].encode(positions, shape)
     assert index.size == min(every) == every[int(index[0])]
 
 
