@@ -44,17 +44,22 @@ def command(
     first made sure that the artifact is one that the target could run.
     """
     from hwprune.export.artifact import read_artifact
-    from hwprune.verify import environment, measure, resident
-    from hwprune.verify.speeds import compare_speeds, describe, why_one_speed
+    from hwprune.verify import (
+        compare_kernels,
+        environment,
+        kernels_unavailable_reason,
+        measure,
+        resident,
+    )
 
     notes = ["stock onnxruntime decodes packed weights at load and runs them at dense speed"]
     found = read_artifact(artifact)
     if target is not None:
         notes.insert(0, _suits(found.opset, found.ir_version, target))
     files = {"artifact": artifact} | ({"against": against} if against is not None else {})
-    alone = why_one_speed(found)
+    alone = kernels_unavailable_reason(found)
     if alone is None:
-        notes.append(f"native kernels against stock: {describe(compare_speeds(artifact))}")
+        notes.append(f"native kernels against stock: {compare_kernels(found)}")
         files["kernels"] = artifact
     else:
         notes.append(f"native kernels: not run, {alone}")

@@ -50,7 +50,7 @@ def command(
     code = worst_exit_code([result.exit_code for result in results])
     if junit is not None:
         from hwprune.report.record import write_text
-        from hwprune.report.render import junit as to_junit
+        from hwprune.verify.junit import junit as to_junit
 
         write_text(to_junit(results), junit)
     _print(results, to_stderr=as_json)

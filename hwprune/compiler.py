@@ -89,7 +89,7 @@ def compile_model(job: Job, say: Say = lambda status: None) -> Artifact:
                 folder=folder.staging,
                 threads=job.threads,
                 with_latency=job.runs_here,
-                with_kernels=checked.one_speed is None,
+                with_kernels=checked.no_kernels is None,
             )
         outcome = Outcome(
             job, made.prepared.template, made.prepared.skipped, made.plan, written, made.masks,

@@ -15,6 +15,7 @@
     +-- LimitError                  3  a --require or the budget in `check` is not met
     +-- InfeasibleError             4  the floor is above the budget
     +-- VerificationError           5  what was written is not what was promised
+        +-- ExternalDataError       5  a part of the artifact lies in another file
 
 A message says what was given and what was expected; the hint says what to do next.
 """
@@ -102,6 +103,10 @@ class VerificationError(HwpruneError):
     """What was written is not what was promised."""
 
     exit_code: ClassVar[int] = 5
+
+
+class ExternalDataError(VerificationError):
+    """A part of the artifact lies in another file, so its own size says nothing."""
 
 
 # What to report when several things went wrong at once, most important first.

@@ -17,8 +17,8 @@ from hwprune.steps.sharing import resolve_sharing
 from hwprune.targets import Target
 from hwprune.training import ALONE, Recipe, World, devices, recipe_file
 from hwprune.training.recipe_file import RecipeFile
+from hwprune.verify import kernels_unavailable_reason
 from hwprune.verify import limits as limit_rules
-from hwprune.verify import speeds
 
 DEFAULT_EPOCHS = 12
 # One-way: it was ahead, or level, wherever the two were measured at equal cost (docs/results.md).
@@ -231,13 +231,10 @@ def _check_model(model: Model, *, trains: bool) -> None:
 
 def _check_limits(limits: Sequence[limit_rules.Limit], target: Target, data: Data | None) -> None:
     labels = data is not None and data.test.labels is not None and len(data.test) > 0
-    no_kernels = speeds.why_no_kernels()
-    if target.runtime.inline_functions:
-        no_kernels = f"the inlined form for {target.name} has one speed"
     context = limit_rules.Context(
         kind=target.kind,
         labels=labels,
         latency=target.runtime.kind == "onnxruntime",
-        no_kernels=no_kernels,
+        no_kernels=kernels_unavailable_reason(target=target),
     )
     limit_rules.require_measurable(limits, context)

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"sparsity"},
     "least_squares": {"sparsity", "training"},
     "extreme": {"sparsity", "training"},
-    "verify": {"encoding", "export", "kernels"},
+    "verify": {"encoding", "export", "kernels", "targets"},
     "job": STAGES | {"steps"},
     "compiler": STAGES | {"steps", "job"},
     "steps": STAGES | {"steps", "job"},  # the compiler's own stages, one file each

@@ -22,7 +22,7 @@ from onnx import numpy_helper
 
 from hwprune.encoding import VALUE_DTYPES, Bound, bound_of, check, stored_nonzeros, to_csr
 from hwprune.encoding.wire import field_bytes
-from hwprune.errors import ArtifactError, VerificationError
+from hwprune.errors import ArtifactError, ExternalDataError, VerificationError
 from hwprune.export.body import DOMAIN
 from hwprune.export.operators import OPERATORS, Operator, count_name
 from hwprune.ir import CodecName, Packed, ValueType
@@ -107,6 +107,16 @@ class ArtifactFile:
     graph_bytes: int
     metadata: Mapping[str, str]
     model: onnx.ModelProto
+
+    @property
+    def nonzeros(self) -> int:
+        """Return the stored values of all layers that are not zero."""
+        return sum(layer.nonzeros for layer in self.layers)
+
+    @property
+    def weights(self) -> int:
+        """Return the elements of all packed layers' dense tensors."""
+        return sum(layer.weights for layer in self.layers)
 
 
 def read_artifact(path: str) -> ArtifactFile:
@@ -234,7 +244,7 @@ def _refuse_external_data(path: str, model: onnx.ModelProto) -> None:
         tensor for part in (model.graph, *model.functions) for tensor in _tensors_of(part)
     ):
         if entry.data_location == onnx.TensorProto.EXTERNAL or entry.external_data:
-            raise VerificationError(
+            raise ExternalDataError(
                 f"{path}: tensor {entry.name!r} lies in another file; this one's size says nothing",
                 hint="save the model with its data inside",
             )

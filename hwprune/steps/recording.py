@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,9 @@ from hwprune.job import Job
 from hwprune.report import record as reports
 from hwprune.report.html import html
 from hwprune.steps.pruning import Pruned
-from hwprune.steps.verifying import Checked, Measured
+from hwprune.steps.verifying import Measured
 from hwprune.units import format_count
-from hwprune.verify.host import environment
-from hwprune.verify.latency import LatencyResult
-from hwprune.verify.speeds import describe
+from hwprune.verify import SCOPE_HOST, SCOPE_UNLINKED, CheckResult, environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class Outcome:
     plan: Plan | None
     written: Written
     masks: Masks | None
-    checked: Checked
+    checked: CheckResult
     pruned: Pruned
     measured: Measured | None
     notes: tuple[str, ...]
@@ -97,10 +95,9 @@ def record_of(outcome: Outcome) -> dict[str, Any]:
         },
         "accuracy": _accuracy(outcome),
         "latency": _latency(outcome.measured),
-        "parity": {
-            "relative_error": getattr(outcome.checked.parity, "relative_error", None),
-            "top1_agreement": getattr(outcome.checked.parity, "top1_agreement", None),
-        },
+        "parity": dict.fromkeys(("relative_error", "top1_agreement"))
+        if outcome.checked.parity is None
+        else asdict(outcome.checked.parity),
         "environment": environment(),
         "command": shlex.join([Path(job.command[0]).name, *job.command[1:]]) if job.command else "",
         "seed": job.seed,
@@ -114,9 +111,7 @@ def with_verdict(
 ) -> tuple[dict[str, Any], Verdict]:
     """Return the record with its verdict, and the verdict."""
     target = outcome.job.target
-    scope = "onnx file, on this host"
-    if target.runtime.kind == "firmware":
-        scope = "onnx-size-only, not linked"
+    scope = SCOPE_UNLINKED if target.runtime.kind == "firmware" else SCOPE_HOST
     verdict = Verdict(
         fits=len(outcome.written.data) <= outcome.job.budget_bytes,
         verified=not outcome.checked.problems,
@@ -124,17 +119,7 @@ def with_verdict(
         limits=tuple(limits),
         exit_code=exit_code,
     )
-    plain = {
-        "fits": verdict.fits,
-        "verified": verdict.verified,
-        "scope": scope,
-        "limits": [
-            {"field": r.field, "op": r.op, "limit": r.limit, "value": r.value, "met": r.met}
-            for r in limits
-        ],
-        "exit_code": exit_code,
-    }
-    return {**record, "verdict": plain}, verdict
+    return {**record, "verdict": asdict(verdict)}, verdict
 
 
 def write_reports(record: Mapping[str, Any], folder: Path) -> None:
@@ -226,19 +211,10 @@ def _latency(measured: Measured | None) -> dict[str, Any]:
 def _run(measured: Measured | None, label: str) -> dict[str, Any] | None:
     if measured is None or label not in measured.latency:
         return None
-    result: LatencyResult = measured.latency[label]
-    used = measured.memory.get(label)
-    return {
-        "p50_ms": result.p50_ms,
-        "p90_ms": result.p90_ms,
-        "runs": result.runs,
-        "threads": result.threads,
-        "batch": result.batch,
-        "load_ms": result.load_ms,
-        "resident_bytes": None if used is None else used.resident_bytes,
-        "added_bytes": None if used is None else used.added_bytes,
-        "weight_bytes": None if used is None else used.weight_bytes,
-    }
+    sizes = ("resident_bytes", "added_bytes", "weight_bytes")
+    used = dict.fromkeys(sizes) if label not in measured.memory else asdict(measured.memory[label])
+    found = asdict(measured.latency[label]) | used
+    return {key: value for key, value in found.items() if key not in ("host", "onnxruntime")}
 
 
 def _skipped_notes(skipped: tuple[SkippedTensor, ...]) -> list[str]:
@@ -263,8 +239,8 @@ def _reasons(outcome: Outcome) -> list[str]:
         notes.append("latency: not measured, the file failed verification")
     elif not measured.latency:
         notes.append(f"latency: not measured, {target.name} runs firmware and not onnxruntime")
-    elif outcome.checked.one_speed is not None:
-        notes.append(f"latency.kernels: {outcome.checked.one_speed}")
+    elif outcome.checked.no_kernels is not None:
+        notes.append(f"latency.kernels: {outcome.checked.no_kernels}")
     if measured is not None and measured.latency:
         notes += [
             f"latency.{label}.weight_bytes: onnxruntime does not count them, and decodes them at "
@@ -272,9 +248,7 @@ def _reasons(outcome: Outcome) -> list[str]:
             for label in ("dense", "stock")
         ]
     if outcome.checked.speeds is not None:
-        notes.append(
-            "native kernels against stock onnxruntime: " + describe(outcome.checked.speeds)
-        )
+        notes.append(f"native kernels against stock onnxruntime: {outcome.checked.speeds}")
     if pruned.extreme_accuracy is None:
         notes.append("accuracy.extreme: the strategy did not go below the budget")
     else:

@@ -1,48 +1,27 @@
-"""Is the file what was promised? Checked on the file itself, in stock onnxruntime on this host."""
+"""Is the file what was promised, and how accurate and fast is it? Asked of the file itself."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-from hwprune.errors import HwpruneError
-from hwprune.export.artifact import read_artifact
-from hwprune.export.operators import altered_functions
 from hwprune.export.pipeline import decoded_parameters, renewed
 from hwprune.export.template import Template, Written
 from hwprune.ir import Data, Masks, Model
 from hwprune.steps.output import write_file
 from hwprune.targets import Target
-from hwprune.verify import accuracy, latency, memory, parity, speeds
-from hwprune.verify.parity import Parity
+from hwprune.verify import CheckResult, Made, accuracy, check, latency, memory, parity
 
-# Against the torch network that holds the decoded weights; what quantising costs is reported apart.
-MAX_RELATIVE_ERROR = 1e-4
-_PARITY_SAMPLES = 64
+_SAMPLES, _SAMPLES_OF_ROUNDING = 64, 16
+_ULP = 2.0**-23  # float32's relative spacing
 
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """What verification found.
-
-    Attributes:
-        problems: what is wrong, in sentences; empty where the file is right.
-        parity: file against torch, None where the file does not run.
-        speeds: native kernels against stock onnxruntime, None where there is one speed.
-        one_speed: why there is one, None where kernels ran.
-    """
-
-    problems: tuple[str, ...]
-    parity: Parity | None
-    speeds: Parity | None = None
-    one_speed: str | None = None
+Arrays = Sequence[NDArray[Any]]
 
 
 def verify_file(
@@ -55,8 +34,8 @@ def verify_file(
     target: Target,
     budget_bytes: int,
     data: Data | None,
-) -> Checked:
-    """Check a written file: form, size, function bodies, stored weights, and outputs.
+) -> CheckResult:
+    """Check a written file as ``hwprune check`` does, and against the network it was made of.
 
     Args:
         path: the file.
@@ -68,62 +47,83 @@ def verify_file(
         budget_bytes: what the file may weigh.
         data: where samples for the comparison come from; random ones without.
     """
-    problems: list[str] = []
-    size = path.stat().st_size
-    if size != len(written.data):
-        problems.append(f"the file has {size} bytes, {len(written.data)} were written")
-    if size > budget_bytes:
-        problems.append(f"the file has {size} bytes, the budget is {budget_bytes}")
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:  # onnx raises several unrelated classes
-        problems.append(f"onnx.checker refuses it: {str(error).splitlines()[0]}")
-    try:
-        if altered := altered_functions(onnx.load(str(path))):
-            problems.append(f"function bodies differ from their names: {', '.join(altered)}")
-        if masks is not None:
-            stored = sum(layer.nonzeros for layer in read_artifact(str(path)).layers)
-            expected = sum(int(np.count_nonzero(masks[name])) for name in masks)
-            if stored != expected:
-                problems.append(f"{stored} nonzeros are stored, the masks hold {expected}")
-        feeds = _samples(model, data)
-        found = _parity(path, written, model.module, template, feeds)
-        one_speed = _why_one_speed(path, target)
-        both = speeds.compare_speeds(str(path), feeds) if one_speed is None else None
-    except HwpruneError as error:
-        return Checked((*problems, error.message), None)
-    if not found.relative_error <= MAX_RELATIVE_ERROR:
-        problems.append(
-            f"outputs differ from the torch network with the decoded weights by "
-            f"{found.relative_error:.1e} of their range, more than {MAX_RELATIVE_ERROR:.0e}"
-        )
-    return Checked(tuple(problems), found, both, one_speed)
+    module = _with_decoded_weights(written, template, model.module)
+    made = Made(
+        data=written.data,
+        budget_bytes=budget_bytes,
+        packed_layers=len(written.packed),
+        nonzeros=None if masks is None else masks.nonzeros,
+        network=lambda inputs: _run(module, inputs),
+        rounding=lambda inputs: _rounding(module, _few(model, inputs)),
+        inputs=_samples(model, data),
+    )
+    return check(str(path), target=target, made=made)
 
 
-def _why_one_speed(path: Path, target: Target) -> str | None:
-    if target.runtime.kind != "onnxruntime":
-        return f"{target.name} runs firmware"
-    return speeds.why_one_speed(read_artifact(str(path)))
+def _samples(model: Model, data: Data | None) -> Arrays | None:
+    inputs = model.inputs
+    fixed = next((spec.shape[0] for spec in inputs if spec.shape and spec.shape[0]), None)
+    count = fixed or _SAMPLES
+    if data is None or len(data.validation) < count:
+        return None
+    return [np.asarray(a) for a in data.validation.batch(np.arange(count, dtype=np.int64))]
 
 
-def _parity(
-    path: Path, written: Written, trained: Any, template: Template, feeds: list[NDArray[Any]]
-) -> Parity:
+def _few(model: Model, inputs: Arrays) -> Arrays:
+    """Return some of the samples, which show what rounding does as well as all."""
+    fixed = any(spec.shape and spec.shape[0] for spec in model.inputs)
+    return inputs if fixed else [array[:_SAMPLES_OF_ROUNDING] for array in inputs]
+
+
+def _with_decoded_weights(written: Written, template: Template, trained: Any) -> Any:
+    """Return a copy of the network that holds what the file's packed arrays decode to."""
     import torch
 
     module = copy.deepcopy(trained)
     if written.encoding is not None:
-        template = renewed(template, trained)
         named = dict(module.named_parameters(remove_duplicate=False))
         named |= dict(module.named_buffers(remove_duplicate=False))
-        decoded = decoded_parameters(template, written, trained)
+        decoded = decoded_parameters(renewed(template, trained), written, trained)
         with torch.no_grad():
             for name, value in decoded.items():
                 named[name].copy_(torch.from_numpy(value))
+    return module
+
+
+def _run(
+    module: Any, inputs: Arrays, convert: Callable[[Any], Any] = lambda given: given
+) -> Arrays:
+    import torch
+
     with torch.no_grad():
-        outputs = module(*(torch.from_numpy(array) for array in feeds))
-    references = [output.detach().numpy() for output in _tensors(outputs)]
-    return parity.compare(str(path), feeds, references, batch=len(feeds[0]))
+        outputs = module(*(convert(torch.from_numpy(array)) for array in inputs))
+    return [output.detach().numpy() for output in _tensors(outputs)]
+
+
+def _rounding(module: Any, inputs: Arrays) -> Arrays:
+    """Return how far each output moves with the last bit of all weights, and in float64.
+
+    Both show the magnitude that rounding acts on, which an output that hardly varies does not.
+    """
+    import torch
+
+    base = _run(module, inputs)
+    others = []
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        moved = copy.deepcopy(module)
+        with torch.no_grad():
+            for tensor in (*moved.parameters(), *moved.buffers()):
+                if tensor.is_floating_point():
+                    side = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
+                    tensor.mul_(1 + _ULP * side)
+        others.append(_run(moved, inputs))
+    try:
+        wide = copy.deepcopy(module).double()
+        others.append(_run(wide, inputs, lambda x: x.double() if x.is_floating_point() else x))
+    except (RuntimeError, TypeError):  # it makes float32 tensors itself
+        pass
+    return parity.changes(base, others)
 
 
 def _tensors(outputs: Any) -> Iterator[Any]:
@@ -135,23 +135,6 @@ def _tensors(outputs: Any) -> Iterator[Any]:
             yield from _tensors(output)
     elif outputs is not None:
         yield outputs
-
-
-def _samples(model: Model, data: Data | None) -> list[NDArray[Any]]:
-    inputs = model.inputs
-    fixed = next((spec.shape[0] for spec in inputs if spec.shape and spec.shape[0]), None)
-    count = fixed or _PARITY_SAMPLES
-    if data is not None and len(data.validation) >= count:
-        return [np.asarray(a) for a in data.validation.batch(np.arange(count, dtype=np.int64))]
-    generator = np.random.default_rng(0)
-    arrays: list[NDArray[Any]] = []
-    for spec in inputs:
-        shape = spec.with_batch(count)
-        if np.issubdtype(np.dtype(spec.dtype), np.floating):
-            arrays.append(generator.standard_normal(shape).astype(spec.dtype))
-        else:
-            arrays.append(generator.integers(0, 2, shape).astype(spec.dtype))
-    return arrays
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Is the file what was promised? Measured on this host, without torch."""
 
 from hwprune.verify.accuracy import accuracy_of
-from hwprune.verify.check import check
+from hwprune.verify.check import Made, check, compare_kernels, kernels_unavailable_reason
 from hwprune.verify.host import cpu_name, environment, host_label
 from hwprune.verify.latency import LatencyResult, measure
 from hwprune.verify.limits import (
@@ -25,17 +25,20 @@ __all__ = [
     "Context",
     "LatencyResult",
     "Limit",
+    "Made",
     "MemoryResult",
     "Parity",
     "Step",
     "accuracy_of",
     "check",
     "compare",
+    "compare_kernels",
     "cpu_name",
     "environment",
     "evaluate",
     "explain",
     "host_label",
+    "kernels_unavailable_reason",
     "measurable",
     "measure",
     "parse_limit",

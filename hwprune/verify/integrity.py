@@ -1,4 +1,4 @@
-"""What an artifact must not be: split over files, altered in its operators, or dense again."""
+"""What an artifact must not be: altered in its operators, or dense again."""
 
 from __future__ import annotations
 
@@ -25,15 +25,6 @@ _PRODUCER = "hwprune"
 # A dense tensor with this share of exact zeros was pruned. Smaller ones cannot show a pattern.
 _ZEROS = 0.5
 _SMALLEST = 64
-
-
-def external_tensors(model: onnx.ModelProto) -> list[str]:
-    """Return the names of all tensors, wherever they stand, whose data lie in another file."""
-    return [
-        tensor.name or "(unnamed)"
-        for tensor in _tensors(model)
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data
-    ]
 
 
 def altered_bodies(model: onnx.ModelProto) -> list[str]:
@@ -80,36 +71,6 @@ def _constants(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":
                 yield attribute.t
-
-
-# -- every tensor of a file -------------------------------------------------------------------
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    yield from _graph_tensors(model.graph)
-    for function in model.functions:
-        yield from _node_tensors(function.node)
-
-
-def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                yield from (sparse.values, sparse.indices)
-            if attribute.HasField("g"):
-                yield from _graph_tensors(attribute.g)
-            for graph in attribute.graphs:
-                yield from _graph_tensors(graph)
 
 
 # -- the inlined form -------------------------------------------------------------------------

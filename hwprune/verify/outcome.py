@@ -1,71 +1,20 @@
-"""What the gate finds: steps, results, and what it needs to know of a target."""
+"""What the verifier finds: checks and how they came out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, TypeVar
 
 from hwprune.errors import HwpruneError, worst_exit_code
 from hwprune.export.artifact import ArtifactFile
 from hwprune.ir import LimitResult
-
-Outcome = Literal["passed", "failed", "skipped"]
+from hwprune.verify.parity import Parity
 
 SCOPE_HOST = "onnx file, on this host"
 SCOPE_UNLINKED = "onnx-size-only, not linked"
 
-
-class RuntimeFacts(Protocol):
-    """What a target's runtime can read."""
-
-    @property
-    def kind(self) -> str:
-        """``onnxruntime`` or ``firmware``."""
-
-    @property
-    def version(self) -> str | None:
-        """Its version."""
-
-    @property
-    def opset(self) -> int:
-        """The opset that artifacts must not exceed."""
-
-    @property
-    def ir_version(self) -> int:
-        """The IR version that artifacts must not exceed."""
-
-    @property
-    def inline_functions(self) -> bool:
-        """Whether it cannot fold model-local functions."""
-
-
-class TargetFacts(Protocol):
-    """What the gate needs to know of a target; ``hwprune.targets.Target`` has it."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def kind(self) -> Literal["linux", "microcontroller"]:
-        """What sort of device it is."""
-
-    @property
-    def budget_bytes(self) -> int:
-        """What a file may weigh."""
-
-    @property
-    def runtime(self) -> RuntimeFacts:
-        """What executes the file."""
-
-    @property
-    def codecs(self) -> Sequence[str]:
-        """The codecs it can decode."""
-
-    @property
-    def value_types(self) -> Sequence[str]:
-        """The value types it can decode."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +31,7 @@ class Step:
     """
 
     name: str
-    outcome: Outcome
+    outcome: Literal["passed", "failed", "skipped"]
     message: str
     hint: str | None = None
     exit_code: int = 0
@@ -91,7 +40,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The gate's answer for one artifact.
+    """The answer for one artifact.
 
     Attributes:
         path: the file, as given.
@@ -99,6 +48,9 @@ class CheckResult:
         limits: the limits that could be measured.
         scope: what the answer covers, in words.
         artifact: the file as read; None where it cannot be.
+        parity: the file against the network it was made of, None where that was not compared.
+        speeds: native kernels against stock onnxruntime, None where that was not compared.
+        no_kernels: why the file does not run with native kernels here, None where it does.
     """
 
     path: str
@@ -106,6 +58,9 @@ class CheckResult:
     limits: tuple[LimitResult, ...]
     scope: str
     artifact: ArtifactFile | None
+    parity: Parity | None = None
+    speeds: Parity | None = None
+    no_kernels: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -122,27 +77,40 @@ class CheckResult:
         """Return the checks that failed."""
         return tuple(step for step in self.steps if step.outcome == "failed")
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Return what is wrong, in sentences; empty where the file is right."""
+        return tuple(step.message for step in self.failures)
+
+
+class Skipped(Exception):
+    """A check does not apply; the message says why."""
+
 
 @dataclass(slots=True)
 class Log:
-    """Collects steps; a check is a function that returns what it found or raises."""
+    """Collects steps. A check is a function that returns what it found, or raises."""
 
     steps: list[Step] = field(default_factory=list)
 
-    def step(self, name: str, check: Callable[[], str]) -> bool:
-        """Run a check; return whether it passed."""
+    def step(self, name: str, check: Callable[[], _T]) -> _T | None:
+        """Run a check; return what it found, None where it failed or was skipped."""
         try:
-            self.steps.append(Step(name, "passed", check()))
-            return True
+            found = check()
+        except Skipped as why:
+            self.steps.append(Step(name, "skipped", str(why)))
         except HwpruneError as error:
             self.failed(name, error)
-            return False
+        else:
+            self.passed(name, str(found))
+            return found
+        return None
+
+    def passed(self, name: str, message: str) -> None:
+        """Note that a check passed."""
+        self.steps.append(Step(name, "passed", message))
 
     def failed(self, name: str, error: HwpruneError) -> None:
         """Note an error as the outcome of a check."""
         kind = type(error).__name__
         self.steps.append(Step(name, "failed", error.message, error.hint, error.exit_code, kind))
-
-    def skip(self, name: str, why: str) -> None:
-        """Note that a check does not apply, and why."""
-        self.steps.append(Step(name, "skipped", why))

@@ -60,7 +60,7 @@ def open_session(path: str, *, threads: int = 1, kernels: bool = False) -> Any:
         if absent or "NO_SUCHFILE" in str(error):
             raise ArtifactError(f"there is no file {path}") from None
         raise VerificationError(
-            f"{path} does not load in onnxruntime {ort.__version__}: {_first_line(error)}",
+            f"{path} does not load in onnxruntime {ort.__version__}: {first_line(error)}",
             hint="the file may be damaged, or need a newer onnxruntime than this host has",
         ) from None
 
@@ -94,9 +94,7 @@ def run(session: Any, arrays: Arrays) -> list[NDArray[Any]]:
     try:
         return list(session.run(None, dict(zip(names, arrays, strict=True))))
     except Exception as error:
-        raise VerificationError(
-            f"onnxruntime fails to run the file: {_first_line(error)}"
-        ) from None
+        raise VerificationError(f"onnxruntime fails to run the file: {first_line(error)}") from None
 
 
 def fixed_batch(session: Any) -> int | None:
@@ -146,6 +144,15 @@ def _random(entry: Any, batch: int, generator: np.random.Generator) -> NDArray[A
     return generator.integers(0, 2, shape).astype(dtype)
 
 
+def moved_by_ulp(array: NDArray[Any], side: int) -> NDArray[Any]:
+    """Return floats moved to their neighbours above or below (``side`` 1 or -1), in turns."""
+    if array.dtype.kind != "f":
+        return array
+    turns = np.where(np.arange(array.size).reshape(array.shape) % 2, side, -side)
+    moved: NDArray[Any] = np.nextafter(array, (turns * np.inf).astype(array.dtype))
+    return moved
+
+
 def run_in_batches(session: Any, arrays: Arrays, *, batch: int) -> list[NDArray[Any]]:
     """Run all samples and join the outputs along their first axis.
 
@@ -153,22 +160,29 @@ def run_in_batches(session: Any, arrays: Arrays, *, batch: int) -> list[NDArray[
         session: the file; where its batch is fixed, that one is used and the last is filled up.
         arrays: one per input, samples first: (n, ...).
         batch: how many samples at once.
+
+    Returns:
+        one array per output; of a scalar, that of the first run.
     """
     step = fixed_batch(session) or batch
-    total = len(arrays[0])
+    total = len(arrays[0]) if arrays else 1
     parts: list[list[NDArray[Any]]] = []
     for start in range(0, total, step):
         chunk = [array[start : start + step] for array in arrays]
-        count = len(chunk[0])
+        count = min(step, total - start)
         if fixed_batch(session) and count < step:
             chunk = [np.concatenate([a, np.repeat(a[-1:], step - count, axis=0)]) for a in chunk]
         parts.append([_cut(output, step, count) for output in run(session, chunk)])
-    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+    return [
+        np.concatenate(outputs) if outputs[0].ndim else outputs[0]
+        for outputs in zip(*parts, strict=True)
+    ]
 
 
 def _cut(output: NDArray[Any], step: int, count: int) -> NDArray[Any]:
     return output[:count] if output.ndim and len(output) == step else output
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, at most 400 characters of it."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:400]

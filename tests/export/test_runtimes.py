@@ -15,7 +15,7 @@ from lowering_cases import KEPT, feed, file_of, lowered_copy
 from hwprune.encoding import unpack
 from hwprune.export.template import Template, Written
 from hwprune.ir import ValueType
-from hwprune.verify import speeds
+from hwprune.verify import kernels_unavailable_reason
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIMES = sorted((ROOT / "build" / "runtimes").glob("*/bin/python"))
@@ -46,7 +46,7 @@ def test_an_older_runtime_gives_the_dense_files_output(
     np.savez(tmp_path / "feeds.npz", **feeds)  # type: ignore[arg-type]
     (tmp_path / "sparse.onnx").write_bytes(written.data)
     (tmp_path / "dense.onnx").write_bytes(dense_of(template, written))
-    kernels = [] if inline or speeds.why_no_kernels() else ["kernels"]
+    kernels = [] if inline or kernels_unavailable_reason() else ["kernels"]
     ran = subprocess.run(
         [str(python), str(Path(__file__).with_name("runtime_worker.py")), str(tmp_path), *kernels],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
@@ -85,7 +85,7 @@ def test_every_lowering_runs_in_a_runtime_of_that_age(python: Path, tmp_path: Pa
 def test_a_runtime_without_the_kernels_abi_is_refused_in_words(tmp_path: Path) -> None:
     # 1.11 stands for the Jetson Nano's, and needs a Python that is older than hwprune's.
     old = [python for python in RUNTIMES if (1, 15) <= version_of(python) < FOLDS_FUNCTIONS]
-    if not old or speeds.why_no_kernels():
+    if not old or kernels_unavailable_reason():
         pytest.skip("needs an onnxruntime before 1.17 (make runtimes) and the kernels")
     case: Case = CASES["zoo"]()
     template = case.template()

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from pydantic import ValidationError
@@ -15,7 +14,6 @@ from rich.console import Console
 
 from hwprune.report import charts, record, render, summary
 from hwprune.report.record import TrajectoryPoint, from_mapping
-from hwprune.verify.outcome import CheckResult, Step
 
 HOSTILE = "<script>alert(1)</script>\"'&[bold]|`*"
 
@@ -257,25 +255,3 @@ def test_points_inside_an_epoch_are_placed_by_their_step() -> None:
 
 def test_no_plot_of_a_single_point() -> None:
     assert charts.trajectory([TrajectoryPoint(epoch=0, nonzeros=1)]) is None
-
-
-# -- junit --------------------------------------------------------------------------------------
-
-
-def test_junit_counts_and_explains() -> None:
-    steps = (
-        Step("readable", "passed", "12 B"),
-        Step("budget", "failed", "over <budget> \x1b[31m", "prune", 3, "LimitError"),
-        Step("report beside", "skipped", "none"),
-    )
-    results = [CheckResult("a&b.onnx", steps, (), "", None)] * 2
-    root = ElementTree.fromstring(render.junit(results))
-    assert (root.get("tests"), root.get("failures"), root.get("skipped")) == ("6", "2", "2")
-    suites = root.findall("testsuite")
-    assert [suite.get("name") for suite in suites] == ["a&b.onnx"] * 2
-    failure = suites[0].find("testcase/failure")
-    assert failure is not None
-    assert failure.get("type") == "LimitError"
-    assert failure.get("message") == "over <budget> \ufffd[31m"
-    assert "hint: prune" in (failure.text or "")
-    assert len(suites[0].findall("testcase/skipped")) == 1

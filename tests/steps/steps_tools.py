@@ -13,8 +13,9 @@ from hwprune.ir import Data, Masks, ValueType
 from hwprune.job import Job, resolve
 from hwprune.steps.packing import PackedModel, pack_model
 from hwprune.steps.planning import Prepared, module_weights
-from hwprune.steps.verifying import Checked, verify_file
+from hwprune.steps.verifying import verify_file
 from hwprune.targets import load
+from hwprune.verify import CheckResult
 
 At = Callable[..., Prepared]
 Weights = Mapping[str, NDArray[np.float32]]
@@ -44,7 +45,7 @@ def pack(
 
 def verify(
     path: Path, packed: PackedModel, prepared: Prepared, budget: int, target: str = "raspberry-pi-5"
-) -> Checked:
+) -> CheckResult:
     """Verify as the compiler does, without data."""
     return verify_file(
         path, packed.written, packed.masks, prepared.model, prepared.template,

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
+import onnx.numpy_helper
 import pytest
+import torch
 from steps_tools import At, pack, verify, weights_in
+from torch import nn
 
-from hwprune.errors import VerificationError
-from hwprune.ir import Masks
+from hwprune.export.template import Written
+from hwprune.ir import Masks, Model, TensorSpec
 from hwprune.kernels import library
 from hwprune.steps.packing import PackedModel
-from hwprune.steps.planning import Prepared
-from hwprune.steps.verifying import Checked, measure_files
-from hwprune.verify import speeds
+from hwprune.steps.planning import Prepared, prepare
+from hwprune.steps.verifying import measure_files, verify_file
+from hwprune.targets import load
+from hwprune.verify import CheckResult, parity
 
 BUDGET = 9_000
 needs_kernels = pytest.mark.skipif(
@@ -30,7 +38,7 @@ def packed_at(prepared: Prepared, folder: Path) -> tuple[Path, PackedModel]:
     return path, packed
 
 
-def verified(prepared: Prepared, folder: Path, target: str = "raspberry-pi-5") -> Checked:
+def verified(prepared: Prepared, folder: Path, target: str = "raspberry-pi-5") -> CheckResult:
     path, packed = packed_at(prepared, folder)
     return verify(path, packed, prepared, BUDGET, target)
 
@@ -43,13 +51,13 @@ def test_a_file_is_right_without_kernels(
     assert found.problems == ()
     assert found.parity is not None
     assert found.speeds is None
-    assert found.one_speed == "this installation has no native kernels"
+    assert found.no_kernels == "this installation has no native kernels"
 
 
 def test_firmware_has_no_kernels(prepared: At, tmp_path: Path) -> None:
     found = verified(prepared("nrf52840"), tmp_path, "nrf52840")
     assert (found.problems, found.speeds) == ((), None)
-    assert found.one_speed == "nrf52840 runs firmware"
+    assert found.no_kernels == "nrf52840 runs firmware"
 
 
 @needs_kernels
@@ -57,7 +65,7 @@ def test_both_speeds_are_compared_and_measured(prepared: At, tmp_path: Path) -> 
     now = prepared()
     found = verified(now, tmp_path)
     assert found.problems == ()
-    assert found.one_speed is None
+    assert found.no_kernels is None
     assert found.speeds is not None
     assert found.speeds.relative_error <= 1e-5
     measured = measure_files(
@@ -73,8 +81,96 @@ def test_both_speeds_are_compared_and_measured(prepared: At, tmp_path: Path) -> 
 def test_kernels_that_compute_something_else_are_a_problem(
     prepared: At, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def differs(*_: object, **__: object) -> None:
-        raise VerificationError("with native kernels the outputs differ")
+    real = parity.compare
 
-    monkeypatch.setattr(speeds, "compare_speeds", differs)
-    assert verified(prepared(), tmp_path).problems == ("with native kernels the outputs differ",)
+    def differs(*arguments: Any, **options: Any) -> parity.Parity:
+        found = real(*arguments, **options)
+        kernels = options["limit"] == parity.MAX_ERROR_OF_KERNELS
+        return replace(found, relative_error=2e-5) if kernels else found
+
+    monkeypatch.setattr(parity, "compare", differs)
+    found = verified(prepared(), tmp_path)
+    assert [step.name for step in found.failures] == ["native kernels agree"]
+    assert "with native kernels the outputs differ" in found.problems[0]
+
+
+# -- against the network ------------------------------------------------------------------------
+
+
+class Boxes(nn.Module):
+    """Boxes from queries, as detection heads give them: hardly any range, or none at all."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.body, self.norm, self.boxes = nn.Linear(24, 32), nn.LayerNorm(32), nn.Linear(32, 4)
+        self.temperature = nn.Parameter(torch.ones([]))
+        with torch.no_grad():
+            self.boxes.weight.mul_(scale)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        boxes = torch.sigmoid(self.boxes(self.norm(torch.relu(self.body(x)))))
+        return boxes, self.temperature.exp()  # 0-d, as CLIP's logit_scale is
+
+
+def boxes_at(scale: float) -> Prepared:
+    torch.manual_seed(0)
+    spec = TensorSpec("x", (None, 24), "float32")
+    model = Model("boxes", "boxes.pt", "state-dict", Boxes(scale).eval(), None, (spec,))
+    return prepare(model, load("raspberry-pi-5"))
+
+
+def judged(made: Prepared, written: Written, folder: Path) -> CheckResult:
+    path = folder / "boxes.onnx"
+    path.write_bytes(written.data)
+    return verify_file(
+        path, written, None, made.model, made.template,
+        target=load("raspberry-pi-5"), budget_bytes=100_000, data=None,
+    )  # fmt: skip
+
+
+def changed(written: Written, factor: float, size: float) -> Written:
+    """Return the file with one weight of its first matrix multiplied: that of a rank in size."""
+    model = onnx.load_from_string(written.data)
+    stored = next(t for t in model.graph.initializer if len(t.dims) == 2)
+    array = onnx.numpy_helper.to_array(stored).copy()
+    array.flat[np.argsort(np.abs(array), axis=None)[int(size * array.size)]] *= factor
+    stored.CopyFrom(onnx.numpy_helper.from_array(array, stored.name))
+    return replace(written, data=model.SerializeToString(deterministic=True))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4, 1e-6, 0.0])
+def test_an_output_that_hardly_varies_is_right(scale: float, tmp_path: Path) -> None:
+    made = boxes_at(scale)
+    found = judged(made, made.template.write_dense(), tmp_path)
+    assert found.problems == ()
+    assert found.parity is not None
+    assert found.parity.relative_error <= parity.MAX_ERROR_TO_NETWORK
+
+
+@pytest.mark.parametrize(
+    ("scale", "factor", "size"), [(1.0, 1.01, 0.5), (1e-2, 1.1, 0.5), (1e-3, 1.5, 0.9)]
+)
+def test_one_wrong_weight_is_caught(
+    scale: float, factor: float, size: float, tmp_path: Path
+) -> None:
+    made = boxes_at(scale)
+    found = judged(made, changed(made.template.write_dense(), factor, size), tmp_path)
+    assert [step.name for step in found.failures] == ["same as the network"]
+    assert "outputs differ from the torch network" in found.problems[0]
+
+
+def test_a_file_that_is_not_the_written_one_is_caught(prepared: At, tmp_path: Path) -> None:
+    now = prepared()
+    path, packed = packed_at(now, tmp_path)
+    size = len(packed.written.data)
+
+    def failures(packed: PackedModel, budget: int) -> list[str]:
+        return [step.name for step in verify(path, packed, now, budget).failures]
+
+    assert failures(packed, size) == []
+    assert failures(packed, size - 1) == ["budget"]
+    assert packed.masks is not None
+    whole = Masks({name: np.ones_like(packed.masks[name]) for name in packed.masks})
+    assert failures(replace(packed, masks=whole), size) == ["packed weights"]
+    path.write_bytes(path.read_bytes() + b"\x3a\x00")  # an empty graph, merged: the same model
+    assert failures(packed, size + 2) == ["as written"]

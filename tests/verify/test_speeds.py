@@ -1,18 +1,26 @@
-"""speeds: where a file has two, both say the same; where it has one, the reason is given."""
+"""Where a file has two, both say the same; where it has one, the reason is given."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from hwprune.errors import VerificationError
 from hwprune.export.artifact import read_artifact
 from hwprune.kernels import dense_path, library
-from hwprune.verify import check, measure, parse_limit, resident, runner, speeds
-from hwprune.verify.parity import Parity
+from hwprune.verify import (
+    check,
+    compare_kernels,
+    kernels_unavailable_reason,
+    measure,
+    parity,
+    parse_limit,
+    resident,
+    runner,
+)
+from hwprune.verify.parity import MAX_ERROR_OF_KERNELS, Parity
 
 WriteArtifact = Callable[..., Path]
 
@@ -29,12 +37,12 @@ def test_both_speeds_agree(
     write_artifact: WriteArtifact, value_type: str, batch: int | str
 ) -> None:
     path = str(write_artifact(value_type=value_type, batch=batch))
-    assert speeds.why_one_speed(read_artifact(path)) is None
-    found = speeds.compare_speeds(path)
-    assert found.relative_error <= speeds.MAX_RELATIVE_ERROR
-    assert "same top-1" in speeds.describe(found)
-    samples = np.random.default_rng(0).standard_normal((8, 3, 4, 4), np.float32)
-    assert speeds.compare_speeds(path, [samples]).top1_agreement == 1.0
+    assert kernels_unavailable_reason(read_artifact(path)) is None
+    found = compare_kernels(read_artifact(path))
+    assert found.relative_error <= MAX_ERROR_OF_KERNELS
+    assert found.top1_agreement == 1.0
+    assert "same top-1" in str(found)
+    assert check(path).speeds == found
 
 
 @needs_kernels
@@ -61,9 +69,9 @@ def test_other_outputs_fail_the_gate(
     write_artifact: WriteArtifact, monkeypatch: pytest.MonkeyPatch, found: Parity, text: str
 ) -> None:
     path = str(write_artifact())
-    monkeypatch.setattr(speeds.parity, "compare", lambda *_, **__: found)
+    monkeypatch.setattr(parity, "compare", lambda *_, **__: found)
     with pytest.raises(VerificationError, match=text):
-        speeds.compare_speeds(path)
+        compare_kernels(read_artifact(path))
     result = check(path)
     assert [step.name for step in result.failures] == [STEP]
     assert result.exit_code == 5
@@ -96,7 +104,7 @@ def test_one_speed_has_its_reason(
 @needs_kernels
 def test_a_layer_that_no_kernel_is_for_is_no_second_speed(write_artifact: WriteArtifact) -> None:
     path = str(write_artifact(codec="dense"))
-    reason = speeds.why_one_speed(read_artifact(path))
+    reason = kernels_unavailable_reason(read_artifact(path))
     assert check(path).exit_code == 0
     if reason is None:
         assert runner.open_session(path, kernels=True).hwprune.registered

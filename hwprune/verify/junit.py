@@ -4,50 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Protocol
 from xml.etree import ElementTree
+
+from hwprune.verify.outcome import CheckResult, Step
 
 # XML 1.0 has no way to write these, escaped or not.
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-class StepLike(Protocol):
-    """One check; ``hwprune.verify.Step`` is one."""
-
-    @property
-    def name(self) -> str:
-        """What was checked."""
-
-    @property
-    def outcome(self) -> str:
-        """``passed``, ``failed`` or ``skipped``."""
-
-    @property
-    def message(self) -> str:
-        """What was found."""
-
-    @property
-    def hint(self) -> str | None:
-        """What to do next."""
-
-    @property
-    def error_type(self) -> str | None:
-        """The kind of a failure."""
-
-
-class ResultLike(Protocol):
-    """The checks of one artifact; ``hwprune.verify.CheckResult`` is one."""
-
-    @property
-    def path(self) -> str:
-        """The artifact."""
-
-    @property
-    def steps(self) -> Sequence[StepLike]:
-        """Its checks."""
-
-
-def junit(results: Sequence[ResultLike]) -> str:
+def junit(results: Sequence[CheckResult]) -> str:
     """Return the XML: a test suite per artifact, a test case per check."""
     root = ElementTree.Element("testsuites", name="hwprune check")
     totals = {"tests": 0, "failures": 0, "skipped": 0}
@@ -68,7 +33,7 @@ def junit(results: Sequence[ResultLike]) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, "unicode") + "\n"
 
 
-def _case(suite: ElementTree.Element, path: str, step: StepLike) -> None:
+def _case(suite: ElementTree.Element, path: str, step: Step) -> None:
     case = ElementTree.SubElement(suite, "testcase", classname=_clean(path), name=_clean(step.name))
     message = _clean(step.message)
     if step.outcome == "failed":
