@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import bench_record
+
 from hwprune.errors import CheckpointError
-from hwprune.report import bench_record
 from hwprune.verify.host import environment
 
 Config = dict[str, Any]

@@ -21,16 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import bench_record
 import devices_page
 from common import Experiment, Stopwatch, command_line, data_folder, parse_rows, scratch
 
 from hwprune.errors import ExportError, InfeasibleError
-from hwprune.report import bench_record
 from hwprune.targets import load, names
 
 if TYPE_CHECKING:
+    from bench_record import Row
+
     from hwprune.ir import Plan, ValueType
-    from hwprune.report.bench_record import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "devices.md"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hwprune.report.bench_record import BenchRecord, Row
+    from bench_record import BenchRecord, Row
 
 Config = Mapping[str, Any]
 

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bench_record
 from common import RESULTS
-
-from hwprune.report import bench_record
 
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "latency.svg"
 STYLES = {

@@ -1,6 +1,6 @@
 """The record of a run, and its renderings. Nothing here measures; it shows what the record says."""
 
-from hwprune.report import bench_record, record, render
+from hwprune.report import record, render
 from hwprune.report.record import Record
 
-__all__ = ["Record", "bench_record", "record", "render"]
+__all__ = ["Record", "record", "render"]

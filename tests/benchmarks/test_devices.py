@@ -10,8 +10,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from bench_record import BenchRecord, read
 
-from hwprune.report.bench_record import BenchRecord, read
 from hwprune.targets import load, names
 
 ROOT = Path(__file__).resolve().parents[2]

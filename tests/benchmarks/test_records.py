@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import bench_record
 import pytest
 
-from hwprune.report import bench_record
 from hwprune.sparsity import make
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import bench_record
 import pytest
 
 from hwprune.job import DEFAULT_STRATEGY
-from hwprune.report import bench_record
 from hwprune.sparsity import make
 from hwprune.steps.pruning import ONE_WAY_NOTE
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench_record
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,6 @@ from hwprune.frontend import load_data
 from hwprune.ir import Data, Masks, Ranking
 from hwprune.least_squares import OneShot, one_shot
 from hwprune.least_squares.one_shot import FAILS_ABOVE, GOOD_TO
-from hwprune.report import bench_record
 from hwprune.sparsity import make
 from hwprune.training import Recipe, finetune
 

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bench_record
 import pytest
+from bench_record import Row
 
 from hwprune.errors import InputError
-from hwprune.report import bench_record
-from hwprune.report.bench_record import Row
 
 SETTING: dict[str, Any] = {"environment": {"python": "3.11"}, "command": "python bench.py"}
 
@@ -75,7 +75,8 @@ def test_rows_that_were_not_run_leave_the_environment_as_it_was(tmp_path: Path) 
 
 WRITER = """
 import sys
-from hwprune.report import bench_record
+sys.path.insert(0, sys.argv[3])
+import bench_record
 for seed in range(25):
     row = {"config": {"writer": sys.argv[2]}, "seed": seed, "status": "run",
            "cost": {"epochs": 0, "seconds": 0}}
@@ -86,7 +87,10 @@ for seed in range(25):
 def test_two_processes_lose_none_of_each_others_rows(tmp_path: Path) -> None:
     path = tmp_path / "shared.json"
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(path), name]) for name in ("a", "b")
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path), name, str(Path(bench_record.__file__).parent)]
+        )
+        for name in ("a", "b")
     ]
     assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
     found = bench_record.read(path)
