@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hwprune.budget import Prefixes, fit, plan, ranking_limit
 from hwprune.encoding import FileCost
-from hwprune.errors import UsageError
+from hwprune.errors import InfeasibleError, UsageError
 from hwprune.export.pipeline import template_of
 from hwprune.export.template import Template
 from hwprune.export.trace import tensors_of, trace
@@ -23,6 +23,8 @@ from hwprune.units import format_bytes
 
 # Four bits and codebooks lose accuracy that depends on the network: they are used when asked for.
 AUTO_VALUE_TYPES: tuple[ValueType, ...] = ("fp32", "fp16", "int8")
+# How many dense tensors a refused budget is explained by, and from how many bytes on.
+_NAMED, _WORTH_NAMING = 12, 256
 _NOTHING = np.zeros(0, dtype=np.int64)
 
 
@@ -190,13 +192,33 @@ def candidates_of(
     tried = [kind for kind in kinds if floors[kind] <= budget_bytes] or [
         min(kinds, key=floors.__getitem__)
     ]
-    return {
-        kind: Candidate(
-            plan(costs[kind], prefixes, budget_bytes, kind, dense_bytes=prepared.dense_bytes),
-            costs[kind],
-        )
-        for kind in tried
-    }
+    try:
+        return {
+            kind: Candidate(
+                plan(costs[kind], prefixes, budget_bytes, kind, dense_bytes=prepared.dense_bytes),
+                costs[kind],
+            )
+            for kind in tried
+        }
+    except InfeasibleError as error:
+        raise _naming_dense(error, prepared) from None
+
+
+def _naming_dense(error: InfeasibleError, prepared: Prepared) -> InfeasibleError:
+    """Return the error with the largest of the tensors that stay dense, each with its reason."""
+    reasons = {tensor.name: tensor.reason for tensor in prepared.skipped}
+    tensors = prepared.template.graph.tensors
+    dense = sorted(prepared.template.layout.others, key=lambda name: -tensors[name].nbytes)
+    dense = [name for name in dense if tensors[name].nbytes >= _WORTH_NAMING]
+    lines = [
+        f"\n  {tensors[name].nbytes:>12,} B  dense: {name}: "
+        f"{reasons.get(name, 'a constant of the exported graph')}"
+        for name in dense[:_NAMED]
+    ]
+    if len(dense) > _NAMED:
+        rest = sum(tensors[name].nbytes for name in dense[_NAMED:])
+        lines.append(f"\n  {rest:>12,} B  dense: {len(dense) - _NAMED} more")
+    return InfeasibleError(error.message + "".join(lines), hint=error.hint)
 
 
 def _prefixes(

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from steps_tools import At, job_of, weights_in
+from torch import nn
 
 from hwprune.budget import Prefixes, plan
 from hwprune.errors import InfeasibleError, UsageError
-from hwprune.ir import Data, Masks
+from hwprune.ir import Data, Masks, Model, TensorSpec
 from hwprune.sampling import Sampled, evenly_spread
 from hwprune.sparsity import rank_weights
 from hwprune.steps.planning import (
@@ -20,6 +22,7 @@ from hwprune.steps.planning import (
     Prepared,
     candidates_of,
     check_budget,
+    prepare,
     value_types,
 )
 from hwprune.steps.value_type_selection import choose_value_type, reconstruction_error
@@ -68,6 +71,23 @@ def test_a_ranking_that_is_cut_short_plans_what_the_whole_one_does(
 def test_no_value_type_fits(prepared: At) -> None:
     with pytest.raises(InfeasibleError, match="the file takes"):
         candidates_of(prepared(), AUTO_VALUE_TYPES, 900)
+
+
+def test_a_refused_budget_names_what_stays_dense() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.fc = nn.Embedding(500, 8), nn.Linear(8, 8)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.fc(self.words(ids))
+            return found
+
+    spec = TensorSpec("ids", (None, 3), "int64")
+    model = Model("words", "words.pt", "state-dict", Words().eval(), None, (spec,))
+    whole = prepare(model, load("raspberry-pi-5"))
+    with pytest.raises(InfeasibleError, match=r"16,000 B  dense: words\.weight: read by Gather"):
+        candidates_of(whole, AUTO_VALUE_TYPES, 900)
 
 
 def test_reconstruction_error() -> None:
