@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from hwprune.export.artifact import csr_arrays, read_artifact
     from hwprune.ir import Artifact, Verdict
     from hwprune.kernels import register_kernels, session
+    from hwprune.pruner import Pruner
 
 __all__ = [
-    "Artifact", "HwpruneError", "Verdict", "compile", "csr_arrays", "read_artifact",
+    "Artifact", "HwpruneError", "Pruner", "Verdict", "compile", "csr_arrays", "read_artifact",
     "register_kernels", "session",
 ]  # fmt: skip
 
 _HOME = {
     "Artifact": "hwprune.ir",
     "HwpruneError": "hwprune.errors",
+    "Pruner": "hwprune.pruner",
     "Verdict": "hwprune.ir",
     "compile": "hwprune.api",
     "csr_arrays": "hwprune.export.artifact",

@@ -85,7 +85,7 @@ def compile(
         )
     profile = target if isinstance(target, Target) else load_target(target)
     source = _data(data, seed)
-    loaded = _model(
+    loaded = model_of(
         model, example_input, source, arch=arch, unsafe_load=unsafe_load, entry=entry, seed=seed
     )
     folder = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="hwprune-"))
@@ -129,16 +129,17 @@ def _data(data: str | Data | None, seed: int) -> Data | None:
     return load_data(data, seed=seed)
 
 
-def _model(
+def model_of(
     model: Any,
     example_input: Any,
     data: Data | None,
     *,
-    arch: str | None,
-    unsafe_load: bool,
-    entry: str | None,
-    seed: int,
+    arch: str | None = None,
+    unsafe_load: bool = False,
+    entry: str | None = None,
+    seed: int = 0,
 ) -> Model:
+    """Return what ``compile`` is given as a model: of a module a copy on the CPU, in eval mode."""
     from hwprune.frontend import load_model, new_model
     from hwprune.frontend.inputs import describe
     from hwprune.frontend.prepare import prepare

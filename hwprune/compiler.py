@@ -70,34 +70,58 @@ def compile_model(job: Job, say: Say = lambda status: None) -> Artifact:
         made = _as_it_is(job, prepared, dense) if whole else _pruned(job, prepared, say)
         if folder is None or made is None:
             return job.world.follow(Artifact)
-        model, written = made.prepared.model, made.written
-        save_checkpoint(model.module, made.masks, folder.staging / "checkpoint")
-        path = folder.staging / "model.onnx"
-        write_file(path, written.data)
-        say(Status("verify", "checking the file in onnxruntime"))
-        checked = verify_file(
-            path, written, made.masks, model, made.prepared.template,
-            target=job.target, budget_bytes=job.budget_bytes, data=job.data,
-        )  # fmt: skip
-        measured = None
-        if not checked.problems:
-            say(Status("measure", "accuracy and latency on this host"))
-            measured = measure_files(
-                path,
-                None if written is dense else dense,
-                job.data,
-                folder=folder.staging,
-                threads=job.threads,
-                with_latency=job.runs_here,
-                with_kernels=checked.no_kernels is None,
-            )
-        outcome = Outcome(
-            job, made.prepared.template, made.prepared.skipped, made.plan, written, made.masks,
-            checked, made.pruned, measured, (*notes, *made.notes),
-        )  # fmt: skip
-        record, verdict = _judge(record_of(outcome), outcome)
-        record["seconds"] = time.perf_counter() - started
-        return job.world.lead(_publish(folder, record, verdict, say))
+        return job.world.lead(
+            finish(job, folder, replace(made, notes=(*notes, *made.notes)), dense, say, started)
+        )
+
+
+def finish(
+    job: Job,
+    folder: OutputFolder,
+    made: Made,
+    dense: Written,
+    say: Say = lambda status: None,
+    started: float | None = None,
+) -> Artifact:
+    """Write what was made, verify, measure, judge and publish it.
+
+    Args:
+        job: what was asked for.
+        folder: where to.
+        made: the file's content and how it came about.
+        dense: the dense network's.
+        say: told about each stage.
+        started: ``time.perf_counter()`` when the job began; now without.
+    """
+    started = time.perf_counter() if started is None else started
+    model, written = made.prepared.model, made.written
+    save_checkpoint(model.module, made.masks, folder.staging / "checkpoint")
+    path = folder.staging / "model.onnx"
+    write_file(path, written.data)
+    say(Status("verify", "checking the file in onnxruntime"))
+    checked = verify_file(
+        path, written, made.masks, model, made.prepared.template,
+        target=job.target, budget_bytes=job.budget_bytes, data=job.data,
+    )  # fmt: skip
+    measured = None
+    if not checked.problems:
+        say(Status("measure", "accuracy and latency on this host"))
+        measured = measure_files(
+            path,
+            None if written is dense else dense,
+            job.data,
+            folder=folder.staging,
+            threads=job.threads,
+            with_latency=job.runs_here,
+            with_kernels=checked.no_kernels is None,
+        )
+    outcome = Outcome(
+        job, made.prepared.template, made.prepared.skipped, made.plan, written, made.masks,
+        checked, made.pruned, measured, made.notes,
+    )  # fmt: skip
+    record, verdict = _judge(record_of(outcome), outcome)
+    record["seconds"] = time.perf_counter() - started
+    return _publish(folder, record, verdict, say)
 
 
 def _quiet(status: Status) -> None:
@@ -105,7 +129,7 @@ def _quiet(status: Status) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class Made:
     """What is to be written, and how it came about."""
 
     prepared: Prepared
@@ -116,7 +140,7 @@ class _Made:
     notes: tuple[str, ...]
 
 
-def _as_it_is(job: Job, prepared: Prepared, dense: Written) -> _Made:
+def _as_it_is(job: Job, prepared: Prepared, dense: Written) -> Made:
     """Take the dense network, which fits."""
     if prepared.has_to_train:
         raise nothing_to_prune(prepared, job.budget_bytes)
@@ -125,10 +149,10 @@ def _as_it_is(job: Job, prepared: Prepared, dense: Written) -> _Made:
         f"{format_bytes(prepared.dense_bytes)}"
     )
     notes = (fits, *left_unshared(prepared.model, job.sharing))
-    return _Made(prepared, None, nothing_pruned(prepared), dense, None, notes)
+    return Made(prepared, None, nothing_pruned(prepared), dense, None, notes)
 
 
-def _pruned(job: Job, prepared: Prepared, say: Say) -> _Made | None:
+def _pruned(job: Job, prepared: Prepared, say: Say) -> Made | None:
     """Plan, prune, train and pack; None in a process that only trains with others."""
     if job.data is not None:
         check_batch(job.model)
@@ -157,10 +181,10 @@ def _pruned(job: Job, prepared: Prepared, say: Say) -> _Made | None:
         budget_bytes=job.budget_bytes, revive=not prepared.has_to_train,
     )  # fmt: skip
     notes = (
-        *shared, choice.note, *_packing_notes(packed, choice.value_type),
+        *shared, choice.note, *packing_notes(packed, choice.value_type),
         *_unshared_sparsity(prepared, packed.masks), *pruned.notes,
     )  # fmt: skip
-    return _Made(prepared, chosen.plan, pruned, packed.written, packed.masks, notes)
+    return Made(prepared, chosen.plan, pruned, packed.written, packed.masks, notes)
 
 
 def _judge(record: dict[str, Any], outcome: Outcome) -> tuple[dict[str, Any], Verdict]:
@@ -199,7 +223,8 @@ def _publish(folder: OutputFolder, record: dict[str, Any], verdict: Verdict, say
 # -- sentences ------------------------------------------------------------------------------------
 
 
-def _packing_notes(packed: PackedModel, value_type: ValueType) -> list[str]:
+def packing_notes(packed: PackedModel, value_type: ValueType) -> list[str]:
+    """Return sentences about what packing dropped, removed and took back."""
     notes = []
     if packed.dropped:
         notes.append(f"{packed.dropped:,} survivors were zero as {value_type} and were dropped")

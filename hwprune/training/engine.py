@@ -50,7 +50,7 @@ class Engine:
         hooks: what takes part, by name, in the order in which it is asked.
         step: optimiser steps taken.
         pending: (step, event) of what is still to come.
-        last_change: the step of the last event.
+        optimizers: what it is attached to, in the order in which they step.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Engine:
         self._before_change, self._changed = before_change, changed
         self.step = 0
         self.pending = [(due(event.progress, steps), event) for event in strategy.events]
-        self._optimizers: list[torch.optim.Optimizer] = []
+        self.optimizers: list[torch.optim.Optimizer] = []
         self._handles: list[Any] = []
         self._skipped = False
         self._sums: dict[str, torch.Tensor] = {}
@@ -84,7 +84,7 @@ class Engine:
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Take part in every step of an optimiser; of several, in turns that end with the last."""
-        self._optimizers.append(optimizer)
+        self.optimizers.append(optimizer)
         self._handles += [
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._after_update),
@@ -94,7 +94,7 @@ class Engine:
         """Leave the optimisers alone."""
         while self._handles:
             self._handles.pop().remove()
-        self._optimizers = []
+        self.optimizers = []
 
     def _before_update(
         self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
@@ -117,7 +117,7 @@ class Engine:
     @torch.no_grad()
     def _ready(self, optimizer: torch.optim.Optimizer) -> None:
         """Apply what is due and let the parameters be masters, with masked gradients."""
-        if optimizer is self._optimizers[0]:
+        if optimizer is self.optimizers[0]:
             found, scale = (getattr(optimizer, each, None) for each in ("found_inf", "grad_scale"))
             self._skipped = found is not None and float(found) > 0
             if not self._skipped:
@@ -129,7 +129,7 @@ class Engine:
     @torch.no_grad()
     def _after_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Mask what was moved, whatever moved it, and store it."""
-        if optimizer is not self._optimizers[-1]:
+        if optimizer is not self.optimizers[-1]:
             return
         self.sparse.mask()
         if not self._skipped:
@@ -188,7 +188,7 @@ class Engine:
 
     def adopt(self, event: Event, proposal: Proposal) -> None:
         """Put masks in force, momentum and masters included."""
-        self.sparse.set_masks(proposal.masks, *self._optimizers, initial=event.initial)
+        self.sparse.set_masks(proposal.masks, *self.optimizers, initial=event.initial)
         self.sparse.restart(proposal.opened)
         for hook in self.hooks.values():
             hook.after_mask_change(event, proposal)
@@ -202,7 +202,7 @@ class Engine:
         return {
             "step": self.step,
             "pending": len(self.pending),
-            "masks": {name: np.packbits(mask) for name, mask in masks.items()},
+            "masks": {n: torch.from_numpy(np.packbits(mask)) for n, mask in masks.items()},
             "masters": self.masters.state_dict(),
             "sums": dict(self._sums),
             "hooks": {name: hook.state_dict() for name, hook in self.hooks.items()},
@@ -215,17 +215,19 @@ class Engine:
         """
         shapes, parameters = self.sparse.shapes, self.sparse.parameters
         masks = {
-            name: np.unpackbits(bits, count=int(np.prod(shapes[name]))).reshape(shapes[name])
+            name: np.unpackbits(bits.numpy(), count=int(np.prod(shapes[name])))
             for name, bits in state["masks"].items()
         }
         # The masks first: hooks ask for them.
-        self.sparse.set_masks(Masks({name: mask.astype(np.bool_) for name, mask in masks.items()}))
+        self.sparse.set_masks(
+            Masks({n: mask.reshape(shapes[n]).astype(np.bool_) for n, mask in masks.items()})
+        )
         self.step = state["step"]
         self.pending = self.pending[len(self.pending) - state["pending"] :]
         self.masters.load_state_dict(state["masters"])
         self._sums = {n: torch.empty_like(parameters[n]).copy_(t) for n, t in state["sums"].items()}
         for name, hook in self.hooks.items():
-            hook.before_step(self.step - 1, self._optimizers[0])
+            hook.before_step(self.step - 1, self.optimizers[0])
             hook.load_state_dict(state["hooks"][name])
 
 

@@ -16,6 +16,9 @@ from hwprune.errors import DataError, HwpruneError, UsageError
 from hwprune.ir import Data, Masks
 from hwprune.sparsity import Event, Initial, Strategy, make, masks_equal
 from hwprune.training import Recipe, TrainResult, accuracy, finetune
+from hwprune.training.batches import Batch
+from hwprune.training.evaluate import Validator
+from hwprune.training.finetune import Run
 from hwprune.training.optimizer import sgd
 from hwprune.training.sparse import SparseParameters
 
@@ -232,6 +235,39 @@ def test_the_best_epoch_is_one_after_the_last_change(data: Data, trained: nn.Mod
     assert result.final_accuracy == max(later)
     assert result.best_epoch in (3, 4)
     assert accuracy(module, data.validation) == result.final_accuracy
+
+
+def test_batches_are_drawn_alike_whatever_the_strategy(
+    data: Data, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[torch.Tensor]] = []
+    real = Run.augmented
+
+    def augmented(self: Run, batch: Batch, generator: torch.Generator) -> Batch:
+        found = real(self, batch, generator)
+        if generator is self.generator:
+            drawn[-1].append(found.inputs[0].clone())
+        return found
+
+    monkeypatch.setattr(Run, "augmented", augmented)
+    for name in ("one-shot", "bidirectional", "rigl"):  # how often gradients are asked for differs
+        drawn.append([])
+        tune(copy.deepcopy(trained), data, make(name, density=0.1))
+    assert len(drawn[0]) == 2 * (len(data.train) // 64)
+    for other in drawn[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(drawn[0], other, strict=True))
+
+
+def test_an_epoch_before_the_last_change_is_not_the_best(
+    data: Data, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.1, 0.9, 0.8, 0.3, 0.4, 0.4])
+    monkeypatch.setattr(Validator, "measure", lambda self: next(accuracies))
+    recipe = dataclasses.replace(QUICK, epochs=4, checkpoint="best")
+    result = tune(
+        copy.deepcopy(trained), data, make("cubic", density=0.1, until=0.5), recipe=recipe
+    )
+    assert (result.best_epoch, result.final_accuracy) == (4, 0.4)
 
 
 def test_progress_comes_in_order(data: Data, trained: nn.Module) -> None:

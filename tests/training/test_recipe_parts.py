@@ -19,6 +19,7 @@ from hwprune.training import Recipe, accuracy, finetune
 from hwprune.training.averaging import MovingAverage, Pool, floating_state
 from hwprune.training.batches import Batch, augment
 from hwprune.training.engine import Engine
+from hwprune.training.finetune import Run
 from hwprune.training.masters import MasterWeights
 from hwprune.training.sharpness import Sharpness
 from hwprune.training.sparse import SparseParameters
@@ -201,6 +202,52 @@ def test_interpolation_in_a_run_fills_the_same_budget(data: Data, start: nn.Modu
     for name in nets.NAMES:
         weight = dict(module.named_parameters())[name].detach().numpy()
         assert not np.any(weight[~result.masks[name]])
+
+
+def test_what_is_averaged_are_the_masters_at_the_ends_of_rounds_and_of_settled_epochs(
+    data: Data, start: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[tuple[int, dict[str, torch.Tensor]]] = []
+    steps: list[int] = []
+    real = Run._step
+
+    def step(self: Run, batch: Batch) -> torch.Tensor:
+        steps.append(self.step)
+        return real(self, batch)
+
+    def add(self: Pool, solution: Mapping[str, torch.Tensor]) -> None:
+        added.append((len(steps), {name: tensor.clone() for name, tensor in solution.items()}))
+
+    monkeypatch.setattr(Run, "_step", step)
+    monkeypatch.setattr(Pool, "add", add)
+    events = (Event(0.0, "prune", density=0.4), Event(0.25, "prune", budget_fraction=1.0))
+    strategy = Strategy("rounds", events, 0.2, restarts=(0.25,))
+    recipe = dataclasses.replace(QUICK, epochs=4, interpolate=3)
+    tune(copy.deepcopy(start), data, recipe, strategy=strategy, store=Grid(0.05))
+    epoch = len(data.train) // 64
+    # As the second round begins, and after the one settled epoch that is not the last.
+    assert [at for at, _ in added] == [epoch + 1, 3 * epoch]
+    weight = added[-1][1]["4.weight"]
+    assert not torch.allclose(weight / 0.05, (weight / 0.05).round(), atol=1e-3)
+
+
+def test_the_norm_that_is_clipped_is_that_of_what_is_kept(
+    data: Data, start: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[torch.Tensor] = []
+    real = nn.utils.clip_grad_norm_
+
+    def clip(parameters: Any, most: float) -> torch.Tensor:
+        parameters = list(parameters)
+        norms.append(real(parameters, most))
+        assert all(not p.grad[p == 0].any() for p in parameters if p.ndim > 1)
+        return norms[-1]
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", clip)
+    recipe = dataclasses.replace(OFF, epochs=1, grad_clip=0.01)
+    tune(copy.deepcopy(start), data, recipe)
+    assert len(norms) == len(data.train) // 64
+    assert min(norms) > 0.01  # it was clipped
 
 
 # -- batches --------------------------------------------------------------------------------------

@@ -1,0 +1,405 @@
+"""Pruning in a loop of the caller's own: masks, bytes, regrowth and stored values, around any step.
+
+The optimiser steps on master weights; outside of ``optimizer.step`` the parameters hold what would
+be shipped. The module is read, never moved, wrapped or put into another mode; what is traced,
+priced, packed and verified is a copy of it on the CPU. See docs/loop.md.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hwprune.api import model_of
+from hwprune.compiler import Made, finish, packing_notes
+from hwprune.errors import HwpruneError, UsageError
+from hwprune.extreme.reachability import Reachability
+from hwprune.ir import Artifact, Masks, Plan, ValueType
+from hwprune.job import resolve
+from hwprune.sparsity import Strategy, make
+from hwprune.steps.output import opened
+from hwprune.steps.packing import pack_model
+from hwprune.steps.planning import Candidate, candidates_of, fits_dense, prepare
+from hwprune.steps.pruning import Pruned, strategy_for
+from hwprune.steps.value_type_selection import choose_value_type
+from hwprune.steps.weight_quantizer import weight_quantizer
+from hwprune.targets import Target
+from hwprune.targets import load as load_target
+from hwprune.training.engine import Engine, value_phase
+from hwprune.training.masters import MasterWeights
+from hwprune.training.sparse import SparseParameters
+from hwprune.units import format_bytes, parse_bytes
+
+_VERSION = 1
+_PRUNED: weakref.WeakKeyDictionary[nn.Module, Pruner] = weakref.WeakKeyDictionary()
+
+
+class Pruner:
+    """Prunes a module to a byte budget while the caller trains it.
+
+    Args:
+        model: the network; compiled by torch or wrapped for several processes, or plain. Its
+            weights are the trained ones: load a checkpoint before, then ``load_state_dict``.
+        optimizer: what moves its parameters; several in the order in which they step.
+        target: a profile's name, its file, or the profile.
+        example_input: one tensor per input of the module; the first axis is the batch.
+        steps: how often the optimiser will step, in all.
+        budget: bytes, or a size such as ``"64KiB"``; the target's default without.
+        strategy: as ``--strategy`` spells it.
+        values: the type of the stored values, or ``auto``.
+        quantise_from: the part of the steps from which values are trained as they are stored; 1
+            for never.
+        gradient_batches: over how many steps the gradients that regrowth asks for are summed.
+        prune_frozen: also prune weights that are not trained.
+        seed: of what is random.
+        options: of the strategy.
+
+    Raises:
+        HwpruneError: this cannot be done, and why, before anything was changed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        *,
+        target: str | Target,
+        example_input: torch.Tensor | Sequence[torch.Tensor],
+        steps: int,
+        budget: int | str | None = None,
+        strategy: str = "cubic",
+        values: str = "auto",
+        quantise_from: float = 0.75,
+        gradient_batches: int = 1,
+        prune_frozen: bool = False,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        """Plan, and take part in the optimiser's steps from now on."""
+        self._module = _plain(model)
+        if self._module in _PRUNED:
+            raise UsageError(
+                "this module has a Pruner already", hint="detach() the other one, or use it"
+            )
+        optimizers = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
+        copied = model_of(self._module, example_input, None, seed=seed)
+        self._job = resolve(
+            copied,
+            target if isinstance(target, Target) else load_target(target),
+            None,
+            Path(),
+            budget_bytes=parse_bytes(budget) if isinstance(budget, str) else budget,
+            strategy=strategy,
+            strategy_options=options,
+            values=values,
+            seed=seed,
+            epochs=0,
+            device="cpu",
+            command=("hwprune.Pruner",),
+        )
+        if not 0 <= quantise_from <= 1 or gradient_batches < 1:
+            raise UsageError(
+                f"quantise_from is {quantise_from!r}, gradient_batches {gradient_batches!r}",
+                hint="quantise_from lies in [0, 1], gradient_batches is 1 or more",
+            )
+        self._steps, self._quantise_from = steps, quantise_from
+        self._gradient_batches = gradient_batches
+        self._prepared = prepare(copied, self._job.target)
+        if fits_dense(self._prepared.dense_bytes, self._job.target, self._job.budget_bytes):
+            raise UsageError(
+                f"the dense model fits {format_bytes(self._job.budget_bytes)}: there is nothing to"
+                " prune",
+                hint=f"give a budget below {format_bytes(self._prepared.dense_bytes)}",
+            )
+        names = self._prepared.template.names
+        self._check_parameters(names, optimizers, prune_frozen=prune_frozen)
+        self._candidates = candidates_of(
+            self._prepared, self._job.value_types, self._job.budget_bytes
+        )
+        choice = choose_value_type(self._job, self._prepared, self._candidates, lambda status: None)
+        chosen = strategy_for(self._job, self._candidates[choice.value_type])
+        if chosen.phasing is not None:
+            raise UsageError(
+                f"the strategy {strategy!r} swaps activations, which is for hwprune's own loop",
+                hint="dyrelu=False",
+            )
+        if not isinstance(steps, int) or steps < max(1, len(chosen.events)):
+            raise UsageError(
+                f"{steps!r} steps are too few for the {len(chosen.events)} changes of the masks"
+                f" that {chosen.name!r} makes",
+                hint="steps is how often the optimiser will step, in all",
+            )
+        self._sparse = SparseParameters(self._module, names)
+        self._notes = [*copied.notes, choice.note]
+        inputs = [example_input] if isinstance(example_input, torch.Tensor) else example_input
+        few = tuple(part[:2].detach().cpu() for part in inputs)
+        self._paths = Reachability(copied.module, self._sparse, lambda: few)
+        self._engine = self._engine_for(choice.value_type, chosen)
+        for each in optimizers:
+            self._engine.attach(each)
+        _PRUNED[self._module] = self
+
+    def _engine_for(self, kind: ValueType, strategy: Strategy) -> Engine:
+        self._kind, self._strategy = kind, strategy
+        quantizer = None
+        if self._quantise_from < 1:
+            quantizer = weight_quantizer(self._prepared.template, self._module, kind)
+        start = 0
+        if quantizer is not None:
+            start = value_phase(strategy, quantizer, self._quantise_from, self._steps)
+        engine = Engine(
+            self._sparse,
+            MasterWeights(self._module, self._sparse, quantizer, start),
+            strategy,
+            self._candidate.masks,
+            steps=self._steps,
+            seed=self._job.seed,
+            gradient_batches=self._gradient_batches,
+        )
+        engine.hooks["reachability"] = self._paths
+        return engine
+
+    # -- what it knows ----------------------------------------------------------------------------
+
+    @property
+    def _candidate(self) -> Candidate:
+        return self._candidates[self._kind]
+
+    @property
+    def plan(self) -> Plan:
+        """Return how many connections fit the budget."""
+        return self._candidate.plan
+
+    @property
+    def masks(self) -> Masks:
+        """Return what is kept now."""
+        return self._sparse.masks
+
+    @property
+    def step(self) -> int:
+        """Return how many steps the optimiser has taken; those that were skipped do not count."""
+        return self._engine.step
+
+    @property
+    def finished(self) -> bool:
+        """Return whether the masks are final."""
+        return not self._engine.pending and (self.step > 0 or not self._strategy.events)
+
+    # -- the optimiser ----------------------------------------------------------------------------
+
+    def attach(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> None:
+        """Take part in the steps of another optimiser from now on, instead of the present one."""
+        optimizers = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
+        self._check_parameters(self._prepared.template.names, optimizers, prune_frozen=True)
+        self._engine.detach()
+        for each in optimizers:
+            self._engine.attach(each)
+        _PRUNED[self._module] = self
+
+    def detach(self) -> None:
+        """Leave optimiser and module alone; the parameters stay as they are."""
+        self._engine.detach()
+        _PRUNED.pop(self._module, None)
+
+    @torch.no_grad()
+    def apply_masks(self, model: nn.Module) -> None:
+        """Prune another copy of the network, such as an average, as this one is; in place."""
+        named = dict(_plain(model).named_parameters(remove_duplicate=False))
+        for name, mask in self.masks.by_name.items():
+            if name not in named or tuple(named[name].shape) != mask.shape:
+                raise UsageError(f"the model has no {name} of the shape {mask.shape}")
+            named[name].masked_fill_(torch.from_numpy(~mask).to(named[name].device), 0.0)
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def export(
+        self,
+        output: str | PathLike[str],
+        *,
+        model: nn.Module | None = None,
+        require: str | Sequence[str] = (),
+    ) -> Artifact:
+        """Write and verify the file, with its report, into a folder, as ``compile`` does.
+
+        Args:
+            output: the folder.
+            model: another copy of the network whose weights to take, such as an average.
+            require: limits such as ``"size<=16KiB"``.
+
+        Returns:
+            the artifact; ``artifact.verdict.exit_code`` is 0 where it fits and is verified.
+
+        Raises:
+            UsageError: the masks are not final, or something else than the optimiser has changed
+                them.
+        """
+        if not self.finished:
+            raise UsageError(
+                f"the masks are not final at step {self.step} of {self._steps}"
+                + (": the optimiser has not stepped" if not self.step else ""),
+                hint="train on; attach() an optimiser that was made later",
+            )
+        if model is None:
+            self._check_zeros()
+        job = resolve(
+            self._job.model, self._job.target, None, Path(output),
+            budget_bytes=self._job.budget_bytes, strategy=self._job.strategy,
+            strategy_options=self._job.strategy_options, values=self._kind, seed=self._job.seed,
+            epochs=0, device="cpu", command=self._job.command,
+            limits=(require,) if isinstance(require, str) else tuple(require),
+        )  # fmt: skip
+        copied, template = self._prepared.model.module, self._prepared.template
+        state = _plain(self._module if model is None else model).state_dict()
+        copied.load_state_dict({name: _on_cpu(value) for name, value in state.items()})
+        self.apply_masks(copied)
+        copied.eval()
+        dense = template.write_dense()
+        packed = pack_model(
+            copied, template, self.masks, self._kind,
+            {n: np.asarray(array) for n, array in self._sparse.pretrained_values().items()},
+            budget_bytes=job.budget_bytes,
+        )  # fmt: skip
+        trained = f"trained for {self.step} steps in a loop of the caller's own"
+        notes = (*self._notes, *packing_notes(packed, self._kind), trained, *self._paths.notes)
+        pruned = Pruned(self._strategy.name, self.masks)
+        made = Made(self._prepared, self.plan, pruned, packed.written, packed.masks, notes)
+        with opened(job.output) as folder:
+            return finish(job, folder, made, dense)
+
+    # -- a checkpoint -----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that changes, and what it was planned with: tensors, numbers and strings."""
+        return {
+            "version": _VERSION,
+            "target": self._job.target.name,
+            "budget_bytes": self._job.budget_bytes,
+            "value_type": self._kind,
+            "strategy": self._strategy.name,
+            "density": self._strategy.density,
+            "steps": self._steps,
+            "pretrained": dict(self._sparse.pretrained),
+            "engine": self._engine.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` returned; module and optimiser were given theirs before.
+
+        Raises:
+            UsageError: it is the state of another budget, target, strategy or network.
+        """
+        here = {
+            "version": _VERSION, "target": self._job.target.name, "steps": self._steps,
+            "budget_bytes": self._job.budget_bytes, "strategy": self._strategy.name,
+        }  # fmt: skip
+        shapes = {name: tuple(t.shape) for name, t in state.get("pretrained", {}).items()}
+        wrong = [
+            f"{name} was {state.get(name)!r}, is {value!r}"
+            for name, value in here.items()
+            if state.get(name) != value
+        ]
+        if shapes != self._sparse.shapes:
+            wrong.append("the prunable parameters are others")
+        if state.get("value_type") not in self._candidates:
+            wrong.append(f"value_type was {state.get('value_type')!r}")
+        if wrong:
+            raise UsageError(
+                "the state is that of another Pruner: " + "; ".join(wrong),
+                hint="make this one with the same arguments",
+            )
+        for name, tensor in state["pretrained"].items():
+            self._sparse.pretrained[name] = torch.empty_like(
+                self._sparse.parameters[name].data
+            ).copy_(tensor)
+        # Planned for the weights before anything was pruned, not for those that are here now.
+        options = {} if self._strategy.name == "dense" else dict(self._job.strategy_options)
+        strategy = make(self._strategy.name, density=state["density"], **options)
+        optimizers = self._engine.optimizers
+        self._engine.detach()
+        self._engine = self._engine_for(state["value_type"], strategy)
+        for optimizer in optimizers:
+            self._engine.attach(optimizer)
+        self._engine.load_state_dict(state["engine"])
+
+    # -- what may be wrong ------------------------------------------------------------------------
+
+    def _check_parameters(
+        self,
+        names: Sequence[str],
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        prune_frozen: bool,
+    ) -> None:
+        """Check that the optimisers step on what is to be pruned, in a way that can be followed."""
+        named = dict(self._module.named_parameters(remove_duplicate=False))
+        if missing := [name for name in names if name not in named]:
+            raise UsageError(
+                f"{missing[0]} is no parameter of the module: it is computed from others",
+                hint="remove parametrisations such as weight_norm before training",
+            )
+        for optimizer in optimizers:
+            if isinstance(optimizer, torch.optim.LBFGS):
+                raise UsageError(
+                    "LBFGS calls its closure several times in a step",
+                    hint="use an optimiser that takes one gradient a step",
+                )
+        parameters = [p for o in optimizers for g in o.param_groups for p in g["params"]]
+        for parameter in parameters:
+            if type(parameter).__module__.startswith("torch.distributed") or type(
+                parameter.data
+            ).__module__.startswith("torch.distributed"):
+                raise UsageError(
+                    "a parameter is spread over several processes (FSDP, DTensor)",
+                    hint="use DistributedDataParallel, or one process",
+                )
+        held = {id(p) for p in parameters}
+        frozen = [name for name in names if not named[name].requires_grad]
+        if frozen and not prune_frozen:
+            raise UsageError(
+                f"{frozen[0]} is frozen (requires_grad is False)",
+                hint="train it, or give prune_frozen=True to prune what is not trained as well",
+            )
+        lost = [n for n in names if id(named[n]) not in held and n not in frozen]
+        if lost:
+            raise UsageError(
+                f"the optimiser does not hold {lost[0]}",
+                hint="give the optimiser (or all of them) that steps on the model's parameters",
+            )
+
+    def _check_zeros(self) -> None:
+        try:
+            self._sparse.check()
+        except HwpruneError as error:
+            raise UsageError(
+                error.message.replace("after training", "any more"),
+                hint="something else than the optimiser's step has changed them: an average that"
+                " was copied in, or a checkpoint that was loaded; see apply_masks()",
+            ) from None
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """Return the module inside what compiles it, or hands it to several processes."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, (nn.parallel.DistributedDataParallel, nn.DataParallel, _Averaged)
+        ):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _on_cpu(value: torch.Tensor) -> torch.Tensor:
+    value = value.detach().cpu()
+    return value.float() if value.is_floating_point() else value
+
+
+_Averaged = torch.optim.swa_utils.AveragedModel
