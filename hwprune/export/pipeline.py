@@ -77,7 +77,7 @@ def decoded_parameters(
 ) -> dict[str, NDArray[np.float32]]:
     """Return the parameters that make the torch module compute what the file computes.
 
-    Packed weights and biases are decoded and the folding of BN is norm_for, so that torch runs the
+    Packed weights and biases are decoded and the folding of BN is undone, so that torch runs the
     original network, BN and all, on the very values that the file holds. Channels that the file is
     without have no weights, and the module's own biases.
 
@@ -90,7 +90,7 @@ def decoded_parameters(
         new values by state-dict key, for the parameters that differ.
     """
     graph = template.graph
-    raw = _traced(template).values(module)
+    raw, module_names = _traced(template).values(module), _traced(template).parameters
     values: dict[str, NDArray[np.float32]] = {}
     for name, packed in written.packed.items():
         nothing = np.zeros(graph.tensors[name].shape, np.float32)
@@ -115,12 +115,19 @@ def decoded_parameters(
         if name in apart:
             continue
         bias = scatter_channels(name, stored_bias, written.kept, graph.tensors[name])
-        folded = folded_biases.get(name)
-        if folded is None:
+        found = folded_biases.get(name)
+        if found is None:
             values[name] = bias
-        else:
-            values[folded.norm[1]] = (bias.astype(np.float64) - folded.shift).astype(np.float32)
-    return {name: value for name, value in values.items() if name in raw}
+            continue
+        _, shift, mean, _ = found.norm
+        shifted = bias.astype(np.float64) - found.shift
+        if shift in module_names:
+            values[shift] = shifted.astype(np.float32)
+        elif mean in module_names:  # a BN without parameters: its mean moves by what is missing
+            moved = np.divide(raw[shift] - shifted, found.factor, out=np.zeros(shifted.shape),
+                              where=found.factor != 0)  # fmt: skip
+            values[mean] = (raw[mean] + moved).astype(np.float32)
+    return {name: value for name, value in values.items() if name in module_names}
 
 
 def weights_of(template: Template) -> Mapping[str, NDArray[np.float32]]:

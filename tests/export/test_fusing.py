@@ -168,6 +168,10 @@ UNFUSED = {
         "s = Conv(x, b) g = Sigmoid(s) t = Mul(s, g) y = Add(t, g)",
         ["Sigmoid", "Mul", "Add"],
     ),
+    "a gated value that another product reads": (
+        "s = Conv(x, b) t = Mul(s, x) g = Sigmoid(s) u = Mul(s, g) y = Add(t, u)",
+        ["Mul", "Sigmoid", "Mul", "Add"],
+    ),
     "an operator that has no name": ("s = Conv(x, b) y = Tanh(s)", ["Tanh"]),
     "a transposed convolution": ("s = ConvTranspose(x, b) y = Relu(s)", ["Relu"]),
     "a matrix that is not transposed": ("s = MatMul(x, w) y = Relu(s)", ["Relu"]),

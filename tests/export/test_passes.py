@@ -22,7 +22,7 @@ from hwprune.export.passes import (
     strip_defaults,
 )
 from hwprune.export.trace import first_names
-from hwprune.ir import TensorSpec
+from hwprune.ir import TensorSpec, ValueType
 
 
 def test_batchnorm_is_folded_where_that_is_right(zoo: Case) -> None:
@@ -114,6 +114,39 @@ def test_folding_survives_a_dead_batchnorm_channel() -> None:
     expected = case.run_torch(feeds, case.decoded(template, written))
     assert np.all(np.isfinite(expected))
     assert relative_error(run(written.data, feeds), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("value_type", ["fp16", "int8"])
+def test_folding_a_batchnorm_without_parameters_is_undone_in_its_mean(
+    bias: bool, value_type: ValueType
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16, bias=bias), nn.BatchNorm1d(16, affine=False), nn.Tanh())
+    net.append(nn.Linear(16, 3))
+    assert isinstance(net[1].running_mean, torch.Tensor)
+    net[1].running_mean.normal_()
+    case = case_of(net.eval(), (TensorSpec("x", (None, 8), "float32"),))
+    template = case.template()
+    assert template.graph.folds
+    written = template.write_sparse(random_masks(template, 0.6), value_type)
+    decoded = case.decoded(template, written)
+    assert "1.running_mean" in decoded
+    feeds = case.feeds(3)
+    assert relative_error(run(written.data, feeds), case.run_torch(feeds, decoded)) <= 1e-6
+
+
+def test_a_weight_or_bias_that_two_layers_read_is_not_folded_into() -> None:
+    norm = "n = BatchNormalization (h, g, b, m, v)"
+    for first, second in (("(x, w, c)", "(n, w)"), ("(x, w, c)", "(n, u, c)")):
+        text = f"h = Conv {first}  {norm}  y = Conv {second}"
+        parsed = onnx.parser.parse_graph(f"g (float[N,3,4,4] x) => (float[N,3,4,4] y) {{ {text} }}")
+        ones = {name: np.ones(3, np.float32) for name in "cgbmv"}
+        weights = {name: np.ones((3, 3, 1, 1), np.float32) for name in "wu"}
+        graph = Graph.of(parsed.node, parsed.input, parsed.output, ones | weights, 18)
+        fold_batchnorm(graph)
+        assert not graph.folds
+        assert len(graph.nodes) == 3
 
 
 def test_equal_biases_of_two_layers_stay_apart() -> None:
