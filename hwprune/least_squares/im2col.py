@@ -3,43 +3,18 @@
 ``rows`` is the weight as (groups, R, K): R output channels of a group, K weights each. ``columns``
 is what these weights are multiplied with, (groups, K, n), one column per output position; and
 ``outputs`` brings what the operator returned into the same order, (groups, R, n).
+
+Two uses of one weight whose ``layout`` is the same can be solved together. ``count`` is n, and
+``at`` are some of these positions. ``apply`` is what the operator makes of another weight, without
+bias; ``by_channel`` shapes a value per output channel so that it can be added to that.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch.nn import functional
-
-
-class LinearOperator(Protocol):
-    """One use of a weight, in a layout that does not depend on the weight's values."""
-
-    @property
-    def layout(self) -> tuple[object, ...]:
-        """What two uses of one weight must share to be solved together."""
-
-    def rows(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the weight as (groups, R, K)."""
-
-    def weight(self, rows: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """Return rows in the weight's own shape."""
-
-    def count(self, output: torch.Tensor) -> int:
-        """Return n, the number of output positions of all samples."""
-
-    def columns(
-        self, x: torch.Tensor, at: torch.Tensor, output: torch.Tensor, shape: torch.Size
-    ) -> torch.Tensor:
-        """Return the columns at the positions ``at``: (groups, K, len(at))."""
-
-    def outputs(self, output: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        """Return the outputs at the positions ``at``: (groups, R, len(at))."""
-
-    def apply(self, x: torch.Tensor, weight: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """Return what the operator makes of another weight, without bias, in output's shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +89,10 @@ class Convolution:
             self.transposed, list(self.output_padding), self.groups,
         )  # fmt: skip
 
+    def by_channel(self, values: torch.Tensor) -> torch.Tensor:
+        """Return (channels, 1, ...)."""
+        return values.reshape(-1, *[1] * len(self.stride))
+
     def _kernel_axes(self, parted: torch.Tensor) -> list[int]:
         return list(range(3, parted.ndim))
 
@@ -183,6 +162,13 @@ class Product:
         rows = self.rows(weight)[0]
         return rows @ x if self.left else (x @ rows.t()).reshape(output.shape)
 
+    def by_channel(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values as they are added to outputs, or for a left factor to their columns."""
+        return values.unsqueeze(1) if self.left else values
+
     def _vectors(self, x: torch.Tensor) -> torch.Tensor:
         x = x.transpose(-1, -2) if self.left else x
         return x.reshape(-1, x.shape[-1])
+
+
+LinearOperator = Convolution | Product

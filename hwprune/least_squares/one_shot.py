@@ -185,7 +185,7 @@ class OneShot:
     def _fit(self, masks: Masks, split: Split) -> Reconstruction:
         return least_squares(
             self.module, self._dense, split, self.names, masks, device=self._device, seed=self.seed,
-            progress=lambda layer, at, of: self._tell(f"refitted {layer.name}", at, of),
+            progress=lambda name, at, of: self._tell(f"refitting {name}", at, of),
         )  # fmt: skip
 
 

@@ -1,19 +1,21 @@
 """Where a network uses its weights: found by watching what runs, not by the classes of modules.
 
-Every convolution, linear layer and matrix product reaches one of four operators of torch, however
+Every convolution, linear layer and matrix product reaches one of a few operators of torch, however
 it was written: as a module, a function, inside an exported program, or with a weight that two
-layers share. ``survey`` lists the uses of each parameter; ``capture`` runs a network up to one of
-them and returns what goes in and what comes out.
+layers share. ``survey`` lists the uses of each parameter; ``watch`` runs a network and hands over
+what goes into each use and what comes out.
 
 What comes out is taken where it matters: the output is followed through batch normalisation (in
 eval mode) and sums up to the first step that is anything else, such as the activation after a
 residual connection. On this way only a scale per channel is applied and tensors are added, so what
-is missing there, divided by that scale, is what the weight should have added.
+is missing there, divided by that scale, is what the weight should have added; and what a change of
+the weight adds can be added there, without running the network again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,22 +39,28 @@ _NORMS: dict[Any, tuple[int | None, int]] = {
 
 
 @dataclass(slots=True)
-class Uses:
+class ParameterUses:
     """What a network does with its parameters.
 
     Attributes:
         operators: per parameter, each use as weight, in the order of the forward pass.
         others: per parameter, an operator that reads it in another way.
         reads: how often each parameter is read, by the address of its data.
+        ends: the parameters that can be solved for, as the last of their uses ends.
+        live: per such parameter, the bytes that the network holds then for one sample.
     """
 
     operators: dict[str, list[LinearOperator]] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
     reads: dict[int, int] = field(default_factory=dict)
+    ends: list[str] = field(default_factory=list)
+    live: dict[str, int] = field(default_factory=dict)
 
-    def order(self) -> tuple[str, ...]:
-        """Return the parameters that are used as weights, by their first use."""
-        return tuple(self.operators)
+    def counts(self) -> dict[str, int]:
+        """Return how many uses each parameter has that can be solved for, by its first use."""
+        return {
+            name: len(uses) for name, uses in self.operators.items() if self.obstacle(name) is None
+        }
 
     def obstacle(self, name: str) -> str | None:
         """Return why a parameter cannot be solved for, in words, or None."""
@@ -65,23 +73,45 @@ class Uses:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Captured:
-    """One use during one forward pass.
+@dataclass(slots=True, eq=False)
+class WeightUse:
+    """One use during one forward pass, followed as far as its output is only scaled and added to.
 
     Attributes:
-        x: the input that the weight is applied to.
+        name: the parameter.
+        operator: how it is applied.
+        x: the input that it is applied to.
         output: the sum that the use's output ends in, before anything that is not linear.
         scale: (channels,) what the use's own output was multiplied with on the way, None for 1.
         offset: a parameter that is added per channel on that way: a bias, or BN's; or None.
         offset_scale: (channels,) the scale where the offset is added, None for 1.
+        way: (output, scale, whether the offset is in it) at each step, the last one's included;
+            outputs that nothing holds any more are None.
     """
 
+    name: str
+    operator: LinearOperator
     x: torch.Tensor
     output: torch.Tensor
-    scale: torch.Tensor | None
     offset: torch.Tensor | None
-    offset_scale: torch.Tensor | None
+    scale: torch.Tensor | None = None
+    offset_scale: torch.Tensor | None = None
+    way: list[tuple[Callable[[], torch.Tensor | None], torch.Tensor | None, bool]] = field(
+        default_factory=list
+    )
+
+    def __post_init__(self) -> None:
+        """Begin the way."""
+        self._step(self.output)
+
+    def _step(self, output: torch.Tensor) -> None:
+        self.output = output
+        self.way.append((weakref.ref(output), self.scale, self.offset is not None))
+
+    def read(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return those that are outputs on the way."""
+        way = [step() for step, _, _ in self.way]
+        return [tensor for tensor in tensors if any(tensor is step for step in way)]
 
     def divided(self, residual: torch.Tensor) -> torch.Tensor:
         """Return what the use's own output lacks, where the sum at its end lacks ``residual``.
@@ -93,44 +123,111 @@ class Captured:
         size = self.scale.abs()
         weak = size <= 1e-6 * size.max()
         factor = torch.where(weak, 0.0, 1.0 / torch.where(weak, 1.0, self.scale))
-        return residual * factor.reshape(-1, *[1] * (residual.ndim - 2))
+        return residual * _by_channel(factor, residual)
+
+    def correct(self, delta: torch.Tensor, shift: torch.Tensor | None) -> None:
+        """Add to every output on the way what a change of the weight makes of it, in place.
+
+        Args:
+            delta: added to the weight, in its shape.
+            shift: (channels,) added to the use's own output by a change of the offset, or None.
+        """
+        change = self.operator.apply(self.x, delta, self.output)
+        done = set()
+        for step, scale, with_offset in self.way:
+            output = step()
+            # Views of one output, and steps in place, are one memory.
+            if output is None or output.data_ptr() in done:
+                continue
+            done.add(output.data_ptr())
+            part = change
+            if shift is not None and with_offset:
+                part = part + self.operator.by_channel(shift)
+            if scale is not None:
+                part = part * _by_channel(scale, part)
+            output.add_(part.reshape(output.shape))
+
+    def follows(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Return whether a call keeps the output a sum of itself, scaled by channel, and others."""
+        now, operator = self.output, self.operator
+        if func.is_view or func in _VIEWS:
+            # Vectors stay vectors where the last axis is kept; places of a convolution do not.
+            if isinstance(operator, Convolution) or operator.left:
+                return False
+            shape = args[1]
+            return isinstance(shape, (list, tuple)) and shape[-1:] == [now.shape[-1]]
+        if func in _SUMS:
+            other = args[1] if args[0] is now else args[0]
+            shape = other.shape if isinstance(other, torch.Tensor) else ()
+            both = torch.broadcast_shapes(shape, now.shape)  # type: ignore[no-untyped-call]
+            return bool(both == now.shape and kwargs.get("alpha", 1) == 1)
+        if func in _NORMS:
+            training, _ = _NORMS[func]
+            plain = isinstance(operator, Convolution) or (now.ndim == 2 and not operator.left)
+            return args[0] is now and plain and (training is None or not args[training])
+        return False
+
+    def follow(self, func: Any, args: Any, result: Any) -> None:
+        """Go one step along the way."""
+        if func in _NORMS:
+            weight, bias, _, variance = args[1:5]
+            factor = torch.rsqrt(variance + args[_NORMS[func][1]])
+            factor = (factor if weight is None else factor * weight).detach()
+            self.scale = factor if self.scale is None else self.scale * factor
+            if self.offset is None and bias is not None:
+                self.offset, self.offset_scale = bias, self.scale
+            result = result[0]
+        self._step(result)
 
 
-class _Done(Exception):
-    """All uses were captured: the rest of the forward pass is of no interest."""
+class Stop(BaseException):
+    """Raised by who was handed a use: the rest of the forward pass is of no interest."""
 
 
-def survey(module: nn.Module, names: Sequence[str], inputs: tuple[torch.Tensor, ...]) -> Uses:
+def survey(
+    module: nn.Module, names: Collection[str], inputs: tuple[torch.Tensor, ...]
+) -> ParameterUses:
     """Return every use of the named parameters in one forward pass."""
-    watch = _Survey(module, names)
-    with torch.no_grad(), _plain_attention(), watch:
+    look = _Survey(module, names)
+    with torch.no_grad(), plain_attention(), look:
         module(*inputs)
-    return watch.uses
+    uses, tracker = look.uses, _Tracker()
+
+    def ended(found: list[WeightUse]) -> None:
+        uses.ends.append(found[0].name)
+        uses.live[found[0].name] = tracker.bytes() // len(inputs[0])
+
+    with tracker:
+        watch(module, uses.counts(), inputs, ended)
+    return uses
 
 
-def capture(
-    module: nn.Module, name: str, uses: int, inputs: tuple[torch.Tensor, ...]
-) -> list[Captured]:
-    """Run a network until all uses of one parameter are done and return them.
+def watch(
+    module: nn.Module,
+    counts: Mapping[str, int],
+    inputs: tuple[torch.Tensor, ...],
+    ended: Callable[[list[WeightUse]], None],
+) -> None:
+    """Run a network and hand over the uses of each parameter as soon as the last has ended.
 
     Args:
         module: in eval mode.
-        name: the parameter.
-        uses: how many uses the survey found.
+        counts: the parameters, and how many uses of each there are.
         inputs: one batch.
+        ended: called with all uses of one parameter; ``Stop`` ends the forward pass.
     """
-    watch = _Capture(module, name, uses)
-    with torch.no_grad(), _plain_attention():
+    look = _Watch(module, counts, ended)
+    with torch.no_grad(), plain_attention():
         try:
-            with watch:
+            with look:
                 module(*inputs)
-        except _Done:
+            look.finish()
+        except Stop:
             pass
-    return watch.finished()
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Let attention run as products that can be seen, not as one fused operator."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -140,13 +237,9 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _address(tensor: torch.Tensor) -> int:
-    return tensor.data_ptr()
-
-
 def _matches(tensor: Any, weight: torch.Tensor) -> str | None:
     """Return whether a tensor is a weight itself (``direct``) or its transpose (``turned``)."""
-    if not isinstance(tensor, torch.Tensor) or _address(tensor) != _address(weight):
+    if not isinstance(tensor, torch.Tensor) or tensor.data_ptr() != weight.data_ptr():
         return None
     if tensor.ndim == 3 and weight.ndim == 2 and (tensor.shape[0] == 1 or tensor.stride(0) == 0):
         tensor = tensor[0]  # the same matrix for every member of a batch
@@ -188,18 +281,18 @@ def _as_use(
 class _Survey(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lists uses while a network runs."""
 
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, module: nn.Module, names: Collection[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         parameters = dict(module.named_parameters(remove_duplicate=False))
-        self._wanted = {_address(parameters[name]): (name, parameters[name]) for name in names}
-        self._all = {_address(parameter) for parameter in parameters.values()}
-        self.uses = Uses()
+        self._wanted = {parameters[name].data_ptr(): (name, parameters[name]) for name in names}
+        self._all = {parameter.data_ptr() for parameter in parameters.values()}
+        self.uses = ParameterUses()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not (func.is_view or func in _VIEWS):
             for tensor in _tensors(args):
-                self._look(func, args, kwargs, _address(tensor))
+                self._look(func, args, kwargs, tensor.data_ptr())
         return func(*args, **kwargs)
 
     def _look(self, func: Any, args: Any, kwargs: Any, address: int) -> None:
@@ -216,97 +309,84 @@ class _Survey(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.uses.operators.setdefault(name, []).append(use[0])
 
 
-@dataclass(slots=True)
-class _Following:
-    """The output of one use on its way to the end of what is linear."""
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the uses of parameters while a network runs."""
 
-    x: torch.Tensor
-    output: torch.Tensor
-    vectors: int | None
-    offset: torch.Tensor | None
-    offset_scale: torch.Tensor | None = None
-    scale: torch.Tensor | None = None
-    ended: bool = False
-
-
-class _Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps inputs and outputs of the uses of one parameter."""
-
-    def __init__(self, module: nn.Module, name: str, uses: int) -> None:
+    def __init__(
+        self, module: nn.Module, counts: Mapping[str, int], ended: Callable[[list[WeightUse]], None]
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._weight = dict(module.named_parameters(remove_duplicate=False))[name]
-        self._uses = uses
-        self._found: list[_Following] = []
-
-    def finished(self) -> list[Captured]:
-        """Return what was captured."""
-        return [Captured(f.x, f.output, f.scale, f.offset, f.offset_scale) for f in self._found]
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        self._weights = {parameters[name].data_ptr(): (name, parameters[name]) for name in counts}
+        self._left, self._ended = dict(counts), ended
+        self._open: list[WeightUse] = []
+        self._closed: dict[str, list[WeightUse]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for following in self._found:
-            if not following.ended and any(t is following.output for t in _tensors(args)):
-                _end_unless_linear(following, func, args, kwargs)
-        if len(self._found) == self._uses and all(f.ended for f in self._found):
-            raise _Done
-        use = _as_use(func, args, kwargs, self._weight)
+        tensors = list(_tensors(args))
+        going: list[WeightUse] = []
+        ending: list[WeightUse] = []
+        for use in self._open:
+            if read := use.read(tensors):
+                # What reads an earlier output too depends on the weight in another way.
+                alone = len(read) == 1 and read[0] is use.output
+                follows = alone and use.follows(func, args, kwargs)
+                (going if follows else ending).append(use)
+        self._close(ending)
+        if func._schema.is_mutable:
+            for use in self._open:
+                if use.x.data_ptr() == tensors[0].data_ptr():
+                    use.x = use.x.clone()
         result = func(*args, **kwargs)
-        for following in self._found:
-            if not following.ended and any(t is following.output for t in _tensors(args)):
-                _advance(following, func, args, result)
-        if use is not None:
-            operator, x, bias = use
-            vectors = None
-            if isinstance(operator, Product):
-                vectors = -1 if operator.left else int(result.shape[-1])
-            # Copies: later steps may work in place.
-            self._found.append(_Following(x.clone(), result, vectors, bias))
+        for use in going:
+            use.follow(func, args, result)
+        for tensor in tensors:
+            name, weight = self._weights.get(tensor.data_ptr(), ("", None))
+            if weight is not None and (found := _as_use(func, args, kwargs, weight)) is not None:
+                operator, x, bias = found
+                self._open.append(WeightUse(name, operator, x, result, bias))
+                break
         return result
 
+    def finish(self) -> None:
+        """Close what the outputs of the network are."""
+        self._close(self._open)
 
-def _end_unless_linear(following: _Following, func: Any, args: Any, kwargs: Any) -> None:
-    if _is_linear_step(following, func, args, kwargs):
-        return
-    following.ended = True
-    if func._schema.is_mutable:
-        following.output = following.output.clone()
-
-
-def _is_linear_step(following: _Following, func: Any, args: Any, kwargs: Any) -> bool:
-    """Return whether a call keeps the output a sum of itself, scaled by channel, and others."""
-    now = following.output
-    if func.is_view or func in _VIEWS:
-        # Vectors stay vectors where the last axis is kept; places of a convolution do not.
-        if following.vectors in (None, -1) or not isinstance(args[1], (list, tuple)):
-            return False
-        return bool(args[1]) and args[1][-1] == following.vectors
-    if func in _SUMS:
-        first, second = args[:2]
-        if (first is now and second is now) or kwargs.get("alpha", 1) != 1:
-            return False
-        other = second if first is now else first
-        shape = other.shape if isinstance(other, torch.Tensor) else ()
-        wide = torch.broadcast_shapes(shape, now.shape)  # type: ignore[no-untyped-call]
-        return bool(wide == now.shape)
-    if func in _NORMS:
-        training, _ = _NORMS[func]
-        plain = following.vectors is None or (following.vectors > 0 and now.ndim == 2)
-        return args[0] is now and plain and (training is None or not args[training])
-    return False
+    def _close(self, uses: Sequence[WeightUse]) -> None:
+        self._open = [use for use in self._open if use not in uses]
+        for use in uses:
+            closed = self._closed.setdefault(use.name, [])
+            closed.append(use)
+            if len(closed) == self._left.get(use.name):
+                del self._left[use.name]
+                self._ended(self._closed.pop(use.name))
+        if not self._left:
+            raise Stop
 
 
-def _advance(following: _Following, func: Any, args: Any, result: Any) -> None:
-    """Follow the output through a linear step."""
-    if func in _NORMS:
-        weight, bias, _, variance = args[1:5]
-        factor = torch.rsqrt(variance + args[_NORMS[func][1]])
-        factor = factor if weight is None else factor * weight
-        before = following.scale
-        following.scale = factor.detach() if before is None else before * factor.detach()
-        if following.offset is None and bias is not None:
-            following.offset, following.offset_scale = bias, following.scale
-        result = result[0]
-    following.output = result
+class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Knows which of the tensors that a network made are still held."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._made: list[weakref.ref[torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._made += [weakref.ref(tensor) for tensor in _tensors((result,))]
+        return result
+
+    def bytes(self) -> int:
+        """Return the bytes of their memory, what several look at counted once."""
+        held = [tensor for made in self._made if (tensor := made()) is not None]
+        return sum(
+            {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values()
+        )
+
+
+def _by_channel(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return values.reshape(-1, *[1] * (like.ndim - 2))
 
 
 def _tensors(args: Any) -> Iterator[torch.Tensor]:

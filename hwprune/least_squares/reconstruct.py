@@ -12,25 +12,28 @@ solving on each row's own support follows from it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from hwprune.errors import HwpruneError
 from hwprune.ir import Masks, Split
-from hwprune.least_squares.im2col import LinearOperator
-from hwprune.least_squares.parameter_uses import Captured, Uses, capture, survey
-from hwprune.least_squares.ridge_solver import Parts, Streamed, Sums, solve
-from hwprune.training.batches import Batch, Batches
+from hwprune.least_squares.lockstep import Pass
+from hwprune.least_squares.parameter_uses import WeightUse, plain_attention, survey
+from hwprune.least_squares.ridge_solver import ColumnParts, ColumnStream, GramSums, solve
+from hwprune.training.batches import Batches
 from hwprune.training.modes import place, set_mode, share_parameters
 
 SAMPLES = 256
 # Each row takes the one that does best on held-out samples.
 RIDGES = (1e-3, 1e-2, 1e-1)
 MEMORY_BYTES = 512 * 1024**2
+# What forward passes may hold between two layers; where it is more, they start again for each.
+_HELD_BYTES = 1024 * 1024**2
 # Inputs in one forward pass.
 _BATCH = 64
 # One in so many samples is not fitted on, and decides which rows keep their new weights.
@@ -70,13 +73,11 @@ class Reconstruction:
         layers: tensors that were refitted, in the order of the forward pass.
         skipped: (name, reason) of those that were left as they are.
         samples: inputs that were used.
-        seconds: wall time.
     """
 
     layers: tuple[LayerFit, ...]
     skipped: tuple[tuple[str, str], ...]
     samples: int
-    seconds: float
 
 
 def least_squares(
@@ -91,15 +92,13 @@ def least_squares(
     memory_bytes: int = MEMORY_BYTES,
     device: str = "cpu",
     seed: int = 0,
-    progress: Callable[[LayerFit, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] = lambda name, number, of: None,
 ) -> Reconstruction:
     """Refit the surviving weights of a pruned network, and the offsets behind them. In place.
 
     Offsets are the layer's own bias, or that of the BN behind it. BN's statistics stay those of the
     dense network: the layers in front are fitted to them. A row whose squared error on held-out
     samples does not fall stays as it is. Pruned weights stay exactly zero. Labels are not read.
-
-    Time grows with the square of the number of layers: each is measured on the network so far.
 
     Args:
         module: the network with its masks applied; ends in eval mode.
@@ -115,13 +114,12 @@ def least_squares(
             and on fewer inputs if they do not fit either.
         device: where to compute.
         seed: of the choice of samples and positions.
-        progress: called after each layer with its fit, its number from 1, and their count.
+        progress: called now and then with a layer's name, its number from 1, and their count.
 
     Raises:
         DataError: the split is empty.
         HwpruneError: the teacher shares parameters with the module.
     """
-    started = time.perf_counter()
     if share_parameters(teacher, module):
         raise HwpruneError("least squares needs the dense network apart from the pruned one")
     home = next(module.parameters()).device
@@ -129,36 +127,66 @@ def least_squares(
         place(network, device, channels_last=False)
         set_mode(network, training=False)
     try:
-        run = _Run(
-            module, teacher, split, names, masks, samples, ridges, memory_bytes, device, seed
-        )
-        layers, skipped = [], list(run.skipped)
-        for number, name in enumerate(run.order, start=1):
-            found = run.refit(name, seed + number)
-            if isinstance(found, str):
-                skipped.append((name, found))
-                continue
-            layers.append(found)
-            if progress is not None:
-                progress(found, number, len(run.order))
+        with (
+            torch.no_grad(),
+            plain_attention(),
+            closing(
+                _Refit(
+                    module,
+                    teacher,
+                    split,
+                    names,
+                    masks,
+                    samples,
+                    ridges,
+                    memory_bytes,
+                    device,
+                    seed,
+                )
+            ) as run,
+        ):
+            layers, skipped = [], list(run.skipped)
+            for number, name in enumerate(run.counts, start=1):
+                tick = partial(progress, name, number, len(run.counts))
+                found = run.refit(name, seed + number, tick)
+                if isinstance(found, LayerFit):
+                    layers.append(found)
+                else:
+                    skipped.append(found)
     finally:
         for network in (module, teacher):
             place(network, home, channels_last=False)
-    return Reconstruction(tuple(layers), tuple(skipped), run.samples, time.perf_counter() - started)
+    return Reconstruction(tuple(layers), tuple(skipped), run.samples)
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """One use in one batch: input, what its output lacks, and what the dense network has there."""
-
-    operator: LinearOperator
-    x: torch.Tensor
-    lacking: torch.Tensor
-    dense: torch.Tensor
-    mine: Captured
+class _Otherwise(Exception):
+    """A batch uses a parameter otherwise than the surveyed one did."""
 
 
-class _Run:
+class _Pair:
+    """One batch on its way through both networks."""
+
+    def __init__(self, run: _Refit, index: torch.Tensor) -> None:
+        def inputs() -> tuple[torch.Tensor, ...]:
+            return next(run.source.take((index,))).inputs
+
+        self.size = len(index)
+        self._passes = [
+            Pass(network, run.uses, run.left, inputs) for network in (run.module, run.teacher)
+        ]
+
+    def to(self, name: str, count: int) -> list[tuple[WeightUse, WeightUse]]:
+        mine, theirs = (each.to(name) for each in self._passes)
+        if not len(mine) == len(theirs) == count:
+            raise _Otherwise
+        return list(zip(mine, theirs, strict=True))
+
+    def close(self) -> None:
+        for each in self._passes:
+            each.close()
+
+
+class _Refit:
     """What stays the same from layer to layer."""
 
     def __init__(
@@ -176,44 +204,63 @@ class _Run:
     ) -> None:
         self.module, self.teacher, self.masks = module, teacher, masks
         self.ridges, self.memory_bytes = ridges, memory_bytes
-        self._source = Batches(split, device=device, resident_bytes=0, channels_last=False)
-        order = torch.randperm(self._source.size, generator=torch.Generator().manual_seed(seed))
+        self.source = Batches(split, device=device, resident_bytes=0, channels_last=False)
+        order = torch.randperm(self.source.size, generator=torch.Generator().manual_seed(seed))
         order = order[: max(1, samples)]
         self.samples = len(order)
+        self.uses = survey(module, names, next(self.source.take((order[:2],))).inputs)
+        self.counts = self.uses.counts()
+        self.left = set(self.counts)
+        self.parameters = dict(module.named_parameters(remove_duplicate=False))
+        reasons = ((name, self.uses.obstacle(name)) for name in names)
+        self.skipped = [(name, reason) for name, reason in reasons if reason is not None]
         held = len(order) // _HELD_OUT or min(1, len(order) - 1)
         # A single sample is fitted on and checked with.
-        self._fitted, self._held = order[held:], order[:held] if held else order
-        first = next(self._source.take((order[:2],)))
-        self.uses: Uses = survey(module, names, first.inputs)
-        self.parameters = dict(module.named_parameters(remove_duplicate=False))
-        obstacles = {name: self.uses.obstacle(name) for name in names}
-        self.order = tuple(name for name in self.uses.order() if obstacles[name] is None)
-        self.skipped = [(name, reason) for name, reason in obstacles.items() if reason is not None]
+        parts = order[held:], order[:held] if held else order
+        self._fitted, self._held_out = (
+            [_Pair(self, index) for index in torch.split(part, _BATCH)] for part in parts
+        )
 
-    def refit(self, name: str, seed: int) -> LayerFit | str:
+    def close(self) -> None:
+        """End all passes."""
+        for pair in (*self._fitted, *self._held_out):
+            pair.close()
+
+    def refit(self, name: str, seed: int, tick: Callable[[], None]) -> LayerFit | tuple[str, str]:
         """Solve for one tensor and keep the rows that got better; or say why it cannot be."""
         weight, operator = self.parameters[name], self.uses.operators[name][0]
         rows = operator.rows(weight.detach())
         alive = operator.rows(torch.from_numpy(self.masks[name]).to(weight.device))
-        data, last = self._collect(name, rows, seed)
-        if data is None or last is None:
-            return "is not used alike in every forward pass"
-        offset = self._offset(name, last)
-        found = [solve(data, alive, ridge, offset=offset is not None) for ridge in self.ridges]
-        choices = [(delta.float(), shift.float()) for delta, shift in found]
-        weights = [operator.weight(delta, weight.shape) for delta, _ in choices]
-        before, errors, scale = self._errors(name, weights, [shift for _, shift in choices])
+        # What was seen of the pruned network, where the passes go on from here.
+        waiting: list[WeightUse] | None = None
+        if self.counts[name] == 1 and 2 * self.samples * self.uses.live[name] <= _HELD_BYTES:
+            waiting = []
+        try:
+            data, last = self._collect(name, rows, seed, waiting, tick)
+            offset = self._offset(last)
+            found = solve(data, alive, self.ridges, offset=offset is not None, tick=tick)
+            choices = [(delta.float(), shift.float()) for delta, shift in found]
+            deltas = [operator.weight(delta, weight.shape) for delta, _ in choices]
+            shifts = [shift for _, shift in choices]
+            before, errors, scale = self._errors(name, rows, deltas, shifts, waiting)
+        except _Otherwise:
+            self.close()
+            return name, "is not used alike in every forward pass"
+        if not choices or not bool(torch.isfinite(before).all()):
+            return name, "has inputs or outputs that are not finite"
         delta, moved, after = torch.zeros_like(rows), torch.zeros_like(before), before
         for (one, shift), error in zip(choices, errors, strict=True):
             # Not "unless worse": what is not a number is no better either.
             better = error < after
             delta = torch.where(better.unsqueeze(2), one, delta)
             moved, after = torch.where(better, shift, moved), torch.where(better, error, after)
-        with torch.no_grad():
-            weight.add_(operator.weight(delta, weight.shape))
-            if offset is not None:
-                by = last.offset_scale
-                offset.add_(moved.flatten() if by is None else moved.flatten() * by)
+        change = operator.weight(delta, weight.shape)
+        weight.add_(change)
+        if offset is not None:
+            by = last.offset_scale
+            offset.add_(moved.flatten() if by is None else moved.flatten() * by)
+        for use in waiting or ():
+            use.correct(change, None if offset is None else moved.flatten())
         total = max(float(scale.sum()), 1e-30)
         return LayerFit(
             name,
@@ -221,89 +268,81 @@ class _Run:
             int((after < before).sum()),
             float(before.sum()) / total,
             float(after.sum()) / total,
-            isinstance(data, Streamed),
+            isinstance(data, ColumnStream),
         )
 
+    def _visit(
+        self, pairs: Sequence[_Pair], name: str, waiting: list[WeightUse] | None
+    ) -> Iterator[tuple[_Pair, WeightUse, torch.Tensor, WeightUse]]:
+        """Yield each use in each batch, what its output lacks, and the dense network's use."""
+        for pair in pairs:
+            for mine, theirs in pair.to(name, self.counts[name]):
+                if waiting is not None:
+                    waiting.append(mine)
+                yield pair, mine, mine.divided(theirs.output - mine.output), theirs
+            if waiting is None:
+                pair.close()
+
     def _collect(
-        self, name: str, rows: torch.Tensor, seed: int
-    ) -> tuple[Sums | Streamed | None, Captured | None]:
+        self,
+        name: str,
+        rows: torch.Tensor,
+        seed: int,
+        waiting: list[WeightUse] | None,
+        tick: Callable[[], None],
+    ) -> tuple[GramSums | ColumnStream, WeightUse]:
         """Run the samples to be fitted on through both networks and keep what the layer needs."""
         groups, height, width = rows.shape
         shape = self.parameters[name].shape
-        operators = self.uses.operators[name]
         generator = torch.Generator().manual_seed(seed)
         wanted = max(_COLUMNS, _COLUMNS_A_WEIGHT * width)
-        share = wanted / (max(1, len(self._fitted)) * len(operators))
+        share = wanted / (sum(pair.size for pair in self._fitted) * self.counts[name])
         part = max(1, _PART_BYTES // (4 * groups * width))
-        sums: Sums | None = None
+        sums: GramSums | None = None
         if 8 * groups * width * (width + height) <= self.memory_bytes // 2:
-            sums = Sums(groups, height, width, rows.device)
-        kept: list[tuple[_Seen, torch.Tensor]] = []
-        room, last = self.memory_bytes // 2, None
-        for batch in self._batches(self._fitted):
-            seen = self._seen(name, batch)
-            if not seen:
-                return None, None
-            for each in seen:
-                last = each.mine
-                at = _some(
-                    each.operator.count(each.lacking), share * len(batch.inputs[0]), generator
-                )
-                at = at.to(rows.device)
-                if sums is not None:
-                    for columns, lacking in _parts([(each, at)], part, shape):
-                        sums.add(columns, lacking)
-                    continue
-                room -= 4 * (each.x.numel() + each.lacking.numel())
-                if room >= 0 or not kept:
-                    kept.append((each, at))
-        if sums is not None:
-            return sums, last
-        return Streamed(lambda: _parts(kept, part, shape)), last
+            sums = GramSums(groups, height, width, rows.device)
+        kept: list[tuple[WeightUse, torch.Tensor, torch.Tensor]] = []
+        room = self.memory_bytes // 2
+        for pair, use, lacking, _ in self._visit(self._fitted, name, waiting):
+            tick()
+            at = _some(use.operator.count(lacking), share * pair.size, generator).to(rows.device)
+            if sums is not None:
+                for columns, missing in _parts([(use, lacking, at)], part, shape):
+                    sums.add(columns, missing)
+                continue
+            room -= 4 * (use.x.numel() + lacking.numel())
+            if room >= 0 or not kept:
+                kept.append((use, lacking, at))
+        return sums or ColumnStream(lambda: _parts(kept, part, shape)), use
 
     def _errors(
-        self, name: str, deltas: Sequence[torch.Tensor], shifts: Sequence[torch.Tensor]
+        self,
+        name: str,
+        rows: torch.Tensor,
+        deltas: Sequence[torch.Tensor],
+        shifts: Sequence[torch.Tensor],
+        waiting: list[WeightUse] | None,
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """Return squared errors by row: as it is, with each change; and the dense variance."""
-        before, scale = torch.zeros_like(shifts[0]), torch.zeros_like(shifts[0])
+        before, scale = torch.zeros_like(rows[..., 0]), torch.zeros_like(rows[..., 0])
         after = [torch.zeros_like(before) for _ in deltas]
-        for batch in self._batches(self._held):
-            for each in self._seen(name, batch):
-                operator = each.operator
-                at = torch.arange(operator.count(each.lacking), device=before.device)
-                lacking = operator.outputs(each.lacking, at)
-                dense = operator.outputs(each.dense, at)
-                before += lacking.square().sum(2)
-                scale += (dense - dense.mean(2, keepdim=True)).square().sum(2)
-                for error, delta, shift in zip(after, deltas, shifts, strict=True):
-                    change = operator.outputs(operator.apply(each.x, delta, each.lacking), at)
-                    error += (lacking - change - shift.unsqueeze(2)).square().sum(2)
+        for _, use, missing, theirs in self._visit(self._held_out, name, waiting):
+            operator = use.operator
+            at = torch.arange(operator.count(missing), device=before.device)
+            lacking = operator.outputs(missing, at)
+            dense = operator.outputs(use.divided(theirs.output), at)
+            before += lacking.square().sum(2)
+            scale += (dense - dense.mean(2, keepdim=True)).square().sum(2)
+            for error, delta, shift in zip(after, deltas, shifts, strict=True):
+                change = operator.outputs(operator.apply(use.x, delta, missing), at)
+                error += (lacking - change - shift.unsqueeze(2)).square().sum(2)
         return before, after, scale
 
-    def _seen(self, name: str, batch: Batch) -> list[_Seen]:
-        """Run one batch through both networks up to a layer; empty where they use it otherwise."""
-        operators = self.uses.operators[name]
-        mine = capture(self.module, name, len(operators), batch.inputs)
-        theirs = capture(self.teacher, name, len(operators), batch.inputs)
-        if not len(mine) == len(theirs) == len(operators):
-            return []
-        return [
-            _Seen(use, a.x, a.divided(b.output - a.output), a.divided(b.output), a)
-            for use, a, b in zip(operators, mine, theirs, strict=True)
-        ]
-
-    def _offset(self, name: str, last: Captured) -> torch.Tensor | None:
+    def _offset(self, use: WeightUse) -> torch.Tensor | None:
         """Return the bias that may move with a layer: one that nothing else reads."""
-        offset = last.offset
-        alone = (
-            len(self.uses.operators[name]) == 1
-            and offset is not None
-            and self.uses.reads.get(offset.data_ptr()) == 1
-        )
-        return offset if alone else None
-
-    def _batches(self, order: torch.Tensor) -> Iterator[Batch]:
-        return self._source.take(tuple(torch.split(order, _BATCH)))
+        if use.offset is None or self.counts[use.name] > 1:
+            return None
+        return use.offset if self.uses.reads.get(use.offset.data_ptr()) == 1 else None
 
 
 def _some(count: int, share: float, generator: torch.Generator) -> torch.Tensor:
@@ -314,9 +353,11 @@ def _some(count: int, share: float, generator: torch.Generator) -> torch.Tensor:
     return torch.randperm(count, generator=generator)[:wanted]
 
 
-def _parts(seen: Sequence[tuple[_Seen, torch.Tensor]], part: int, shape: torch.Size) -> Parts:
+def _parts(
+    kept: Sequence[tuple[WeightUse, torch.Tensor, torch.Tensor]], part: int, shape: torch.Size
+) -> ColumnParts:
     """Yield columns and what their outputs lack, ``part`` positions at a time."""
-    for each, positions in seen:
+    for use, lacking, positions in kept:
         for at in torch.split(positions, part):
-            columns = each.operator.columns(each.x, at, each.lacking, shape)
-            yield columns, each.operator.outputs(each.lacking, at)
+            columns = use.operator.columns(use.x, at, lacking, shape)
+            yield columns, use.operator.outputs(lacking, at)

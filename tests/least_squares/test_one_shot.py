@@ -184,3 +184,46 @@ def test_the_limits_are_those_that_were_measured(way: str, method: str) -> None:
         assert isinstance(sparsity, float)
         assert (accuracy >= 0.917 - 0.04) == (sparsity <= GOOD_TO[way])
         assert accuracy >= 0.917 - 0.10 or sparsity > FAILS_ABOVE.get(way, 0.0)
+
+
+class TwoHeads(nn.Module):
+    """No classifier: one output of one number, and one of another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(64, 16)
+        self.number, self.map = nn.Linear(16, 1), nn.Linear(16, 12)
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        y = torch.relu(self.body(x.flatten(1)))
+        return {"number": self.number(y), "maps": [self.map(y).unflatten(1, (3, 4))]}
+
+
+def test_without_labels_every_output_is_compared(data: Data) -> None:
+    bare = without_labels(data)
+    dense = TwoHeads().eval()
+    measure = one_shot._Measure(bare, dense, "cpu")
+    assert measure(copy.deepcopy(dense)) == 1.0
+    for head in ("number", "map"):
+        broken = copy.deepcopy(dense)
+        with torch.no_grad():
+            getattr(broken, head).weight.zero_()
+        assert measure(broken) < 0.6
+    names = ("body.weight", "number.weight", "map.weight")
+    one = OneShot(copy.deepcopy(dense), names, fill(0.5), seed=0, device="cpu", tell=tell)
+    fitted = one.on_data(bare, recalibrates=True)
+    assert fitted.accuracy is None
+    assert measure(one.module) > 0.8
+    assert "variance of the dense outputs that is kept on validation" in " ".join(fitted.notes)
+
+
+def test_what_is_not_finite_is_left_to_the_mask(network: nn.Module, data: Data) -> None:
+    with torch.no_grad():
+        network[3].weight.fill_(1e38)
+    before = weights_of(network)
+    fitted = once(network, 0.3).on_data(data, recalibrates=True)
+    notes = " ".join(fitted.notes)
+    for name, weight in weights_of(network).items():
+        if name != "0.weight":
+            assert f"{name} has inputs or outputs that are not finite" in notes
+            assert np.array_equal(weight, np.where(fitted.masks[name], before[name], 0))

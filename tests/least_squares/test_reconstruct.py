@@ -15,9 +15,9 @@ from torch.nn import functional
 from hwprune.errors import HwpruneError
 from hwprune.ir import Masks
 from hwprune.least_squares import ridge_solver as normal
-from hwprune.least_squares.parameter_uses import capture, survey
+from hwprune.least_squares.parameter_uses import WeightUse, survey, watch
 from hwprune.least_squares.reconstruct import Reconstruction, least_squares
-from hwprune.least_squares.ridge_solver import Sums
+from hwprune.least_squares.ridge_solver import GramSums
 from hwprune.training.modes import set_mode
 
 
@@ -231,11 +231,17 @@ def residual() -> Residual:
 NAMES = ("first.weight", "second.weight", "head.weight")
 
 
+def use_of(module: nn.Module, name: str, x: torch.Tensor) -> list[WeightUse]:
+    found: list[WeightUse] = []
+    watch(module, {name: 1}, (x,), found.extend)
+    return found
+
+
 def test_the_end_of_a_layer_is_behind_bn_and_the_sum(residual: Residual) -> None:
     x = torch.randn(3, 6, 5, 5, generator=torch.Generator().manual_seed(2))
     uses = survey(residual, NAMES, (x,))
-    assert uses.order() == NAMES
-    (seen,) = capture(residual, "second.weight", 1, (x,))
+    assert tuple(uses.counts()) == tuple(uses.ends) == NAMES
+    (seen,) = use_of(residual, "second.weight", x)
     with torch.no_grad():
         inner = functional.relu(residual.norm(residual.first(x)))
         assert torch.equal(seen.output, residual.other(residual.second(inner)) + x)
@@ -243,7 +249,7 @@ def test_the_end_of_a_layer_is_behind_bn_and_the_sum(residual: Residual) -> None
     norm = residual.other
     assert torch.allclose(seen.scale, norm.weight / torch.sqrt(norm.running_var + norm.eps))
     assert seen.offset is residual.second.bias
-    (first,) = capture(residual, "first.weight", 1, (x,))
+    (first,) = use_of(residual, "first.weight", x)
     assert first.offset is residual.norm.bias
 
 
@@ -265,7 +271,7 @@ def test_a_network_comes_nearer_and_repeats_itself(residual: Residual) -> None:
     module, _ = refit(residual, split, masks, progress=lambda *what: told.append(what))
     again, _ = refit(residual, split, masks)
     other, _ = refit(residual, split, masks, seed=1)
-    assert [(name, number, of) for (layer, number, of) in told for name in [layer.name]] == [
+    assert list(dict.fromkeys(told)) == [
         (name, number, 3) for number, name in enumerate(NAMES, start=1)
     ]
     for key, value in module.state_dict().items():
@@ -306,14 +312,14 @@ def test_the_memory_bound_holds_and_changes_little(
     split = Quiet(64, 6, 5, 5)
     small = 54 * (54 + 6) * 8  # what the products of a convolution take
 
-    def refuse(self: Sums, columns: torch.Tensor, lacking: torch.Tensor) -> None:
+    def refuse(self: GramSums, columns: torch.Tensor, lacking: torch.Tensor) -> None:
         assert columns.shape[1] < 54, "products that are too large were kept"
         add(self, columns, lacking)
 
-    add = Sums.add
+    add = GramSums.add
     one, report = refit(residual, split, masks, memory_bytes=2 * small)
     assert not any(layer.streamed for layer in report.layers)
-    monkeypatch.setattr(normal.Sums, "add", refuse)
+    monkeypatch.setattr(normal.GramSums, "add", refuse)
     two, report = refit(residual, split, masks, memory_bytes=2 * small - 2)
     assert [layer.streamed for layer in report.layers] == [True, True, False]
     # Half of it holds no batch, so the first one is all that is used: the answer is another one.

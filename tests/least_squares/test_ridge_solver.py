@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hwprune.least_squares.ridge_solver import Streamed, Sums, factor, solve
+from hwprune.least_squares.ridge_solver import ColumnStream, GramSums, factor, solve
 
 
 def test_iterating_and_factorising_agree() -> None:
@@ -14,17 +14,17 @@ def test_iterating_and_factorising_agree() -> None:
     lacking = torch.randn(2, 5, 400, generator=generator) + 0.5 + columns[:, :5]
     alive = torch.rand(2, 5, 20, generator=generator) < 0.5
     alive[0, 0], alive[1, 1] = True, False
-    sums = Sums(2, 5, 20, torch.device("cpu"))
+    sums = GramSums(2, 5, 20, torch.device("cpu"))
     for part in range(0, 400, 100):
         sums.add(columns[:, :, part : part + 100], lacking[:, :, part : part + 100])
-    streamed = Streamed(
+    streamed = ColumnStream(
         lambda: iter(
             [(columns[..., :150], lacking[..., :150]), (columns[..., 150:], lacking[..., 150:])]
         )
     )
     for offset in (True, False):
-        one = solve(sums, alive, 1e-2, offset=offset)
-        two = solve(streamed, alive, 1e-2, offset=offset)
+        one = solve(sums, alive, (1e-2,), offset=offset)[0]
+        two = solve(streamed, alive, (1e-2,), offset=offset)[0]
         assert torch.allclose(one[0], two[0], atol=1e-5)
         assert torch.allclose(one[1], two[1], atol=1e-5)
         assert bool(one[1].any()) == offset

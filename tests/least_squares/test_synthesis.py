@@ -98,6 +98,12 @@ def test_work_is_bounded_whatever_the_network(trained: nn.Module) -> None:
     assert affordable(trained, SHAPE) == (SAMPLES, STEPS)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         trained(torch.zeros(1, *SHAPE[0]))
-    whole = 3 * counter.get_total_flops() / 2 * SAMPLES * STEPS
-    assert affordable(trained, SHAPE, most_macs=whole / 4) == (SAMPLES // 2, STEPS // 2)
-    assert affordable(trained, SHAPE, most_macs=whole / 400) is None
+    whole = counter.get_total_flops() * SAMPLES * STEPS
+    for part in (2, 4, 6):
+        found = affordable(trained, SHAPE, most_macs=whole / part)
+        assert found is not None
+        assert 0.9 / part < found[0] * found[1] / (SAMPLES * STEPS) <= 1 / part
+        assert found[1] / STEPS > found[0] / SAMPLES
+    # The fewest may take twice as much.
+    assert affordable(trained, SHAPE, most_macs=whole / 15) == (SAMPLES // 4, STEPS // 2)
+    assert affordable(trained, SHAPE, most_macs=whole / 17) is None
