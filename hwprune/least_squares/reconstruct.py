@@ -300,7 +300,7 @@ class _Refit:
         part = max(1, _PART_BYTES // (4 * groups * width))
         sums: GramSums | None = None
         if 8 * groups * width * (width + height) <= self.memory_bytes // 2:
-            sums = GramSums(groups, height, width, rows.device)
+            sums = GramSums()
         kept: list[tuple[WeightUse, torch.Tensor, torch.Tensor]] = []
         room = self.memory_bytes // 2
         for pair, use, lacking, _ in self._visit(self._fitted, name, waiting):

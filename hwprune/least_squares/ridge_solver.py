@@ -14,7 +14,7 @@ K x K is too large: it holds the inputs, and conjugate gradients ask for product
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,56 +46,99 @@ class Moments:
     residual: torch.Tensor
 
 
-class GramSums:
-    """GramSums of products in float64: memory does not grow with the data.
+class _Sums:
+    """Sums over all columns that do not grow with their number."""
 
-    Args:
-        groups: g.
-        rows: R.
-        width: K.
-        device: where they are kept.
-    """
-
-    def __init__(self, groups: int, rows: int, width: int, device: torch.device) -> None:
-        """Start from nothing."""
-
-        def zeros(*shape: int) -> torch.Tensor:
-            return torch.zeros(groups, *shape, dtype=torch.float64, device=device)
-
-        self._gram, self._cross = zeros(width, width), zeros(rows, width)
-        self._columns, self._residual = zeros(width), zeros(rows)
+    def __init__(self) -> None:
         self.count = 0
+        self._cross = self._squares = self._columns = self._residual = torch.zeros(
+            (), dtype=torch.float64
+        )
+
+    def _sum(self, x: torch.Tensor, r: torch.Tensor) -> None:
+        """Add columns (g, K, n) and what their outputs lack (g, R, n), both float32."""
+        self.count += x.shape[2]
+        self._cross = self._cross.to(x.device) + torch.bmm(r, x.transpose(1, 2))
+        self._squares = self._squares.to(x.device) + x.square().sum(2, dtype=torch.float64)
+        self._columns = self._columns.to(x.device) + x.sum(2, dtype=torch.float64)
+        self._residual = self._residual.to(x.device) + r.sum(2, dtype=torch.float64)
+
+    def moments(self, *, offset: bool) -> Moments:
+        """Return the means; about them where an offset takes these up."""
+        mean, shift = self._columns / self.count * offset, self._residual / self.count * offset
+        return Moments(
+            self._cross / self.count - shift.unsqueeze(2) * mean.unsqueeze(1),
+            (self._squares / self.count - mean.square()).clamp_min(0),
+            mean,
+            shift,
+        )
+
+
+class GramSums(_Sums):
+    """Sums of products (g, K, K); the columns themselves while they are fewer than K."""
+
+    def __init__(self) -> None:
+        """Start from nothing."""
+        super().__init__()
+        self._waiting: list[torch.Tensor] = []
+        self._gram: torch.Tensor | None = None
 
     def add(self, columns: torch.Tensor, residual: torch.Tensor) -> None:
         """Add columns (g, K, n) and what their outputs lack (g, R, n), both float32."""
-        turned = columns.transpose(1, 2)
-        self._gram += torch.bmm(columns, turned)
-        self._cross += torch.bmm(residual, turned)
-        self._columns += columns.sum(2, dtype=torch.float64)
-        self._residual += residual.sum(2, dtype=torch.float64)
-        self.count += columns.shape[2]
+        self._sum(columns, residual)
+        self._waiting.append(columns)
+        if sum(each.shape[2] for each in self._waiting) >= columns.shape[1]:
+            self._fold()
 
-    def moments(self, *, offset: bool) -> Moments:
-        """Return the means."""
-        return _moments(
-            self._cross, self._gram.diagonal(dim1=1, dim2=2), self._columns, self._residual,
-            self.count, offset,
-        )  # fmt: skip
+    def _fold(self) -> torch.Tensor:
+        if self._waiting:
+            x = torch.cat(self._waiting, 2)
+            product = torch.bmm(x, x.transpose(1, 2))
+            self._gram = product.double() if self._gram is None else self._gram.add_(product)
+            self._waiting = []
+        assert self._gram is not None
+        return self._gram
+
+    @property
+    def few(self) -> bool:
+        """Return whether there are fewer columns than their second moments have."""
+        return self._gram is None
 
     def matrix(self, *, offset: bool) -> torch.Tensor:
-        """Return (g, K, K) second moments."""
-        matrix = self._gram / self.count
+        """Return (g, K, K) second moments, about the means where there is an offset."""
+        matrix = self._fold() / self.count
         if offset:
             mean = self._columns / self.count
             matrix -= mean.unsqueeze(2) * mean.unsqueeze(1)
         return matrix
 
     def times(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return rows times the second moments."""
-        return rows @ (self._gram / self.count)
+        """Return rows times the second moments, not about the means."""
+        if self._gram is not None:
+            return rows @ (self._gram / self.count)
+        return _times(rows, self._waiting) / self.count
+
+    def inverse_diagonal(self, ridge: float) -> torch.Tensor:
+        """Return the diagonal (g, K) of the inverse of the moments about the means, held by ridge.
+
+        Of few columns X it is (1 - x_k (ridge + X^T X)^-1 x_k) / ridge for each of their rows.
+        """
+        level = self.moments(offset=True).diagonal.mean(1).clamp_min(1e-30)
+        held = (ridge * level)[:, None]
+        if not self.few:
+            matrix = self.matrix(offset=True)
+            matrix.diagonal(dim1=1, dim2=2).add_(held)
+            return torch.cholesky_inverse(factor(matrix)).diagonal(dim1=1, dim2=2)
+        x = torch.cat(self._waiting, 2).double() - (self._columns / self.count).unsqueeze(2)
+        turned = x.transpose(1, 2) / self.count**0.5
+        small = turned @ turned.transpose(1, 2)
+        small.diagonal(dim1=1, dim2=2).add_(held)
+        spread = torch.linalg.solve_triangular(factor(small), turned, upper=False)
+        found: torch.Tensor = (1 - spread.square().sum(1)) / held
+        return found
 
 
-class ColumnStream:
+class ColumnStream(_Sums):
     """Columns that are made anew whenever they are asked for.
 
     Args:
@@ -103,30 +146,22 @@ class ColumnStream:
     """
 
     def __init__(self, parts: Callable[[], ColumnParts]) -> None:
-        """Keep the source."""
+        """Go through them once."""
+        super().__init__()
         self._parts = parts
-        self.count = sum(columns.shape[2] for columns, _ in parts())
-
-    def moments(self, *, offset: bool) -> Moments:
-        """Return the means."""
-        cross = diagonal = columns = residual = torch.zeros((), dtype=torch.float64)
-        for x, r in self._parts():
-            cross = cross.to(x.device) + torch.bmm(r, x.transpose(1, 2))
-            diagonal = diagonal.to(x.device) + x.square().sum(2, dtype=torch.float64)
-            columns = columns.to(x.device) + x.sum(2, dtype=torch.float64)
-            residual = residual.to(x.device) + r.sum(2, dtype=torch.float64)
-        return _moments(cross, diagonal, columns, residual, self.count, offset)
-
-    def matrix(self, *, offset: bool) -> None:
-        """Return None: it is too large."""
-        return None
+        for columns, residual in parts():
+            self._sum(columns, residual)
 
     def times(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return rows times the second moments."""
-        single, total = rows.float(), torch.zeros_like(rows)
-        for columns, _ in self._parts():
-            total += torch.bmm(torch.bmm(single, columns), columns.transpose(1, 2))
-        return total / self.count
+        """Return rows times the second moments, not about the means."""
+        return _times(rows, (columns for columns, _ in self._parts())) / self.count
+
+
+def _times(rows: torch.Tensor, parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    single, total = rows.float(), torch.zeros_like(rows)
+    for columns in parts:
+        total += torch.bmm(torch.bmm(single, columns), columns.transpose(1, 2))
+    return total
 
 
 def solve(
@@ -153,35 +188,21 @@ def solve(
         return []
     level = at.diagonal.mean(1).clamp_min(torch.finfo(torch.float64).tiny)
     held = [ridge * level for ridge in ridges]
-    matrix = data.matrix(offset=offset)
-    if matrix is None or not _factorising_pays(alive):
-        found = [_iterated(data, matrix, at, alive, each, tick) for each in held]
+    if isinstance(data, GramSums) and _factorising_pays(alive, data.count):
+        found = _factorised(data.matrix(offset=offset), at.cross, alive, held, tick)
     else:
-        found = _factorised(matrix, at.cross, alive, held, tick)
+        found = [_iterated(data, at, alive, each, tick) for each in held]
     return [(each, at.residual - (each @ at.columns.unsqueeze(2)).squeeze(2)) for each in found]
 
 
-def _moments(
-    cross: torch.Tensor, diagonal: torch.Tensor, columns: torch.Tensor, residual: torch.Tensor,
-    count: int, offset: bool,
-) -> Moments:  # fmt: skip
-    """Divide sums by their number; about the means where an offset takes these up."""
-    cross, diagonal = cross / count, diagonal / count
-    mean, shift = columns / count * offset, residual / count * offset
-    return Moments(
-        cross - shift.unsqueeze(2) * mean.unsqueeze(1),
-        (diagonal - mean.square()).clamp_min(0),
-        mean,
-        shift,
-    )
-
-
-def _factorising_pays(alive: torch.Tensor) -> bool:
+def _factorising_pays(alive: torch.Tensor, count: int) -> bool:
     """Return whether factorising one system a row takes less time than iterating on all rows."""
-    width = alive.shape[2]
+    groups, height, width = alive.shape
     sizes = alive.sum(2).double()
     own = torch.where(sizes < width, sizes.pow(3) / 3, sizes.square()).sum() + width**3 / 3
-    return float(own) <= _FACTOR_GAIN * _STEPS * alive.shape[0] * alive.shape[1] * width * width
+    # Few columns are multiplied with twice, but in single precision.
+    product = width * min(width, count)
+    return float(own) <= _FACTOR_GAIN * _STEPS * groups * height * product
 
 
 def _factorised(
@@ -300,7 +321,6 @@ def factor(matrix: torch.Tensor) -> torch.Tensor:
 
 def _iterated(
     data: GramSums | ColumnStream,
-    matrix: torch.Tensor | None,
     at: Moments,
     alive: torch.Tensor,
     held: torch.Tensor,
@@ -316,10 +336,7 @@ def _iterated(
     fall = (residual * direction).sum(2)
     for _ in range(_STEPS):
         tick()
-        if matrix is not None:
-            ahead = direction @ matrix
-        else:
-            ahead = data.times(direction) - (direction @ mean) * mean.transpose(1, 2)
+        ahead = data.times(direction) - (direction @ mean) * mean.transpose(1, 2)
         ahead = (ahead + held[:, None, None] * direction) * alive
         curve = (direction * ahead).sum(2)
         going = curve > 0

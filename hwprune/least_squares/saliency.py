@@ -129,9 +129,9 @@ class _Layer:
 
     def add(self, use: WeightUse) -> None:
         """Take the columns at some positions of a batch."""
-        groups, _, width = self._rows.shape
+        groups = len(self._rows)
         if self._sums is None:
-            self._sums = GramSums(groups, 1, width, self._rows.device)
+            self._sums = GramSums()
         at = torch.randperm(use.operator.count(use.output), generator=self._generator)
         at = at[: self._share].to(self._rows.device)
         columns = use.operator.columns(use.x, at, use.output, self._weight.shape)
@@ -144,12 +144,18 @@ class _Layer:
         """Return scores in the weight's shape; None where what was seen is not finite."""
         if self._sums is None:
             return None
-        matrix, self._sums = self._sums.matrix(offset=True), None
-        variance = torch.stack(self._variance).mean().clamp_min(1e-30)
-        rows = self._rows.double()
-        if not bool(torch.isfinite(matrix.sum() + variance + rows.square().sum())):
+        sums, self._sums = self._sums, None
+        rows, variance = self._rows.double(), torch.stack(self._variance).mean().clamp_min(1e-30)
+        seen = sums.moments(offset=True).diagonal.sum() + variance + rows.square().sum()
+        if not bool(torch.isfinite(seen)):
             return None
-        order, costs = _judged(matrix, rows, self._behind.double() / variance, tick)
+        behind = self._behind.double() / variance
+        if rows.numel() * rows.shape[2] ** 2 > _ROUNDS_COST:
+            tick()
+            saliency = rows.square() / sums.inverse_diagonal(_RIDGE).unsqueeze(1)
+            costs, order = torch.sort((saliency * behind.unsqueeze(2)).flatten(), stable=True)
+        else:
+            order, costs = _judged(sums.matrix(offset=True), rows, behind, tick)
         means = torch.sqrt(costs * torch.from_numpy(np.sort(lamp, axis=None)).to(costs))
         placed = torch.empty(rows.numel()).to(self._rows)
         placed[order] = means.to(placed)
@@ -203,7 +209,6 @@ def _judged(
     tick()
     inverse = torch.cholesky_inverse(factors)
     saliency = rows.square() / inverse.diagonal(dim1=1, dim2=2).unsqueeze(1) * behind.unsqueeze(2)
-    once = rows.numel() * rows.shape[2] ** 2 > _ROUNDS_COST
     judge = _Judge(rows, rows @ matrix, matrix.float(), inverse.float(), behind)
     alive = torch.ones_like(rows, dtype=torch.bool)
     order: list[torch.Tensor] = []
@@ -211,7 +216,7 @@ def _judged(
     left = rows.numel()
     while left:
         living = saliency.masked_fill(~alive, torch.inf).flatten()
-        last = once or left <= _LAST_DENSITY * rows.numel() + 1
+        last = left <= _LAST_DENSITY * rows.numel() + 1
         going = torch.argsort(living, stable=True)[: left if last else max(1, int(_GOING * left))]
         order.append(going)
         costs.append(living[going])

@@ -181,7 +181,7 @@ class _Norms(TorchFunctionMode):
         if (seen := _statistics(func, args, kwargs)) is not None:
             x, mean, variance = seen
             deviation = variance.add(1e-5).sqrt()
-            here, spread = _Moments.apply(x)
+            here, spread = _Moments.apply(x)  # type: ignore[no-untyped-call]
             shift = (here - mean) / deviation
             wider = spread.add(1e-5).sqrt() / deviation - 1
             self.off.append(shift.square().mean() + wider.square().mean())

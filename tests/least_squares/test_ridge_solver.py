@@ -14,7 +14,7 @@ def test_iterating_and_factorising_agree() -> None:
     lacking = torch.randn(2, 5, 400, generator=generator) + 0.5 + columns[:, :5]
     alive = torch.rand(2, 5, 20, generator=generator) < 0.5
     alive[0, 0], alive[1, 1] = True, False
-    sums = GramSums(2, 5, 20, torch.device("cpu"))
+    sums = GramSums()
     for part in range(0, 400, 100):
         sums.add(columns[:, :, part : part + 100], lacking[:, :, part : part + 100])
     streamed = ColumnStream(
