@@ -78,8 +78,8 @@ def test_one_shot_without_labels_starts_from_least_squares(network: Prepared, da
 
     bare = without_labels(data)
     assert "weights that least squares gave" in " ".join(run(bare, "one-shot").notes)
-    assert any(message.startswith("refitted") for message in told)
+    assert any(message.startswith("refitting") for message in told)
     told.clear()
     for given, strategy in ((data, "one-shot"), (bare, "cubic")):
         assert "least squares gave" not in " ".join(run(given, strategy).notes)
-    assert not any(message.startswith("refitted") for message in told)
+    assert not any(message.startswith("refitting") for message in told)
