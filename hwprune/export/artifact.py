@@ -118,6 +118,20 @@ class ArtifactFile:
         """Return the elements of all packed layers' dense tensors."""
         return sum(layer.weights for layer in self.layers)
 
+    @property
+    def inlined_elsewhere(self) -> bool:
+        """Return whether another tool put the functions' bodies into the graph.
+
+        Then no node says which layer it belongs to, but packed arrays are stored and decoded still.
+        """
+        if self.layers or self.model.functions:
+            return False
+        whole = (onnx.TensorProto.UINT8, onnx.TensorProto.UINT16)
+        indices = {t.name for t in self.model.graph.initializer if t.data_type in whole}
+        casts = (node for node in self.model.graph.node if node.op_type == "Cast")
+        ours = any(entry.domain == DOMAIN for entry in self.model.opset_import)
+        return ours and any(node.input[0] in indices for node in casts)
+
 
 def read_artifact(path: str) -> ArtifactFile:
     """Read an ONNX file.

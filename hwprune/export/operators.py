@@ -119,8 +119,8 @@ class Operator:
 
     @property
     def functions(self) -> tuple[str, ...]:
-        """Return the names of all functions that a node of this operator needs."""
-        return (self.name, *weight_functions(self.codec, self.value_type))
+        """Return the names of all functions that a node of this operator needs, its own last."""
+        return (*weight_functions(self.codec, self.value_type), self.name)
 
 
 def _operators() -> list[Operator]:

@@ -25,7 +25,7 @@ from hwprune.export.body import DOMAIN, DOMAIN_VERSION
 from hwprune.export.graph import Graph, message_of
 from hwprune.export.layout import Layout, layout_of
 from hwprune.export.nodes import Made, StoredForm, nodes_of, numbered
-from hwprune.export.operators import count_name, function_for
+from hwprune.export.operators import OPERATORS, count_name, function_for
 from hwprune.export.passes import short_names
 from hwprune.export.per_use_scale import stored_gain
 from hwprune.export.removal import Kept, Removal, without
@@ -235,7 +235,9 @@ class Template:
             if node in groups or node not in layout.replaced
             for final in groups.get(node) or [message_of(node, layout.names)]
         ]
-        model = self._model(written, [function_for(name, self.graph.opset) for name in needed])
+        # A function stands behind those that it calls: onnx's own evaluator reads them in order.
+        names = sorted(needed, key=lambda name: name in OPERATORS)
+        model = self._model(written, [function_for(name, self.graph.opset) for name in names])
         model.graph.initializer.extend(_messages(tensors, {}))
         others = {name: weights[name] for name in layout.others}
         model.graph.initializer.extend(_messages(others, layout.names))

@@ -44,7 +44,7 @@ def densified(artifact: ArtifactFile) -> str | None:
     """
     model = artifact.model
     imported = any(entry.domain == DOMAIN for entry in model.opset_import)
-    if imported and not artifact.layers:
+    if imported and not artifact.layers and not artifact.inlined_elsewhere:
         return "it imports hwprune's operators, and none of its layers is packed"
     if artifact.metadata.get("producer_name") != _PRODUCER:
         return None

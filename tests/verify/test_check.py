@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
@@ -144,6 +145,17 @@ def test_a_file_that_onnxruntime_optimised_is_re_densified(
     ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     result = check(options.optimized_model_filepath)
     assert result.exit_code == 5
+
+
+@pytest.mark.parametrize("value_type", ["fp32", "int8"])
+def test_a_file_whose_functions_onnx_inlined_is_packed_still(
+    write_artifact: WriteArtifact, make_artifact: Callable[..., Any], value_type: str
+) -> None:
+    model = onnx.inliner.inline_local_functions(make_artifact(value_type=value_type))
+    result = check(str(write_artifact(model=model)))
+    assert (failed(result), result.exit_code) == ([], 0)
+    assert "another tool inlined" in message(result, "packed weights")
+    assert "inlined by another tool" in message(result, "function bodies")
 
 
 def test_re_densified_is_said_by_name(
