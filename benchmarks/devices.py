@@ -183,7 +183,7 @@ def defaults_of(strategy: str) -> dict[str, Any]:
     """Return the options that a strategy has today: its defaults may change after a row was run."""
     from hwprune.sparsity import STRATEGIES
 
-    parameters = inspect.signature(STRATEGIES[strategy]).parameters.values()
+    parameters = inspect.signature(STRATEGIES[strategy].build).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 @click.option(
     "--strategy", metavar="NAME",
     help="cubic (the default), iterative, one-shot, rigl or set, which go to the budget; "
-    "bidirectional, bidirectional-one-shot or bidirectional-iterative, which go below it and grow "
-    "back; east, for 99 % and beyond; or dense.",
+    "bidirectional, bidirectional-single, bidirectional-one-shot or bidirectional-iterative, which "
+    "go below it and grow back; east, for 99 % and beyond; or dense.",
 )  # fmt: skip
 @click.option(
     "--values", default="auto", show_default=True, type=VALUES,

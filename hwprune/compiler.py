@@ -15,6 +15,7 @@ from hwprune.errors import LimitError, VerificationError, worst_exit_code
 from hwprune.export.template import Written
 from hwprune.ir import Artifact, Masks, Plan, ValueType, Verdict
 from hwprune.job import Job, Say, Status
+from hwprune.sparsity import STRATEGIES
 from hwprune.steps.check_data import check_batch, check_data
 from hwprune.steps.checkpoint import discard_training_state, save_checkpoint
 from hwprune.steps.output import OutputFolder, opened, write_file
@@ -164,7 +165,7 @@ def _pruned(job: Job, prepared: Prepared, say: Say) -> Made | None:
     model, template = prepared.model, prepared.template
     weights = module_weights(model.module, template)
     pretrained = {name: weight.copy() for name, weight in weights.items()}
-    if job.strategy == "dense":  # nothing may be pruned: only what holds every weight
+    if not STRATEGIES[job.strategy].prunes:  # nothing may be pruned: only what holds every weight
         whole = {k: each for k, each in candidates.items() if each.plan.limited_by == "weights"}
         candidates = whole or candidates
     choice = job.world.lead(choose_value_type(job, prepared, candidates, say))

@@ -85,11 +85,12 @@ def outputs(artifact: hwprune.Artifact, model: nn.Module) -> tuple[np.ndarray, n
     "options",
     [
         {},
-        {"strategy": "bidirectional", "gradient_batches": 2, "steps": STEPS},
+        {"strategy": "bidirectional", "prune_steps": 8, "exchanges": 6},
+        {"strategy": "bidirectional-single", "gradient_batches": 2, "steps": STEPS},
         {"values": "codebook16", "strategy": "one-shot"},
         {"values": "fp32", "budget": 6000},
     ],
-    ids=["default", "regrows", "codebook", "floats"],
+    ids=["default", "exchanges", "regrows", "codebook", "floats"],
 )
 def test_the_file_is_the_trained_network_and_uses_its_bytes(
     tmp_path: Path, options: dict[str, Any]
@@ -118,18 +119,20 @@ def test_the_file_is_the_trained_network_and_uses_its_bytes(
 @pytest.mark.parametrize(
     ("strategy", "after"),
     [
-        ("bidirectional", 12),
+        ("bidirectional", 15),
+        ("bidirectional-single", 12),
         pytest.param("cubic", 35, marks=pytest.mark.slow),
         pytest.param("bidirectional", 35, marks=pytest.mark.slow),
     ],
 )
 def test_a_resume_gives_the_same_file(tmp_path: Path, strategy: str, after: int) -> None:
     """In the middle of the events, and in the value phase; the plan is not made anew."""
+    few = {"prune_steps": 8, "exchanges": 6} if strategy == "bidirectional" else {}
     files = []
     for interrupted in (False, True):
         model = network()
         optimizer = sgd(model)
-        pruner = made(model, optimizer, strategy=strategy, gradient_batches=3)
+        pruner = made(model, optimizer, strategy=strategy, gradient_batches=3, **few)
         train(model, optimizer, range(after))
         if interrupted:
             path = tmp_path / "run.pt"
@@ -138,7 +141,7 @@ def test_a_resume_gives_the_same_file(tmp_path: Path, strategy: str, after: int)
             model = Regressor()
             model.load_state_dict(saved[0])
             optimizer = sgd(model)
-            pruner = made(model, optimizer, strategy=strategy, gradient_batches=3)
+            pruner = made(model, optimizer, strategy=strategy, gradient_batches=3, **few)
             optimizer.load_state_dict(saved[1])
             pruner.load_state_dict(saved[2])
             assert pruner.step == after

@@ -41,6 +41,8 @@ TIME: Config = {
 }  # fmt: skip
 MEMORY: Config = {"network": "torchvision:vgg16", "density": 0.05, "epochs": 2, "train_images": 16}
 # Few events: each of them takes the same memory.
+# Records have the single dip by its name of then.
+STRATEGIES = {"cubic": "cubic", "bidirectional": "bidirectional-single"}
 FEW = {"prune_steps": 2, "steps": 2}
 ROWS: list[tuple[Config, int]] = [
     ({**TIME, "strategy": "bidirectional", "options": {}}, SEED),
@@ -204,7 +206,9 @@ def _resnet20(config: Config, seed: int, folder: Path) -> dict[str, Any]:
         "teacher": model.module,
         "data": data,
         "names": prepared.template.names,
-        "strategy": make(config["strategy"], density=candidate.density, **config["options"]),
+        "strategy": make(
+            STRATEGIES[config["strategy"]], density=candidate.density, **config["options"]
+        ),
         "batch_size": 128,
         "fill": candidate.masks,
     }
@@ -229,7 +233,9 @@ def _vgg16(config: Config, seed: int) -> dict[str, Any]:
         "teacher": None,
         "data": Data("noise", noise, noise, noise, 1000, "none"),
         "names": names,
-        "strategy": make(config["strategy"], density=config["density"], **config["options"]),
+        "strategy": make(
+            STRATEGIES[config["strategy"]], density=config["density"], **config["options"]
+        ),
         "fill": lambda ranking, fraction: ranking.masks(min(len(ranking), round(count * fraction))),
         "batch_size": 4,
     }

@@ -30,7 +30,7 @@ def course(
         regrow_score: what ranks dead connections where a stage is denser than the one before.
         initial: the value that a regrown connection starts from.
     """
-    from hwprune.sparsity import Event, Strategy
+    from hwprune.sparsity import MaskEvent, Strategy
 
     densities = [1 - sparsity for sparsity in stages]
     events = []
@@ -40,7 +40,7 @@ def course(
             grows = density > before
             stays = all(later == density for later in densities[number:])
             events.append(
-                Event(
+                MaskEvent(
                     number / len(densities),
                     "regrow" if grows else "prune",
                     density=None if stays else density,

@@ -36,7 +36,7 @@ from hwprune.extreme.passing import (
     through,
 )
 from hwprune.ir import Masks, Ranking
-from hwprune.sparsity import Event, Fill, rank
+from hwprune.sparsity import Fill, MaskEvent, rank
 from hwprune.training.hooks import Hook, Proposal
 from hwprune.training.sparse import SparseParameters
 
@@ -102,7 +102,7 @@ class Reachability(Hook):
         self.mended = self.moved = self.left = 0
         self.problem = ""
 
-    def propose(self, event: Event, proposal: Proposal, fill: Fill) -> Proposal:
+    def propose(self, event: MaskEvent, proposal: Proposal, fill: Fill) -> Proposal:
         """Return the masks with a path to every output; of bytes, those that fit."""
         fraction = event.budget_fraction
         with self._plain(), torch.enable_grad():
@@ -111,7 +111,7 @@ class Reachability(Hook):
                 return repaired
             return self.filled(repaired, lambda ranking: fill(ranking, fraction))
 
-    def after_mask_change(self, event: Event, proposal: Proposal) -> None:
+    def after_mask_change(self, event: MaskEvent, proposal: Proposal) -> None:
         """Remember what was mended, for the report."""
         if isinstance(proposal, RepairedMasks):
             self.mended, self.left = self.mended + proposal.mended, proposal.left

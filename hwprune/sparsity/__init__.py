@@ -1,97 +1,67 @@
-"""Which connections live. NumPy only; knows neither ONNX nor bytes.
+"""Which connections are kept. NumPy only; knows neither ONNX nor bytes.
 
-Which stay (scores), which return (rules), how many per layer (allocation), when (schedules), and in
-what course: events and strategies (course) are composed of pieces into strategies that approach the
-budget from above (oneway), also from below (bothways), or leave it in cycles (east). Orders of
-connections are exact and bounded in memory (ranking, selecting).
+Which stay (scores), which return (growth_scores), how many per layer (allocation), when (schedules,
+mask_schedule); from events (event_builders) strategies are put together that approach the budget
+from above (gradual), go below it and back (prune_regrow), or leave it in cycles (east). One
+selection of the best (topk_masks) serves them all.
 """
 
 from __future__ import annotations
 
-from hwprune.sparsity.allocation import (
-    ALLOCATIONS,
-    GROWTHS,
-    erk,
-    global_,
-    growth,
-    rank_allocated,
+from hwprune.sparsity.allocation import ALLOCATIONS, GROWTH_ALLOCATIONS, growth
+from hwprune.sparsity.growth_scores import (
+    GROWTH_SCORES,
+    NEEDS_GRADIENT,
+    NEEDS_MOMENTS,
+    Evidence,
 )
-from hwprune.sparsity.bothways import (
-    bidirectional,
-    bidirectional_iterative,
-    bidirectional_one_shot,
-)
-from hwprune.sparsity.course import (
-    Event,
-    Fill,
-    Initial,
-    Phasing,
-    Strategy,
-)
-from hwprune.sparsity.east import east
-from hwprune.sparsity.masks import (
-    Change,
-    Repair,
-    champions,
-    compare,
-    densities,
-    masks_equal,
-    repair_empty,
-)
-from hwprune.sparsity.oneway import cubic, dense, iterative, one_shot, rigl, set_
-from hwprune.sparsity.ranking import followed_by, rank, rank_dead, rank_living, rank_weights
-from hwprune.sparsity.rules import NEEDS_GRADIENT, RULES, Evidence
+from hwprune.sparsity.mask_schedule import Fill, Initial, MaskEvent, Phasing, Strategy
 from hwprune.sparsity.scores import SCORES, lamp, magnitude
-from hwprune.sparsity.selecting import select, select_living
-from hwprune.sparsity.strategies import STRATEGIES, check_options, make, options_of, refuse_removed
-from hwprune.sparsity.streaming import Streamed
+from hwprune.sparsity.strategies import (
+    STRATEGIES,
+    check_options,
+    make,
+    options_of,
+    refuse_removed,
+)
+from hwprune.sparsity.topk_masks import (
+    LazyScores,
+    followed_by,
+    full,
+    masks_equal,
+    rank,
+    rank_allocated,
+    rank_weights,
+    select,
+)
 
 __all__ = [
     "ALLOCATIONS",
-    "GROWTHS",
+    "GROWTH_ALLOCATIONS",
+    "GROWTH_SCORES",
     "NEEDS_GRADIENT",
-    "RULES",
+    "NEEDS_MOMENTS",
     "SCORES",
     "STRATEGIES",
-    "Change",
-    "Event",
     "Evidence",
     "Fill",
     "Initial",
+    "LazyScores",
+    "MaskEvent",
     "Phasing",
-    "Repair",
     "Strategy",
-    "Streamed",
-    "bidirectional",
-    "bidirectional_iterative",
-    "bidirectional_one_shot",
-    "champions",
     "check_options",
-    "compare",
-    "cubic",
-    "dense",
-    "densities",
-    "east",
-    "erk",
     "followed_by",
-    "global_",
+    "full",
     "growth",
-    "iterative",
     "lamp",
     "magnitude",
     "make",
     "masks_equal",
-    "one_shot",
     "options_of",
     "rank",
     "rank_allocated",
-    "rank_dead",
-    "rank_living",
     "rank_weights",
     "refuse_removed",
-    "repair_empty",
-    "rigl",
     "select",
-    "select_living",
-    "set_",
 ]

@@ -1,108 +1,77 @@
-"""Which connections matter: one function per criterion, all with one signature.
+"""Which connections stay: one function per criterion, ``(weight, best) -> score``; higher: keep.
 
-A score is ``weight -> score``, float32 in the weight's own shape; higher means keep.
+A score is float32 in the weight's own shape and falls with magnitude inside a tensor. Those that
+are not among the ``best`` so many of the tensor may score 0: None asks for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprune.sparsity import topk
 
-Score = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+class Score(Protocol):
+    """(weight, how many of its best are asked for) -> score."""
+
+    def __call__(self, weight: NDArray[np.float32], best: int | None = None) -> NDArray[np.float32]:
+        """Return the score, in the weight's shape."""
 
 
-def magnitude(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+_SIGN = np.uint32(0x80000000)
+_CHUNK = 1 << 18
+
+
+def ascending(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Return integers that are ordered as the scores are."""
+    # Adding zero turns -0.0 into 0.0: the two are equal and must tie.
+    bits = (scores + np.float32(0)).view(np.uint32)
+    return np.asarray(np.where(bits & _SIGN, ~bits, bits | _SIGN), np.uint32)
+
+
+def magnitude(weight: NDArray[np.float32], best: int | None = None) -> NDArray[np.float32]:
     """Return |w|."""
+    del best
     return np.asarray(np.abs(weight), dtype=np.float32)
 
 
-def lamp(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+def lamp(weight: NDArray[np.float32], best: int | None = None) -> NDArray[np.float32]:
     """Return w^2 over the sum of w^2 of all weights of the tensor that are no smaller.
 
     arXiv 2010.07611, equation 4. The largest weight of every tensor scores exactly 1, so a global
     ranking by this score empties no tensor while it keeps one connection per tensor. Of equal
     magnitudes the one with the lower index counts as larger. Zero weights score 0.
     """
-    positions, values = _lamp_sorted(weight, weight.size)
-    scores = np.empty(weight.size, dtype=np.float32)
-    scores[positions] = values
+    flat = weight.reshape(-1)
+    # Keys whose order is that of falling magnitude, ties by index; a score needs larger ones only.
+    order = np.empty(np.count_nonzero(flat), np.uint64)
+    used = 0
+    for start in range(0, flat.size, _CHUNK):
+        piece = flat[start : start + _CHUNK]
+        index = np.flatnonzero(piece)
+        keys = (~ascending(np.abs(piece[index]))).astype(np.uint64) << np.uint64(32)
+        order[used : used + keys.size] = keys | (index + start).view(np.uint64)
+        used += keys.size
+    if best is not None and best < order.size:
+        order.partition(max(0, best - 1))
+        order = order[: max(0, best)].copy()
+    order.sort()
+    order &= np.uint64(0xFFFFFFFF)
+    places = order.view(np.int64)
+    scores = np.zeros(flat.size, np.float32)
+    total = 0.0
+    for start in range(0, places.size, _CHUNK):
+        place = places[start : start + _CHUNK]
+        # Denominators: float64, since float32 sums stop growing after some ten million terms.
+        squared = flat[place].astype(np.float64) ** 2
+        sums = squared.copy()
+        sums[0] += total
+        np.cumsum(sums, out=sums)
+        total = float(sums[-1])
+        with np.errstate(invalid="ignore"):
+            scores[place] = np.divide(squared, sums, out=np.zeros_like(squared), where=sums != 0)
     return scores.reshape(weight.shape)
 
 
-def lamp_top(
-    weight: NDArray[np.float32], limit: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the best ``limit`` LAMP scores of a tensor without sorting the rest.
-
-    The score of a weight depends on larger weights only, so the best ones can be computed from
-    themselves alone: the values are bit for bit those of ``lamp``.
-
-    Args:
-        weight: any shape.
-        limit: how many to return; fewer where the tensor is smaller.
-
-    Returns:
-        (m,) row-major positions and (m,) scores, by descending score, ties by position.
-    """
-    limit = min(limit, weight.size)
-    positions, values = lamp_candidates(weight, limit)
-    best = topk.TopK(limit)
-    best.offer_at(values, positions)
-    order = topk.indices(best.sorted())
-    if np.array_equal(order, positions[:limit]):
-        return positions[:limit], values[:limit]
-    by_position = np.argsort(positions)
-    found = by_position[np.searchsorted(positions, order, sorter=by_position)]
-    return order, values[found]
-
-
-def lamp_candidates(
-    weight: NDArray[np.float32], limit: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return a superset of ``lamp_top``, by magnitude, with all that ties with its last score.
-
-    Different magnitudes may round to one float32 score, and ties go to the lower position: what
-    ties with the last one wanted has to be seen before the cut is made.
-    """
-    limit, extra = min(limit, weight.size), 1024
-    while True:
-        positions, values = _lamp_sorted(weight, min(limit + extra, weight.size))
-        if limit == 0 or positions.size == weight.size or not values[-1] >= values[limit - 1]:
-            return positions, values
-        extra *= 16
-
-
-def _lamp_sorted(
-    weight: NDArray[np.float32], limit: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return positions and LAMP scores of the ``limit`` largest weights, the largest first."""
-    best = topk.TopK(limit)
-    for start, chunk in topk.chunks(weight):
-        values = np.abs(chunk)
-        # A NaN is kept as the largest of all, so that the ranking sees it and refuses it.
-        if np.isnan(np.max(values, initial=0)):
-            values = np.where(np.isnan(values), np.float32(np.inf), values)
-        best.offer(values, start)
-    positions = topk.indices(best.sorted())
-    squared = weight.reshape(-1)[positions].astype(np.float64) ** 2
-    # Denominators: float64, since float32 sums stop growing after some ten million terms.
-    total = np.cumsum(squared)
-    with np.errstate(invalid="ignore"):
-        scores = np.divide(squared, total, out=np.zeros_like(squared), where=total != 0)
-    return positions, scores.astype(np.float32)
-
-
 SCORES: dict[str, Score] = {"magnitude": magnitude, "lamp": lamp}
-
-
-def pieces(name: str, weight: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield (offset, flat piece) of a tensor's score: new arrays, one at a time."""
-    if name == "lamp":
-        yield from topk.chunks(lamp(weight))
-        return
-    for start, chunk in topk.chunks(weight):
-        yield start, SCORES[name](chunk)

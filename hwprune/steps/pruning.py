@@ -12,19 +12,12 @@ from hwprune.extreme import extreme_hooks
 from hwprune.ir import Data, Masks
 from hwprune.job import Job, Say, Status
 from hwprune.least_squares import OneShot
-from hwprune.sparsity import Fill, Strategy, make
-from hwprune.sparsity.masks import full
+from hwprune.sparsity import STRATEGIES, Fill, Strategy, full, make
 from hwprune.steps.checkpoint import training_state
 from hwprune.steps.planning import Candidate, Prepared
 from hwprune.steps.weight_quantizer import weight_quantizer
 from hwprune.training import Progress, finetune
 from hwprune.units import format_bytes, format_percent
-
-# What the project's own record says (a test compares the two); one run cannot know it by itself.
-ONE_WAY_NOTE = (
-    "one-way pruning (--strategy cubic, the default) was ahead or level at the same cost wherever "
-    "we measured both with three seeds or more, on ResNet-20: see docs/results.md"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +62,7 @@ def strategy_for(job: Job, candidate: Candidate) -> Strategy:
     plan = candidate.plan
     if plan.limited_by == "weights":
         return make("dense", density=1.0)
-    if job.strategy == "dense":
+    if not STRATEGIES[job.strategy].prunes:
         raise InfeasibleError(
             f"nothing may be pruned (--strategy dense), but as {plan.value_type} only "
             f"{plan.max_nonzeros:,} of {plan.weights:,} weights fit "
@@ -120,7 +113,8 @@ def _train(
     notes: list[str] = []
     teacher = copy.deepcopy(prepared.teacher)
     # Where weights are shared there is no dense network of the same layers to be fitted to.
-    if data.train.labels is None and strategy.name == "one-shot" and prepared.unshared is None:
+    fits = STRATEGIES[strategy.name].starts_from_fit and prepared.unshared is None
+    if data.train.labels is None and fits:
         masks, note = _one_shot(job, prepared, candidate, say).before_training(data.train)
         notes.append(note)
         fill = lambda ranking, fraction: masks  # noqa: E731 (they are chosen already)
@@ -145,8 +139,7 @@ def _train(
     if job.world.size > 1:
         where += f", by {job.world.size} processes"
     notes += [*result.notes, f"trained in {result.precision} {where}"]
-    if strategy.name == "bidirectional":
-        notes.append(ONE_WAY_NOTE)
+    notes += STRATEGIES[strategy.name].notes
     if model.batchnorm_frozen:
         notes.append("BN was frozen: an exported program keeps the mode that it was exported in")
     options = {f"strategy.{name}": value for name, value in job.strategy_options.items()}

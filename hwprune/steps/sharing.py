@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 
 from hwprune.errors import UsageError
 from hwprune.ir import Model
+from hwprune.sparsity import STRATEGIES
 
 if TYPE_CHECKING:
     from hwprune.extreme.sharing import Sharing
 
 OFF, AUTO, STAGES = "off", "auto", "stages"
-
-# Strategies of which sharing is a part.
-_SHARING = ("east",)
 
 
 def resolve_sharing(asked: Sequence[str], strategy: str, *, trains: bool) -> tuple[str, ...]:
@@ -51,7 +49,8 @@ def resolve_sharing(asked: Sequence[str], strategy: str, *, trains: bool) -> tup
             "layers that come to share weights have to be trained, and there is nothing to do it",
             hint="give --data and --epochs above 0, or leave --share-weights out",
         )
-    return tuple(asked) or ((AUTO,) if trains and strategy in _SHARING else ())
+    shares = strategy in STRATEGIES and STRATEGIES[strategy].shares_weights
+    return tuple(asked) or ((AUTO,) if trains and shares else ())
 
 
 def with_shared_weights(model: Model, sharing: Sequence[str]) -> tuple[Model, Sharing]:

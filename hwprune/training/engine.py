@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from hwprune.ir import Masks
-from hwprune.sparsity import NEEDS_GRADIENT, Event, Fill, Strategy
+from hwprune.sparsity import NEEDS_GRADIENT, NEEDS_MOMENTS, Fill, MaskEvent, Strategy
 from hwprune.training.distributed import ALONE, World
 from hwprune.training.events import masks_after
-from hwprune.training.evidence import Seen
+from hwprune.training.evidence import GradientMoments, GradientStats
 from hwprune.training.hooks import Hook, Proposal
 from hwprune.training.masters import MasterWeights
 from hwprune.training.sparse import SparseParameters
@@ -51,6 +51,7 @@ class Engine:
         step: optimiser steps taken.
         pending: (step, event) of what is still to come.
         optimizers: what it is attached to, in the order in which they step.
+        moments: of the gradients that steps have; a loop with ``gradients`` adds them.
     """
 
     def __init__(
@@ -65,8 +66,8 @@ class Engine:
         world: World = ALONE,
         gradients: Callable[[], Gradients] | None = None,
         gradient_batches: int = 1,
-        before_change: Callable[[Event], None] = lambda event: None,
-        changed: Callable[[Event, Proposal], None] = lambda event, proposal: None,
+        before_change: Callable[[MaskEvent], None] = lambda event: None,
+        changed: Callable[[MaskEvent, Proposal], None] = lambda event, proposal: None,
     ) -> None:
         """Look up when the events are due."""
         self.sparse, self.masters, self.hooks = sparse, masters, dict[str, Hook]()
@@ -79,6 +80,8 @@ class Engine:
         self._handles: list[Any] = []
         self._skipped = False
         self._sums: dict[str, torch.Tensor] = {}
+        asking = [at for at, event in self.pending if _asks(event, NEEDS_MOMENTS)]
+        self.moments = GradientMoments(sparse, asking)
 
     # -- the optimiser ----------------------------------------------------------------------------
 
@@ -122,6 +125,8 @@ class Engine:
             self._skipped = found is not None and float(found) > 0
             if not self._skipped:
                 self._sum_gradients(1.0 if scale is None else float(scale))
+                if self._gradients is None:
+                    self.moments.add(self.step, 1.0 if scale is None else float(scale))
                 self.change_masks()
             self.masters.reveal()
         self.sparse.mask_gradients()
@@ -143,7 +148,7 @@ class Engine:
         if self._gradients is not None or not self.pending:
             return
         near = self.step + self._gradient_batches
-        if any(at < near and _needs_gradient(event) for at, event in self.pending):
+        if any(at < near and _asks(event, NEEDS_GRADIENT) for at, event in self.pending):
             for name, gradient in self.sparse.gradients().items():
                 if name in self._sums:
                     self._sums[name].add_(gradient, alpha=1 / scale)
@@ -169,26 +174,37 @@ class Engine:
         while self.pending and (at_end or self.pending[0][0] <= self.step):
             _, event = self.pending.pop(0)
             self._before_change(event)
-            gradient: Gradients = {}
-            if _needs_gradient(event):
-                gradient = self._sums if self._gradients is None else self._gradients()
-            seen = Seen(gradient, self._seed * 65_537 + len(self.pending))
-            self.adopt(event, self.propose(event, seen))
+            self.adopt(event, self.propose(event, self._stats(event)))
             if not self.pending or self.pending[0][0] > self.step:
                 self._sums = {}
 
-    def propose(self, event: Event, seen: Seen) -> Proposal:
+    def _stats(self, event: MaskEvent) -> GradientStats:
+        """Return what an event asks for, measured where the steps have not gathered it."""
+        seed = self._seed * 65_537 + len(self.pending)
+        moments = _asks(event, NEEDS_MOMENTS)
+        if moments and self.moments.mean:
+            return GradientStats({}, self.moments.mean, self.moments.square, seed)
+        gradient: Gradients = {}
+        if moments or _asks(event, NEEDS_GRADIENT):
+            gradient = self._sums if self._gradients is None else self._gradients()
+        # Before the first step one gradient is all there is to know of how much batches agree.
+        ones = {name: torch.ones_like(each) for name, each in gradient.items() if moments}
+        return GradientStats(gradient, gradient, ones, seed)
+
+    def propose(self, event: MaskEvent, stats: GradientStats) -> Proposal:
         """Return the masks that an event leads to, the same in all processes: the leader's."""
-        masks = masks_after(event, self.sparse, seen, self._fill, density=self._density)
+        masks = masks_after(event, self.sparse, stats, self._fill, density=self._density)
         proposal = Proposal(masks)
         if self._world.leads:
             for hook in self.hooks.values():
                 proposal = hook.propose(event, proposal, self._fill)
         return self._world.lead(proposal)
 
-    def adopt(self, event: Event, proposal: Proposal) -> None:
+    def adopt(self, event: MaskEvent, proposal: Proposal) -> None:
         """Put masks in force, momentum and masters included."""
-        self.sparse.set_masks(proposal.masks, *self.optimizers, initial=event.initial)
+        self.sparse.set_masks(
+            proposal.masks, *self.optimizers, initial=event.initial, shrink=event.shrink
+        )
         self.sparse.restart(proposal.opened)
         for hook in self.hooks.values():
             hook.after_mask_change(event, proposal)
@@ -205,6 +221,7 @@ class Engine:
             "masks": {n: torch.from_numpy(np.packbits(mask)) for n, mask in masks.items()},
             "masters": self.masters.state_dict(),
             "sums": dict(self._sums),
+            "moments": self.moments.state_dict(),
             "hooks": {name: hook.state_dict() for name, hook in self.hooks.items()},
         }
 
@@ -226,6 +243,7 @@ class Engine:
         self.pending = self.pending[len(self.pending) - state["pending"] :]
         self.masters.load_state_dict(state["masters"])
         self._sums = {n: torch.empty_like(parameters[n]).copy_(t) for n, t in state["sums"].items()}
+        self.moments.load_state_dict(state["moments"])
         for name, hook in self.hooks.items():
             hook.before_step(self.step - 1, self.optimizers[0])
             hook.load_state_dict(state["hooks"][name])
@@ -246,5 +264,5 @@ def value_phase(strategy: Strategy, quantizer: Any, quantise_from: float, steps:
     return max(due(last, steps), due(start, steps))
 
 
-def _needs_gradient(event: Event) -> bool:
-    return event.action == "regrow" and event.score in NEEDS_GRADIENT
+def _asks(event: MaskEvent, scores: frozenset[str]) -> bool:
+    return event.action == "regrow" and event.score in scores

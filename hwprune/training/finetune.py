@@ -14,7 +14,7 @@ from torch import nn
 
 from hwprune.errors import DataError, UsageError
 from hwprune.ir import Data
-from hwprune.sparsity import Event, Fill, Strategy
+from hwprune.sparsity import Fill, MaskEvent, Strategy
 from hwprune.training import precision
 from hwprune.training.averaging import MovingAverage, Pool, module_state, put
 from hwprune.training.batches import Batch, augment, epoch_order, steps_per_epoch
@@ -24,7 +24,7 @@ from hwprune.training.distributed import ALONE, World
 from hwprune.training.engine import Engine, due, value_phase
 from hwprune.training.evaluate import Validator
 from hwprune.training.events import collapsed
-from hwprune.training.evidence import Seen
+from hwprune.training.evidence import GradientStats
 from hwprune.training.hooks import Hook, HookMaker, Proposal, Stage
 from hwprune.training.identity import identity_of, surroundings_of
 from hwprune.training.losses import check_labels, loss_of
@@ -275,6 +275,7 @@ class Run:
         loss = self.backward(batch)
         for hook in self.hooks.values():
             hook.after_backward(lambda: self.backward(batch))
+        self.engine.moments.add(self.step)
         if self.recipe.grad_clip is not None:
             self.sparse.mask_gradients()
             nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.grad_clip)
@@ -337,7 +338,7 @@ class Run:
                 self.optimizer.zero_grad(set_to_none=True)
         return sums
 
-    def _before_change(self, event: Event) -> None:
+    def _before_change(self, event: MaskEvent) -> None:
         """Measure the state with the fewest connections, once it has been trained."""
         living = self.sparse.masks.nonzeros
         trained = self.changed_at < self.step or self.epochs == 0
@@ -350,7 +351,7 @@ class Run:
         self.record("extreme", accuracy=self.extreme[1])
         set_mode(self.module, training=self.epochs > 0, train_batchnorm=self.config.train_batchnorm)
 
-    def _changed(self, event: Event, proposal: Proposal) -> None:
+    def _changed(self, event: MaskEvent, proposal: Proposal) -> None:
         """Report a change of the masks and, once, which tensors only the guard keeps: collapse."""
         masks, journal = proposal.untouched, self.journal
         for name in collapsed(masks):
@@ -404,11 +405,11 @@ class Run:
             accuracy, self.best_epoch, state = self.best
             put(self.module, state)
         before, tried = self.sparse.masks, list[Proposal]()
-        last = Event(1.0, "prune", budget_fraction=1.0)
+        last = MaskEvent(1.0, "prune", budget_fraction=1.0)
 
         def finish() -> None:
             if self.sparse.masks.nonzeros > before.nonzeros:
-                tried.append(self.engine.propose(last, Seen()))
+                tried.append(self.engine.propose(last, GradientStats()))
                 self.sparse.set_masks(tried[-1].masks)
                 self.sparse.restart(tried[-1].opened)
             with nullcontext() if self.masters.holds_norms else self.masters.shown():

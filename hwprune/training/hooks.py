@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hwprune.ir import Masks
-from hwprune.sparsity import Event, Fill, Strategy
+from hwprune.sparsity import Fill, MaskEvent, Strategy
 from hwprune.training.sparse import SparseParameters
 
 
@@ -61,11 +61,11 @@ class Hook:
     def after_step(self) -> None:
         """Look at the weights that the optimiser has moved: masked, not yet as stored."""
 
-    def propose(self, event: Event, proposal: Proposal, fill: Fill) -> Proposal:
+    def propose(self, event: MaskEvent, proposal: Proposal, fill: Fill) -> Proposal:
         """Return the masks to take instead of those that an event leads to; changes nothing."""
         return proposal
 
-    def after_mask_change(self, event: Event, proposal: Proposal) -> None:
+    def after_mask_change(self, event: MaskEvent, proposal: Proposal) -> None:
         """Take note of masks that are in force now."""
 
     @contextmanager

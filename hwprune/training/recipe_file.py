@@ -174,7 +174,7 @@ def _recipe_model() -> type[BaseModel]:
 
 @cache
 def _strategy_model(name: str) -> type[BaseModel]:
-    function = STRATEGIES[name]
+    function = STRATEGIES[name].build
     hints = typing.get_type_hints(function)
     given = [each for each in inspect.signature(function).parameters if each != "density"]
     return _model(name, {each: hints[each] for each in given})

@@ -17,7 +17,7 @@ from torch import nn
 
 from hwprune.errors import HwpruneError, UsageError
 from hwprune.ir import Masks
-from hwprune.sparsity import Initial, Streamed
+from hwprune.sparsity import Initial, LazyScores
 
 
 class SparseParameters:
@@ -64,13 +64,13 @@ class SparseParameters:
         # is pruned in that tensor, so that a dense network pays nothing.
         self._dead: dict[str, torch.Tensor] = {}
 
-    def values(self) -> Streamed:
+    def values(self) -> LazyScores:
         """Return the weights as NumPy arrays, each made when it is asked for."""
-        return Streamed(self.shapes, lambda name: to_numpy(self.parameters[name]))
+        return LazyScores(self.shapes, lambda name: to_numpy(self.parameters[name]))
 
-    def pretrained_values(self) -> Streamed:
+    def pretrained_values(self) -> LazyScores:
         """Return the pretrained weights as NumPy arrays."""
-        return Streamed(self.shapes, lambda name: to_numpy(self.pretrained[name]))
+        return LazyScores(self.shapes, lambda name: to_numpy(self.pretrained[name]))
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """Return the present gradients, no copies: zero where nothing was reached."""
@@ -84,6 +84,7 @@ class SparseParameters:
         masks: Masks,
         *optimizers: torch.optim.Optimizer | None,
         initial: Initial = "zero",
+        shrink: float = 0.0,
     ) -> None:
         """Replace the masks: zero what is pruned, momentum included; start what is grown.
 
@@ -93,6 +94,8 @@ class SparseParameters:
             masks: the new masks.
             optimizers: whose state of these parameters is kept in step; None is none.
             initial: what a grown weight starts from.
+            shrink: how far what stays is pulled towards zero, in units of the largest weight of the
+                tensor that goes.
         """
         before, self.masks = self.masks, masks
         for name, parameter in self.parameters.items():
@@ -102,6 +105,8 @@ class SparseParameters:
                 if initial == "pretrained":
                     grown = torch.from_numpy(mask & ~before[name]).to(parameter.device)
                     parameter.copy_(torch.where(grown, self.pretrained[name], parameter))
+                if shrink:
+                    _pull(parameter, dead, shrink)
                 # Not a product: it would make -0.0 and turn inf into NaN.
                 parameter.masked_fill_(dead, 0.0)
             for optimizer in optimizers:
@@ -149,6 +154,13 @@ class SparseParameters:
                     f"{wrong:,} pruned weights of {name!r} are not zero after training",
                     hint="this is a bug in hwprune: please report it",
                 )
+
+
+def _pull(parameter: nn.Parameter, dead: torch.Tensor, shrink: float) -> None:
+    """Take a proximal step of l1: all weights lose what the largest one that goes has."""
+    if dead.any():
+        largest = float(parameter[dead].abs().max())
+        parameter.copy_(nn.functional.softshrink(parameter, shrink * largest))
 
 
 def _clear_state(

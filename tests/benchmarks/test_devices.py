@@ -183,8 +183,8 @@ def test_equal_rows_are_measured_once_and_kept(
 
 
 def test_the_options_that_a_strategy_had_are_kept(devices: ModuleType) -> None:
-    assert 0 < devices.defaults_of("bidirectional")["depth"] < 1
-    assert "density" not in devices.defaults_of("bidirectional")
+    assert 0 < devices.defaults_of("bidirectional-single")["depth"] < 1
+    assert "density" not in devices.defaults_of("bidirectional-single")
     assert devices.defaults_of("dense") == {}
 
 

@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,8 +15,7 @@ import bench_record
 import pytest
 
 from hwprune.job import DEFAULT_STRATEGY
-from hwprune.sparsity import make
-from hwprune.steps.pruning import ONE_WAY_NOTE
+from hwprune.sparsity import STRATEGIES, make
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
@@ -25,7 +25,7 @@ STUDIES = ("resnet20_sparsity",)
 def load(name: str, monkeypatch: pytest.MonkeyPatch, results: Path) -> ModuleType:
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.syspath_prepend(str(FOLDER.parent))
-    for known in (*STUDIES, "history", "study", "common"):
+    for known in (*STUDIES, "history", "shrink_exchange", "study", "common"):
         sys.modules.pop(known, None)
     module = importlib.import_module(name)
     monkeypatch.setattr(sys.modules["common"], "RESULTS", results)
@@ -99,7 +99,7 @@ def test_one_way_pruning_is_the_default_as_long_as_nothing_is_above_it(
                 assert shared.interval(ahead)[0] <= 0, name
                 compared += 1
     assert compared
-    assert "ahead or level" in ONE_WAY_NOTE
+    assert "ahead or level" in STRATEGIES["bidirectional-single"].notes[0]
 
 
 @pytest.mark.parametrize(
@@ -119,3 +119,21 @@ def test_records_of_removed_strategies_are_still_shown(
     assert f"\n{line}" in shown
     if name == "equal_cost":  # as docs/results.md has it
         assert "| 67.27 ± 0.42 | 5 | +0.11 [-0.86, +1.07] |" in shown
+
+
+def test_the_arms_of_the_exchange_study_cost_the_same_and_differ_in_one_thing_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    study = load("shrink_exchange", monkeypatch, tmp_path)
+    cubic, shrink, exchange, random = (
+        make(arm["strategy"], density=0.02, **arm["options"]) for arm in study.ARMS.values()
+    )
+    plain = [replace(event, shrink=0.0) for event in shrink.events]
+    assert plain == list(cubic.events)
+    assert exchange.events[: len(shrink.events)] == shrink.events
+    assert [e.score for e in random.events if e.action == "regrow"] == ["random"] * 30
+    assert [
+        replace(e, score="signal-to-noise") if e.action == "regrow" else e for e in random.events
+    ] == list(exchange.events)
+    lines = study.table(sys.modules["study"].Experiment("nothing", ["python"]), {}, (0.98,))
+    assert all("not run" in line for line in lines.splitlines()[2:])

@@ -128,7 +128,7 @@ def trained(
     out = tmp_path_factory.mktemp("trained") / "out"
     ran = hwprune(
         "compile", digits_pt, "--target", "raspberry-pi-5", "--data", "digits", "--budget", "12KiB",
-        "--epochs", "3", "--strategy", "bidirectional", "-o", out, "--json",
+        "--epochs", "3", "--strategy", "bidirectional-single", "-o", out, "--json",
         "--require", "size<=12KiB", "--require", "sparsity>=0.9",
         "--require", "parity<=1e-4", "--require", "accuracy_drop<=1",
     )  # fmt: skip
@@ -149,7 +149,7 @@ def test_the_report_has_every_field_in_the_contract(trained: tuple[Path, dict[st
         assert layer["index_bytes"] + layer["value_bytes"] < layer["bytes"]
     assert [limit["met"] for limit in record["verdict"]["limits"]] == [True] * 4
     assert record["epochs"] == 3
-    assert record["strategy"] == "bidirectional"
+    assert record["strategy"] == "bidirectional-single"
     run = record["latency"]["stock"]
     assert run["threads"] == run["batch"] == 1
     assert run["p50_ms"] <= run["p90_ms"]

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from hwprune.extreme.reachability import Reachability, RepairedMasks
 from hwprune.extreme.sharing import share
 from hwprune.ir import Masks, Ranking
-from hwprune.sparsity import Event, Streamed
+from hwprune.sparsity import LazyScores, MaskEvent
 from hwprune.training.sparse import SparseParameters
 
 SIZES = (6, 9, 9, 9, 5)
-EVENT = Event(0.0, "prune", density=0.5)
+EVENT = MaskEvent(0.0, "prune", density=0.5)
 
 
 class Chain(nn.Module):
@@ -229,12 +229,12 @@ def test_weights_are_looked_at_once_for_all_that_is_closed(
     masks["1.weight"][:, 30] = True
     made: list[str] = []
 
-    def values() -> Streamed:
+    def values() -> LazyScores:
         def value(name: str) -> np.ndarray:
             made.append(name)
             return sparse.parameters[name].detach().numpy()
 
-        return Streamed(sparse.shapes, value)
+        return LazyScores(sparse.shapes, value)
 
     monkeypatch.setattr(sparse, "values", values)
     mended = paths.mend(masks)

@@ -13,7 +13,7 @@ from hwprune.ir import Masks
 from hwprune.sparsity import growth, make
 from hwprune.sparsity.allocation import erk
 from hwprune.sparsity.east import cycles, density_at
-from hwprune.sparsity.pieces import Growing, Pruning
+from hwprune.sparsity.event_builders import Grow, Prune
 
 
 def shaped(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -30,8 +30,8 @@ def test_a_cycle_is_the_cosine_of_the_paper() -> None:
 
 def test_cycles_rise_by_growth_fall_by_pruning_and_end_at_the_budget() -> None:
     events = cycles(
-        2, 3.0, 0.4, density=0.01, steps=4, pruning=Pruning("magnitude", "erk"),
-        growing=Growing("gradient", allocation="towards-erk"),
+        2, 3.0, 0.4, density=0.01, steps=4, prune=Prune("magnitude", "erk"),
+        grow=Grow("gradient", allocation="towards-erk"),
     )  # fmt: skip
     assert [event.action for event in events] == ["regrow", "regrow", "prune", "prune"] * 2
     assert [event.progress for event in events] == pytest.approx([0.05 * n for n in range(1, 9)])

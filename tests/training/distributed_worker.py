@@ -65,7 +65,7 @@ def train(kind: str, world: World, **changes: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "data": nets.digits(samples=301),
         "names": NAMES[kind],
-        "strategy": make("bidirectional", density=0.3, depth=0.6, steps=2),
+        "strategy": make("bidirectional-single", density=0.3, depth=0.6, steps=2),
         "fill": nets.fill_count(300),
         "recipe": RECIPE,
         "teacher": None,

@@ -14,7 +14,7 @@ from torch import nn
 
 from hwprune.extreme import extreme_hooks
 from hwprune.ir import Data, Masks, Ranking
-from hwprune.sparsity import Event, Strategy, make
+from hwprune.sparsity import MaskEvent, Strategy, make
 from hwprune.sparsity.allocation import erk
 from hwprune.sparsity.east import density_at
 from hwprune.training import Recipe, finetune
@@ -181,7 +181,7 @@ def test_an_average_of_solutions_has_its_ways_too(
     torch.manual_seed(0)
     module = Wide()
     names = tuple(f"layers.{n}.weight" for n in range(4))
-    events = (Event(0.0, "prune", density=3e-4), Event(0.5, "prune", budget_fraction=1.0))
+    events = (MaskEvent(0.0, "prune", density=3e-4), MaskEvent(0.5, "prune", budget_fraction=1.0))
     result = finetune(
         module, data=data, names=names, fill=nets.fill_count(54), teacher=None, seed=0,
         hooks=extreme_hooks, strategy=Strategy("rounds", events, 1e-4, restarts=(0.5,)),

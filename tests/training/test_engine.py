@@ -12,7 +12,7 @@ import torch
 import training_nets as nets
 from torch import nn
 
-from hwprune.sparsity import Event, Strategy
+from hwprune.sparsity import MaskEvent, Strategy
 from hwprune.training.engine import Engine
 from hwprune.training.hooks import Hook, Proposal
 from hwprune.training.masters import MasterWeights
@@ -20,9 +20,9 @@ from hwprune.training.sparse import SparseParameters
 
 STEPS = 12
 EVENTS = (
-    Event(0.2, "prune", density=0.4),
-    Event(0.5, "prune", density=0.1),
-    Event(0.5, "regrow", budget_fraction=1.0, score="gradient", initial="pretrained"),
+    MaskEvent(0.2, "prune", density=0.4),
+    MaskEvent(0.5, "prune", density=0.1),
+    MaskEvent(0.5, "regrow", budget_fraction=1.0, score="gradient", initial="pretrained"),
 )
 STRATEGY = Strategy("x", EVENTS, 0.2)
 CHANGES = {2: round(0.4 * nets.WEIGHTS), 6: 700}
@@ -55,7 +55,7 @@ class Counted(Hook):
     def after_step(self) -> None:
         self.steps += 1
 
-    def after_mask_change(self, event: Event, proposal: Proposal) -> None:
+    def after_mask_change(self, event: MaskEvent, proposal: Proposal) -> None:
         self.changes.append(proposal.masks.nonzeros)
 
 
@@ -154,9 +154,9 @@ def test_gradients_are_summed_over_the_last_steps_whatever_their_scale() -> None
         real = engine.propose
         found: dict[str, torch.Tensor] = {}
 
-        def propose(event: Event, evidence: Any, found: Any = found, real: Any = real) -> Proposal:
-            found.update({n: t.clone() for n, t in evidence.gradient.items()})
-            return real(event, evidence)  # type: ignore[no-any-return]
+        def propose(event: MaskEvent, stats: Any, found: Any = found, real: Any = real) -> Proposal:
+            found.update({n: t.clone() for n, t in stats.gradient.items()})
+            return real(event, stats)  # type: ignore[no-any-return]
 
         engine.propose = propose  # type: ignore[method-assign]
         for step in range(7):

@@ -14,7 +14,7 @@ from torch import nn
 
 from hwprune.errors import DataError, HwpruneError, UsageError
 from hwprune.ir import Data, Masks
-from hwprune.sparsity import Event, Initial, Strategy, make, masks_equal
+from hwprune.sparsity import Initial, MaskEvent, Strategy, make, masks_equal
 from hwprune.training import Recipe, TrainResult, accuracy, finetune
 from hwprune.training.batches import Batch
 from hwprune.training.evaluate import Validator
@@ -98,7 +98,7 @@ def test_bidirectional_reaches_its_extreme_and_fills_the_budget(
     data: Data, trained: nn.Module, initial: str
 ) -> None:
     module = copy.deepcopy(trained)
-    strategy = make("bidirectional", density=0.1, depth=0.6, steps=2, initial=initial)
+    strategy = make("bidirectional-single", density=0.1, depth=0.6, steps=2, initial=initial)
     result = tune(module, data, strategy, teacher=trained)
     assert result.extreme_nonzeros == 210
     assert result.extreme_accuracy is not None
@@ -154,7 +154,7 @@ def test_pruned_momentum_is_zero_and_grown_weights_start_fresh(
 def test_the_same_seed_gives_the_same_run_and_global_state_is_untouched(
     data: Data, trained: nn.Module
 ) -> None:
-    strategy = make("bidirectional", density=0.1, steps=2)
+    strategy = make("bidirectional-single", density=0.1, steps=2)
     results, states = [], []
     for seed in (1, 1, 2):
         module = nets.small_cnn(dropout=0.3)
@@ -185,7 +185,7 @@ def test_without_labels_the_teacher_teaches(trained: nn.Module) -> None:
 def test_no_epochs_prune_and_recalibrate(data: Data, trained: nn.Module) -> None:
     module = copy.deepcopy(trained)
     recipe = dataclasses.replace(QUICK, epochs=0)
-    strategy = make("bidirectional", density=0.3, steps=2)
+    strategy = make("bidirectional-single", density=0.3, steps=2)
     result = tune(module, data, strategy, budget=1100, recipe=recipe, teacher=trained)
     assert (result.steps, result.epochs, result.best_epoch) == (0, 0, None)
     assert result.masks.nonzeros == 1100
@@ -329,8 +329,8 @@ def test_every_allocation_and_score_fills_the_budget(
     data: Data, trained: nn.Module, allocation: str, score: str
 ) -> None:
     events = (
-        Event(0.0, "prune", density=0.5, score=score, allocation=allocation),
-        Event(0.0, "prune", budget_fraction=1.0, score=score, allocation=allocation),
+        MaskEvent(0.0, "prune", density=0.5, score=score, allocation=allocation),
+        MaskEvent(0.0, "prune", budget_fraction=1.0, score=score, allocation=allocation),
     )
     recipe = dataclasses.replace(QUICK, epochs=0)
     strategy = Strategy("x", events, 0.1)
@@ -339,7 +339,7 @@ def test_every_allocation_and_score_fills_the_budget(
 
 
 def test_a_budget_above_the_living_brings_some_back(data: Data, trained: nn.Module) -> None:
-    events = (Event(0.0, "prune", density=0.05), Event(0.5, "prune", budget_fraction=1.0))
+    events = (MaskEvent(0.0, "prune", density=0.05), MaskEvent(0.5, "prune", budget_fraction=1.0))
     result = tune(copy.deepcopy(trained), data, Strategy("x", events, 0.05))
     assert result.masks.nonzeros == 350
 

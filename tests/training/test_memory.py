@@ -1,4 +1,4 @@
-"""Changing masks holds a bounded part of the model's own memory, whatever the aim."""
+"""Changing masks takes a bounded part of the model's own memory: some 20 bytes a weight."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 import training_nets as nets
 from torch import nn
 
-from hwprune.sparsity import Event, topk
+from hwprune.sparsity import MaskEvent, scores, topk_masks
 from hwprune.training.events import masks_after
-from hwprune.training.evidence import Seen
+from hwprune.training.evidence import GradientStats
 from hwprune.training.sparse import SparseParameters
 
 SHAPES = {"large": (3000, 2000), "middle": (800, 2000), "small": (500, 800)}
@@ -34,25 +34,27 @@ class Wide(nn.Module):
 @pytest.mark.parametrize(
     ("event", "most"),
     [
-        (Event(0.0, "prune", density=0.5), 1.1),
-        (Event(0.0, "prune", density=0.1, score="magnitude"), 1.1),
-        # A ranking takes some 60 bytes for each connection that may fit.
-        (Event(0.0, "prune", budget_fraction=1.0), 1.3),
-        (Event(0.0, "regrow", density=0.4, score="gradient"), 0.5),
-        (Event(0.0, "regrow", budget_fraction=1.0, score="gradient"), 1.1),
+        (MaskEvent(0.0, "prune", density=0.5), 5.0),
+        (MaskEvent(0.0, "prune", density=0.1, score="magnitude"), 3.8),
+        (MaskEvent(0.0, "prune", budget_fraction=1.0), 4.0),
+        (MaskEvent(0.0, "regrow", density=0.4, score="gradient"), 3.6),
+        (MaskEvent(0.0, "regrow", budget_fraction=1.0, score="gradient"), 5.4),
     ],
 )
-def test_masks_change_in_little_memory(
-    event: Event, most: float, monkeypatch: pytest.MonkeyPatch
+def test_masks_change_in_bounded_memory(
+    event: MaskEvent, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside it there are the masks themselves, twice a quarter of the model."""
-    monkeypatch.setattr(topk, "CHUNK", 1 << 15)
+    """In units of the model; where one tensor has three quarters of it."""
+    monkeypatch.setattr(topk_masks, "_CHUNK", 1 << 15)
+    monkeypatch.setattr(scores, "_CHUNK", 1 << 15)
     module: Any = Wide()
     sparse = SparseParameters(module, list(SHAPES), like=copy.deepcopy(module))
     if event.action == "regrow":
-        small = Event(0.0, "prune", density=0.03)
-        sparse.set_masks(masks_after(small, sparse, Seen(), nets.fill_count(1), density=1), None)
-    seen = Seen({name: torch.randn(shape) for name, shape in SHAPES.items()})
+        small = MaskEvent(0.0, "prune", density=0.03)
+        sparse.set_masks(
+            masks_after(small, sparse, GradientStats(), nets.fill_count(1), density=1), None
+        )
+    seen = GradientStats({name: torch.randn(shape) for name, shape in SHAPES.items()})
     tracemalloc.start()
     try:
         masks = masks_after(event, sparse, seen, nets.fill_count(WEIGHTS // 20), density=0.05)

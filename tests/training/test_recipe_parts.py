@@ -14,7 +14,7 @@ import training_nets as nets
 from torch import nn
 
 from hwprune.ir import Data, Masks
-from hwprune.sparsity import Event, Strategy, make
+from hwprune.sparsity import MaskEvent, Strategy, make
 from hwprune.training import Recipe, accuracy, finetune
 from hwprune.training.averaging import MovingAverage, Pool, floating_state
 from hwprune.training.batches import Batch, augment
@@ -189,7 +189,7 @@ def test_a_solution_joins_only_where_validation_does_not_fall() -> None:
 
 
 def test_interpolation_in_a_run_fills_the_same_budget(data: Data, start: nn.Module) -> None:
-    events = (Event(0.0, "prune", density=0.4), Event(0.5, "prune", budget_fraction=1.0))
+    events = (MaskEvent(0.0, "prune", density=0.4), MaskEvent(0.5, "prune", budget_fraction=1.0))
     strategy = Strategy("rounds", events, 0.2, restarts=(0.5,))
     recipe = dataclasses.replace(OFF, epochs=4, interpolate=3)
     module = copy.deepcopy(start)
@@ -220,7 +220,7 @@ def test_what_is_averaged_are_the_masters_at_the_ends_of_rounds_and_of_settled_e
 
     monkeypatch.setattr(Run, "_step", step)
     monkeypatch.setattr(Pool, "add", add)
-    events = (Event(0.0, "prune", density=0.4), Event(0.25, "prune", budget_fraction=1.0))
+    events = (MaskEvent(0.0, "prune", density=0.4), MaskEvent(0.25, "prune", budget_fraction=1.0))
     strategy = Strategy("rounds", events, 0.2, restarts=(0.25,))
     recipe = dataclasses.replace(QUICK, epochs=4, interpolate=3)
     tune(copy.deepcopy(start), data, recipe, strategy=strategy, store=Grid(0.05))

@@ -15,10 +15,17 @@ from torch import nn
 
 from hwprune.extreme import extreme_hooks
 from hwprune.ir import Data, Masks
-from hwprune.sparsity import GROWTHS, RULES, Event, Strategy, make, masks_equal
+from hwprune.sparsity import (
+    GROWTH_ALLOCATIONS,
+    GROWTH_SCORES,
+    MaskEvent,
+    Strategy,
+    make,
+    masks_equal,
+)
 from hwprune.training import Checkpoint, Recipe, TrainResult, finetune
 from hwprune.training.events import masks_after
-from hwprune.training.evidence import Seen
+from hwprune.training.evidence import GradientMoments, GradientStats
 from hwprune.training.sparse import SparseParameters, to_numpy
 
 QUICK = Recipe(epochs=1, batch_size=64, precision="fp32", learning_rate=0.05)
@@ -51,9 +58,9 @@ def zeros_hold(module: nn.Module, masks: Masks) -> bool:
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(GROWTH_SCORES))
 def test_every_rule_fills_the_budget(data: Data, rule: str, epochs: int) -> None:
-    strategy = make("bidirectional", density=DENSITY, depth=0.5, steps=2, regrow_score=rule)
+    strategy = make("bidirectional-single", density=DENSITY, depth=0.5, steps=2, regrow_score=rule)
     recipe = dataclasses.replace(QUICK, epochs=epochs)
     module, result = tune(data, strategy, recipe=recipe)
     assert result.masks.nonzeros == BUDGET
@@ -66,6 +73,7 @@ def test_every_rule_fills_the_budget(data: Data, rule: str, epochs: int) -> None
     [
         "bidirectional-one-shot",
         "bidirectional-iterative",
+        "bidirectional",
         "rigl",
         "set",
     ],
@@ -75,7 +83,7 @@ def test_every_new_strategy_ends_at_the_budget_and_repeats_itself(data: Data, na
     for module, result in runs:
         assert result.masks.nonzeros == BUDGET
         assert zeros_hold(module, result.masks)
-        assert (result.extreme_nonzeros is not None) == name.startswith("bidirectional")
+        assert (result.extreme_nonzeros is not None) == name.startswith("bidirectional-")
     assert masks_equal(runs[0][1].masks, runs[1][1].masks)
     first, second = (module.state_dict() for module, _ in runs)
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -103,13 +111,13 @@ def noise(sparse: SparseParameters, seed: int = 1) -> dict[str, torch.Tensor]:
     return {n: torch.randn(shape, generator=generator) for n, shape in sparse.shapes.items()}
 
 
-@pytest.mark.parametrize("share", sorted(GROWTHS))
+@pytest.mark.parametrize("share", sorted(GROWTH_ALLOCATIONS))
 def test_growth_goes_where_it_is_shared_out(share: str) -> None:
     _, sparse = sparse_of()
     before = sparse.masks
-    seen = Seen(noise(sparse))
+    seen = GradientStats(noise(sparse))
     for aim in ({"density": 0.3}, {"budget_fraction": 1.0}):
-        event = Event(0.5, "regrow", score="gradient", allocation=share, **aim)  # type: ignore[arg-type]
+        event = MaskEvent(0.5, "regrow", score="gradient", allocation=share, **aim)  # type: ignore[arg-type]
         count = round(0.3 * nets.WEIGHTS)
         masks = masks_after(event, sparse, seen, nets.fill_count(count), density=0.3)
         assert masks.nonzeros == count
@@ -131,14 +139,14 @@ def test_a_tensor_that_lost_everything_gets_its_best_connection_back() -> None:
     gradient["0.weight"] *= 1e-6
     best = int(gradient["0.weight"].abs().argmax())
     for aim in ({"density": 0.25}, {"budget_fraction": 1.0}):
-        event = Event(0.5, "regrow", score="gradient", **aim)  # type: ignore[arg-type]
+        event = MaskEvent(0.5, "regrow", score="gradient", **aim)  # type: ignore[arg-type]
         fill = nets.fill_count(round(0.25 * nets.WEIGHTS))
-        masks = masks_after(event, sparse, Seen(gradient), fill, density=0.25)
+        masks = masks_after(event, sparse, GradientStats(gradient), fill, density=0.25)
         assert np.flatnonzero(masks["0.weight"]).tolist() == [best]
 
 
 def test_a_collapse_is_reported_by_name(data: Data) -> None:
-    events = (Event(0.0, "prune", budget_fraction=1.0, score="magnitude"),)
+    events = (MaskEvent(0.0, "prune", budget_fraction=1.0, score="magnitude"),)
     module = nets.small_cnn()
     with torch.no_grad():
         module[4].weight.mul_(1e-6)
@@ -175,10 +183,11 @@ class Stopped(Exception):
 @pytest.mark.parametrize(
     "strategy",
     [
-        make("bidirectional", density=DENSITY, depth=0.5),
+        make("bidirectional-single", density=DENSITY, depth=0.5),
         make("set", density=DENSITY, updates=5),
+        make("bidirectional", density=DENSITY, exchanges=6),
     ],
-    ids=["gradient", "random"],
+    ids=["gradient", "random", "moments"],
 )
 def test_a_resumed_run_ends_as_the_whole_one(
     data: Data, tmp_path: Path, strategy: Strategy
@@ -200,3 +209,82 @@ def test_a_resumed_run_ends_as_the_whole_one(
     assert masks_equal(result.masks, expected.masks)
     states = whole.state_dict(), module.state_dict()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+# -- shrink, and what the steps gather ------------------------------------------------------------
+
+
+def test_weights_that_go_leave_at_zero_and_take_the_others_along() -> None:
+    """A proximal step: every weight of a tensor loses what the largest one that goes has."""
+    sparse = SparseParameters(nets.small_cnn(), nets.NAMES)
+    before = {name: p.detach().clone() for name, p in sparse.parameters.items()}
+    event = MaskEvent(0.0, "prune", density=0.2, score="magnitude", shrink=0.5)
+    masks = masks_after(event, sparse, GradientStats(), nets.fill_count(1), density=0.2)
+    whole = dict(masks.by_name) | {"4.weight": np.ones_like(masks["4.weight"])}
+    sparse.set_masks(Masks(whole), shrink=event.shrink)
+    for name in ("0.weight", "10.weight"):
+        kept, was = torch.from_numpy(whole[name]), before[name]
+        lost = 0.5 * was[~kept].abs().max()
+        assert lost > 0
+        now = sparse.parameters[name].detach()
+        assert torch.allclose(now[kept], was[kept].sign() * (was[kept].abs() - lost))
+        assert not now[~kept].any()
+    # A tensor that loses nothing stays as it is.
+    assert torch.equal(sparse.parameters["4.weight"].detach(), before["4.weight"])
+
+
+def test_moments_are_averages_of_the_steps_that_matter() -> None:
+    _, sparse = sparse_of()
+    moments, idle = GradientMoments(sparse, [140, 150]), GradientMoments(sparse, [])
+    mean = {name: np.zeros(shape) for name, shape in sparse.shapes.items()}
+    square = {name: np.zeros(shape) for name, shape in sparse.shapes.items()}
+    for step in range(151):
+        for name, gradient in noise(sparse, step).items():
+            sparse.parameters[name].grad = 4 * gradient
+            if step >= 12:
+                mean[name] += (gradient.numpy() - mean[name]) / 32
+                square[name] += (gradient.numpy() ** 2 - square[name]) / 32
+        moments.add(step, scale=4.0)
+        idle.add(step)
+    assert idle.mean == {}
+    for name in sparse.shapes:
+        assert np.allclose(moments.mean[name].numpy(), mean[name], atol=1e-4)
+        assert np.allclose(moments.square[name].numpy(), square[name], atol=1e-4)
+    other = GradientMoments(sparse, [150])
+    other.load_state_dict(moments.state_dict())
+    assert all(torch.equal(other.square[n], moments.square[n]) for n in moments.square)
+    moments.add(151)
+    assert moments.mean == {}
+
+
+def test_clipping_does_not_hide_the_gradients_of_what_is_pruned(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    def watched(
+        event: MaskEvent, sparse: Any, stats: GradientStats, *rest: Any, **more: Any
+    ) -> Any:
+        if event.action == "regrow":
+            masks = sparse.masks
+            pruned = [to_numpy(stats.square[name])[~masks[name]] for name in masks]
+            seen.append(float(np.mean(np.concatenate(pruned) > 0)))
+        return masks_after(event, sparse, stats, *rest, **more)
+
+    monkeypatch.setattr("hwprune.training.engine.masks_after", watched)
+    recipe = dataclasses.replace(QUICK, epochs=3, grad_clip=1.0)
+    _, result = tune(data, make("bidirectional", density=DENSITY, exchanges=3), recipe=recipe)
+    assert result.masks.nonzeros == BUDGET
+    assert len(seen) == 3
+    assert min(seen) > 0.3  # ReLUs are dead in part
+
+
+def test_each_dip_of_an_exchange_ends_at_the_budget(data: Data) -> None:
+    strategy = make("bidirectional", density=DENSITY, exchanges=5, drop=0.3)
+    _, result = tune(data, strategy, recipe=dataclasses.replace(QUICK, epochs=3))
+    after = [p["nonzeros"] for p in result.trajectory if p["action"] == "regrow"]
+    assert after == [BUDGET] * 5
+    dips = [p["nonzeros"] for p in result.trajectory if p["action"] == "prune"][-5:]
+    assert dips == sorted(dips)
+    assert dips[0] < 0.8 * BUDGET
+    assert result.extreme_nonzeros is None  # never trained below the budget

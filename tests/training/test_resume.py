@@ -60,7 +60,7 @@ def tune(
     arguments: dict[str, Any] = {
         "data": data,
         "names": nets.NAMES,
-        "strategy": make("bidirectional", density=0.1, depth=0.6, steps=2),
+        "strategy": make("bidirectional-single", density=0.1, depth=0.6, steps=2),
         "fill": nets.fill_count(350),
         "recipe": RECIPE,
         "teacher": copy.deepcopy(module),
@@ -110,7 +110,7 @@ def test_the_same_bits(data: Data, tmp_path: Path, recipe: str, after: int) -> N
 
 
 COURSES = {
-    "gradient": make("bidirectional", density=0.1),
+    "gradient": make("bidirectional-single", density=0.1),
     "random": make("set", density=0.1),
 }
 
@@ -199,7 +199,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "epochs": ({"recipe": dataclasses.replace(RECIPE, epochs=5)}, "recipe.epochs was 4"),
     "strategy": ({"strategy": make("cubic", density=0.1)}, "strategy was bidirectional"),
     "options": (
-        {"strategy": make("bidirectional", density=0.1, depth=0.6, steps=3)},
+        {"strategy": make("bidirectional-single", density=0.1, depth=0.6, steps=3)},
         "strategy was bidirectional",
     ),
     "network": ({"module": nets.small_cnn(seed=1)}, "the network was Sequential"),

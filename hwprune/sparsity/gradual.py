@@ -1,11 +1,10 @@
-"""Strategies that approach the budget from above and stay there: one-way pruning, and controls."""
+"""Strategies that approach the budget from above: one-way pruning, and what exchanges at it."""
 
 from __future__ import annotations
 
-from hwprune.errors import UsageError
 from hwprune.sparsity import schedules
-from hwprune.sparsity.course import Event, Initial, Strategy
-from hwprune.sparsity.pieces import Growing, Pruning, exchanges, gradual, rounds
+from hwprune.sparsity.event_builders import Grow, Prune, exchanges, gradual, rounds
+from hwprune.sparsity.mask_schedule import Initial, MaskEvent, Strategy
 
 
 def dense() -> Strategy:
@@ -15,7 +14,7 @@ def dense() -> Strategy:
 
 def one_shot(density: float, *, score: str = "lamp", allocation: str = "global") -> Strategy:
     """Prune to the budget at once, before the first step; then train."""
-    event = Pruning(score, allocation).at(0.0, budget_fraction=1.0)
+    event = Prune(score, allocation).at(0.0, budget_fraction=1.0)
     return Strategy("one-shot", (event,), density)
 
 
@@ -26,6 +25,7 @@ def iterative(
     rewind: bool = True,
     score: str = "lamp",
     allocation: str = "global",
+    shrink: float = 0.0,
 ) -> Strategy:
     """Remove a fraction of what is left in rounds of equal length, each followed by training.
 
@@ -36,10 +36,11 @@ def iterative(
             2003.02389, section 2), rather than run one schedule over all rounds.
         score: what ranks the connections.
         allocation: how they are shared out.
+        shrink: how far what stays is pulled towards zero at each round.
     """
     aims = schedules.iterative(density, removed=removed)
     times = [number / len(aims) for number in range(len(aims))]
-    events = rounds(aims, 1.0, times, Pruning(score, allocation))
+    events = rounds(aims, 1.0, times, Prune(score, allocation, shrink))
     return Strategy("iterative", events, density, tuple(times[1:]) if rewind else ())
 
 
@@ -48,6 +49,8 @@ def cubic(
     *,
     until: float = 0.6,
     steps: int = 30,
+    start: float = 1.0,
+    shrink: float = 0.0,
     exchange: float = 0.0,
     score: str = "lamp",
     allocation: str = "global",
@@ -59,21 +62,18 @@ def cubic(
         density: the density the plan expects.
         until: the progress at which the budget is reached.
         steps: pruning steps on the way (arXiv 1710.01878).
-        exchange: the fraction of the living connections that each step prunes beyond its aim and
-            regrows at once (GraNet, arXiv 2106.10404, section 3.2); 0 for plain pruning.
+        start: the density that is met at once, before the first step.
+        shrink: how far what stays is pulled towards zero at each step.
+        exchange: the fraction of what is kept that each step prunes beyond its aim and regrows at
+            once (GraNet, arXiv 2106.10404, section 3.2); 0 for plain pruning.
         score: what ranks the connections.
         allocation: how they are shared out.
-        grow_score: what ranks the dead ones, where ``exchange`` is above 0.
+        grow_score: what ranks the pruned ones, where ``exchange`` is above 0.
     """
     events = gradual(
-        density,
-        1.0,
-        until=until,
-        steps=steps,
-        pruning=Pruning(score, allocation),
-        exchange=exchange,
-        growing=Growing(grow_score),
-    )
+        density, 1.0, until=until, steps=steps, prune=Prune(score, allocation, shrink),
+        start=start, exchange=exchange, grow=Grow(grow_score),
+    )  # fmt: skip
     return Strategy("cubic", events, density)
 
 
@@ -97,20 +97,18 @@ def rigl(
     Args:
         density: the density the plan expects.
         updates: exchanges.
-        drop: the share of the living that an exchange drops at first; a cosine lets it fall.
+        drop: the share of what is kept that an exchange drops at first; a cosine lets it fall.
         last_drop: that share at ``until``.
         until: the progress at which the mask freezes.
-        score: what ranks the living.
+        score: what ranks the connections that are kept.
         allocation: how they are shared out.
-        grow_score: what ranks the dead.
+        grow_score: what ranks the pruned ones.
         grow_allocation: how what is grown is shared out; RigL keeps each layer's density, which
             ``proportional`` does nearly.
         initial: the value that a grown connection starts from.
     """
-    growing = Growing(grow_score, initial, grow_allocation)
-    events = _exchanged(
-        density, updates, (drop, last_drop), until, Pruning(score, allocation), growing
-    )
+    grow = Grow(grow_score, initial, grow_allocation)
+    events = _exchanged(updates, (drop, last_drop), until, Prune(score, allocation), grow)
     return Strategy("rigl", events, density)
 
 
@@ -126,39 +124,15 @@ def set_(
     grow_allocation: str = "proportional",
     initial: Initial = "zero",
 ) -> Strategy:
-    """Exchange as ``rigl`` does, but grow at random (SET, arXiv 1707.04780): a control.
-
-    Args:
-        density: the density the plan expects.
-        updates: exchanges.
-        drop: the share of the living that an exchange drops at first; a cosine lets it fall.
-        last_drop: that share at ``until``.
-        until: the progress at which the mask freezes.
-        score: what ranks the living.
-        allocation: how they are shared out.
-        grow_allocation: how what is grown is shared out.
-        initial: the value that a grown connection starts from.
-    """
-    growing = Growing("random", initial, grow_allocation)
-    events = _exchanged(
-        density, updates, (drop, last_drop), until, Pruning(score, allocation), growing
-    )
+    """Exchange as ``rigl`` does, but grow at random (SET, arXiv 1707.04780): a control."""
+    grow = Grow("random", initial, grow_allocation)
+    events = _exchanged(updates, (drop, last_drop), until, Prune(score, allocation), grow)
     return Strategy("set", events, density)
 
 
 def _exchanged(
-    density: float,
-    updates: int,
-    drops: tuple[float, float],
-    until: float,
-    pruning: Pruning,
-    growing: Growing,
-) -> tuple[Event, ...]:
+    updates: int, drops: tuple[float, float], until: float, prune: Prune, grow: Grow
+) -> tuple[MaskEvent, ...]:
     drop, last = drops
-    if updates < 1 or not 0 <= last <= drop < 1 or drop == 0 or not 0 < until <= 1:
-        raise UsageError(
-            f"{updates} exchanges of {drop} to {last} until {until} (density {density})",
-            hint="at least one, drop in (0, 1), last_drop in [0, drop], until in (0, 1]",
-        )
-    start = pruning.at(0.0, budget_fraction=1.0)
-    return (start, *exchanges(updates, drop, until, last=last, pruning=pruning, growing=growing))
+    first = prune.at(0.0, budget_fraction=1.0)
+    return (first, *exchanges(updates, drop, until, last=last, prune=prune, grow=grow))

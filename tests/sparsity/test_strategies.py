@@ -1,58 +1,13 @@
-"""Masks, schedules and the shape of every strategy."""
+"""Schedules and the shape of every strategy."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from hwprune.errors import UsageError
-from hwprune.ir import Masks
-from hwprune.sparsity import (
-    STRATEGIES,
-    Event,
-    Strategy,
-    champions,
-    compare,
-    densities,
-    make,
-    masks_equal,
-    rank,
-    repair_empty,
-)
-from hwprune.sparsity.masks import full
+from hwprune.sparsity import STRATEGIES, MaskEvent, Strategy, make
 from hwprune.sparsity.schedules import cosine, cubic, iterative
 from hwprune.sparsity.strategies import REMOVED
-
-
-def _masks(**arrays: list[int]) -> Masks:
-    return Masks({name: np.array(values, dtype=np.bool_) for name, values in arrays.items()})
-
-
-def test_repair_gives_an_empty_tensor_its_best_and_keeps_the_count() -> None:
-    scores = {"a": np.array([3, 1, 2], np.float32), "b": np.array([0.1, 0.3], np.float32)}
-    repaired = repair_empty(_masks(a=[1, 1, 1], b=[0, 0]), scores)
-    assert repaired.collapsed == ("b",)
-    assert masks_equal(repaired.masks, _masks(a=[1, 0, 1], b=[0, 1]))
-    untouched = _masks(a=[1, 0, 0], b=[1, 0])
-    assert repair_empty(untouched, scores).masks is untouched
-    # Nobody can spare one: the count grows rather than that another tensor collapses.
-    assert repair_empty(_masks(a=[1, 0, 0], b=[0, 0]), scores).masks.nonzeros == 2
-
-
-def test_champions_keep_every_tensor_alive() -> None:
-    scores = {"a": np.array([3, 1, 2], np.float32), "b": np.array([0.1, 0.3], np.float32)}
-    assert rank(scores).masks(2)["b"].sum() == 0
-    assert rank(scores, keep=champions(scores)).masks(2)["b"].tolist() == [False, True]
-
-
-def test_compare_and_density() -> None:
-    before, after = _masks(a=[1, 1, 0, 0]), _masks(a=[0, 1, 1, 1])
-    change = compare(before, after)
-    assert (change.grown, change.pruned) == ({"a": 2}, {"a": 1})
-    assert densities(after) == {"a": 0.75}
-    assert not masks_equal(before, after)
-    assert not masks_equal(before, _masks(b=[1, 1, 0, 0]))
-    assert full({"a": (2, 2)})["a"].all()
 
 
 def test_schedules() -> None:
@@ -87,12 +42,43 @@ def test_every_strategy_is_ordered_and_ends_by_filling_the_budget(
     assert strategy.regrows or not name.startswith("bidirectional")
 
 
-def test_bidirectional_dips_by_its_depth_and_climbs_in_steps() -> None:
-    strategy = make("bidirectional", density=0.1, depth=0.8, steps=2, initial="pretrained")
+def test_the_single_dip_goes_down_by_its_depth_and_climbs_in_steps() -> None:
+    strategy = make("bidirectional-single", density=0.1, depth=0.8, steps=2, initial="pretrained")
     fractions = [e.budget_fraction for e in strategy.events if e.budget_fraction is not None]
     assert fractions == pytest.approx([0.8, 0.9, 1.0])
     assert strategy.regrows
     assert {e.initial for e in strategy.events if e.action == "regrow"} == {"pretrained"}
+
+
+def test_bidirectional_shrinks_on_the_way_then_exchanges_less_and_less_and_rests() -> None:
+    strategy = make("bidirectional", density=0.02)
+    down = [e for e in strategy.events if e.progress <= 0.3]
+    swaps = [e for e in strategy.events if e.progress > 0.3]
+    assert {(e.action, e.shrink, e.score) for e in down} == {("prune", 1.0, "magnitude")}
+    assert (down[0].progress, down[0].density, down[-1].budget_fraction) == (0.0, 0.5, 1.0)
+    assert [e.action for e in swaps] == ["prune", "regrow"] * 30
+    drops = [1 - e.share for e in swaps if e.share is not None]
+    times = [e.progress for e in swaps[::2]]
+    assert drops == pytest.approx([0.1 * cosine((t - 0.3) / 0.45, 1, 0) for t in times])
+    assert max(times) < 0.75
+    assert {(e.score, e.initial, e.budget_fraction) for e in swaps[1::2]} == {
+        ("signal-to-noise", "zero", 1.0)
+    }
+    assert not any(e.shrink for e in swaps)
+
+
+def test_shrink_and_a_start_are_options_of_cubic() -> None:
+    plain, shrunk = make("cubic", density=0.1), make("cubic", density=0.1, shrink=1.0, start=0.25)
+    assert {e.shrink for e in plain.events} == {0.0}
+    assert {e.shrink for e in shrunk.events} == {1.0}
+    assert (plain.events[0].progress, shrunk.events[0].progress) == (pytest.approx(0.02), 0.0)
+    assert shrunk.events[0].density == 0.25
+
+
+def test_strategies_declare_what_others_decide_by() -> None:
+    assert [n for n, kind in STRATEGIES.items() if not kind.prunes] == ["dense"]
+    assert [n for n, kind in STRATEGIES.items() if kind.shares_weights] == ["east"]
+    assert [n for n, kind in STRATEGIES.items() if kind.starts_from_fit] == ["one-shot"]
 
 
 def test_dense_spends_nothing() -> None:
@@ -115,41 +101,46 @@ def test_dense_spends_nothing() -> None:
 )
 def test_an_event_refuses_what_makes_no_sense(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
-        Event(0.5, "prune", **wrong)  # type: ignore[arg-type]
+        MaskEvent(0.5, "prune", **wrong)  # type: ignore[arg-type]
 
 
 def test_a_strategy_refuses_disorder_and_an_unfilled_budget() -> None:
-    last = Event(0.2, "prune", budget_fraction=1.0)
+    last = MaskEvent(0.2, "prune", budget_fraction=1.0)
     with pytest.raises(UsageError, match="out of order"):
-        Strategy("x", (Event(0.5, "prune", density=0.5), last))
+        Strategy("x", (MaskEvent(0.5, "prune", density=0.5), last))
     with pytest.raises(UsageError, match="does not fill"):
-        Strategy("x", (Event(0.5, "prune", density=0.5),))
+        Strategy("x", (MaskEvent(0.5, "prune", density=0.5),))
     with pytest.raises(UsageError, match="no strategy 'x'"):
         make("x", density=0.5)
     with pytest.raises(UsageError):
-        make("bidirectional", density=0.5, steps=0)
+        make("bidirectional-single", density=0.5, steps=0)
 
 
 def test_wrong_options_name_the_right_ones() -> None:
     with pytest.raises(UsageError, match="'cubic' has no option 'depth'") as caught:
         make("cubic", density=0.5, depth=0.9)
-    assert "until, steps, exchange" in (caught.value.hint or "")
-    with pytest.raises(UsageError, match="bidirectional: steps is '3'"):
-        make("bidirectional", density=0.5, steps="3")
+    assert "until, steps, start, shrink, exchange" in (caught.value.hint or "")
+    with pytest.raises(UsageError, match="bidirectional-single: steps is '3'"):
+        make("bidirectional-single", density=0.5, steps="3")
     with pytest.raises(UsageError, match="rewind is 1"):
-        make("bidirectional", density=0.5, rewind=1)
+        make("bidirectional-single", density=0.5, rewind=1)
     with pytest.raises(UsageError, match="'dense' has no option"):
         make("dense", density=0.5, steps=3)
-    assert make("bidirectional", density=0.5, depth=1) is not None  # a whole number is a number
+    assert (
+        make("bidirectional-single", density=0.5, depth=1) is not None
+    )  # a whole number is a number
     for wrong in ({"regrow_score": "luck"}, {"regrow_allocation": "lamp"}, {"initial": "luck"}):
         with pytest.raises(UsageError, match=r"luck|lamp"):
-            make("bidirectional", density=0.5, **wrong)
+            make("bidirectional-single", density=0.5, **wrong)
 
 
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
         ("rigl", {"updates": 0}),
+        ("bidirectional", {"until": 0.3}),
+        ("bidirectional", {"drop": 0.0}),
+        ("cubic", {"start": 0.0}),
         ("set", {"drop": 1.0}),
         ("bidirectional-one-shot", {"steps": 0}),
         ("bidirectional-iterative", {"depth": 0.0}),
@@ -194,7 +185,7 @@ def test_exchange_drops_a_share_that_falls_to_nothing() -> None:
     ("name", "options", "instead"),
     [
         *((name, {}, instead) for name, instead in REMOVED.items()),
-        ("bidirectional", {"per_byte": True}, "leave it out"),
+        ("bidirectional-single", {"per_byte": True}, "leave it out"),
         ("bidirectional", {"regrow_score": "second-order"}, "use gradient, magnitude or random"),
         ("cubic", {"allocation": "uniform"}, "use global or erk"),
     ],
@@ -211,6 +202,8 @@ def test_what_was_removed_says_so_and_what_to_use(
     "wrong",
     [
         {"action": "regrow", "share": 0.5},
+        {"action": "regrow", "density": 0.5, "score": "gradient", "shrink": 1.0},
+        {"action": "prune", "density": 0.5, "shrink": -1.0},
         {"action": "regrow", "density": 0.5, "score": "luck"},
         {"action": "prune", "density": 0.5, "score": "gradient"},
         {"action": "jump", "density": 0.5},
@@ -218,4 +211,4 @@ def test_what_was_removed_says_so_and_what_to_use(
 )
 def test_an_event_knows_what_goes_with_its_action(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
-        Event(0.5, **wrong)  # type: ignore[arg-type]
+        MaskEvent(0.5, **wrong)  # type: ignore[arg-type]

@@ -1,21 +1,22 @@
-"""The course of a run: an ordered tuple of events, each of which replaces the masks once.
+"""When masks change: an ordered tuple of events, each of which replaces the masks once.
 
-A course knows fractions only. An event aims at a density (a fraction of the prunable weights), at
-a share of the living, or at a fraction of the byte budget, which a ``Fill`` handed in by the caller
-turns into masks. The last event always fills the budget. All strategies but ``dense`` spend exactly
-the epochs they are given, so that two of them with the same recipe cost the same.
+A schedule knows fractions only. An event aims at a density (a fraction of the prunable weights), at
+a share of what is kept, or at a fraction of the byte budget, which a ``Fill`` handed in by the
+caller turns into masks. The last event always fills the budget. All strategies but ``dense`` spend
+exactly the epochs they are given, so that two of them with the same recipe cost the same.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from hwprune.errors import UsageError
 from hwprune.ir import Masks, Ranking
-from hwprune.sparsity.allocation import ALLOCATIONS, GROWTHS
-from hwprune.sparsity.rules import RULES
+from hwprune.sparsity.allocation import ALLOCATIONS, GROWTH_ALLOCATIONS
+from hwprune.sparsity.growth_scores import GROWTH_SCORES
 from hwprune.sparsity.scores import SCORES
 
 Fill = Callable[[Ranking, float], Masks]
@@ -28,20 +29,24 @@ INITIALS: tuple[Initial, ...] = ("zero", "pretrained")
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class MaskEvent:
     """One change of the masks.
 
     Attributes:
         progress: when, as a fraction of all training steps, in [0, 1].
-        action: ``prune`` ranks the living connections and keeps the best; ``regrow`` keeps all
-            living connections and adds the best of the dead.
-        density: the fraction of all prunable weights that live afterwards; exact to the connection.
+        action: ``prune`` ranks the connections that are kept and keeps the best of them;
+            ``regrow`` keeps them all and adds the best of the pruned ones.
+        density: the fraction of all prunable weights that is kept afterwards; exact to the
+            connection.
         budget_fraction: or the fraction of the byte budget that the file takes afterwards.
-        share: or the fraction of the connections alive before that are alive afterwards (prune).
-        score: a name in SCORES; for ``regrow`` one in RULES, which ranks the dead connections.
+        share: or the fraction of what was kept before that is kept afterwards (prune).
+        score: a name in SCORES; for ``regrow`` one in GROWTH_SCORES.
         initial: the value that a regrown connection starts from.
-        allocation: how connections are shared out between tensors: the living that stay, a name
-            in ALLOCATIONS; for ``regrow`` those that are added, a name in GROWTHS.
+        allocation: how connections are shared out between tensors: those that stay, a name in
+            ALLOCATIONS; for ``regrow`` those that are added, a name in GROWTH_ALLOCATIONS.
+        shrink: how far what stays is pulled towards zero, in units of the largest weight that the
+            event removes from the same tensor (prune): a proximal step, so that weights leave at
+            zero and the function does not jump. 0 for plain pruning.
 
     Raises:
         UsageError: a value outside its range, or not exactly one aim.
@@ -55,12 +60,13 @@ class Event:
     score: str = "lamp"
     initial: Initial = "zero"
     allocation: str = "global"
+    shrink: float = 0.0
 
     def __post_init__(self) -> None:
         aims = [a for a in (self.density, self.budget_fraction, self.share) if a is not None]
         if len(aims) != 1:
             raise UsageError(
-                "an event has one aim: a density, a budget fraction or a share of the living",
+                "an event has one aim: a density, a budget fraction or a share of what is kept",
                 hint="set exactly one of density, budget_fraction and share",
             )
         if not 0 < aims[0] <= 1 or not 0 <= self.progress <= 1:
@@ -71,13 +77,15 @@ class Event:
         among("action", self.action, ACTIONS)
         grows = self.action == "regrow"
         among("initial value", self.initial, INITIALS)
-        among("regrowth rule" if grows else "score", self.score, RULES if grows else SCORES)
-        among("allocation", self.allocation, GROWTHS if grows else ALLOCATIONS)
-        if self.share is not None and grows:
+        among("growth score" if grows else "score", self.score, GROWTH_SCORES if grows else SCORES)
+        among("allocation", self.allocation, GROWTH_ALLOCATIONS if grows else ALLOCATIONS)
+        if grows and (self.share is not None or self.shrink):
             raise UsageError(
-                f"a regrow event with share {self.share}",
-                hint="only pruning takes a share of the living",
+                f"a regrow event with share {self.share}, shrink {self.shrink}",
+                hint="only pruning takes a share of what is kept, or shrinks it",
             )
+        if not 0 <= self.shrink < math.inf:
+            raise UsageError(f"shrink is {self.shrink}", hint="0 or more; 1 is the proximal step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +114,7 @@ class Phasing:
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """A named, ordered course of events.
+    """What happens to the masks of one run, and what that needs.
 
     Attributes:
         name: as ``--strategy`` spells it.
@@ -122,7 +130,7 @@ class Strategy:
     """
 
     name: str
-    events: tuple[Event, ...]
+    events: tuple[MaskEvent, ...]
     density: float = 1.0
     restarts: tuple[float, ...] = ()
     trains: bool = False
@@ -146,7 +154,7 @@ class Strategy:
 
     @property
     def regrows(self) -> bool:
-        """Return whether connections are ever added: whether there is an extreme state."""
+        """Return whether connections are ever added."""
         return any(event.action == "regrow" for event in self.events)
 
 

@@ -1,4 +1,4 @@
-"""Ranking: exact against a plain sort, with ties, limits, kept connections and odd values."""
+"""The best connections: exact against a plain sort, with ties, limits, guards and odd values."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from hypothesis import strategies as st
 
 from hwprune.errors import HwpruneError, UsageError
 from hwprune.ir import Masks, Ranking
-from hwprune.sparsity import SCORES, followed_by, lamp, rank, rank_weights, topk
-from hwprune.sparsity.scores import lamp_top
+from hwprune.sparsity import (
+    SCORES,
+    LazyScores,
+    followed_by,
+    growth,
+    lamp,
+    masks_equal,
+    rank,
+    rank_weights,
+    select,
+    topk_masks,
+)
 
 
 def plain(scores: dict[str, np.ndarray]) -> list[tuple[int, int]]:
@@ -41,12 +51,12 @@ def test_rank_equals_a_plain_sort_for_every_limit(
     lists: list[list[float]], limit: int, chunk: int
 ) -> None:
     scores = {str(i): np.array(part, dtype=np.float32) for i, part in enumerate(lists)}
-    before = topk.CHUNK
-    topk.CHUNK = chunk  # small, so that collections are cut many times
+    before = topk_masks._CHUNK
+    topk_masks._CHUNK = chunk  # small, so that a tensor has many
     try:
         found = rank(scores, limit=limit)
     finally:
-        topk.CHUNK = before
+        topk_masks._CHUNK = before
     assert order(found) == plain(scores)[:limit]
     assert order(rank(scores)) == plain(scores)
 
@@ -106,34 +116,13 @@ def test_rank_weights_is_the_ranking_of_the_scores(score: str, limit: int | None
     assert order(found) == order(expected)
 
 
-@given(
-    sizes=st.lists(st.integers(0, 90), min_size=1, max_size=6),
-    limit=st.integers(0, 200),
-    levels=st.sampled_from([2, 5, 1000]),
-    seed=st.integers(0, 999),
-)
-@settings(deadline=None)
-def test_what_small_tensors_rank_bounds_the_large_ones_exactly(
-    sizes: list[int], limit: int, levels: int, seed: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    weights = {
-        str(n): rng.integers(-levels, levels + 1, size).astype(np.float32) * np.float32(0.1)
-        for n, size in enumerate(sizes)
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(topk, "CHUNK", 8)  # so that few connections fill a collection
-        found = rank_weights(weights, "lamp", limit)
-    assert order(found) == order(rank({n: lamp(w) for n, w in weights.items()}, limit=limit))
-
-
 @pytest.mark.parametrize("limit", [0, 1, 100, 999, 1500, 4000])
-def test_lamp_top_is_bit_for_bit_the_best_of_lamp(limit: int) -> None:
+def test_the_best_lamp_scores_are_bit_for_bit_those_of_all(limit: int) -> None:
     weight = np.random.default_rng(5).standard_normal((50, 60), dtype=np.float32)
-    whole = lamp(weight).reshape(-1)
-    positions, scores = lamp_top(weight, limit)
-    assert positions.tolist() == np.argsort(-whole, kind="stable")[:limit].tolist()
-    assert np.array_equal(scores, whole[positions])
+    whole, some = lamp(weight).reshape(-1), lamp(weight, limit).reshape(-1)
+    best = np.argsort(-whole, kind="stable")[:limit]
+    assert np.array_equal(some[best], whole[best])
+    assert np.count_nonzero(some) == min(limit, weight.size)
 
 
 def test_lamp_is_equation_four() -> None:
@@ -145,3 +134,69 @@ def test_rankings_of_different_networks_cannot_be_joined() -> None:
     one = rank({"a": np.ones(2, dtype=np.float32)})
     with pytest.raises(HwpruneError, match="different networks"):
         followed_by(one, rank({"b": np.ones(2, dtype=np.float32)}))
+
+
+# -- guards, masks, what is worked out when asked for ---------------------------------------------
+
+sizes = st.lists(st.integers(0, 40), min_size=1, max_size=4)
+levels = st.sampled_from([0, 1, 2, 5, 1000])
+
+
+@settings(max_examples=150, deadline=None)
+@given(sizes, levels, st.integers(0, 999), st.integers(0, 130), st.sampled_from([3, 1 << 18]))
+def test_select_is_a_ranking_cut_with_the_best_of_guarded_tensors_first(
+    numbers: list[int], spread: int, seed: int, count: int, chunk: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    scores = {}
+    for number, size in enumerate(numbers):  # few levels make ties
+        values = generator.integers(-spread, spread + 1, size).astype(np.float32)
+        scores[str(number)] = np.where(generator.random(size) < 0.6, values, np.float32(-np.inf))
+    guard = tuple(scores)[::2]
+    every = plain(scores)
+    first = [next(each for each in every if each[0] == number) for number in {n for n, _ in every}
+             if str(number) in guard]  # fmt: skip
+    first.sort(key=every.index)
+    expected = [*first, *(each for each in every if each not in first)][:count]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topk_masks, "_CHUNK", chunk)
+        found = rank(scores, limit=count, guard=guard)
+        masks = select(scores, count, guard=guard)
+    assert order(found) == expected
+    assert masks_equal(masks, found.masks(count))
+
+
+def test_lazy_scores_are_worked_out_once_and_when_asked_for() -> None:
+    asked = []
+
+    def compute(name: str) -> np.ndarray:
+        asked.append(name)
+        return np.arange(4, dtype=np.float32)
+
+    scores = LazyScores({"a": (2, 2), "b": (4,)}, compute)
+    assert asked == []
+    found = select(scores, 3)
+    assert found["a"].tolist() == [[False, False], [True, True]]
+    assert found["b"].tolist() == [False, False, False, True]
+    assert asked == ["a", "b"]
+
+
+def test_a_guard_keeps_every_tensor() -> None:
+    scores = {"a": np.array([3, 1, 2], np.float32), "b": np.array([0.1, 0.3], np.float32)}
+    assert select(scores, 2)["b"].sum() == 0
+    assert select(scores, 2, guard=("a", "b"))["b"].tolist() == [False, True]
+
+
+def test_growth_is_shared_out_and_never_more_than_is_pruned() -> None:
+    alive = Masks(
+        {
+            "full": np.ones((4, 4), np.bool_),
+            "few": np.arange(100).reshape(10, 10) < 3,
+            "half": np.arange(300).reshape(3, 100) < 150,
+        }
+    )
+    counts = growth("proportional", alive, 60)
+    assert sum(counts.values()) == 60
+    assert counts["full"] == 0
+    assert counts["few"] == pytest.approx(60 * 3 / 153, abs=1)
+    assert sum(growth("proportional", alive, 10_000).values()) == 97 + 150
