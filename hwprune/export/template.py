@@ -223,8 +223,8 @@ class Template:
                     own_scale = own[numbered(key, "s", place)]
                     gains[gain] = stored_gain(own_scale, scale, weights[gain])
                 if name in weights and bool(gain) == (gain in gains):
-                    bias = compact_floats(weights[name], value_type)
-                    stored_biases[name] = bias.astype(np.float32)
+                    kind = value_type if name in layout.private else "fp32"
+                    stored_biases[name] = compact_floats(weights[name], kind).astype(np.float32)
             # Where uses have scales of their own, these are among what they own.
             tensors |= {f"{key}{role[0]}": array for role, array in stored.arrays.items()} | own
             if not self.inline:

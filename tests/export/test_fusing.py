@@ -222,6 +222,11 @@ def test_a_tensor_that_something_else_reads_as_well_is_kept() -> None:
     assert fused(template) == ["CsrConv-BiasRelu6", "Clip"]
 
 
+def test_a_bias_that_something_else_reads_as_well_is_stored_as_it_is() -> None:
+    text = "s = Gemm <transB = 1> (x, w, wb) y = Mul(s, wb)"
+    assert fused(template_of(text, shape="N,8")) == ["CsrGemm-Bias", "Mul"]
+
+
 def test_a_fused_file_is_read_back(tmp_path: object) -> None:
     template = template_of(f"s = Conv {PAD} (x, a, ab) t = Add(s, x) y = Relu(t)")
     written = sparse(template)
