@@ -10,22 +10,23 @@ or of what a run before took: a file has the same layers dense wherever the same
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from mmap import mmap
 
 from hwprune.kernels import library
 from hwprune.kernels.model_file import DOMAIN, ModelFile, Node
 
+_KINDS = ("Conv", "Depthwise", "Gemm", "Linear", "MatMul")
 # Up to which share of its weights a layer runs a kernel: below what was measured to be as fast as
-# onnxruntime's dense operator, by a tenth or more (benchmarks/dense_or_sparse.py, see
-# docs/kernels.md): by what the layer is, and whether a second-level cache holds its weights. Memory
-# sets no lower limit: a stored weight takes 6 bytes in a kernel (8 in a very wide row), 4 if dense.
+# onnxruntime's dense operator (benchmarks/dense_or_sparse.py, see docs/kernels.md). Of convolutions
+# with several taps and with one, each with a weight that a second-level cache holds, and a larger
+# one. Memory sets no lower limit: a stored weight takes 6 bytes in a kernel, 8 in a very wide row,
+# and 4 if all are.
 _CACHED_WEIGHTS = 1 << 18
-_LIMITS = {"wide": (0.5, 0.35), "pointwise": (0.4, 0.3), "rows": (0.3, 0.3), "row": (0.1, 0.1)}
-# Of a product with fewer rows the dense one only reads each weight once; with less than these
-# weights, calling the kernel takes longer than that.
-_FEW_ROWS, _FEW_WEIGHTS = 16, 1 << 15
+_WIDE, _POINTWISE = (0.5, 0.35), (0.4, 0.3)
+# Of products, with many rows and with few: then the dense one only reads each weight once. With
+# less than these weights, calling the kernel takes longer than that.
+_ROWS, _ROW, _FEW_ROWS, _FEW_WEIGHTS = 0.3, 0.1, 16, 1 << 15
 # Kernels and onnxruntime gain alike from AVX2 and AVX-512. NEON was not measured: a margin. Plain
 # C++ computes one weight at a time, where onnxruntime still has vectors.
 _BY_INSTRUCTIONS = {"avx512": 1.0, "avx2": 1.0, "neon": 0.75}
@@ -63,13 +64,9 @@ class PackedLayer:
         Convolutions of onnxruntime keep activations in blocks of channels. To leave a kernel for
         one of these, and to come back, takes as long as a convolution of few products.
         """
-        few = self.kind in ("Conv", "Depthwise") and self.shape[1] < 8
-        return few and math.prod(self.shape[1:]) <= 32 and not self.is_wide_depthwise
-
-    @property
-    def is_wide_depthwise(self) -> bool:
-        """Return whether channels are apart and the kernel is not the 3x3 one of the library."""
-        return self.kind == "Depthwise" and self.shape[2:] != (3, 3)
+        if self.kind == "Depthwise":
+            return self.shape[2:] == (3, 3)  # others have no kernel of their own
+        return self.kind == "Conv" and self.shape[1] < 8 and math.prod(self.shape[1:]) <= 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,86 +82,71 @@ class DenseFallback:
 
     model: bytes
     layers: tuple[str, ...]
-    operators: frozenset[str]
+    operators: set[str]
     weight_bytes: int
 
 
 def density_limit(layer: PackedLayer) -> float:
     """Return the share of its weights up to which a layer runs its kernel on this processor."""
     by_instructions = _BY_INSTRUCTIONS.get(library.instruction_set(), _PLAIN)
-    if layer.is_wide_depthwise:
+    large = layer.weights > _CACHED_WEIGHTS
+    if layer.follows:
+        return 0.0 if by_instructions == _PLAIN else 1.0
+    if layer.kind == "Depthwise":
         return 0.0
-    if layer.kind in ("Conv", "Depthwise"):
-        limits = _LIMITS["wide" if math.prod(layer.shape[2:]) > 1 else "pointwise"]
-    elif layer.kind == "Gemm" and layer.batch < _FEW_ROWS:
-        limits = (0.0, 0.0) if layer.weights < _FEW_WEIGHTS else _LIMITS["row"]
-    else:
-        limits = _LIMITS["rows"]
-    return by_instructions * limits[layer.weights > _CACHED_WEIGHTS]
+    if layer.kind == "Conv":
+        return by_instructions * (_WIDE if math.prod(layer.shape[2:]) > 1 else _POINTWISE)[large]
+    if layer.kind == "Gemm" and layer.batch < _FEW_ROWS:
+        return by_instructions * _ROW * (layer.weights >= _FEW_WEIGHTS)
+    return by_instructions * _ROWS
 
 
-def too_dense(
-    layers: Sequence[PackedLayer], limit: Callable[[PackedLayer], float] | None = None
-) -> set[int]:
-    """Return which of a network's layers are left to onnxruntime.
-
-    Args:
-        layers: in the order in which they run.
-        limit: see ``density_limit``, which is the default.
-    """
-    limit = density_limit if limit is None else limit
-    leads = [i for i, layer in enumerate(layers) if not layer.follows]
-    dense = {i for i in leads if layers[i].density > limit(layers[i])}
+def too_dense(layers: Sequence[PackedLayer]) -> set[int]:
+    """Return which of a network's layers, in the order in which they run, are onnxruntime's."""
+    dense = {i for i, layer in enumerate(layers) if layer.density > density_limit(layer)}
     stored = [layer.density * layer.weights for layer in layers]
-    if not dense or sum(stored[i] for i in dense) < LEAST_PART * sum(stored):
+    if sum(stored[i] for i in dense) < LEAST_PART * sum(stored):
         return set()
-    for i in range(len(layers)):
+    leads = [i for i, layer in enumerate(layers) if not layer.follows]
+    for i in set(range(len(layers))).difference(leads):
         around = [j for j in leads if j < i][-1:] + [j for j in leads if j > i][:1]
-        if layers[i].follows and dense.intersection(around):
+        if dense.intersection(around):
             dense.add(i)
     return dense
 
 
 def dense_fallback(
-    data: bytes | mmap, inputs: Mapping[str, Sequence[int]], operators: Collection[str]
+    model: ModelFile, operators: Collection[str], inputs: Mapping[str, Sequence[int]]
 ) -> DenseFallback | None:
     """Return what is better left to onnxruntime; None where nothing is.
 
     Args:
-        data: the file.
-        inputs: shapes of the model's inputs, of which the first axis counts samples; 1 by default.
+        model: of the file.
         operators: those that have kernels.
+        inputs: shapes of the model's inputs, of which the first axis counts samples; 1 by default.
     """
     batch = max((shape[0] for shape in inputs.values() if len(shape)), default=1)
+    packed = [
+        i for i, n in enumerate(model.nodes) if n.domain == DOMAIN and n.operator in operators
+    ]
     try:
-        model = ModelFile(data)
-        places = [
-            place
-            for place, node in enumerate(model.nodes)
-            if node.domain == DOMAIN and node.operator in operators
-        ]
-        layers = [_layer(model, model.nodes[place], batch) for place in places]
-        chosen = {places[i] for i in too_dense(layers)}
-        if not chosen:
-            return None
-        data, weight_bytes = model.densified(chosen)
+        chosen = too_dense([_layer(model, model.nodes[place], batch) for place in packed])
+        places = {packed[i] for i in chosen}
+        data, weight_bytes = model.densified(places) if places else (b"", 0)
     # What is wrong with a file is said by onnxruntime and the kernels.
     except (ValueError, LookupError, ArithmeticError):
         return None
-    left = {node.operator for place, node in enumerate(model.nodes) if place not in chosen}
-    nodes = [model.nodes[place] for place in sorted(chosen)]
-    return DenseFallback(
-        data,
-        tuple(node.name for node in nodes),
-        frozenset(node.operator for node in nodes) - left,
-        weight_bytes,
-    )
+    if not places:
+        return None
+    left = {node.operator for place, node in enumerate(model.nodes) if place not in places}
+    nodes = [model.nodes[place] for place in sorted(places)]
+    names = tuple(node.name for node in nodes)
+    return DenseFallback(data, names, {node.operator for node in nodes} - left, weight_bytes)
 
 
 def _layer(model: ModelFile, node: Node, batch: int) -> PackedLayer:
     name = node.operator.removeprefix("Csr").removeprefix("Dense")
-    kinds = ("Conv", "Depthwise", "Gemm", "Linear", "MatMul")
-    kind = next(kind for kind in kinds if name.startswith(kind))
+    kind = next(kind for kind in _KINDS if name.startswith(kind))
     values = model.tensors[node.inputs[1]].dims
     shape = node.integers("shape") or values
     if len(shape) < 2 or min(shape) < 1:

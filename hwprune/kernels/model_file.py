@@ -197,6 +197,16 @@ class ModelFile:
         self.nodes = [Node(data) for data in self._graph[_GRAPH_NODES]]
         self.tensors = {t.name: t for t in map(Tensor, self._graph[_GRAPH_TENSORS])}
 
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """Return the operators of its nodes that there may be kernels for, sorted.
+
+        What is stored dense is left to onnxruntime's own operators, which are faster there, but for
+        depthwise convolutions.
+        """
+        ours = {node.operator for node in self.nodes if node.domain == DOMAIN}
+        return tuple(sorted(name for name in ours if name.startswith(("Csr", "DenseDepthwise"))))
+
     def densified(self, places: Collection[int]) -> tuple[bytes, int]:
         """Return the model with standard operators for some of its packed nodes, serialised.
 

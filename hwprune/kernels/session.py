@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import mmap
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from hwprune.errors import ArtifactError, KernelsError
 from hwprune.kernels import library
 from hwprune.kernels.dense_path import dense_fallback
-from hwprune.kernels.model_file import DOMAIN, ModelFile
+from hwprune.kernels.model_file import ModelFile
 
 CPU = "CPUExecutionProvider"
-T = TypeVar("T")
+_NO_LAYER = "the file has no packed layer that a kernel is for"
 # A provider is a name, or a name with its options.
 Provider = str | tuple[str, dict[str, Any]]
 
@@ -35,8 +35,8 @@ class Speed:
     Attributes:
         registered: the operators that run kernels.
         reason: why none does, or None.
-        dense: names of the nodes that were left to onnxruntime's own operators, which are
-            estimated to be faster at their density.
+        dense: names of the nodes that were left to onnxruntime's own operators, being too dense to
+            gain from a kernel.
         dense_bytes: what their weights take there, beside what the kernels count.
     """
 
@@ -67,8 +67,7 @@ def register_kernels(session_options: Any, path_or_bytes: str | Path | bytes | N
             were registered with these options before.
     """
     library.loaded()
-    names = None if path_or_bytes is None else operator_names(path_or_bytes)
-    _register(session_options, names and tuple(filter(library.knows, names)))
+    _register(session_options, None if path_or_bytes is None else _known(_read(path_or_bytes)))
 
 
 def _register(options: Any, names: Sequence[str] | None) -> None:
@@ -115,10 +114,9 @@ def session(
         session_options: an ``onnxruntime.SessionOptions``; changed.
         threads: onnxruntime's ``intra_op_num_threads``; None leaves the options as they are.
         kernels: False for stock speed. True leaves layers that are too dense to gain from a kernel
-            to onnxruntime's own dense operators, by an estimate; "all" does not.
-        input_shapes: what inputs will mostly be like, for that estimate. What the file does not
-            fix counts as 1 where it is a first axis; where it is another one, layers behind it
-            stay with the kernels.
+            to onnxruntime's own dense operators; "all" does not.
+        input_shapes: what inputs will mostly be like: the first axis, the samples of a run, counts
+            in that choice; 1 by default.
 
     Raises:
         ArtifactError: the file cannot be read.
@@ -130,13 +128,14 @@ def session(
     options = onnxruntime.SessionOptions() if session_options is None else session_options
     if threads is not None:
         options.intra_op_num_threads = threads
-    names, reason = _known_names(path_or_bytes, chosen, kernels is not False)
-    speed = Speed(names, reason)
+    reason = _why_none(kernels, chosen)
+    model = None if reason else _read(path_or_bytes)
+    names = _known(model)
+    speed = Speed(names, reason if names or reason else _NO_LAYER)
     dense = None
     # Options that have kernels registered have them for every layer.
-    if names and kernels is True and options not in _registered:
-        given = input_shapes or {}
-        dense = _mapped(path_or_bytes, lambda data: dense_fallback(data, given, names))
+    if model is not None and kernels is True and options not in _registered:
+        dense = dense_fallback(model, names, input_shapes or {})
     source = str(path_or_bytes) if isinstance(path_or_bytes, Path) else path_or_bytes
     if dense is None:
         _register(options, names)
@@ -157,53 +156,46 @@ def session(
 
 
 def operator_names(path_or_bytes: str | Path | bytes) -> tuple[str, ...]:
-    """Return which of our operators a file's nodes are that kernels are for, sorted.
-
-    What is stored dense is left to onnxruntime's own operators, which are faster there, but for
-    depthwise convolutions. Of a file that is damaged, none.
+    """Return which operators of a file kernels are for, sorted; none where it is damaged.
 
     Raises:
         ArtifactError: the file cannot be read.
     """
-    return _mapped(path_or_bytes, _operators)
+    model = _read(path_or_bytes)
+    return () if model is None else model.operators
 
 
-def _operators(data: bytes | mmap.mmap) -> tuple[str, ...]:
+def _read(source: str | Path | bytes) -> ModelFile | None:
+    """Return a file's model, of which no more is read than is looked at; None if it is damaged."""
+    data: bytes | mmap.mmap
     try:
-        nodes = ModelFile(data).nodes
-    except ValueError:
-        return ()
-    ours = {node.operator for node in nodes if node.domain == DOMAIN}
-    return tuple(sorted(name for name in ours if name.startswith(("Csr", "DenseDepthwise"))))
-
-
-def _mapped(source: str | Path | bytes, read: Callable[[Any], T]) -> T:
-    """Return what ``read`` finds in a file, of which it sees no more than it looks at."""
-    if isinstance(source, bytes):
-        return read(source)
-    try:
-        with Path(source).open("rb") as file:
-            # An empty file cannot be mapped.
-            if not file.seek(0, 2):
-                return read(b"")
-            # Unmapped when the last view of it is gone.
-            return read(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        if isinstance(source, bytes):
+            data = source
+        else:
+            with Path(source).open("rb") as file:
+                # An empty file cannot be mapped.
+                size = file.seek(0, 2)
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        return ModelFile(data)
     except OSError as error:
-        raise ArtifactError(f"{source} cannot be read: {error.strerror}") from None
+        raise ArtifactError(f"{source!s} cannot be read: {error.strerror}") from None
+    except ValueError:
+        return None
 
 
-def _known_names(
-    source: str | Path | bytes, providers: Sequence[Provider], kernels: bool
-) -> tuple[tuple[str, ...], str | None]:
-    """Return the operators of a file to register kernels for, or why there are none."""
-    if not kernels:
-        return (), "kernels=False"
+def _known(model: ModelFile | None) -> tuple[str, ...]:
+    return () if model is None else tuple(filter(library.knows, model.operators))
+
+
+def _why_none(kernels: bool | str, providers: Sequence[Provider]) -> str | None:
+    """Return why no session can have kernels here, or None."""
+    if kernels is False:
+        return "kernels=False"
     first = providers[0] if providers else CPU
     if (first if isinstance(first, str) else first[0]) != CPU:
-        return (), f"the first provider is {first}, and the kernels are for {CPU}"
+        return f"the first provider is {first}, and the kernels are for {CPU}"
     try:
         library.loaded()
     except KernelsError as error:
-        return (), error.message
-    names = tuple(filter(library.knows, operator_names(source)))
-    return names, None if names else "the file has no packed layer that a kernel is for"
+        return error.message
+    return None
