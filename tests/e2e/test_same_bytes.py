@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 # What is measured of this machine, and where the run was told to write.
 MEASURED = {
     "seconds", "p50_ms", "p90_ms", "load_ms", "resident_bytes", "added_bytes", "command",
@@ -44,6 +46,7 @@ def compiled(model: Path, folder: Path, **environment: str) -> tuple[bytes, dict
     return (folder / "out" / "model.onnx").read_bytes(), asked_only(report)
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes(digits_pt: Path, tmp_path: Path) -> None:
     first = compiled(digits_pt, tmp_path / "idle", LC_ALL="C.UTF-8", PYTHONHASHSEED="1")
     busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(os.cpu_count() or 1)]

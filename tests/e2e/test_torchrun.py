@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from e2e_tools import WRITTEN, files_in
 
+from hwprune.training.precision import choose
+
 pytestmark = pytest.mark.slow
 
 WORDS = (
@@ -43,7 +45,8 @@ def test_two_processes_compile_one_network(digits_pt: Path, tmp_path: Path) -> N
     assert (out[1], err[1]) == ("", "")
     assert files_in(tmp_path / "o") == WRITTEN
     report = json.loads((tmp_path / "o" / "report.json").read_text())
-    assert "trained in fp32 on cpu, by 2 processes" in report["notes"]
+    arithmetic = choose("auto", "cpu")
+    assert f"trained in {arithmetic} on cpu, by 2 processes" in report["notes"]
     assert report["budget"]["used_bytes"] <= 12 * 1024
 
 
