@@ -28,6 +28,7 @@ from hwprune.ir import TensorSpec
 _BATCH = 2
 # From this many weights on, a forward pass may take longer than all that plan does besides.
 _LARGE = 20_000_000
+_LARGEST = 1e18
 # Two runs of one network differ by less than this share of the largest output.
 _SAME = 1e-4
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -99,9 +100,10 @@ def probe(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
         Notes for the report.
 
     Raises:
-        ModelError: the network does not take these inputs, gives no tensor back, or draws random
-            numbers in eval mode.
+        ModelError: the network does not take these inputs, gives no tensor back, draws random
+            numbers in eval mode, or has weights whose squares are infinite.
     """
+    _check_range(module)
     ways = _ways(module, inputs)
     called = _runs_on_shapes(module, inputs, ways)
     if called is None:
@@ -113,6 +115,18 @@ def probe(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
             hint="wrap it in a module whose forward method returns tensors",
         )
     return _adapt(module, inputs, way, output)
+
+
+def _check_range(module: nn.Module) -> None:
+    """Refuse weights that no norm can be taken of. Buffers may be so large: masks of attention."""
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point() and parameter.numel() and not parameter.is_meta:
+            largest = max(map(abs, map(float, torch.aminmax(parameter.detach()))))
+            if largest > _LARGEST:
+                raise ModelError(
+                    f"{name} holds a weight of {largest:.1e}, whose square is infinite in float32",
+                    hint="the training diverged before it was saved; give an earlier checkpoint",
+                )
 
 
 def _ways(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
@@ -194,7 +208,8 @@ def _check_is_steady(
     except FAILURES:  # one that runs once only: no copy could be made
         return
     for one, other in zip(_tensors(output), _tensors(again), strict=False):
-        limit = _SAME * float(one.abs().max()) if one.is_floating_point() and one.numel() else 0.0
+        size = one.abs().nan_to_num(0, 0, 0) if one.is_floating_point() and one.numel() else None
+        limit = 0.0 if size is None else _SAME * float(size.max())
         if one.shape == other.shape and not torch.allclose(
             one, other, rtol=0, atol=limit, equal_nan=True
         ):

@@ -122,9 +122,25 @@ def _evaluate(module: Any, path: str) -> int:
             )
         elif _counts_batches(node):
             module.graph.erase_node(node)
+    for number, node in enumerate(list(module.graph.nodes)):
+        if node.target == _ATEN.batch_norm.default and node.args[1] is None:
+            _give_weights(module, node, f"batch_norm_{number}")
     module.graph.lint()
     module.recompile()
     return switched
+
+
+def _give_weights(module: Any, node: Any, name: str) -> None:
+    """Give BN without weight and bias those that do nothing: it is folded by them."""
+    mean = node.args[3]
+    if mean is None or mean.op != "get_attr":
+        return
+    like = module.get_buffer(mean.target)
+    for position, (kind, value) in enumerate((("weight", 1.0), ("bias", 0.0)), start=1):
+        parameter = nn.Parameter(torch.full_like(like, value), requires_grad=False)
+        module.register_parameter(f"{name}_{kind}", parameter)
+        with module.graph.inserting_before(node):
+            node.update_arg(position, module.graph.get_attr(f"{name}_{kind}"))
 
 
 def _counts_batches(node: Any) -> bool:

@@ -85,6 +85,19 @@ def test_a_network_that_leaves_by_sys_exit_is_refused() -> None:
         prepare(net(leaves), (spec("x", 4),))
 
 
+def test_weights_whose_squares_are_infinite_are_named() -> None:
+    module = net(lambda self, x: self.fc(x) * (self.mask > 0))
+    module.register_buffer("mask", torch.full((4,), -3e38))
+    prepare(module, (spec("x", 4),))
+    nn.init.constant_(module.fc.weight, -1e38)
+    with pytest.raises(ModelError, match=r"fc\.weight holds a weight of 1\.0e\+38"):
+        prepare(module, (spec("x", 4),))
+
+
+def test_outputs_that_are_not_finite_are_no_random_ones() -> None:
+    prepare(net(lambda self, x: torch.log(self.fc(x) - 100)), (spec("x", 4),))
+
+
 # -- what goes in and what comes out --------------------------------------------------------------
 
 

@@ -188,3 +188,16 @@ def test_a_torchscript_archive_that_reads_files_is_refused(
 ) -> None:
     with pytest.raises(UnsafeModelError, match="from_file"):
         load_model(script(ReadsFile()), inputs=["x:1x4:float32"])
+
+
+def test_bn_without_weights_gets_those_that_do_nothing(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, affine=False)).eval()
+    x = torch.randn(5, 4)
+    path = export(module, (x,), tmp_path / "a.pt2", dynamic_shapes=({0: BATCH},))
+    loaded = load_model(path).module
+    assert {name.rpartition("_")[2] for name, _ in loaded.named_parameters() if "norm" in name} == {
+        "weight",
+        "bias",
+    }
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), module(x), rtol=0, atol=0)
