@@ -29,11 +29,6 @@ class IdentifiedFile:
     path: str
     kind: FileKind
 
-    @property
-    def stem(self) -> str:
-        """Return the file's name without its ending."""
-        return Path(self.path).name.partition(".")[0] or Path(self.path).name
-
 
 def identify(path: str) -> IdentifiedFile:
     """Tell what kind of model file ``path`` is.

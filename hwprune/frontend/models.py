@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -67,12 +67,22 @@ def load_model(
     sources = _sources(inputs, sample_shapes)
     # A wrong name is found before a large file is read.
     chosen = None if arch is None else find_arch(arch)
-    how = Reading(unsafe_load, mapped, entry)
     if Path(path).is_dir():
-        model, sources = _load_folder(Path(path), chosen, how, sources)
+        files = [identify(name) for name in folders.weight_files(Path(path))]
+        if chosen is None and (named := folders.named_arch(Path(path))) is not None:
+            chosen = find_arch(named, folder=Path(path))
     else:
-        file = identify(path)
-        model, sources = _READERS[file.kind](file, chosen, how, sources)
+        files = [identify(path)]
+    if files[0].kind == "exported-program":
+        module, specs, notes = program.as_module(exported.load(files[0]), path)
+        model = replace(_model(path, files[0].kind, module, notes), batchnorm_frozen=True)
+        sources = replace(sources, known=specs)
+    elif files[0].kind == "torchscript":
+        model = _model(path, files[0].kind, scripted.read(files[0]), ())
+        model = replace(model, trainable=False, batchnorm_frozen=True)
+    else:
+        payload, notes, foreign = _payload(files, path, unsafe=unsafe_load, mapped=mapped)
+        model, sources = _from_payload(path, payload, chosen, sources, entry, notes, foreign)
     if chosen is not None and model.arch is None:
         note = f"--arch {chosen.spec} was not needed: the file carries its own network"
         model = replace(model, notes=(*model.notes, note))
@@ -175,40 +185,26 @@ def _check_precision(model: Model) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How a file may be read: see ``load_model``."""
-
-    unsafe: bool
-    mapped: bool
-    entry: str | None
-
-
-Loaded = tuple[Model, InputSources]
-
-
-def _load_state_dict(
-    file: IdentifiedFile, arch: Arch | None, how: Reading, sources: InputSources
-) -> Loaded:
-    """Read what torch.save wrote: a state dict, or (unsafe) a whole module."""
-    payload, notes, foreign = pickled.read(file, unsafe=how.unsafe, mapped=how.mapped)
-    payload, unwrapped = state.unwrap(payload, file.path, how.entry)
-    notes += unwrapped
-    if isinstance(payload, nn.Module):
-        module = payload.eval().float()
-        return _model(file, "pickled-module", module, notes), sources
-    tensors = None if arch is None else pickled.module_state(payload)
-    if tensors is not None:
-        notes += (f"the weights of a pickled {foreign[0]} were taken; none of its code was run",)
-    return _from_state(file, tensors or payload, arch, sources, notes, foreign)
-
-
-def _load_safetensors(
-    file: IdentifiedFile, arch: Arch | None, how: Reading, sources: InputSources
-) -> Loaded:
-    tensors = _safetensors(file.path)
-    payload, notes = state.unwrap(tensors, file.path, how.entry)
-    return _from_state(file, payload, arch, sources, notes)
+def _payload(
+    files: Sequence[IdentifiedFile], path: str, *, unsafe: bool, mapped: bool
+) -> tuple[object, tuple[str, ...], tuple[str, ...]]:
+    """Read a checkpoint, which may lie in shards; return what `pickled.read` does."""
+    parts: list[object] = []
+    notes: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
+    for file in files:
+        if file.kind == "safetensors":
+            parts.append(_safetensors(file.path))
+        else:
+            part, notes, foreign = pickled.read(file, unsafe=unsafe, mapped=mapped)
+            parts.append(part)
+    if len(parts) == 1:
+        return parts[0], notes, foreign
+    shards = [part for part in parts if isinstance(part, Mapping)]
+    if len(shards) < len(parts):
+        raise ModelError(f"{path} does not hold shards of a state dict", hint=SAVE_AGAIN)
+    whole = {name: value for part in shards for name, value in part.items()}
+    return whole, notes, foreign
 
 
 def _safetensors(path: str) -> dict[str, Tensor]:
@@ -228,78 +224,35 @@ def _safetensors(path: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _load_folder(folder: Path, arch: Arch | None, how: Reading, sources: InputSources) -> Loaded:
-    """Read a state dict that lies in a folder, whole or in shards, and what its config names."""
-    paths = folders.weight_files(folder)
-    files = [identify(path) for path in paths]
-    if arch is None and (named := folders.named_arch(folder)) is not None:
-        arch = find_arch(named, folder=folder)
-    tensors: dict[str, Tensor] = {}
-    foreign: tuple[str, ...] = ()
-    for file in files:
-        if file.kind == "safetensors":
-            part: object = _safetensors(file.path)
-        else:
-            part, _, foreign = pickled.read(file, unsafe=False, mapped=how.mapped)
-        if not isinstance(part, Mapping):
-            raise ModelError(f"{file.path} holds no state dict of tensors", hint=SAVE_AGAIN)
-        tensors |= part
-    payload, notes = state.unwrap(tensors, str(folder), how.entry)
-    whole = IdentifiedFile(str(folder), files[0].kind)
-    return _from_state(whole, payload, arch, sources, notes, foreign)
+def _model(path: str, kind: str, module: nn.Module, notes: tuple[str, ...]) -> Model:
+    name = Path(path).name.partition(".")[0] or Path(path).name
+    return Model(name, path, kind, module, None, (), notes=notes)  # type: ignore[arg-type]
 
 
-def _load_exported(
-    file: IdentifiedFile, arch: Arch | None, how: Reading, sources: InputSources
-) -> Loaded:
-    module, specs, notes = program.as_module(exported.load(file), file.path)
-    model = _model(file, "exported-program", module, notes)
-    return replace(model, batchnorm_frozen=True), replace(sources, known=specs)
-
-
-def _load_torchscript(
-    file: IdentifiedFile, arch: Arch | None, how: Reading, sources: InputSources
-) -> Loaded:
-    model = _model(file, "torchscript", scripted.read(file), ())
-    return replace(model, trainable=False, batchnorm_frozen=True), sources
-
-
-_READERS: dict[str, Callable[[IdentifiedFile, Arch | None, Reading, InputSources], Loaded]] = {
-    "torch-zip": _load_state_dict,
-    "torch-legacy": _load_state_dict,
-    "safetensors": _load_safetensors,
-    "exported-program": _load_exported,
-    "torchscript": _load_torchscript,
-}
-
-
-def _model(file: IdentifiedFile, kind: str, module: nn.Module, notes: tuple[str, ...]) -> Model:
-    return Model(
-        name=file.stem,
-        source=file.path,
-        kind=kind,  # type: ignore[arg-type]  # one of the four, written out at each call
-        module=module,
-        arch=None,
-        inputs=(),
-        notes=notes,
-    )
-
-
-def _from_state(
-    file: IdentifiedFile,
+def _from_payload(
+    path: str,
     payload: object,
     arch: Arch | None,
     sources: InputSources,
+    entry: str | None,
     notes: tuple[str, ...],
-    foreign: tuple[str, ...] = (),
-) -> Loaded:
-    tensors, cleaned = state.clean(payload, file.path, foreign)
+    foreign: tuple[str, ...],
+) -> tuple[Model, InputSources]:
+    """Make a model of what torch.save wrote: a state dict, or (unsafe) a whole module."""
+    payload, unwrapped = state.unwrap(payload, path, entry)
+    notes += unwrapped
+    if isinstance(payload, nn.Module):
+        return _model(path, "pickled-module", payload.eval().float(), notes), sources
+    inside = None if arch is None else pickled.module_state(payload)
+    if inside is not None:
+        notes += (f"the weights of a pickled {foreign[0]} were taken; none of its code was run",)
+    tensors, cleaned = state.clean(inside or payload, path, foreign)
     notes += cleaned
     if arch is None:
-        arch = recognise(tensors, file.path)
+        arch = recognise(tensors, path)
         notes += (f"recognised as {arch.spec}: its keys and shapes are the file's",)
-    module, arch, adapted = _build(arch, tensors, file.path)
-    model = _model(file, "state-dict", module.eval(), notes + adapted)
+    module, arch, adapted = _build(arch, tensors, path)
+    model = _model(path, "state-dict", module.eval(), notes + adapted)
     known = replace(sources, known=arch.inputs, default=arch.default_inputs(module))
     return replace(model, arch=arch.spec), known
 

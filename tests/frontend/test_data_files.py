@@ -256,6 +256,16 @@ def test_the_parts_folders_go_by_many_names(
     assert any("extras" in note for note in data.notes)
 
 
+def test_statistics_of_images_come_from_all_over_the_training_set(tmp_path: Path) -> None:
+    for number in range(700):  # more than are looked at; sorted by brightness
+        path = tmp_path / f"{number:03}.png"
+        Image.fromarray(np.full((2, 2), number * 255 // 700, np.uint8)).save(path)
+    data = load_data(f"imagefolder:{tmp_path}?size=2")
+    assert any("come from 512 of 560 images" in note for note in data.notes)
+    mean = float(data.normalize.split("mean ")[1].split(",")[0])
+    assert mean == pytest.approx(0.5, abs=0.02)
+
+
 def test_parts_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
     grey_images(tmp_path / "a", "Test/cat/0.png", "val/cat/0.png")
     with pytest.raises(DataError, match="there are Test, val, but no folder train"):

@@ -134,11 +134,7 @@ class ImagePart:
             DataError: a file cannot be decoded.
         """
         if self.kept is None or self.known is None:
-            shape = (len(indices), 3, self.size, self.size)
-            out = np.empty(shape, dtype=np.uint8)
-            for row, index in enumerate(indices):
-                out[row] = decode(self.paths[index], size=self.size)
-            return (out,)
+            return (np.stack([decode(self.paths[i], size=self.size) for i in indices]),)
         for index in indices:
             if not self.known[index]:
                 self.kept[index] = decode(self.paths[index], size=self.size)
