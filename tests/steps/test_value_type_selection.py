@@ -97,7 +97,40 @@ def test_the_best_after_training_wins_and_the_error_decides_between_equals(
 
     assert winner(int4=0.9) == "int4"
     assert winner(codebook16=0.9) == "codebook16"
-    assert winner(int4=0.9, int8=0.9, fp32=0.2) != "codebook16"
+
+
+# The types by the error of the stored weights, the smallest first; another order than the plans'.
+BY_ERROR: tuple[ValueType, ...] = ("fp16", "codebook16", "int8", "int4", "fp32")
+
+
+@pytest.mark.parametrize("way", ["no data", "screened", "tried"])
+def test_between_equals_the_smaller_error_of_the_weights_decides(
+    prepared: At, data: Data, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    now, said = prepared(), list[str]()
+    monkeypatch.setattr(
+        value_type_selection, "reconstruction_error",
+        lambda weights, masks, axes, kind: 0.1 * (1 + BY_ERROR.index(kind)),
+    )  # fmt: skip
+    monkeypatch.setattr(value_type_selection, "_screen", lambda *rest: 0.5)
+    # The best by far of those that are tried is within one standard error of the second alone.
+    level = {"codebook16": 0.9, "int4": 0.89, "fp16": 0.2, "int8": 0.2}
+    monkeypatch.setattr(
+        value_type_selection, "_try", lambda job, data, net, each, *_: level[each.plan.value_type]
+    )
+    if way == "no data":
+        choice = choose_value_type(job_of(now), now, candidates_of(now, ALL, 8_000), lambda _: None)
+        assert (choice.value_type, choice.cost_epochs) == ("fp16", 0)
+    elif way == "screened":
+        assert choose(now, data, ALL, {**RACE, "race": 0.0}).value_type == "fp16"
+    else:
+        assert choose(now, data, ALL, RACE, said).value_type == "codebook16"
+        # Of the wide types, those with the smallest errors are tried.
+        assert said == ["trying fp16", "trying int8", "trying int4", "trying codebook16"]
+        level |= {"codebook16": 0.89, "int4": 0.9}
+        assert choose(now, data, ALL, RACE).value_type == "codebook16"
+        level |= {"fp16": 0.9}
+        assert choose(now, data, ALL, RACE).value_type == "fp16"
 
 
 @pytest.mark.parametrize("recipe", [{**RACE, "race": 0.0}, {**RACE, "race": 0.01}])
