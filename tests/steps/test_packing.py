@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from hwprune.errors import HwpruneError
 from hwprune.export.removal import scatter_channels
 from hwprune.ir import VALUE_TYPES, Masks, ValueType
 from hwprune.sparsity import rank_weights
+from hwprune.steps import packing
 from hwprune.steps.packing import FULL_FRACTION, PackedModel
 from hwprune.steps.planning import Prepared
 
@@ -115,6 +118,22 @@ def test_everything_lives_where_there_is_room(prepared: At) -> None:
     packed = pack(now, masks, "int8", pretrained, 200_000)
     _check(now, packed, 200_000)
     assert set(packed.written.encoding.codecs.values()) == {"dense"}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("size", "taken"), [(900, True), (1000, False), (1100, False)])
+def test_dead_channels_stay_where_nothing_is_saved(size: int, taken: bool) -> None:
+    """Without them an operator may change its kind, and the file need another body."""
+
+    def template(size: int, **more: Any) -> Any:
+        encoding = SimpleNamespace(file_bytes=size)
+        cost = SimpleNamespace(encoding=lambda positions, kind: encoding)
+        return SimpleNamespace(cost=lambda kinds: cost, kept={}, **more)
+
+    small = template(size)
+    whole = template(1000, without=lambda removal: small)
+    found, saved = packing._smaller(whole, SimpleNamespace(removal=None), Masks({}), "int8")  # type: ignore[arg-type]
+    assert (found is small) == taken
+    assert saved == (100 if taken else 0)
 
 
 def test_a_budget_below_the_floor_is_never_written(prepared: At) -> None:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from steps_tools import At, job_of, weights_in
 from torch import nn
 
-from hwprune.budget import Prefixes, plan
+from hwprune.budget import Prefixes
+from hwprune.budget import plan as solve
 from hwprune.errors import InfeasibleError, UsageError
 from hwprune.ir import Data, Masks, Model, TensorSpec
 from hwprune.sampling import Sampled, evenly_spread
@@ -22,6 +23,7 @@ from hwprune.steps.planning import (
     Prepared,
     candidates_of,
     check_budget,
+    plan_model,
     prepare,
     value_types,
 )
@@ -65,7 +67,21 @@ def test_a_ranking_that_is_cut_short_plans_what_the_whole_one_does(
     whole = Prefixes(rank_weights(weights_in(now), "lamp"))
     for kind, found in candidates_of(now, AUTO_VALUE_TYPES, budget).items():
         cost = now.template.cost((kind,))
-        assert found.plan == plan(cost, whole, budget, kind, dense_bytes=now.dense_bytes)
+        assert found.plan == solve(cost, whole, budget, kind, dense_bytes=now.dense_bytes)
+
+
+def test_what_fits_is_told_without_compiling(prepared: At) -> None:
+    model, target = prepared().model, load("raspberry-pi-5")
+    found = plan_model(model, target, budget_bytes=8_000, values="int8")
+    assert (found.budget_bytes, found.fits_dense) == (8_000, False)
+    (plan,) = found.plans.values()
+    assert plan == candidates_of(prepared(), ("int8",), 8_000)["int8"].plan
+    assert found.weights == plan.weights
+    roomy = plan_model(model, target)
+    assert (roomy.budget_bytes, roomy.fits_dense) == (target.budget_bytes, True)
+    assert set(roomy.plans) == set(AUTO_VALUE_TYPES)
+    with pytest.raises(UsageError, match="the budget is 0 bytes"):
+        plan_model(model, target, budget_bytes=0)
 
 
 def test_no_value_type_fits(prepared: At) -> None:

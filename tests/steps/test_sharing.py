@@ -333,7 +333,9 @@ def test_plans_in_which_everything_fits_are_left_out_before_one_is_chosen() -> N
     most = large.encoding(every, "fp32").file_bytes
     between = (least + most) // 2
     plain = unshared()
-    _, plans, _ = plan_shared(plain, PI, between, ("fp32", "int8"), STAGE, asked=True)
+    shared, plans, _ = plan_shared(plain, PI, between, ("fp32", "int8"), STAGE, asked=True)
+    assert shared.dense_bytes == plain.dense_bytes > shared.template.dense_bytes()
+    assert shared.teacher is plain.model.module
     assert set(plans) == {"fp32"}  # shared, all of it fits as int8
     prepared, plans, notes = plan_shared(plain, PI, between, ("int8",), STAGE, asked=False)
     assert prepared.saved_weights == 0

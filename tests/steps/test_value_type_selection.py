@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,29 @@ def test_between_equals_the_smaller_error_of_the_weights_decides(
         assert choose(now, data, ALL, RACE).value_type == "codebook16"
         level |= {"fp16": 0.9}
         assert choose(now, data, ALL, RACE).value_type == "fp16"
+
+
+def test_trials_are_plain_trainings_with_the_values_in_the_loop(
+    prepared: At, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Recipe] = []
+
+    def finetune(module: Any, *, recipe: Recipe, **given: Any) -> Any:
+        seen.append(recipe)
+        return SimpleNamespace(final_accuracy=0.5)
+
+    monkeypatch.setattr(value_type_selection, "finetune", finetune)
+    asked = {
+        **RACE, "ema_decay": 0.9, "sharpness": 0.1, "interpolate": 2, "checkpoint": "best",
+        "per_round": True, "learning_rate": 0.01,
+    }  # fmt: skip
+    choose(prepared(), data, ALL, asked)
+    assert len(seen) >= 3
+    plain = Recipe(
+        epochs=seen[0].epochs, race=0.5, batch_size=8, precision="fp32", learning_rate=0.01,
+        quantise_from=0.5,
+    )  # fmt: skip
+    assert set(seen) == {plain}
 
 
 @pytest.mark.parametrize("recipe", [{**RACE, "race": 0.0}, {**RACE, "race": 0.01}])

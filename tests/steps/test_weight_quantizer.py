@@ -96,6 +96,18 @@ def test_values_are_those_of_the_encoding_with_norms_folded(
         assert np.allclose(rounded(folded, kind, axes[name]), folded, rtol=1e-5, atol=0)
 
 
+def test_scales_that_float16_holds_coarsely_store_the_same_again(prepared: At) -> None:
+    now = prepared()
+    quantizer = weight_quantizer(now.template, now.model.module, "int8")
+    assert quantizer is not None
+    draw = np.random.default_rng(0)
+    weight = draw.uniform(-1, 1, (40, 512)).astype(np.float32)
+    largest = 127 * 2.0 ** draw.uniform(-19, -15, (40, 1))  # scales below float16's normal numbers
+    weight *= (largest / np.abs(weight).max(1, keepdims=True)).astype(np.float32)
+    stored = quantizer({"6.weight": torch.from_numpy(weight)})["6.weight"]
+    assert torch.equal(quantizer({"6.weight": stored})["6.weight"], stored)
+
+
 def test_codebooks_follow_slowly_and_survive_a_resume(prepared: At) -> None:
     now = prepared()
     weights = _pruned(now)
