@@ -70,8 +70,8 @@ def compile_model(job: Job, say: Say = lambda status: None) -> Artifact:
         whole = fits_dense(prepared.dense_bytes, job.target, job.budget_bytes)
         made = _as_it_is(job, prepared, dense) if whole else _pruned(job, prepared, say)
         if folder is None or made is None:
-            return job.world.follow(Artifact)
-        return job.world.lead(
+            return job.world.receive(Artifact)
+        return job.world.broadcast(
             finish(job, folder, replace(made, notes=(*notes, *made.notes)), dense, say, started)
         )
 
@@ -79,7 +79,7 @@ def compile_model(job: Job, say: Say = lambda status: None) -> Artifact:
 def finish(
     job: Job,
     folder: OutputFolder,
-    made: Made,
+    made: Compiled,
     dense: Written,
     say: Say = lambda status: None,
     started: float | None = None,
@@ -130,7 +130,7 @@ def _quiet(status: Status) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Compiled:
     """What is to be written, and how it came about."""
 
     prepared: Prepared
@@ -141,7 +141,7 @@ class Made:
     notes: tuple[str, ...]
 
 
-def _as_it_is(job: Job, prepared: Prepared, dense: Written) -> Made:
+def _as_it_is(job: Job, prepared: Prepared, dense: Written) -> Compiled:
     """Take the dense network, which fits."""
     if prepared.has_to_train:
         raise nothing_to_prune(prepared, job.budget_bytes)
@@ -150,10 +150,10 @@ def _as_it_is(job: Job, prepared: Prepared, dense: Written) -> Made:
         f"{format_bytes(prepared.dense_bytes)}"
     )
     notes = (fits, *left_unshared(prepared.model, job.sharing))
-    return Made(prepared, None, nothing_pruned(prepared), dense, None, notes)
+    return Compiled(prepared, None, nothing_pruned(prepared), dense, None, notes)
 
 
-def _pruned(job: Job, prepared: Prepared, say: Say) -> Made | None:
+def _pruned(job: Job, prepared: Prepared, say: Say) -> Compiled | None:
     """Plan, prune, train and pack; None in a process that only trains with others."""
     if job.data is not None:
         check_batch(job.model)
@@ -168,7 +168,7 @@ def _pruned(job: Job, prepared: Prepared, say: Say) -> Made | None:
     if not STRATEGIES[job.strategy].prunes:  # nothing may be pruned: only what holds every weight
         whole = {k: each for k, each in candidates.items() if each.plan.limited_by == "weights"}
         candidates = whole or candidates
-    choice = job.world.lead(choose_value_type(job, prepared, candidates, say))
+    choice = job.world.broadcast(choose_value_type(job, prepared, candidates, say))
     chosen = candidates[choice.value_type]
     strategy = strategy_for(job, chosen)
     say(Status("plan", _plan_line(chosen.plan)))
@@ -185,7 +185,7 @@ def _pruned(job: Job, prepared: Prepared, say: Say) -> Made | None:
         *shared, choice.note, *packing_notes(packed, choice.value_type),
         *_unshared_sparsity(prepared, packed.masks), *pruned.notes,
     )  # fmt: skip
-    return Made(prepared, chosen.plan, pruned, packed.written, packed.masks, notes)
+    return Compiled(prepared, chosen.plan, pruned, packed.written, packed.masks, notes)
 
 
 def _judge(record: dict[str, Any], outcome: Outcome) -> tuple[dict[str, Any], Verdict]:

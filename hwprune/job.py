@@ -15,7 +15,7 @@ from hwprune.sparsity import check_options
 from hwprune.steps.planning import check_budget, value_types
 from hwprune.steps.sharing import resolve_sharing
 from hwprune.targets import Target
-from hwprune.training import ALONE, Recipe, World, devices, recipe_file
+from hwprune.training import SINGLE_PROCESS, Recipe, World, devices, recipe_file
 from hwprune.training.recipe_file import RecipeFile
 from hwprune.verify import kernels_unavailable_reason
 from hwprune.verify import limits as limit_rules
@@ -174,7 +174,7 @@ def resolve(
         seed=seed,
         limits=tuple(wanted),
         device=where,
-        world=ALONE if world is None else world,
+        world=SINGLE_PROCESS if world is None else world,
         resume=resume,
         checkpoint_seconds=checkpoint_seconds,
         threads=threads,

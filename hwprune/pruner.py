@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from hwprune.api import model_of
-from hwprune.compiler import Made, finish, packing_notes
+from hwprune.compiler import Compiled, finish, packing_notes
 from hwprune.errors import HwpruneError, UsageError
 from hwprune.extreme.reachability import Reachability
 from hwprune.ir import Artifact, Masks, Plan, ValueType
@@ -269,7 +269,7 @@ class Pruner:
         trained = f"trained for {self.step} steps in a loop of the caller's own"
         notes = (*self._notes, *packing_notes(packed, self._kind), trained, *self._paths.notes)
         pruned = Pruned(self._strategy.name, self.masks)
-        made = Made(self._prepared, self.plan, pruned, packed.written, packed.masks, notes)
+        made = Compiled(self._prepared, self.plan, pruned, packed.written, packed.masks, notes)
         with opened(job.output) as folder:
             return finish(job, folder, made, dense)
 

@@ -166,7 +166,7 @@ class Phased(Hook):
         # Not while it runs: nn.Sequential and its like run through their children.
         del self._module._modules[_CHILD]
         try:
-            with _Watch(stand_in):
+            with _ReluCalls(stand_in):
                 output = forward(*args, **kwargs)
         finally:
             self._module._modules[_CHILD] = self._standins
@@ -184,7 +184,7 @@ class Phased(Hook):
         return adapted if self.beta == 1 else torch.lerp(functional.relu(x), adapted, self.beta)
 
 
-class _Watch(TorchFunctionMode):
+class _ReluCalls(TorchFunctionMode):
     """Asks at every call of relu what to apply instead: a function, or None for relu itself."""
 
     def __init__(self, asked: Callable[[torch.Tensor], Activation | None]) -> None:
@@ -224,7 +224,7 @@ def _relus(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[int]:
         found.append(x.shape[1])
 
     set_mode(module, training=False)
-    with torch.no_grad(), _Watch(asked):
+    with torch.no_grad(), _ReluCalls(asked):
         module(*inputs)
     return found
 

@@ -173,11 +173,11 @@ class Reachability(Hook):
         if self.mended:
             times = "an output" if self.mended == 1 else f"outputs, {self.mended} times,"
             said.append(
-                f"{times} had no path of living connections from the input:"
+                f"{times} had no path of kept connections from the input:"
                 f" {self.moved} connections were moved to mend that"
             )
         if self.left:
-            said.append(f"{self.left} outputs have no path of living connections from the input")
+            said.append(f"{self.left} outputs have no path of kept connections from the input")
         if self.problem:
             said.append(f"paths from the input to the outputs could not be {self.problem}")
         return tuple(said)

@@ -47,7 +47,7 @@ def weight_quantizer(
 
 
 class WeightQuantizer:
-    """Rounds weights as the file will hold them; a ``hwprune.training.masters.WeightQuantizer``.
+    """Rounds weights as the file will hold them; a ``hwprune.training.masters.Quantizer``.
 
     Args:
         template: the tensors and their folds.
@@ -76,7 +76,7 @@ class WeightQuantizer:
     def __call__(
         self, weights: Mapping[str, torch.Tensor], *, final: bool = False
     ) -> dict[str, torch.Tensor]:
-        """Return the stored values; see ``hwprune.training.masters.WeightQuantizer``."""
+        """Return the stored values; see ``hwprune.training.masters.Quantizer``."""
         import torch
 
         with torch.no_grad():

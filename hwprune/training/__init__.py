@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hwprune.training.checkpoints import Checkpoint
-from hwprune.training.distributed import ALONE, World, joined
+from hwprune.training.distributed import SINGLE_PROCESS, World, joined
 from hwprune.training.evaluate import accuracy
 from hwprune.training.finetune import finetune
 from hwprune.training.modes import recalibrate_batchnorm
@@ -11,6 +11,6 @@ from hwprune.training.recipe import Recipe
 from hwprune.training.result import Progress, TrainResult
 
 __all__ = [
-    "ALONE", "Checkpoint", "Progress", "Recipe", "TrainResult", "World", "accuracy", "finetune",
-    "joined", "recalibrate_batchnorm",
+    "SINGLE_PROCESS", "Checkpoint", "Progress", "Recipe", "TrainResult", "World", "accuracy",
+    "finetune", "joined", "recalibrate_batchnorm",
 ]  # fmt: skip

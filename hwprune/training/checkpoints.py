@@ -91,7 +91,7 @@ class CheckpointManager:
         checkpoint = self._checkpoint
         if checkpoint is None:
             return None, ()
-        there = self._world.lead(checkpoint.path.exists())
+        there = self._world.broadcast(checkpoint.path.exists())
         if not checkpoint.resume:
             if there:
                 return None, (
@@ -138,7 +138,7 @@ class CheckpointManager:
         if checkpoint is None:
             return None
         due = time.monotonic() - self._written >= checkpoint.every_seconds
-        if not self._world.lead(due):
+        if not self._world.broadcast(due):
             return None
         whole = {
             "identity": dict(self._identity),

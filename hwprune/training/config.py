@@ -11,9 +11,9 @@ from hwprune.ir import Data, Split
 from hwprune.sparsity import Fill, Strategy
 from hwprune.training.batches import Batches
 from hwprune.training.checkpoints import Checkpoint
-from hwprune.training.distributed import ALONE, World
+from hwprune.training.distributed import SINGLE_PROCESS, World
 from hwprune.training.hooks import HookMaker
-from hwprune.training.masters import WeightQuantizer
+from hwprune.training.masters import Quantizer
 from hwprune.training.recipe import Recipe
 from hwprune.training.result import Progress
 
@@ -33,9 +33,9 @@ class FinetuneConfig:
     device: str = "cpu"
     progress: Callable[[Progress], None] | None = None
     train_batchnorm: bool = True
-    store: WeightQuantizer | None = None
+    store: Quantizer | None = None
     checkpoint: Checkpoint | None = None
-    world: World = ALONE
+    world: World = SINGLE_PROCESS
     observe: Callable[[nn.Module], float] | None = None
     hooks: HookMaker = lambda stage: {}
 

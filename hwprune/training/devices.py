@@ -7,11 +7,11 @@ import torch
 from hwprune.errors import UsageError
 
 
-def resolve(wish: str = "auto", *, local_rank: int = 0, local_size: int = 1) -> str:
+def resolve(asked: str = "auto", *, local_rank: int = 0, local_size: int = 1) -> str:
     """Return the device of a run: ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
 
     Args:
-        wish: one of these, or ``auto``. Several processes that ask for ``auto`` or ``cuda`` get a
+        asked: one of these, or ``auto``. Several processes that ask for ``auto`` or ``cuda`` get a
             GPU each.
         local_rank: the number of this process on its machine.
         local_size: how many processes train together on this machine.
@@ -21,17 +21,17 @@ def resolve(wish: str = "auto", *, local_rank: int = 0, local_size: int = 1) -> 
             in all of them.
     """
     there = available()
-    kind, colon, number = wish.partition(":")
+    kind, colon, number = asked.partition(":")
     if kind == "auto" and not colon:
         kind = there[0]
     known = kind in ("cpu", "cuda", "mps")
     if not known or (colon and (kind != "cuda" or not number.isdecimal())):
-        raise UsageError(f"there is no device {wish!r}", hint="use auto, cpu, cuda, cuda:N or mps")
+        raise UsageError(f"there is no device {asked!r}", hint="use auto, cpu, cuda, cuda:N or mps")
     if kind not in there:
-        raise UsageError(f"device {wish}: {_why_not(kind)}", hint=f"here is {', '.join(there)}")
+        raise UsageError(f"device {asked}: {_why_not(kind)}", hint=f"here is {', '.join(there)}")
     if local_size > 1 and (colon or kind == "mps"):
         raise UsageError(
-            f"{local_size} processes cannot share the device {wish}",
+            f"{local_size} processes cannot share the device {asked}",
             hint="use --device cuda (a GPU for each) or cpu, or start one process",
         )
     if kind != "cuda":
@@ -39,7 +39,7 @@ def resolve(wish: str = "auto", *, local_rank: int = 0, local_size: int = 1) -> 
     count = torch.cuda.device_count()
     if colon and int(number) >= count:
         raise UsageError(
-            f"device {wish} is not here: {count} GPUs are, counted from 0",
+            f"device {asked} is not here: {count} GPUs are, counted from 0",
             hint=f"use cuda:0 to cuda:{count - 1}" if count > 1 else "use cuda",
         )
     if local_size > count:
@@ -47,7 +47,7 @@ def resolve(wish: str = "auto", *, local_rank: int = 0, local_size: int = 1) -> 
             f"{local_size} processes need a GPU each, and there are {count}",
             hint=f"start {count} with --nproc-per-node, or use --device cpu",
         )
-    return wish if colon else "cuda" if local_size == 1 else f"cuda:{local_rank}"
+    return asked if colon else "cuda" if local_size == 1 else f"cuda:{local_rank}"
 
 
 def available() -> tuple[str, ...]:

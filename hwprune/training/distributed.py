@@ -121,7 +121,7 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
-    def lead(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Return the leader's value in every process; the others' own is ignored."""
         if self.size == 1:
             return value
@@ -130,9 +130,9 @@ class World:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def follow(self, kind: type[T]) -> T:
-        """Wait for the value that the leader hands to ``lead``, and return it."""
-        value = self.lead(None)
+    def receive(self, kind: type[T]) -> T:
+        """Wait for the value that the leader hands to ``broadcast``, and return it."""
+        value = self.broadcast(None)
         assert isinstance(value, kind)
         return value
 
@@ -147,7 +147,7 @@ class World:
         except RuntimeError:  # the process that kept the store is gone
             pass
 
-    def part(self) -> None:
+    def wait_for_peers(self) -> None:
         """Wait a little until all have noticed a failure, so that each leaves by its own code.
 
         Else ``torchrun`` would end the others as soon as the first is gone.
@@ -192,7 +192,7 @@ class World:
         raise kind(f"process {told['rank']} of {self.size}: {text}", hint=told["hint"]) from None
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 def launched() -> bool:
@@ -210,10 +210,10 @@ def joined(device: str) -> Iterator[World]:
         device: where this process trains: CUDA tensors travel by NCCL, all others by gloo.
 
     Yields:
-        the world; ``ALONE`` where nothing was launched.
+        the world; ``SINGLE_PROCESS`` where nothing was launched.
     """
     if not launched():
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     from torch.distributed.rendezvous import rendezvous
 
@@ -232,7 +232,7 @@ def joined(device: str) -> Iterator[World]:
         world.report(error)
         dist.destroy_process_group()
         if isinstance(error, Exception):
-            world.part()
+            world.wait_for_peers()
         raise
     dist.destroy_process_group()
 

@@ -16,7 +16,7 @@ import torch
 
 from hwprune.ir import Masks
 from hwprune.sparsity import NEEDS_GRADIENT, NEEDS_MOMENTS, Fill, MaskEvent, Strategy
-from hwprune.training.distributed import ALONE, World
+from hwprune.training.distributed import SINGLE_PROCESS, World
 from hwprune.training.events import masks_after
 from hwprune.training.evidence import GradientMoments, GradientStats
 from hwprune.training.hooks import Hook, Proposal
@@ -63,7 +63,7 @@ class Engine:
         *,
         steps: int,
         seed: int,
-        world: World = ALONE,
+        world: World = SINGLE_PROCESS,
         gradients: Callable[[], Gradients] | None = None,
         gradient_batches: int = 1,
         before_change: Callable[[MaskEvent], None] = lambda event: None,
@@ -198,7 +198,7 @@ class Engine:
         if self._world.leads:
             for hook in self.hooks.values():
                 proposal = hook.propose(event, proposal, self._fill)
-        return self._world.lead(proposal)
+        return self._world.broadcast(proposal)
 
     def adopt(self, event: MaskEvent, proposal: Proposal) -> None:
         """Put masks in force, momentum and masters included."""

@@ -20,7 +20,7 @@ from hwprune.training.averaging import MovingAverage, Pool, module_state, put
 from hwprune.training.batches import Batch, augment, epoch_order, steps_per_epoch
 from hwprune.training.checkpoints import Checkpoint, CheckpointManager
 from hwprune.training.config import FinetuneConfig
-from hwprune.training.distributed import ALONE, World
+from hwprune.training.distributed import SINGLE_PROCESS, World
 from hwprune.training.engine import Engine, due, value_phase
 from hwprune.training.evaluate import Validator
 from hwprune.training.events import collapsed
@@ -28,7 +28,7 @@ from hwprune.training.evidence import GradientStats
 from hwprune.training.hooks import Hook, HookMaker, Proposal, Stage
 from hwprune.training.identity import identity_of, surroundings_of
 from hwprune.training.losses import check_labels, loss_of
-from hwprune.training.masters import MasterWeights, WeightQuantizer
+from hwprune.training.masters import MasterWeights, Quantizer
 from hwprune.training.modes import (
     borrowed,
     frozen_statistics,
@@ -64,9 +64,9 @@ def finetune(
     device: str = "cpu",
     progress: Callable[[Progress], None] | None = None,
     train_batchnorm: bool = True,
-    store: WeightQuantizer | None = None,
+    store: Quantizer | None = None,
     checkpoint: Checkpoint | None = None,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     observe: Callable[[nn.Module], float] | None = None,
     hooks: HookMaker = lambda stage: {},
 ) -> TrainResult:
@@ -193,7 +193,7 @@ class Run:
             if config.teacher is not None:
                 self.teacher = cast("nn.Module", torch.compile(config.teacher))
         wanted = recipe.precision if self.epochs else "fp32"
-        self.precision: Literal["fp32", "bf16"] = config.world.lead(
+        self.precision: Literal["fp32", "bf16"] = config.world.broadcast(
             precision.choose(wanted, config.device)
         )
         self.optimizer = sgd(module, recipe)

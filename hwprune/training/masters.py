@@ -19,7 +19,7 @@ from hwprune.training.modes import batchnorms
 from hwprune.training.sparse import SparseParameters
 
 
-class WeightQuantizer(Protocol):
+class Quantizer(Protocol):
     """What masked weights become by being stored.
 
     Attributes:
@@ -72,7 +72,7 @@ class MasterWeights:
         self,
         module: nn.Module,
         sparse: SparseParameters,
-        quantizer: WeightQuantizer | None,
+        quantizer: Quantizer | None,
         start: int,
     ) -> None:
         """Begin with the weights as they are."""

@@ -12,15 +12,15 @@ from hwprune.training.recipe import Precision
 _BF16_FLAGS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 
 
-def choose(wish: Precision, device: str) -> Literal["fp32", "bf16"]:
+def choose(asked: Precision, device: str) -> Literal["fp32", "bf16"]:
     """Return the precision to train in: what was asked for, or for ``auto`` what the device has.
 
     Args:
-        wish: what the recipe asks for.
+        asked: what the recipe asks for.
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` (where ``auto`` stays with fp32).
     """
-    if wish != "auto":
-        return wish
+    if asked != "auto":
+        return asked
     kind = torch.device(device).type
     if kind == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"

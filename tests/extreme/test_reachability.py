@@ -353,7 +353,7 @@ def test_what_cannot_be_mended_is_reported() -> None:
     assert mended.masks is masks
     paths.after_mask_change(EVENT, mended)
     first, second = paths.notes
-    assert first == "1 outputs have no path of living connections from the input"
+    assert first == "1 outputs have no path of kept connections from the input"
     assert second.startswith("paths from the input to the outputs could not be mended: ")
 
 

@@ -17,7 +17,7 @@ from hwprune.errors import UsageError
 from hwprune.extreme.sharing import share, stages
 from hwprune.frontend.torchvision_shim import import_torchvision
 from hwprune.frontend.zoo import ARCHITECTURES
-from hwprune.training import ALONE, Checkpoint
+from hwprune.training import SINGLE_PROCESS, Checkpoint
 from hwprune.training.statefile import read_state
 
 SCALE = "7.parametrizations.weight.0.scale"
@@ -180,7 +180,7 @@ def test_training_and_resuming_keep_it_shared(tmp_path: Path) -> None:
 
     worker.MODULES["shared"] = noted
     try:
-        found = worker.resumed(ALONE, tmp_path, "shared")
+        found = worker.resumed(SINGLE_PROCESS, tmp_path, "shared")
     finally:
         worker.MODULES["shared"] = build
     assert found["whole"] == found["again"]
@@ -204,7 +204,7 @@ def test_two_processes_share_what_one_does(tmp_path: Path) -> None:
     first, second = (each["shared"] for each in saw)
     assert first["digest"] == second["digest"]
     assert first["masks"] == second["masks"]
-    alone = worker.train("shared", ALONE)
+    alone = worker.train("shared", SINGLE_PROCESS)
     np.testing.assert_allclose(first["losses"], alone["losses"], rtol=1e-4)
     for each in saw:
         weights = each["shared"]["weights"]

@@ -131,7 +131,7 @@ def main() -> int:
                 saw["batchnorm"] = train("batchnorm", world)
                 saw["phased"] = train("batchnorm", world, strategy=make("east", density=0.1))
                 saw["resumed"] = resumed(world, folder)
-                saw["lead"] = world.lead(world.rank)
+                saw["lead"] = world.broadcast(world.rank)
                 try:
                     train("plain", world, seed=world.rank)
                 except HwpruneError as error:

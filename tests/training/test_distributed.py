@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from hwprune.errors import UsageError
-from hwprune.training import ALONE, World
+from hwprune.training import SINGLE_PROCESS, World
 from hwprune.training.batches import Batch, augment
 from hwprune.training.devices import available, resolve
 
@@ -73,7 +73,7 @@ def test_two_processes_do_what_one_does_up_to_the_order_of_sums(
     pair: list[dict[str, Any]],
 ) -> None:
     torch.set_num_threads(1)
-    alone, together = worker.train("plain", ALONE), pair[0]["plain"]
+    alone, together = worker.train("plain", SINGLE_PROCESS), pair[0]["plain"]
     assert together["dense_accuracy"] == alone["dense_accuracy"]
     np.testing.assert_allclose(together["losses"], alone["losses"], rtol=1e-4)
     differ = total = 0

@@ -158,7 +158,7 @@ def test_a_collapse_is_reported_by_name(data: Data) -> None:
     assert "layer collapse in 4.weight: its best connection was kept" in result.notes
     assert 1 <= result.masks["4.weight"].sum() < 5  # what the outputs need
     assert result.masks.nonzeros == 30
-    assert "had no path of living connections from the input" in " ".join(result.notes)
+    assert "had no path of kept connections from the input" in " ".join(result.notes)
 
 
 def test_the_teacher_lends_its_weights_as_the_pretrained_ones() -> None:
