@@ -1,14 +1,13 @@
 """Reading an artifact back: its layers, their packed arrays, and what the rest of the file weighs.
 
 Never imports torch. Both forms of a file are read: nodes of domain ``hwprune`` with their
-functions, and the inlined form, whose pruned layers end in a node named
-``parameter|operator|shape|key``.
+functions, and those whose functions were inlined, by hwprune or by another program (``inlined``).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +23,9 @@ from hwprune.encoding import VALUE_DTYPES, Bound, bound_of, check, stored_nonzer
 from hwprune.encoding.wire import field_bytes
 from hwprune.errors import ArtifactError, ExternalDataError, VerificationError
 from hwprune.export.body import DOMAIN
-from hwprune.export.operators import OPERATORS, Operator, count_name
+from hwprune.export.inlined import InlinedLayers, claim_of
+from hwprune.export.operators import OPERATORS, Operator, plain_name
 from hwprune.ir import CodecName, Packed, ValueType
-
-_ROLE_OF_SUFFIX = {"v": "values", "i": "index", "s": "scale", "c": "codebook"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +116,6 @@ class ArtifactFile:
         """Return the elements of all packed layers' dense tensors."""
         return sum(layer.weights for layer in self.layers)
 
-    @property
-    def inlined_elsewhere(self) -> bool:
-        """Return whether another tool put the functions' bodies into the graph.
-
-        Then no node says which layer it belongs to, but packed arrays are stored and decoded still.
-        """
-        if self.layers or self.model.functions:
-            return False
-        whole = (onnx.TensorProto.UINT8, onnx.TensorProto.UINT16)
-        indices = {t.name for t in self.model.graph.initializer if t.data_type in whole}
-        casts = (node for node in self.model.graph.node if node.op_type == "Cast")
-        ours = any(entry.domain == DOMAIN for entry in self.model.opset_import)
-        return ours and any(node.input[0] in indices for node in casts)
-
 
 def read_artifact(path: str) -> ArtifactFile:
     """Read an ONNX file.
@@ -157,10 +141,11 @@ def read_artifact(path: str) -> ArtifactFile:
         raise ArtifactError(f"{path} is damaged: names in it are not text")
     _refuse_external_data(path, model)
     tensors = {entry.name: entry for entry in model.graph.initializer}
-    counts = _counts(model.graph.node)
+    _drop_prefixes(model)
     layers, used, inlined = dict[str, ArtifactLayer](), set[str](), False
+    expanded = InlinedLayers(model)
     for node in model.graph.node:
-        found = _from_node(node, tensors, counts, path)
+        found = _from_node(node, tensors, expanded, path)
         if found is None:
             continue
         inlined |= node.domain != DOMAIN
@@ -227,9 +212,9 @@ def _texts(model: onnx.ModelProto) -> Iterator[Any]:
     for entry in model.metadata_props:
         yield from (entry.key, entry.value)
     yield from (tensor.name for tensor in model.graph.initializer)
-    yield from (function.name for function in model.functions)
+    yield from (text for each in model.functions for text in (each.name, each.domain))
     yield from (imported.domain for imported in model.opset_import)
-    for node in model.graph.node:
+    for node in (*model.graph.node, *(node for each in model.functions for node in each.node)):
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
 
 
@@ -253,6 +238,16 @@ def _tensors_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Te
         yield from (tensor.values, tensor.indices)
 
 
+def _drop_prefixes(model: onnx.ModelProto) -> None:
+    """Give functions of our domain the names back that they had before graphs were merged."""
+    nodes = [model.graph.node, *(function.node for function in model.functions)]
+    for node in (node for each in nodes for node in each if node.domain == DOMAIN):
+        node.op_type = plain_name(node.op_type)
+    for function in model.functions:
+        if function.domain == DOMAIN:
+            function.name = plain_name(function.name)
+
+
 def _refuse_external_data(path: str, model: onnx.ModelProto) -> None:
     for entry in (
         tensor for part in (model.graph, *model.functions) for tensor in _tensors_of(part)
@@ -264,21 +259,10 @@ def _refuse_external_data(path: str, model: onnx.ModelProto) -> None:
             )
 
 
-def _counts(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
-    """Return the whole numbers that constants hold, by their names: inlined layers count so."""
-    return {
-        node.output[0]: entry.i
-        for node in nodes
-        if node.op_type == "Constant" and node.output
-        for entry in node.attribute
-        if entry.name == "value_int"
-    }
-
-
 def _from_node(
     node: onnx.NodeProto,
     tensors: Mapping[str, onnx.TensorProto],
-    counts: Mapping[str, int],
+    inlined: InlinedLayers,
     path: str,
 ) -> tuple[ArtifactLayer, dict[str, str]] | None:
     """Return the packed layer that a node reads and the names of its arrays by role, or None."""
@@ -290,15 +274,13 @@ def _from_node(
                 hint="it may come from a newer hwprune: upgrade",
             )
         return _layer(node.name, operator, *_stored(node), _roles(node, operator), tensors, path)
-    parts = node.name.rsplit("|", 3)
-    if len(parts) != 4 or parts[1] not in OPERATORS:
+    found = inlined.find(node)
+    if found is None:
         return None
-    shape = tuple(int(size) for size in parts[2].split("x") if size.isdigit())
-    roles = {role: parts[3] + suffix for suffix, role in _ROLE_OF_SUFFIX.items()}
-    own = f"{roles['scale']}{parts[0].rpartition('#')[2]}"  # of a further use of a shared tensor
-    roles["scale"] = own if "#" in parts[0] and own in tensors else roles["scale"]
-    count = counts.get(count_name(f"{parts[3]}_0_"))
-    return _layer(parts[0], OPERATORS[parts[1]], shape, count, roles, tensors, path)
+    claim = claim_of(node)
+    name = claim.parameter if claim is not None else node.name or found.roles["values"]
+    operator = found.operator if claim is None else claim.operator
+    return _layer(name, operator, found.shape, found.count, found.roles, tensors, path)
 
 
 def _layer(

@@ -142,6 +142,18 @@ def _operators() -> list[Operator]:
 OPERATORS: dict[str, Operator] = {operator.name: operator for operator in _operators()}
 
 
+def plain_name(name: str) -> str:
+    """Return a function's own name, where another program has put a prefix before it."""
+    longest = max(map(len, OPERATORS))
+    starts = range(max(0, len(name) - longest), len(name))
+    return name[next((place for place in starts if is_ours(name[place:])), 0) :]
+
+
+def is_ours(name: str) -> bool:
+    """Return whether hwprune writes a function of this name."""
+    return name in OPERATORS or name in DECODERS or name == NIBBLES
+
+
 def function_for(name: str, opset: int) -> onnx.FunctionProto | None:
     """Return the function that belongs to ``name``, or None where the name is not one of ours.
 

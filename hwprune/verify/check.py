@@ -174,8 +174,6 @@ def _bodies(artifact: ArtifactFile) -> str:
             f"not what hwprune writes: {listed}",
             hint="the file computes something else than its operators' names say; compile it again",
         )
-    if artifact.inlined_elsewhere:
-        return "inlined by another tool, and not compared"
     if artifact.form == "dense":
         return "none: no layer is packed"
     return "as hwprune writes them, byte for byte"
@@ -193,8 +191,6 @@ def _packed(artifact: ArtifactFile, matching: SidecarReport | None, made: Made |
     nonzeros, weights = artifact.nonzeros, artifact.weights
     if made is not None and made.nonzeros is not None and nonzeros != made.nonzeros:
         raise VerificationError(f"{nonzeros} nonzeros are stored, the masks hold {made.nonzeros}")
-    if artifact.inlined_elsewhere:
-        return "packed still, though another tool inlined their functions and took their names"
     if not weights:
         return "no packed layers, and no sign that there were any"
     layers = format_count(len(artifact.layers), "layer")

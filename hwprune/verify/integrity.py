@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
-from hwprune.encoding.values import NIBBLE_TYPES
 from hwprune.export.artifact import ArtifactFile
 from hwprune.export.body import DOMAIN
-from hwprune.export.operators import (
-    OPERATOR_ATTRIBUTES,
-    OPERATORS,
-    altered_functions,
-    count_name,
-    expand,
-    serialised,
-)
+from hwprune.export.inlined import InlinedLayers, claim_of
+from hwprune.export.operators import altered_functions
 
 _PRODUCER = "hwprune"
 # A dense tensor with this share of exact zeros was pruned. Smaller ones cannot show a pattern.
@@ -30,8 +23,8 @@ _SMALLEST = 64
 def altered_bodies(model: onnx.ModelProto) -> list[str]:
     """Return the functions and inlined layers that are not, byte for byte, what hwprune writes.
 
-    Both forms of a file are compared: functions by name, and inlined layers with a fresh expansion
-    of the operator that their last node names.
+    Both forms of a file are compared: functions by name, and inlined layers with the operator that
+    their last node names.
     """
     return [*altered_functions(model), *_altered_expansions(model)]
 
@@ -44,7 +37,7 @@ def densified(artifact: ArtifactFile) -> str | None:
     """
     model = artifact.model
     imported = any(entry.domain == DOMAIN for entry in model.opset_import)
-    if imported and not artifact.layers and not artifact.inlined_elsewhere:
+    if imported and not artifact.layers:
         return "it imports hwprune's operators, and none of its layers is packed"
     if artifact.metadata.get("producer_name") != _PRODUCER:
         return None
@@ -73,75 +66,20 @@ def _constants(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
                 yield attribute.t
 
 
-# -- the inlined form -------------------------------------------------------------------------
-
-
 def _altered_expansions(model: onnx.ModelProto) -> list[str]:
-    opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
-    makers = {output: node for node in model.graph.node for output in node.output}
-    altered = []
+    """Return the parameters whose inlined layer computes something else than its name says."""
+    layers, altered = InlinedLayers(model), []
     for last in model.graph.node:
-        parts = last.name.split("|")
-        if last.domain or len(parts) != 4 or parts[1] not in OPERATORS:
+        claim = claim_of(last)
+        if claim is None:
             continue
-        if not _is_expansion(last, parts, makers, opset):
-            altered.append(parts[0])
+        found = layers.find(last)
+        kind = "Conv" if claim.operator.kind == "Depthwise" else claim.operator.kind
+        shape = None if claim.operator.codec == "dense" else claim.shape
+        # Nothing is fused in the inlined form, so the claim has to be just what was found.
+        if found is None or (found.operator, found.shape) != (
+            replace(claim.operator, kind=kind),
+            shape,
+        ):
+            altered.append(claim.parameter)
     return altered
-
-
-def _is_expansion(
-    last: onnx.NodeProto, parts: Sequence[str], makers: dict[str, onnx.NodeProto], opset: int
-) -> bool:
-    """Return whether the nodes before ``last`` are those that its name promises."""
-    operator, key = OPERATORS[parts[1]], parts[3]
-    if operator.fused:  # nothing is fused in the inlined form
-        return False
-    shape = [int(size) for size in parts[2].split("x") if size.isdigit()]
-    prefix = _prefix(last, key)
-    kept: dict[str, Any] = {
-        entry.name: helper.get_attribute_value(entry)
-        for entry in last.attribute
-        if entry.name in OPERATOR_ATTRIBUTES[operator.kind]
-    }
-    if operator.codec != "dense":
-        kept["shape"] = shape
-    if operator.value_type in NIBBLE_TYPES:
-        counter = makers.get(count_name(prefix))
-        kept["count"] = helper.get_node_attr_value(counter, "value_int") if counter else -1
-    stored = {
-        "input": last.input[0], "values": f"{key}v", "index": f"{key}i", "scale": f"{key}s",
-        "codebook": f"{key}c",
-    }  # fmt: skip
-    if operator.bias:
-        if len(last.input) < 3:
-            return False
-        cast = makers.get(last.input[2])
-        own = last.input[2].startswith(prefix) and cast is not None and cast.input
-        stored["bias"] = cast.input[0] if own and cast is not None else last.input[2]
-    node = helper.make_node(
-        operator.name,
-        [stored[role] for role in operator.input_roles],
-        list(last.output),
-        domain=DOMAIN,
-        **kept,
-    )
-    expected = expand(node, prefix, opset)
-    expected[-1].name = last.name
-    return all(
-        (found := makers.get(wanted.output[0])) is not None and _same(found, wanted)
-        for wanted in expected
-    )
-
-
-def _prefix(last: onnx.NodeProto, key: str) -> str:
-    """Return what the names inside an expansion start with, such as ``3_0_``."""
-    for name in last.input[1:]:
-        start, _, rest = name.partition("_")
-        place, separator, _ = rest.partition("_")
-        if start == key and separator and place.isdigit():
-            return f"{key}_{place}_"
-    return f"{key}_0_"  # nothing is decoded: no inner names
-
-
-def _same(found: onnx.NodeProto, wanted: onnx.NodeProto) -> bool:
-    return serialised(found) == serialised(wanted)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.compose
 import onnx.inliner
 import onnxruntime as ort
 import pytest
@@ -147,17 +148,6 @@ def test_a_file_that_onnxruntime_optimised_is_re_densified(
     assert result.exit_code == 5
 
 
-@pytest.mark.parametrize("value_type", ["fp32", "int8"])
-def test_a_file_whose_functions_onnx_inlined_is_packed_still(
-    write_artifact: WriteArtifact, make_artifact: Callable[..., Any], value_type: str
-) -> None:
-    model = onnx.inliner.inline_local_functions(make_artifact(value_type=value_type))
-    result = check(str(write_artifact(model=model)))
-    assert (failed(result), result.exit_code) == ([], 0)
-    assert "another tool inlined" in message(result, "packed weights")
-    assert "inlined by another tool" in message(result, "function bodies")
-
-
 def test_re_densified_is_said_by_name(
     write_artifact: WriteArtifact, make_artifact: Callable[..., Any]
 ) -> None:
@@ -181,6 +171,105 @@ def test_fewer_packed_layers_than_the_report_says(
     result = check(str(write_artifact(form="dense")))  # takes the place of the reported file
     assert result.exit_code == 5
     assert "re-densified: 8 layers were packed, none" in message(result, "report beside")
+
+
+# -- what other programs do to a file ----------------------------------------------------------
+
+
+def by_the_inliner(model: Any) -> Any:
+    return onnx.inliner.inline_local_functions(model)
+
+
+def with_prefixes(model: Any) -> Any:
+    return onnx.compose.add_prefix(model, prefix="left/")
+
+
+def merged(model: Any) -> Any:
+    """Two graphs in one, as a pipeline of networks is made."""
+    ends = onnx.helper.make_tensor_value_info("y1", onnx.TensorProto.FLOAT, ["N", 5])
+    last = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, ["N", 5])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Softmax", ["y1"], ["out"])], "tail", [ends], [last]
+    )
+    tail = onnx.helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=8)
+    return onnx.compose.merge_models(model, tail, io_map=[("y1", "y1")], prefix1="a_", prefix2="b_")
+
+
+def renamed(model: Any) -> Any:
+    """Every name another, no node with a name, and constants as initializers: as simplifiers do."""
+    model = by_the_inliner(model)
+    graph, names = model.graph, dict[str, str]()
+    keep = {entry.name for entry in (*graph.input, *graph.output)}
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        entry = node.attribute[0]
+        value = onnx.helper.get_attribute_value(entry)
+        kind = np.float32 if entry.name.startswith("value_float") else np.int64
+        array = numpy_helper.to_array(value) if entry.name == "value" else np.array(value, kind)
+        graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
+        graph.node.remove(node)
+    for each in (*graph.node, *graph.initializer):
+        each.name = "" if isinstance(each, onnx.NodeProto) else each.name
+    for node in graph.node:
+        for names_of in (node.input, node.output):
+            for place, name in enumerate(names_of):
+                if name and name not in keep:
+                    names_of[place] = names.setdefault(name, f"t{len(names)}")
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    return model
+
+
+@pytest.mark.parametrize("form", ["functions", "inlined"])
+@pytest.mark.parametrize("change", [by_the_inliner, with_prefixes, merged, renamed])
+@pytest.mark.parametrize(
+    ("codec", "value_type"),
+    [
+        *((codec, "int8") for codec in ("gap4", "gap8", "gap16", "cols8", "cols16", "bitmap")),
+        *(("rice", value_type) for value_type in VALUE_TYPES),
+        ("dense", "int8"),
+    ],
+)
+def test_layers_are_found_by_what_they_compute(
+    write_artifact: WriteArtifact, make_artifact: Callable[..., Any],
+    form: str, change: Callable[[Any], Any], codec: str, value_type: str,
+) -> None:  # fmt: skip
+    if (form, codec, change) == ("inlined", "dense", renamed):
+        pytest.skip("nothing tells such layers from dense weights that another program scales")
+    model = make_artifact(form=form, codec=codec, value_type=value_type)
+    before = check(str(write_artifact(model=model)))
+    after = check(str(write_artifact("changed.onnx", model=change(model))))
+    assert (failed(after), after.exit_code) == ([], 0)
+    assert after.artifact is not None
+    assert before.artifact is not None
+
+    def stored(result: CheckResult) -> list[tuple[Any, ...]]:
+        assert result.artifact is not None
+        layers = result.artifact.layers
+        return [(each.shape, each.codec, each.value_type, each.nonzeros) for each in layers]
+
+    assert stored(after) == stored(before)
+
+
+def test_a_layer_that_was_inlined_and_altered_is_none(
+    write_artifact: WriteArtifact, make_artifact: Callable[..., Any]
+) -> None:
+    model = by_the_inliner(make_artifact())
+    for node in [node for node in model.graph.node if node.op_type == "Where"]:
+        node.input[1], node.input[2] = node.input[2], node.input[1]
+    result = check(str(write_artifact(model=model)))
+    assert "packed weights" in failed(result)
+    assert result.exit_code == 5
+
+
+def test_a_function_with_a_prefix_that_was_altered_fails(
+    write_artifact: WriteArtifact, make_artifact: Callable[..., Any]
+) -> None:
+    model = with_prefixes(make_artifact())
+    decoder = next(each for each in model.functions if "Decode" in each.name)
+    decoder.node[-1].op_type = "Identity"
+    del decoder.node[-1].input[1:]
+    result = check(str(write_artifact(model=model)))
+    assert "function bodies" in failed(result)
 
 
 # -- the report beside --------------------------------------------------------------------------
