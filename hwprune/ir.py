@@ -36,11 +36,13 @@ class TensorSpec:
         name: the input's name in the exported file.
         shape: sizes; None is the shared dynamic batch N.
         dtype: a NumPy name, such as ``float32``.
+        free: (axis, name) of further dynamic sizes; ``shape`` then holds one to try it with.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
+    free: tuple[tuple[int, str], ...] = ()
 
     def with_batch(self, batch: int) -> tuple[int, ...]:
         """Return the shape with N replaced by ``batch``."""

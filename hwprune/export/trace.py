@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from hwprune.errors import ExportError
 from hwprune.export.graph import Graph
 from hwprune.export.registry import unparsed_functions
-from hwprune.ir import Model
+from hwprune.ir import Model, TensorSpec
 
 # torch's exporter writes this one and ignores a wish for a lower one; lowering is ours (lower.py).
 TRACE_OPSET = 18
@@ -90,8 +90,7 @@ def trace(model: Model) -> Traced:
         _example(spec.with_batch(_TRACE_BATCH), spec.dtype, torch) for spec in model.inputs
     )
     dynamic = tuple(
-        {axis: torch.export.Dim.AUTO for axis, size in enumerate(spec.shape) if size is None}
-        for spec in model.inputs
+        {axis: torch.export.Dim.AUTO for axis in _dynamic_axes(spec)} for spec in model.inputs
     )
     try:
         with _quiet():
@@ -166,18 +165,25 @@ class _Fixing(logging.Handler):
                 return
 
 
+def _dynamic_axes(spec: TensorSpec) -> dict[int, str]:
+    """Return the axes that are to stay dynamic, with their names in the file."""
+    batch = {axis: "N" for axis, size in enumerate(spec.shape) if size is None}
+    return batch | dict(spec.free)
+
+
 def _check_is_free(program: Any, model: Model, args: tuple[Any, ...], dynamic: Any) -> None:
     """Refuse a program that takes the batch of this trace only."""
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     for name, spec in zip(program.graph_signature.user_inputs, model.inputs, strict=True):
-        for axis, size in enumerate(spec.shape):
+        for axis, called in _dynamic_axes(spec).items():
             # A number, or a symbol that torch may have come to know as one.
-            if size is None and str(values[name].shape[axis]).isdigit():
+            if str(values[name].shape[axis]).isdigit():
+                what = "batch" if called == "N" else called
                 raise ExportError(
-                    f"{model.name} takes no other batch than that of its example once it is "
+                    f"{model.name} takes no other {what} than that of its example once it is "
                     f"exported{_where_fixed(model, args, dynamic)}",
-                    hint="let it read the size of its input, or give --fixed-batch for a file of "
-                    "batch 1",
+                    hint="let it read the size of its input, or fix it: "
+                    + ("--fixed-batch" if called == "N" else "a number in --input"),
                 )
 
 
@@ -264,20 +270,20 @@ def _by_value(value: Any, module: Any) -> str | None:
 
 
 def _fix_batch_names(structure: ir.Graph, model: Model) -> tuple[str, ...]:
-    """Call the shared batch N, and report where it was lost."""
+    """Call the shared batch N, other dynamic sizes as asked, and report where one was lost."""
     notes = []
-    batch_names = set()
+    names: dict[str, str] = {}
     for value, spec in zip(structure.inputs, model.inputs, strict=True):
         assert value.shape is not None
-        for axis, size in enumerate(spec.shape):
+        for axis, called in _dynamic_axes(spec).items():
             found = value.shape[axis]
-            if size is None and isinstance(found, int):
+            if isinstance(found, int):
                 notes.append(f"input {spec.name}: torch.export fixed axis {axis} to {found}")
-            elif size is None:
-                batch_names.add(str(found))
+            else:
+                names[str(found)] = called
     for value in (*structure.inputs, *structure.outputs):
         if value.shape is not None:
-            value.shape = ir.Shape(["N" if str(d) in batch_names else d for d in value.shape])
+            value.shape = ir.Shape([names.get(str(d), d) for d in value.shape])
         value.metadata_props.clear()
         value.doc_string = None
     return tuple(notes)

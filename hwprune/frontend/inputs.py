@@ -13,10 +13,13 @@ DTYPES = ("float32", "int64", "int32", "uint8", "int8", "bool")
 
 _EXAMPLE = "write it like x:Nx3x224x224:float32; N is the batch"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# A dynamic size beside the batch, with the size that the network is tried with: H, or H=96.
+_DYNAMIC = re.compile(r"(?P<name>(?!N$|N=)[A-Z][A-Z0-9_]*)(?:=(?P<size>\d+))?")
+_TRIED = "64"
 
 
 def parse_input(text: str) -> TensorSpec:
-    """Parse ``x:Nx3x224x224:float32`` or ``x:N,3,224,224``; float32 where no type is given.
+    """Parse ``x:Nx3x224x224:float32`` or ``x:N,3,H,W=96``; float32 where no type is given.
 
     Raises:
         UsageError: a part is missing or cannot be used; says which.
@@ -34,12 +37,18 @@ def parse_input(text: str) -> TensorSpec:
         raise UsageError(
             f"--input {text!r}: {dtype!r} is not an input type", hint=f"use {', '.join(DTYPES)}"
         )
-    shape = tuple(_size(text, part.strip()) for part in re.split(r"[x,]", shape_text))
+    parts = [part.strip() for part in re.split(r"[x,]", shape_text)]
+    dynamic = [_DYNAMIC.fullmatch(part) for part in parts]
+    free = tuple((axis, match["name"]) for axis, match in enumerate(dynamic) if match)
+    shape = tuple(
+        _size(text, (match["size"] or _TRIED) if match else part)
+        for part, match in zip(parts, dynamic, strict=True)
+    )
     if shape.count(None) > 1:
         raise UsageError(
             f"--input {text!r}: N, the batch, can be one dimension only", hint=_EXAMPLE
         )
-    return TensorSpec(name, shape, dtype)
+    return TensorSpec(name, shape, dtype, free)
 
 
 def _size(text: str, part: str) -> int | None:
@@ -84,6 +93,8 @@ def choose_inputs(
     notes: tuple[str, ...] = ()
     if sources.given:
         inputs = _in_order(sources.given, sources.names)
+        if len(sources.sample_shapes) == len(inputs):
+            inputs = tuple(map(_tried_with, inputs, sources.sample_shapes))
         if not any(spec.shape and spec.shape[0] is not None for spec in sources.known):
             inputs = tuple(_free_batch(spec) for spec in inputs)
     elif sources.known:
@@ -114,10 +125,25 @@ def choose_inputs(
 
 def describe(inputs: Sequence[TensorSpec]) -> str:
     """Return the inputs as people would write them for --input."""
-    return ", ".join(
-        f"{spec.name}:{'x'.join('N' if s is None else str(s) for s in spec.shape)}:{spec.dtype}"
-        for spec in inputs
-    )
+    texts = []
+    for spec in inputs:
+        free = dict(spec.free)
+        sizes = (
+            f"{free[axis]}={size}" if axis in free else "N" if size is None else str(size)
+            for axis, size in enumerate(spec.shape)
+        )
+        texts.append(f"{spec.name}:{'x'.join(sizes)}:{spec.dtype}")
+    return ", ".join(texts)
+
+
+def _tried_with(spec: TensorSpec, sample: tuple[int, ...]) -> TensorSpec:
+    """Give the dynamic sizes those of the data's samples (without the batch)."""
+    free = {axis for axis, _ in spec.free}
+    if not free or len(sample) != len(spec.shape) - 1:
+        return spec
+    sizes = (None, *sample)
+    shape = tuple(sizes[axis] if axis in free else size for axis, size in enumerate(spec.shape))
+    return replace(spec, shape=shape)
 
 
 def _free_batch(spec: TensorSpec) -> TensorSpec:

@@ -12,6 +12,7 @@ import inspect
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
@@ -29,6 +30,8 @@ _BATCH = 2
 # From this many weights on, a forward pass may take longer than all that plan does besides.
 _LARGE = 20_000_000
 _LARGEST = 1e18
+# A dynamic size is tried once more, larger by what the strides of most networks divide.
+_FURTHER = 32
 # Two runs of one network differ by less than this share of the largest output.
 _SAME = 1e-4
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -164,6 +167,7 @@ def _runs(
             refused = refused or error
             continue
         _check_is_steady(module, inputs, way, output, drawing.found)
+        _check_other_sizes(module, inputs, way)
         return way, output
     assert refused is not None  # there is at least one way
     raise ModelError(
@@ -220,6 +224,28 @@ def _check_is_steady(
             )
 
 
+def _check_other_sizes(module: nn.Module, inputs: tuple[TensorSpec, ...], way: str) -> None:
+    """Try sizes that are to be dynamic at a second value."""
+    larger = tuple(
+        replace(spec, shape=tuple(
+            size + _FURTHER if size is not None and axis in dict(spec.free) else size
+            for axis, size in enumerate(spec.shape)
+        ))
+        for spec in inputs
+    )  # fmt: skip
+    if larger == inputs:
+        return
+    try:
+        with torch.no_grad():
+            _call(fresh_copy(module), inputs, way, example_inputs(larger, batch=_BATCH))
+    except FAILURES as error:
+        raise ModelError(
+            f"the network takes {describe(inputs)}, but not {describe(larger)}: "
+            f"{first_line(error)}",
+            hint="give the sizes as numbers in --input: they are fixed in this network",
+        ) from error
+
+
 def _runs_on_shapes(
     module: nn.Module, inputs: tuple[TensorSpec, ...], ways: tuple[str, ...]
 ) -> tuple[str, Any] | None:
@@ -232,6 +258,7 @@ def _runs_on_shapes(
     named = named_tensors(module)
     if (
         sum(tensor.numel() for _, tensor in named) < _LARGE
+        or any(spec.free for spec in inputs)
         or any(spec.dtype != "float32" for spec in inputs)
         or any("ConvTranspose" in type(part).__name__ for part in module.modules())
     ):

@@ -104,6 +104,10 @@ def fixed_batch(session: Any) -> int | None:
     return fixed[0] if len(fixed) == 1 and len(sizes) == 1 else None
 
 
+# What a size that is free beside the batch is measured with: height and width, a sequence.
+_FREE_SIZE = 64
+
+
 def random_inputs(session: Any, *, batch: int | None = None, seed: int = 0) -> list[NDArray[Any]]:
     """Return one array per input: standard normal floats, integers 0 and 1.
 
@@ -113,7 +117,7 @@ def random_inputs(session: Any, *, batch: int | None = None, seed: int = 0) -> l
         seed: of the generator.
 
     Raises:
-        UsageError: the batch is fixed to another one, or another dimension is free.
+        UsageError: the batch is fixed to another one.
         VerificationError: an input is of a type that is not made here.
     """
     generator = np.random.default_rng(seed)
@@ -132,13 +136,8 @@ def _random(entry: Any, batch: int, generator: np.random.Generator) -> NDArray[A
     for axis, size in enumerate(entry.shape):
         if isinstance(size, int):
             shape.append(size)
-        elif axis == 0:
-            shape.append(batch)
         else:
-            raise UsageError(
-                f"input {entry.name!r} of shape {entry.shape} is free in dimension {axis}",
-                hint="only the batch, the first dimension, may be free",
-            )
+            shape.append(batch if axis == 0 or size == "N" else _FREE_SIZE)
     if dtype.startswith("float"):
         return generator.standard_normal(shape).astype(dtype)
     return generator.integers(0, 2, shape).astype(dtype)

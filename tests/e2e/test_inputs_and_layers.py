@@ -150,6 +150,23 @@ def test_odd_networks_compile_and_their_checkpoints_read_back(
             assert np.abs(one - other.numpy()).max() <= 1e-4 * float(other.max() - other.min())
 
 
+def test_height_and_width_stay_dynamic(hwprune: Runner, nets: Path, tmp_path: Path) -> None:
+    network = build("Up")
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    words = ("--arch", f"{nets}:Up", "--target", "nrf52840", "--budget", "8KiB", "--epochs", 0)
+    ran = hwprune(
+        "compile", tmp_path / "net.pt", *words, "--input", "x:Nx3xHxW=32", "-o", tmp_path / "o"
+    )
+    assert ran.code == 0, ran.err
+    assert hwprune("check", tmp_path / "o" / "model.onnx").code == 0
+    session = onnxruntime.InferenceSession(str(tmp_path / "o" / "model.onnx"))
+    assert session.get_inputs()[0].shape == ["N", 3, "H", "W"]
+    for height, width in ((8, 24), (40, 16)):
+        x = torch.zeros(2, 3, height, width)
+        (found,) = session.run(None, {"x": x.numpy()})
+        assert found.shape == tuple(network(x).shape)
+
+
 def test_two_inputs_are_trained_on_data(hwprune: Runner, nets: Path, tmp_path: Path) -> None:
     source = tmp_path / "pairs.py"
     source.write_text(

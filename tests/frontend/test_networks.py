@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from hwprune.errors import ExportError, ModelError
 from hwprune.export.trace import trace
+from hwprune.frontend.inputs import describe, parse_input
 from hwprune.frontend.prepare import prepare
 from hwprune.ir import Model, TensorSpec
 
@@ -150,6 +151,29 @@ def test_inputs_go_by_their_names(given: tuple[str, ...]) -> None:
     values["mask"] = torch.ones(2, 3, dtype=torch.bool)
     expected = module.fc(torch.full((2, 4), 3.0))
     assert torch.equal(module(*(values[name] for name in given)), expected)
+
+
+def grows(self: Any, x: Tensor) -> Any:
+    return F.interpolate(self.fc(x)[:, None], scale_factor=2.0)[:, 0]
+
+
+def pools(self: Any, x: Tensor) -> Any:
+    return F.linear(self.fc(x).flatten(1), torch.ones(1, 64 * 4))
+
+
+def test_sizes_are_dynamic_where_the_network_allows_it() -> None:
+    (free,) = (parse_input("x:NxHx4"),)
+    assert free == TensorSpec("x", (None, 64, 4), "float32", ((1, "H"),))
+    assert parse_input("x:N,HEIGHT=96,4").shape == (None, 96, 4)
+    assert describe((free,)) == "x:NxH=64x4:float32"
+    module = net(grows)
+    prepare(module, (free,))
+    structure = trace(model(module, free)).graph.structure
+    assert [str(size) for size in structure.inputs[0].shape] == ["N", "H", "4"]
+    with pytest.raises(ModelError, match=r"takes x:NxH=64x4:float32, but not x:NxH=96x4:float32"):
+        prepare(net(pools), (free,))
+    with pytest.raises(ExportError, match=r"takes no other H than that of its example.* line"):
+        trace(model(net(lambda self, x: self.fc(x).view(-1, 64, 4)), free))
 
 
 # -- tracing --------------------------------------------------------------------------------------
