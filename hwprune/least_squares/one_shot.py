@@ -35,6 +35,11 @@ Tell = Callable[[str, int, int], None]
 # ResNet-20 on CIFAR-10 in benchmarks/results/data_free.json (a test compares the two).
 GOOD_TO = {"data": 0.8, "none": 0.7, "mask": 0.5}
 FAILS_ABOVE = {"data": 0.85, "none": 0.8}
+_INSTEAD = {
+    "data": "train with --epochs, with or without labels",
+    "none": "give --data: a few hundred inputs do",
+    "mask": "give --data, a few hundred unlabelled inputs do",
+}
 # Samples of validation that the two ways of mending are compared on, and of one forward pass.
 _VALIDATED, _BATCH = 1000, 250
 
@@ -111,7 +116,7 @@ class OneShot:
             )
         measured = ", ".join(f"{name} {format_percent(value)}" for name, value in reached.items())
         notes += [f"{measure.metric} on validation: {measured}", *_left_alone(report)]
-        notes += _limits("data", masks, "train with --epochs, with or without labels")
+        notes += _limits("data", masks)
         accuracy = max(reached.values()) if measure.labels else None
         return Fitted(masks, accuracy, _trajectory(masks, accuracy), tuple(notes))
 
@@ -142,7 +147,7 @@ class OneShot:
                 f"{nothing}; connections were chosen by LAMP scores of the weights alone, and what "
                 f"is left is as it was: the network {made}, so no inputs were made from it"
             )
-            return Fitted(masks, None, _trajectory(masks)[:1], (note, *_mask_alone(masks)))
+            return Fitted(masks, None, _trajectory(masks)[:1], (note, *_limits("mask", masks)))
         masks = self._prune(made)
         report = self._fit(masks, made)
         notes = (
@@ -151,7 +156,7 @@ class OneShot:
             f"what its BN layers remember (off by {made.before:.2g} as noise, by {made.after:.2g} "
             "now)",
             *_left_alone(report),
-            *_limits("none", masks, "give --data: a few hundred inputs do"),
+            *_limits("none", masks),
         )
         return Fitted(masks, None, _trajectory(masks), notes)
 
@@ -257,31 +262,22 @@ def _left_alone(report: Reconstruction) -> list[str]:
     return [f"least squares left {len(report.skipped)} tensors as they were: {listed}"]
 
 
-def _limits(way: str, masks: Masks, instead: str) -> list[str]:
+def _limits(way: str, masks: Masks) -> list[str]:
     """Say what a way is good for, and warn where it fails."""
-    sparsity = 1 - masks.nonzeros / masks.weights
-    good, fails = GOOD_TO[way], FAILS_ABOVE[way]
-    source = "made-up" if way == "none" else "real"
-    notes = [
-        f"least squares on {source} inputs is good to about {good:.0%} sparsity (measured on "
-        "ResNet-20 and CIFAR-10: see docs/results.md)"
-    ]
-    if sparsity > good:
-        worth = "little accuracy is left" if sparsity > fails else "accuracy falls fast"
+    sparsity, good = 1 - masks.nonzeros / masks.weights, GOOD_TO[way]
+    notes = []
+    worth = "a network whose weights were only masked is of little use"
+    if way in FAILS_ABOVE:
         notes.append(
-            f"warning: at {format_percent(sparsity)} sparsity {worth} without training: {instead}"
+            f"least squares on {'real' if way == 'data' else 'made-up'} inputs is good to about "
+            f"{good:.0%} sparsity (measured on ResNet-20 and CIFAR-10: see docs/results.md)"
         )
+        fails = sparsity > FAILS_ABOVE[way]
+        worth = f"{'little accuracy is left' if fails else 'accuracy falls fast'} without training"
+    if sparsity > good:
+        sparse = format_percent(sparsity)
+        notes.append(f"warning: at {sparse} sparsity {worth}: {_INSTEAD[way]}")
     return notes
-
-
-def _mask_alone(masks: Masks) -> list[str]:
-    sparsity = 1 - masks.nonzeros / masks.weights
-    if sparsity <= GOOD_TO["mask"]:
-        return []
-    return [
-        f"warning: at {format_percent(sparsity)} sparsity a network whose weights were only "
-        "masked is of little use: give --data, a few hundred unlabelled inputs do"
-    ]
 
 
 def _trajectory(masks: Masks, accuracy: float | None = None) -> tuple[dict[str, Any], ...]:

@@ -46,7 +46,7 @@ class ParameterUses:
         operators: per parameter, each use as weight, in the order of the forward pass.
         others: per parameter, an operator that reads it in another way.
         reads: how often each parameter is read, by the address of its data.
-        ends: the parameters that can be solved for, as the last of their uses ends.
+        ends: the parameters that are used as weights, as the last of their uses ends.
         live: per such parameter, the bytes that the network holds then for one sample.
     """
 
@@ -188,18 +188,11 @@ def survey(
     module: nn.Module, names: Collection[str], inputs: tuple[torch.Tensor, ...]
 ) -> ParameterUses:
     """Return every use of the named parameters in one forward pass."""
-    look = _Survey(module, names)
+    look = _Survey(module, names, len(inputs[0]))
     with torch.no_grad(), plain_attention(), look:
         module(*inputs)
-    uses, tracker = look.uses, _Tracker()
-
-    def ended(found: list[WeightUse]) -> None:
-        uses.ends.append(found[0].name)
-        uses.live[found[0].name] = tracker.bytes() // len(inputs[0])
-
-    with tracker:
-        watch(module, uses.counts(), inputs, ended)
-    return uses
+    look.finish()
+    return look.uses
 
 
 def watch(
@@ -278,37 +271,6 @@ def _as_use(
     return None
 
 
-class _Survey(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Lists uses while a network runs."""
-
-    def __init__(self, module: nn.Module, names: Collection[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        parameters = dict(module.named_parameters(remove_duplicate=False))
-        self._wanted = {parameters[name].data_ptr(): (name, parameters[name]) for name in names}
-        self._all = {parameter.data_ptr() for parameter in parameters.values()}
-        self.uses = ParameterUses()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if not (func.is_view or func in _VIEWS):
-            for tensor in _tensors(args):
-                self._look(func, args, kwargs, tensor.data_ptr())
-        return func(*args, **kwargs)
-
-    def _look(self, func: Any, args: Any, kwargs: Any, address: int) -> None:
-        if address not in self._all:
-            return
-        self.uses.reads[address] = self.uses.reads.get(address, 0) + 1
-        if address not in self._wanted:
-            return
-        name, weight = self._wanted[address]
-        use = _as_use(func, args, kwargs, weight)
-        if use is None:
-            self.uses.others[name] = str(func)
-        else:
-            self.uses.operators.setdefault(name, []).append(use[0])
-
-
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the uses of parameters while a network runs."""
 
@@ -365,24 +327,40 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise Stop
 
 
-class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Knows which of the tensors that a network made are still held."""
+class _Survey(_Watch):  # type: ignore[no-untyped-call]
+    """Lists uses while a network runs, and what it holds where they end."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(self, module: nn.Module, names: Collection[str], samples: int) -> None:
+        super().__init__(module, dict.fromkeys(names, 0), lambda found: None)
+        self._all = {parameter.data_ptr() for parameter in module.parameters()}
+        self._samples, self.uses = samples, ParameterUses()
         self._made: list[weakref.ref[torch.Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        if not (func.is_view or func in _VIEWS):
+            for address in (tensor.data_ptr() for tensor in _tensors(args)):
+                if address in self._all:
+                    self.uses.reads[address] = self.uses.reads.get(address, 0) + 1
+                if address in self._weights:
+                    self._look(func, args, kwargs or {}, *self._weights[address])
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         self._made += [weakref.ref(tensor) for tensor in _tensors((result,))]
         return result
 
-    def bytes(self) -> int:
-        """Return the bytes of their memory, what several look at counted once."""
-        held = [tensor for made in self._made if (tensor := made()) is not None]
-        return sum(
-            {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values()
-        )
+    def _look(self, func: Any, args: Any, kwargs: Any, name: str, weight: torch.Tensor) -> None:
+        use = _as_use(func, args, kwargs, weight)
+        if use is None:
+            self.uses.others[name] = str(func)
+        else:
+            self.uses.operators.setdefault(name, []).append(use[0])
+
+    def _close(self, uses: Sequence[WeightUse]) -> None:
+        self._open = [use for use in self._open if use not in uses]
+        held = [tensor.untyped_storage() for made in self._made if (tensor := made()) is not None]
+        total = sum({each.data_ptr(): each.nbytes() for each in held}.values())
+        for use in uses:
+            self.uses.ends = [name for name in self.uses.ends if name != use.name] + [use.name]
+            self.uses.live[use.name] = total // self._samples
 
 
 def _by_channel(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

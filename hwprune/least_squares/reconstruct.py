@@ -24,7 +24,7 @@ from hwprune.errors import HwpruneError
 from hwprune.ir import Masks, Split
 from hwprune.least_squares.lockstep import Pass
 from hwprune.least_squares.parameter_uses import WeightUse, plain_attention, survey
-from hwprune.least_squares.ridge_solver import ColumnParts, ColumnStream, GramSums, solve
+from hwprune.least_squares.ridge_solver import GramSums, solve
 from hwprune.training.batches import Batches
 from hwprune.training.modes import place, set_mode, share_parameters
 
@@ -54,7 +54,6 @@ class LayerFit:
         refitted: how many of them got new weights; the others were better as they were.
         before, after: the squared error at the layer's end on samples that were not fitted on, as a
             fraction of what the dense network has there (variance).
-        streamed: whether its columns were too many to keep their products.
     """
 
     name: str
@@ -62,7 +61,6 @@ class LayerFit:
     refitted: int
     before: float
     after: float
-    streamed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +108,7 @@ def least_squares(
         ridges: how strongly weights are held, relative to the mean variance of a layer's columns:
             what each row chooses from.
         memory_bytes: about what a layer's equations may take, beside the network's own forward
-            pass; a layer that needs more is solved by conjugate gradients on inputs that are kept,
-            and on fewer inputs if they do not fit either.
+            pass; a layer whose second moments need more is solved on fewer columns.
         device: where to compute.
         seed: of the choice of samples and positions.
         progress: called now and then with a layer's name, its number from 1, and their count.
@@ -127,36 +124,25 @@ def least_squares(
         place(network, device, channels_last=False)
         set_mode(network, training=False)
     try:
-        with (
-            torch.no_grad(),
-            plain_attention(),
-            closing(
-                _Refit(
-                    module,
-                    teacher,
-                    split,
-                    names,
-                    masks,
-                    samples,
-                    ridges,
-                    memory_bytes,
-                    device,
-                    seed,
-                )
-            ) as run,
-        ):
-            layers, skipped = [], list(run.skipped)
+        source = Batches(split, device=device, resident_bytes=0, channels_last=False)
+        order = torch.randperm(source.size, generator=torch.Generator().manual_seed(seed))
+        order = order[: max(1, samples)]
+        run = _Refit(module, teacher, masks, names, source, order)
+        run.ridges, run.memory_bytes = ridges, memory_bytes
+        with torch.no_grad(), plain_attention(), closing(run):
+            layers, skipped = [], run.skipped
             for number, name in enumerate(run.counts, start=1):
                 tick = partial(progress, name, number, len(run.counts))
                 found = run.refit(name, seed + number, tick)
+                run.left.discard(name)
                 if isinstance(found, LayerFit):
                     layers.append(found)
                 else:
-                    skipped.append(found)
+                    skipped.append((name, found))
     finally:
         for network in (module, teacher):
             place(network, home, channels_last=False)
-    return Reconstruction(tuple(layers), tuple(skipped), run.samples)
+    return Reconstruction(tuple(layers), tuple(skipped), len(order))
 
 
 class _Otherwise(Exception):
@@ -189,24 +175,19 @@ class _Pair:
 class _Refit:
     """What stays the same from layer to layer."""
 
+    ridges: Sequence[float] = RIDGES
+    memory_bytes: int = MEMORY_BYTES
+
     def __init__(
         self,
         module: nn.Module,
         teacher: nn.Module,
-        split: Split,
-        names: Sequence[str],
         masks: Masks,
-        samples: int,
-        ridges: Sequence[float],
-        memory_bytes: int,
-        device: str,
-        seed: int,
+        names: Sequence[str],
+        source: Batches,
+        order: torch.Tensor,
     ) -> None:
-        self.module, self.teacher, self.masks = module, teacher, masks
-        self.ridges, self.memory_bytes = ridges, memory_bytes
-        self.source = Batches(split, device=device, resident_bytes=0, channels_last=False)
-        order = torch.randperm(self.source.size, generator=torch.Generator().manual_seed(seed))
-        order = order[: max(1, samples)]
+        self.module, self.teacher, self.masks, self.source = module, teacher, masks, source
         self.samples = len(order)
         self.uses = survey(module, names, next(self.source.take((order[:2],))).inputs)
         self.counts = self.uses.counts()
@@ -226,7 +207,7 @@ class _Refit:
         for pair in (*self._fitted, *self._held_out):
             pair.close()
 
-    def refit(self, name: str, seed: int, tick: Callable[[], None]) -> LayerFit | tuple[str, str]:
+    def refit(self, name: str, seed: int, tick: Callable[[], None]) -> LayerFit | str:
         """Solve for one tensor and keep the rows that got better; or say why it cannot be."""
         weight, operator = self.parameters[name], self.uses.operators[name][0]
         rows = operator.rows(weight.detach())
@@ -245,9 +226,9 @@ class _Refit:
             before, errors, scale = self._errors(name, rows, deltas, shifts, waiting)
         except _Otherwise:
             self.close()
-            return name, "is not used alike in every forward pass"
+            return "is not used alike in every forward pass"
         if not choices or not bool(torch.isfinite(before).all()):
-            return name, "has inputs or outputs that are not finite"
+            return "has inputs or outputs that are not finite"
         delta, moved, after = torch.zeros_like(rows), torch.zeros_like(before), before
         for (one, shift), error in zip(choices, errors, strict=True):
             # Not "unless worse": what is not a number is no better either.
@@ -268,7 +249,6 @@ class _Refit:
             int((after < before).sum()),
             float(before.sum()) / total,
             float(after.sum()) / total,
-            isinstance(data, ColumnStream),
         )
 
     def _visit(
@@ -290,30 +270,27 @@ class _Refit:
         seed: int,
         waiting: list[WeightUse] | None,
         tick: Callable[[], None],
-    ) -> tuple[GramSums | ColumnStream, WeightUse]:
+    ) -> tuple[GramSums, WeightUse]:
         """Run the samples to be fitted on through both networks and keep what the layer needs."""
         groups, height, width = rows.shape
         shape = self.parameters[name].shape
         generator = torch.Generator().manual_seed(seed)
         wanted = max(_COLUMNS, _COLUMNS_A_WEIGHT * width)
+        if 8 * groups * width * (width + height) > self.memory_bytes // 2:
+            # Then the columns themselves are kept: at most as many as fit, and fewer than K.
+            wanted = max(1, min(width // 2, self.memory_bytes // (8 * groups * width)))
         share = wanted / (sum(pair.size for pair in self._fitted) * self.counts[name])
         part = max(1, _PART_BYTES // (4 * groups * width))
-        sums: GramSums | None = None
-        if 8 * groups * width * (width + height) <= self.memory_bytes // 2:
-            sums = GramSums()
-        kept: list[tuple[WeightUse, torch.Tensor, torch.Tensor]] = []
-        room = self.memory_bytes // 2
+        sums = GramSums()
         for pair, use, lacking, _ in self._visit(self._fitted, name, waiting):
             tick()
-            at = _some(use.operator.count(lacking), share * pair.size, generator).to(rows.device)
-            if sums is not None:
-                for columns, missing in _parts([(use, lacking, at)], part, shape):
-                    sums.add(columns, missing)
-                continue
-            room -= 4 * (use.x.numel() + lacking.numel())
-            if room >= 0 or not kept:
-                kept.append((use, lacking, at))
-        return sums or ColumnStream(lambda: _parts(kept, part, shape)), use
+            for at in torch.split(
+                _some(use.operator.count(lacking), share * pair.size, generator), part
+            ):
+                here = at.to(rows.device)
+                columns = use.operator.columns(use.x, here, lacking, shape)
+                sums.add(columns, use.operator.outputs(lacking, here))
+        return sums, use
 
     def _errors(
         self,
@@ -351,13 +328,3 @@ def _some(count: int, share: float, generator: torch.Generator) -> torch.Tensor:
     if wanted >= count:
         return torch.arange(count)
     return torch.randperm(count, generator=generator)[:wanted]
-
-
-def _parts(
-    kept: Sequence[tuple[WeightUse, torch.Tensor, torch.Tensor]], part: int, shape: torch.Size
-) -> ColumnParts:
-    """Yield columns and what their outputs lack, ``part`` positions at a time."""
-    for use, lacking, positions in kept:
-        for at in torch.split(positions, part):
-            columns = use.operator.columns(use.x, at, lacking, shape)
-            yield columns, use.operator.outputs(lacking, at)

@@ -6,15 +6,14 @@ wants the correction d_i on its surviving columns S_i, and an offset b_i, of
     min  mean (r_i - d_i x - b_i)^2 + ridge * v * |d_i|^2        d_i zero outside S_i
 
 with v the mean variance of the columns: so the ridge has no unit, and it pulls towards the weights
-as they are, not towards zero. Two ways lead there. ``GramSums`` keeps sums of products, whatever
-the number of columns seen, and small systems of equations are factorised, or the product is
-iterated on where factorising would take longer. ``ColumnStream`` is for a width whose product of
-K x K is too large: it holds the inputs, and conjugate gradients ask for products with them.
+as they are, not towards zero. Sums of products are kept, whatever the number of columns seen, or
+the columns where they are few. Then small systems of equations are factorised, or conjugate
+gradients run on all rows where that takes less time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +24,6 @@ _STEPS = 100
 _TOLERANCE = 1e-6
 # A factorisation runs about so many times faster than iterating over the same number of products.
 _FACTOR_GAIN = 4.0
-# (columns (g, K, n), residual (g, R, n)), part after part, float32.
-ColumnParts = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +43,28 @@ class Moments:
     residual: torch.Tensor
 
 
-class _Sums:
-    """Sums over all columns that do not grow with their number."""
+class GramSums:
+    """Sums in float64 over all columns; the columns themselves while they are fewer than K."""
 
     def __init__(self) -> None:
+        """Start from nothing."""
         self.count = 0
+        self._waiting: list[torch.Tensor] = []
+        self._gram: torch.Tensor | None = None
         self._cross = self._squares = self._columns = self._residual = torch.zeros(
             (), dtype=torch.float64
         )
 
-    def _sum(self, x: torch.Tensor, r: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
         """Add columns (g, K, n) and what their outputs lack (g, R, n), both float32."""
         self.count += x.shape[2]
         self._cross = self._cross.to(x.device) + torch.bmm(r, x.transpose(1, 2))
         self._squares = self._squares.to(x.device) + x.square().sum(2, dtype=torch.float64)
         self._columns = self._columns.to(x.device) + x.sum(2, dtype=torch.float64)
         self._residual = self._residual.to(x.device) + r.sum(2, dtype=torch.float64)
+        self._waiting.append(x)
+        if sum(each.shape[2] for each in self._waiting) >= x.shape[1]:
+            self._fold()
 
     def moments(self, *, offset: bool) -> Moments:
         """Return the means; about them where an offset takes these up."""
@@ -72,23 +75,6 @@ class _Sums:
             mean,
             shift,
         )
-
-
-class GramSums(_Sums):
-    """Sums of products (g, K, K); the columns themselves while they are fewer than K."""
-
-    def __init__(self) -> None:
-        """Start from nothing."""
-        super().__init__()
-        self._waiting: list[torch.Tensor] = []
-        self._gram: torch.Tensor | None = None
-
-    def add(self, columns: torch.Tensor, residual: torch.Tensor) -> None:
-        """Add columns (g, K, n) and what their outputs lack (g, R, n), both float32."""
-        self._sum(columns, residual)
-        self._waiting.append(columns)
-        if sum(each.shape[2] for each in self._waiting) >= columns.shape[1]:
-            self._fold()
 
     def _fold(self) -> torch.Tensor:
         if self._waiting:
@@ -115,8 +101,11 @@ class GramSums(_Sums):
     def times(self, rows: torch.Tensor) -> torch.Tensor:
         """Return rows times the second moments, not about the means."""
         if self._gram is not None:
-            return rows @ (self._gram / self.count)
-        return _times(rows, self._waiting) / self.count
+            return rows @ (self._fold() / self.count)
+        single, total = rows.float(), torch.zeros_like(rows)
+        for columns in self._waiting:
+            total += torch.bmm(torch.bmm(single, columns), columns.transpose(1, 2))
+        return total / self.count
 
     def inverse_diagonal(self, ridge: float) -> torch.Tensor:
         """Return the diagonal (g, K) of the inverse of the moments about the means, held by ridge.
@@ -138,34 +127,8 @@ class GramSums(_Sums):
         return found
 
 
-class ColumnStream(_Sums):
-    """Columns that are made anew whenever they are asked for.
-
-    Args:
-        parts: yields all (columns, residual), each time it is called.
-    """
-
-    def __init__(self, parts: Callable[[], ColumnParts]) -> None:
-        """Go through them once."""
-        super().__init__()
-        self._parts = parts
-        for columns, residual in parts():
-            self._sum(columns, residual)
-
-    def times(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return rows times the second moments, not about the means."""
-        return _times(rows, (columns for columns, _ in self._parts())) / self.count
-
-
-def _times(rows: torch.Tensor, parts: Iterable[torch.Tensor]) -> torch.Tensor:
-    single, total = rows.float(), torch.zeros_like(rows)
-    for columns in parts:
-        total += torch.bmm(torch.bmm(single, columns), columns.transpose(1, 2))
-    return total
-
-
 def solve(
-    data: GramSums | ColumnStream,
+    data: GramSums,
     alive: torch.Tensor,
     ridges: Sequence[float],
     *,
@@ -188,7 +151,7 @@ def solve(
         return []
     level = at.diagonal.mean(1).clamp_min(torch.finfo(torch.float64).tiny)
     held = [ridge * level for ridge in ridges]
-    if isinstance(data, GramSums) and _factorising_pays(alive, data.count):
+    if _factorising_pays(alive, data.count):
         found = _factorised(data.matrix(offset=offset), at.cross, alive, held, tick)
     else:
         found = [_iterated(data, at, alive, each, tick) for each in held]
@@ -320,7 +283,7 @@ def factor(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _iterated(
-    data: GramSums | ColumnStream,
+    data: GramSums,
     at: Moments,
     alive: torch.Tensor,
     held: torch.Tensor,

@@ -2,33 +2,61 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from hwprune.least_squares.ridge_solver import ColumnStream, GramSums, factor, solve
+from hwprune.least_squares import ridge_solver
+from hwprune.least_squares.ridge_solver import GramSums, factor, solve
 
 
-def test_iterating_and_factorising_agree() -> None:
+def seen(count: int) -> tuple[GramSums, torch.Tensor]:
+    """Return sums over columns of two groups, 5 rows, 20 columns, and supports."""
     generator = torch.Generator().manual_seed(0)
-    columns = torch.randn(2, 20, 400, generator=generator)
+    columns = torch.randn(2, 20, count, generator=generator)
     columns += columns.mean(1, keepdim=True)
-    lacking = torch.randn(2, 5, 400, generator=generator) + 0.5 + columns[:, :5]
+    lacking = torch.randn(2, 5, count, generator=generator) + 0.5 + columns[:, :5]
     alive = torch.rand(2, 5, 20, generator=generator) < 0.5
     alive[0, 0], alive[1, 1] = True, False
     sums = GramSums()
-    for part in range(0, 400, 100):
-        sums.add(columns[:, :, part : part + 100], lacking[:, :, part : part + 100])
-    streamed = ColumnStream(
-        lambda: iter(
-            [(columns[..., :150], lacking[..., :150]), (columns[..., 150:], lacking[..., 150:])]
-        )
-    )
-    for offset in (True, False):
-        one = solve(sums, alive, (1e-2,), offset=offset)[0]
-        two = solve(streamed, alive, (1e-2,), offset=offset)[0]
-        assert torch.allclose(one[0], two[0], atol=1e-5)
-        assert torch.allclose(one[1], two[1], atol=1e-5)
+    for part in torch.arange(count).split(7):
+        sums.add(columns[:, :, part], lacking[:, :, part])
+    return sums, alive
+
+
+@pytest.mark.parametrize("count", [400, 14])
+@pytest.mark.parametrize("offset", [True, False])
+def test_iterating_and_factorising_agree(
+    count: int, offset: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums, alive = seen(count)
+    assert sums.few == (count < 20)
+    ridges = (1e-2, 1e-1)
+    monkeypatch.setattr(ridge_solver, "_factorising_pays", lambda *what: False)
+    iterated = solve(sums, alive, ridges, offset=offset)
+    monkeypatch.setattr(ridge_solver, "_factorising_pays", lambda *what: True)
+    factorised = solve(sums, alive, ridges, offset=offset)
+    assert not sums.few
+    near = 1e-3 if count == 14 else 1e-5  # products with few columns are single precision
+    for one, two in zip(iterated, factorised, strict=True):
+        assert torch.allclose(one[0], two[0], atol=near)
+        assert torch.allclose(one[1], two[1], atol=near)
         assert bool(one[1].any()) == offset
         assert not torch.any(one[0][~alive])
+    assert not torch.allclose(iterated[0][0], iterated[1][0], atol=1e-3)
+
+
+def test_few_columns_give_the_inverse_that_their_moments_have() -> None:
+    few, _ = seen(14)
+    from_columns = few.inverse_diagonal(1e-2)
+    matrix = few.matrix(offset=True)
+    assert not few.few
+    assert torch.allclose(from_columns, few.inverse_diagonal(1e-2), rtol=1e-4)
+    matrix.diagonal(dim1=1, dim2=2).add_(
+        1e-2 * matrix.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+    )
+    assert torch.allclose(
+        from_columns, torch.linalg.inv(matrix).diagonal(dim1=1, dim2=2), rtol=1e-4
+    )
 
 
 def test_moments_that_are_rounding_are_factorised_in_the_end() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from hwprune.least_squares import saliency
 from hwprune.least_squares.reconstruct import least_squares
+from hwprune.least_squares.ridge_solver import supports
 from hwprune.least_squares.saliency import reconstruction_scores
 from hwprune.sparsity import SCORES, rank
 from hwprune.training.sparse import SparseParameters
@@ -122,6 +123,30 @@ def test_costs_are_those_of_optimal_brain_surgeon() -> None:
     assert int(order[0]) == int(np.argmin(left))
     assert float(costs[0]) == pytest.approx(0.25 * min(left))
     assert bool((costs.diff() >= 0).all())
+
+
+@pytest.mark.parametrize("density", [0.8, 0.3])
+def test_survivors_are_judged_as_if_the_pruned_had_never_been(density: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    columns = torch.randn(2, 12, 200, generator=generator, dtype=torch.float64)
+    matrix = columns @ columns.transpose(1, 2) / 200
+    rows = torch.randn(2, 3, 12, generator=generator, dtype=torch.float64)
+    behind = torch.rand(2, 3, generator=generator, dtype=torch.float64)
+    alive = torch.rand(2, 3, 12, generator=generator) < density
+    judge = saliency._Judge(
+        rows, rows @ matrix, matrix.float(), torch.linalg.inv(matrix).float(), behind
+    )
+    found = torch.zeros_like(rows)
+    for kept in supports(alive):
+        kept.put(found, judge.saliency(kept, alive))
+    for group in range(2):
+        for row in range(3):
+            kept = alive[group, row]
+            own = matrix[group][kept][:, kept]
+            fit = torch.linalg.solve(own, (matrix[group] @ rows[group, row])[kept])
+            wanted = fit.square() / torch.linalg.inv(own).diagonal() * behind[group, row]
+            assert torch.allclose(found[group, row][kept], wanted, rtol=1e-3)
+            assert not torch.any(found[group, row][~kept])
 
 
 def test_what_is_too_large_is_judged_once(
