@@ -107,11 +107,13 @@ def too_dense(layers: Sequence[PackedLayer]) -> set[int]:
     stored = [layer.density * layer.weights for layer in layers]
     if sum(stored[i] for i in dense) < LEAST_PART * sum(stored):
         return set()
-    leads = [i for i, layer in enumerate(layers) if not layer.follows]
-    for i in set(range(len(layers))).difference(leads):
-        around = [j for j in leads if j < i][-1:] + [j for j in leads if j > i][:1]
-        if dense.intersection(around):
-            dense.add(i)
+    for way in (range(len(layers)), reversed(range(len(layers)))):
+        beside_dense = False
+        for i in way:
+            if not layers[i].follows:
+                beside_dense = i in dense
+            elif beside_dense:
+                dense.add(i)
     return dense
 
 

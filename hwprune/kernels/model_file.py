@@ -229,16 +229,17 @@ class ModelFile:
             if _text(function[_FUNCTION_DOMAIN]) == DOMAIN
         }
         nodes = [*self._graph[_GRAPH_NODES]]
-        over_dense: dict[str, Value] = {}
+        over_dense: dict[str, tuple[Pieces, list[str]]] = {}
         weights: dict[tuple[Any, ...], tuple[str, NDArray[np.float32]]] = {}
         read = {n for i, node in enumerate(self.nodes) if i not in places for n in node.inputs}
         held, gone = set[str](), set[str]()
         for place in sorted(places):
             node = self.nodes[place]
             function, operator = functions[node.operator], f"{node.operator}OverDense"
-            over_dense[operator], kept = _over_dense_weight(function, operator)
+            if operator not in over_dense:
+                over_dense[operator] = _over_dense_weight(function, operator)
             roles = dict(zip(_texts(function[_FUNCTION_INPUTS]), node.inputs, strict=True))
-            inputs = [roles.pop(role) for role in kept]
+            inputs = [roles.pop(role) for role in over_dense[operator][1]]
             held.update(inputs)
             if roles:  # none of a layer that is stored dense
                 key = (*roles.values(), node.integers("shape"), node.integers("count"))
@@ -247,17 +248,14 @@ class ModelFile:
                 inputs.append(weights[key][0])
                 gone.update(roles.values())
             nodes[place] = node.changed(operator, inputs)
-        tensors = [
-            data
-            for data in self._graph[_GRAPH_TENSORS]
-            if Tensor(data).name not in gone - read - held
-        ]
+        gone -= read | held
+        tensors = [d for d in self._graph[_GRAPH_TENSORS] if Tensor(d).name not in gone]
         tensors += [_dense_tensor(name, weight) for name, weight in weights.values()]
-        functions_ = [*self._model[_MODEL_FUNCTIONS], *over_dense.values()]
+        bodies: list[Value] = [*self._model[_MODEL_FUNCTIONS]]
+        bodies += [body for body, _ in over_dense.values()]
         graph = {**self._graph, _GRAPH_NODES: nodes, _GRAPH_TENSORS: tensors}
-        pieces = written(
-            {**self._model, _MODEL_GRAPH: [written(graph)], _MODEL_FUNCTIONS: functions_}
-        )
+        changes: dict[int, list[Value]] = {_MODEL_GRAPH: [written(graph)], _MODEL_FUNCTIONS: bodies}
+        pieces = written({**self._model, **changes})
         if sum(map(len, pieces)) > _MOST_BYTES:
             raise ValueError("more than onnxruntime reads from memory")
         floats = sum(math.prod(self.tensors[name].dims) for name in held & self.tensors.keys())
@@ -303,10 +301,10 @@ def _over_dense_weight(function: Message, name: str) -> tuple[Pieces, list[str]]
         for node, data in reversed(nodes):
             if weight not in node.outputs and needed.intersection(node.outputs):
                 needed.update(node.inputs)
-                body.insert(0, data)
+                body.append(data)
         if weight not in needed:
             raise ValueError(f"{name}: its function is no layer")
         inputs = [role for role in inputs if role in needed]
         changes[_FUNCTION_INPUTS] = [role.encode() for role in (*inputs, weight)]
-        changes[_FUNCTION_NODES] = body
+        changes[_FUNCTION_NODES] = body[::-1]
     return written({**function, **changes}), inputs
