@@ -133,9 +133,9 @@ def _print(
 ) -> None:
     from pathlib import Path
 
-    from rich.table import Table
     from rich.text import Text
 
+    from hwprune.report.terminal import table
     from hwprune.units import format_bytes
 
     out = console(stderr=to_stderr)
@@ -153,22 +153,22 @@ def _print(
         size = format_bytes(Path(path).stat().st_size)
         what = "the artifact, with native kernels" if label == "kernels" else f"{path}, {size}"
         out.print(Text(f"{label}: {what}"), soft_wrap=True)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("")
-    for column in ("p50", "p90", "load", "resident", "by load", "weights"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("p50", "p90", "load", "resident", "by load", "weights")
+    rows = []
     for label in files:
         result, used = latency[label], memory[label]
-        table.add_row(
-            label,
-            f"{result.p50_ms:.3f} ms",
-            f"{result.p90_ms:.3f} ms",
-            f"{result.load_ms:.1f} ms",
-            f"{used.resident_bytes / 2**20:.1f} MiB",
-            f"{used.added_bytes / 2**20:.1f} MiB",
-            "-" if used.weight_bytes is None else f"{used.weight_bytes / 2**20:.2f} MiB",
+        rows.append(
+            (
+                label,
+                f"{result.p50_ms:.3f} ms",
+                f"{result.p90_ms:.3f} ms",
+                f"{result.load_ms:.1f} ms",
+                f"{used.resident_bytes / 2**20:.1f} MiB",
+                f"{used.added_bytes / 2**20:.1f} MiB",
+                "-" if used.weight_bytes is None else f"{used.weight_bytes / 2**20:.2f} MiB",
+            )
         )
-    out.print(table)
+    out.print(table(("", *columns), rows, right=columns))
     for label, how in (("artifact", ""), ("kernels", " with native kernels")):
         ratio = _ratio(latency, label)
         if ratio is not None:

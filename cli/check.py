@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,46 +67,18 @@ def command(
 
 
 def _document(result: CheckResult) -> dict[str, Any]:
-    artifact = result.artifact
-    read: dict[str, Any] = dict.fromkeys(
-        ("bytes", "sha256", "form", "opset", "ir_version", "nonzeros", "weights")
-    )
-    if artifact is not None:
-        read = {
-            "bytes": artifact.bytes,
-            "sha256": artifact.sha256,
-            "form": artifact.form,
-            "opset": artifact.opset,
-            "ir_version": artifact.ir_version,
-            "nonzeros": sum(layer.nonzeros for layer in artifact.layers),
-            "weights": sum(layer.weights for layer in artifact.layers),
-        }
+    keys = ("bytes", "sha256", "form", "opset", "ir_version", "nonzeros", "weights")
+    steps = [asdict(step) for step in result.steps]
+    for step in steps:
+        del step["error_type"]
     return {
         "path": result.path,
         "ok": result.ok,
         "exit_code": result.exit_code,
         "scope": result.scope,
-        **read,
-        "steps": [
-            {
-                "name": step.name,
-                "outcome": step.outcome,
-                "message": step.message,
-                "hint": step.hint,
-                "exit_code": step.exit_code,
-            }
-            for step in result.steps
-        ],
-        "limits": [
-            {
-                "field": limit.field,
-                "op": limit.op,
-                "limit": limit.limit,
-                "value": limit.value,
-                "met": limit.met,
-            }
-            for limit in result.limits
-        ],
+        **{key: getattr(result.artifact, key, None) for key in keys},
+        "steps": steps,
+        "limits": [asdict(limit) for limit in result.limits],
     }
 
 

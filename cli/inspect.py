@@ -12,6 +12,7 @@ from hwprune.units import format_bytes, format_percent
 
 if TYPE_CHECKING:
     from onnx import FunctionProto, ValueInfoProto
+    from rich.table import Table
 
     from hwprune.export.artifact import ArtifactFile
 
@@ -33,35 +34,24 @@ def command(*, artifact: str, as_json: bool) -> None:
 
 
 def _document(found: ArtifactFile) -> dict[str, Any]:
+    plain = ("path", "bytes", "sha256", "form", "opset", "ir_version")
+    of_layer = ("operator", "codec", "value_type", "nonzeros", "weights", "bytes", "uses",
+                "index_bytes", "value_bytes")  # fmt: skip
     return {
-        "path": found.path,
-        "bytes": found.bytes,
-        "sha256": found.sha256,
-        "form": found.form,
-        "opset": found.opset,
-        "ir_version": found.ir_version,
+        **{key: getattr(found, key) for key in plain},
         "metadata": dict(found.metadata),
         "inputs": [_value_info(entry) for entry in _inputs(found)],
         "outputs": [_value_info(entry) for entry in found.model.graph.output],
-        "nonzeros": sum(layer.nonzeros for layer in found.layers),
-        "weights": sum(layer.weights for layer in found.layers),
+        "nonzeros": found.nonzeros,
+        "weights": found.weights,
         "bound_bytes": round(sum(layer.bound.total for layer in found.layers)),
         "layer_bytes": sum(layer.bytes for layer in found.layers),
         "function_bytes": found.function_bytes,
         "graph_bytes": found.graph_bytes,
         "layers": [
-            {
-                "name": layer.name,
-                "shape": list(layer.shape),
-                "operator": layer.operator,
-                "codec": layer.codec,
-                "value_type": layer.value_type,
-                "nonzeros": layer.nonzeros,
-                "weights": layer.weights,
-                "bytes": layer.bytes,
-                "uses": layer.uses,
-                "index_bytes": layer.index_bytes,
-                "value_bytes": layer.value_bytes,
+            {"name": layer.name, "shape": list(layer.shape)}
+            | {key: getattr(layer, key) for key in of_layer}
+            | {
                 "index_bound_bytes": round(layer.bound.index),
                 "value_bound_bytes": round(layer.bound.values),
             }
@@ -100,8 +90,9 @@ def _value_info(entry: ValueInfoProto) -> dict[str, Any]:
 
 
 def _print(found: ArtifactFile) -> None:
-    from rich.table import Table
     from rich.text import Text
+
+    from hwprune.report.terminal import pairs
 
     out = console()
     forms = {
@@ -110,31 +101,28 @@ def _print(found: ArtifactFile) -> None:
         "dense": "dense: no packed layer",
     }
     out.print(Text(f"{found.path}: {format_bytes(found.bytes)}", style="bold"), soft_wrap=True)
-    grid = Table.grid(padding=(0, 2))
-    nonzeros = sum(layer.nonzeros for layer in found.layers)
-    weights = sum(layer.weights for layer in found.layers)
-    lines = [
-        ("form", forms[found.form]),
+    lines = [("form", forms[found.form])]
+    if found.weights:
+        sparsity = format_percent(1 - found.nonzeros / found.weights)
+        share = f"{found.nonzeros:,} of {found.weights:,} weights ({sparsity} sparse)"
+        lines.append(("nonzeros", share))
+    bound = sum(layer.bound.total for layer in found.layers)
+    if bound:
+        share = format_percent(sum(layer.bytes for layer in found.layers) / bound, 1)
+        text = f"{round(bound):,} B for positions and values; the packed layers take {share} of it"
+        lines.append(("entropy bound", text))
+    lines += [
         ("opset", f"{found.opset}, IR version {found.ir_version}"),
         ("inputs", "; ".join(_describe(entry) for entry in _inputs(found))),
         ("outputs", "; ".join(_describe(entry) for entry in found.model.graph.output)),
         ("sha256", found.sha256),
     ]
-    if weights:
-        sparsity = format_percent(1 - nonzeros / weights)
-        lines.insert(1, ("nonzeros", f"{nonzeros:,} of {weights:,} weights ({sparsity} sparse)"))
-    bound = sum(layer.bound.total for layer in found.layers)
-    if bound:
-        share = format_percent(sum(layer.bytes for layer in found.layers) / bound, 1)
-        text = f"{round(bound):,} B for positions and values; the packed layers take {share} of it"
-        lines.insert(2, ("entropy bound", text))
-    for label, text in lines:
-        grid.add_row(Text(label, style="dim"), Text(text))
-    out.print(grid)
+    out.print(pairs(lines))
     if found.layers:
-        _print_layers(found)
-    _print_bytes(found)
-    _print_dense(found)
+        out.print("", _layers(found))
+    out.print("", _bytes(found))
+    if found.dense_tensors:
+        out.print("", *_dense(found))
 
 
 def _describe(entry: ValueInfoProto) -> str:
@@ -143,16 +131,12 @@ def _describe(entry: ValueInfoProto) -> str:
     return f"{info['name']} {info['dtype']} {shape or 'scalar'}"
 
 
-def _print_layers(found: ArtifactFile) -> None:
-    from rich.table import Table
-    from rich.text import Text
+def _layers(found: ArtifactFile) -> Table:
+    from hwprune.report.terminal import table
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
     right = ("nonzeros", "weights", "sparsity", "bytes", "of\nbound")
-    for column in ("layer", "shape", "codec", "values", *right):
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for layer in found.layers:
-        cells = (
+    rows = [
+        (
             layer.name if layer.uses == 1 else f"{layer.name} ×{layer.uses}",
             "×".join(map(str, layer.shape)),
             layer.codec,
@@ -163,53 +147,50 @@ def _print_layers(found: ArtifactFile) -> None:
             f"{layer.bytes:,}",
             format_percent(layer.bytes / layer.bound.total, 0) if layer.bound.total else "",
         )
-        table.add_row(*(Text(cell) for cell in cells))
-    console().print("", table)
+        for layer in found.layers
+    ]
+    return table(("layer", "shape", "codec", "values", *right), rows, right=right)
 
 
-def _print_bytes(found: ArtifactFile) -> None:
-    """Print what the file's bytes go to; the parts add up to the file."""
-    from rich.table import Table
+def _bytes(found: ArtifactFile) -> Table:
+    """Return what the file's bytes go to; the parts add up to the file."""
+    from hwprune.report.terminal import table
 
     layers = sum(layer.bytes for layer in found.layers)
     dense = sum(size for _, _, size in found.dense_tensors)
-    others = found.bytes - layers - dense - found.function_bytes - found.graph_bytes
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("where the bytes are")
-    table.add_column("bytes", justify="right")
     bodies = [_body_name(function) for function in found.model.functions]
     listed = f" ({', '.join(bodies)})" if bodies else ""
-    for label, size in (
+    rows = (
         ("packed layers", layers),
         ("dense tensors", dense),
         (f"function bodies{listed}", found.function_bytes),
         ("nodes, inputs and outputs", found.graph_bytes),
-        ("file header and the rest", others),
-    ):
-        table.add_row(label, f"{size:,}")
-    table.add_row("file", f"{found.bytes:,}", style="bold")
-    console().print("", table)
+        (
+            "file header and the rest",
+            found.bytes - layers - dense - found.function_bytes - found.graph_bytes,
+        ),
+    )
+    made = table(
+        ("where the bytes are", "bytes"), [(a, f"{b:,}") for a, b in rows], right=("bytes",)
+    )
+    made.add_row("file", f"{found.bytes:,}", style="bold")
+    return made
 
 
 def _body_name(function: FunctionProto) -> str:
     return function.name if function.domain == "hwprune" else f"{function.domain}.{function.name}"
 
 
-def _print_dense(found: ArtifactFile) -> None:
-    from rich.table import Table
-    from rich.text import Text
+def _dense(found: ArtifactFile) -> list[Table | str]:
+    from hwprune.report.terminal import table
 
-    if not found.dense_tensors:
-        return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("dense tensor", "shape"):
-        table.add_column(column, overflow="fold")
-    table.add_column("bytes", justify="right")
     largest = sorted(found.dense_tensors, key=lambda entry: -entry[2])
-    for name, shape, size in largest[:_MOST_DENSE]:
-        table.add_row(Text(name), "×".join(map(str, shape)) or "scalar", f"{size:,}")
-    out = console()
-    out.print("", table)
+    rows = [
+        (name, "×".join(map(str, shape)) or "scalar", f"{size:,}")
+        for name, shape, size in largest[:_MOST_DENSE]
+    ]
+    parts: list[Table | str] = [table(("dense tensor", "shape", "bytes"), rows, right=("bytes",))]
     if len(largest) > _MOST_DENSE:
         rest = sum(size for _, _, size in largest[_MOST_DENSE:])
-        out.print(f"and {len(largest) - _MOST_DENSE} more of {rest:,} bytes together")
+        parts.append(f"and {len(largest) - _MOST_DENSE} more of {rest:,} bytes together")
+    return parts

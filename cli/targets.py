@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hwprune.cli.main import print_json
+from hwprune.cli.options import console, json_option
+from hwprune.units import printable
+
 if TYPE_CHECKING:
     from hwprune.targets import FactRow, Target
 
-_SCHEMA_VERSION = 1
-_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-
 
 @click.group("targets", invoke_without_command=True)
-@_json_option
+@json_option
 @click.pass_context
 def command(context: click.Context, *, as_json: bool) -> None:
     """List and show device profiles, and check one of your own.
@@ -28,7 +28,7 @@ def command(context: click.Context, *, as_json: bool) -> None:
 
 
 @command.command("list")
-@_json_option
+@json_option
 @click.pass_obj
 def list_(above: bool | None, *, as_json: bool) -> None:
     """List the built-in profiles."""
@@ -38,14 +38,14 @@ def list_(above: bool | None, *, as_json: bool) -> None:
     # Boards first, then chips; by budget, so that the table reads as a scale.
     targets.sort(key=lambda target: (target.kind, target.budget_bytes, target.name))
     if as_json or above:
-        _print_json({"targets": [_summary(target) for target in targets]})
+        print_json({"targets": [_summary(target) for target in targets]})
     else:
         _print_list(targets)
 
 
 @command.command("show")
 @click.argument("name")
-@_json_option
+@json_option
 @click.pass_obj
 def show(above: bool | None, name: str, *, as_json: bool) -> None:
     """Show everything known of NAME (a name, an alias or a TOML file), with its sources."""
@@ -53,14 +53,14 @@ def show(above: bool | None, name: str, *, as_json: bool) -> None:
 
     target = load(name)
     if as_json or above:
-        _print_json({"target": _summary(target) | _details(target)})
+        print_json({"target": _summary(target) | _details(target)})
     else:
         _print_target(target)
 
 
 @command.command("check")
 @click.argument("file", type=click.Path())
-@_json_option
+@json_option
 @click.pass_obj
 def check(above: bool | None, file: str, *, as_json: bool) -> None:
     """Check the profile in FILE: prints OK, or what is wrong with exit code 2."""
@@ -69,33 +69,22 @@ def check(above: bool | None, file: str, *, as_json: bool) -> None:
     target = load_file(file)
     open_fields = [fact.field for fact in target.facts() if not fact.confirmed]
     if as_json or above:
-        _print_json(
+        print_json(
             {"file": file, "ok": True, "unconfirmed": open_fields, "target": _summary(target)}
         )
         return
-    click.echo(f"OK: {file} describes {target.name}, {target.kind}")
+    click.echo(f"OK: {printable(file)} describes {target.name}, {target.kind}")
     click.echo(f"    {target.budget_reason}")
     if open_fields:
         click.echo(f"    unconfirmed: {', '.join(open_fields)}")
 
 
-def _print_json(document: dict[str, Any]) -> None:
-    click.echo(json.dumps({"schema_version": _SCHEMA_VERSION, **document}, indent=2))
-
-
 def _summary(target: Target) -> dict[str, Any]:
-    return {
-        "name": target.name,
-        "description": target.description,
-        "kind": target.kind,
-        "core": target.core,
-        "cores": target.cores,
-        "clock_hz": target.clock_hz,
-        "memory_bytes": target.memory_bytes,
-        "ram_bytes": target.ram_bytes,
-        "budget_bytes": target.budget_bytes,
-        "aliases": list(target.aliases),
-    }
+    keys = (
+        "name", "description", "kind", "core", "cores", "clock_hz", "memory_bytes", "ram_bytes",
+        "budget_bytes",
+    )  # fmt: skip
+    return {key: getattr(target, key) for key in keys} | {"aliases": list(target.aliases)}
 
 
 def _details(target: Target) -> dict[str, Any]:
@@ -113,7 +102,6 @@ def _details(target: Target) -> dict[str, Any]:
 
 
 def _print_list(targets: list[Target]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     # Close columns, so that the longest alias fits on 80 columns.
@@ -133,18 +121,16 @@ def _print_list(targets: list[Target]) -> None:
             f"{target.budget_bytes:,} B",
             ", ".join(target.aliases),
         )
-    console = Console(markup=False, highlight=False)
-    console.print(table)
-    console.print("\n`hwprune targets show NAME` says what is known of one, with sources.")
+    console().print(table)
+    console().print("\n`hwprune targets show NAME` says what is known of one, with sources.")
 
 
 def _print_target(target: Target) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, highlight=False)
+    out = console()
     runtime = target.runtime
-    console.print(f"{target.name}: {target.description}", style="bold")
+    out.print(f"{target.name}: {target.description}", style="bold")
     for label, text in (
         ("kind", target.kind),
         ("aliases", ", ".join(target.aliases) or "none"),
@@ -155,7 +141,7 @@ def _print_target(target: Target) -> None:
         ("value types", ", ".join(target.value_types)),
         ("file", target.source_path),
     ):
-        console.print(f"{label + ':':16}{text}", soft_wrap=True)
+        out.print(f"{label + ':':16}{text}", soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("fact", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
@@ -163,8 +149,7 @@ def _print_target(target: Target) -> None:
     for fact in target.facts():
         mark = "" if fact.confirmed else "(unconfirmed) "
         table.add_row(fact.field, _value(fact), mark + fact.source)
-    console.print()
-    console.print(table)
+    out.print("", table)
 
 
 def _form(target: Target) -> str:

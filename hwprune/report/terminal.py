@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -26,43 +26,51 @@ def terminal(record: Record, console: Console) -> None:
         ),
         soft_wrap=True,
     )
-    console.print(_pairs(summary.facts(record)))
+    console.print(pairs(summary.facts(record)))
     if record.verdict.limits:
-        _table(console, "Limits", summary.LIMIT_COLUMNS, summary.limit_rows(record))
+        _titled(console, "Limits", summary.LIMIT_COLUMNS, summary.limit_rows(record))
     rows = summary.layer_rows(record)
-    _table(console, "Bytes per layer", summary.LAYER_COLUMNS, rows[:_MOST_LAYERS])
+    _titled(console, "Bytes per layer", summary.LAYER_COLUMNS, rows[:_MOST_LAYERS])
     if len(rows) > _MOST_LAYERS:
         console.print(
             f"and {format_count(len(rows) - _MOST_LAYERS, 'layer')} more; -o FILE.html shows all"
         )
-    _table(
+    _titled(
         console, summary.accuracy_title(record), ("state", "value"), summary.accuracy_rows(record)
     )
     latency = [(name, *summary.latency_cells(run)) for name, run in summary.latency_rows(record)]
     if latency:
-        _table(console, summary.latency_title(record), summary.LATENCY_COLUMNS, latency)
+        _titled(console, summary.latency_title(record), summary.LATENCY_COLUMNS, latency)
     if record.notes:
         console.print(Text("\nNotes", style="bold"))
         for note in record.notes:
             console.print(Text(f"- {note}"), soft_wrap=True)
 
 
-def _pairs(pairs: Iterable[tuple[str, str]]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in pairs:
-        table.add_row(Text(label), Text(text))
-    return table
+def pairs(rows: Iterable[tuple[str, str]]) -> Table:
+    """Return labels and texts beside each other; text is never read as markup."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text in rows:
+        grid.add_row(Text(label), Text(text))
+    return grid
 
 
-def _table(
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[str] = ()
+) -> Table:
+    """Return rows under column heads, some of them set flush right; text is never markup."""
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*map(Text, row))
+    return made
+
+
+def _titled(
     console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
 ) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in _RIGHT else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
     console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
-    console.print(table)
+    console.print(table(columns, rows, right=_RIGHT))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hwprune.encoding import bound_of, packed_positions
+from hwprune.encoding import bound_of
 from hwprune.export.template import Template, Written
 from hwprune.ir import LimitResult, Masks, Packed, Plan, SkippedTensor, Verdict
 from hwprune.job import Job
@@ -139,7 +139,6 @@ def _layers(outcome: Outcome) -> list[dict[str, Any]]:
         else:
             codec, kind = packed.codec, packed.value_type
             size = written.encoding.tensor_bytes[tensor.name]
-            packed_positions(packed)
             count = int(np.count_nonzero(masks[tensor.name]))
         layers.append(
             {

@@ -54,51 +54,50 @@ def lookup(record: Mapping[str, Any], path: Path) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def _at(dotted: str) -> Path:
-    return tuple(dotted.split("."))
-
-
 def _fields() -> list[Field]:
-    fields = [
-        Field("size", "bytes", "file", (_at("artifact.bytes"),)),
-        Field("nonzeros", "count", "file", (_at("result.nonzeros"),)),
-        Field("weights", "count", "file", (_at("result.weights"),)),
-        Field("sparsity", "fraction", "file", (_at("result.sparsity"),)),
-        Field("accuracy", "fraction", "labels", (_at("accuracy.final"),)),
-        Field(
-            "accuracy_drop", "fraction", "labels", (_at("accuracy.final"),), _at("accuracy.dense")
-        ),
-        Field("accuracy.final", "fraction", "labels", (_at("accuracy.final"),)),
-        Field("accuracy.dense", "fraction", "labels", (_at("accuracy.dense"),)),
-        Field("accuracy.extreme", "fraction", "labels", (_at("accuracy.extreme"),)),
-        Field("parity", "number", "parity", (_at("parity.relative_error"),)),
-        Field("parity.relative_error", "number", "parity", (_at("parity.relative_error"),)),
-        Field("parity.top1_agreement", "fraction", "parity", (_at("parity.top1_agreement"),)),
-        Field("artifact.bytes", "bytes", "file", (_at("artifact.bytes"),)),
-        Field("result.nonzeros", "count", "file", (_at("result.nonzeros"),)),
-        Field("result.weights", "count", "file", (_at("result.weights"),)),
-        Field("result.sparsity", "fraction", "file", (_at("result.sparsity"),)),
-        Field("result.artifact", "bytes", "file", (_at("result.artifact_bytes"),)),
-        Field("budget.used", "bytes", "run", (_at("budget.used_bytes"),)),
-        Field("budget.slack", "bytes", "run", (_at("budget.slack_bytes"),)),
-        Field("budget.floor", "bytes", "run", (_at("budget.floor_bytes"),)),
-        Field("budget.max_nonzeros", "count", "run", (_at("budget.max_nonzeros"),)),
-        Field("epochs", "count", "run", (_at("epochs"),)),
-        Field("seconds", "number", "run", (_at("seconds"),)),
+    # The short names of the most asked for, then places of the report; without its units.
+    table: list[tuple[str, Kind, Need, str]] = [
+        ("size", "bytes", "file", "artifact.bytes"),
+        ("nonzeros", "count", "file", "result.nonzeros"),
+        ("weights", "count", "file", "result.weights"),
+        ("sparsity", "fraction", "file", "result.sparsity"),
+        ("accuracy", "fraction", "labels", "accuracy.final"),
+        ("accuracy_drop", "fraction", "labels", "accuracy.final"),
+        ("accuracy.final", "fraction", "labels", "accuracy.final"),
+        ("accuracy.dense", "fraction", "labels", "accuracy.dense"),
+        ("accuracy.extreme", "fraction", "labels", "accuracy.extreme"),
+        ("parity", "number", "parity", "parity.relative_error"),
+        ("parity.relative_error", "number", "parity", "parity.relative_error"),
+        ("parity.top1_agreement", "fraction", "parity", "parity.top1_agreement"),
+        ("artifact.bytes", "bytes", "file", "artifact.bytes"),
+        ("result.nonzeros", "count", "file", "result.nonzeros"),
+        ("result.weights", "count", "file", "result.weights"),
+        ("result.sparsity", "fraction", "file", "result.sparsity"),
+        ("result.artifact", "bytes", "file", "result.artifact_bytes"),
+        ("budget.used", "bytes", "run", "budget.used_bytes"),
+        ("budget.slack", "bytes", "run", "budget.slack_bytes"),
+        ("budget.floor", "bytes", "run", "budget.floor_bytes"),
+        ("budget.max_nonzeros", "count", "run", "budget.max_nonzeros"),
+        ("epochs", "count", "run", "epochs"),
+        ("seconds", "number", "run", "seconds"),
         # The RAM that a device needs: known once firmware was linked or emulated, not before.
-        Field("ram", "bytes", "firmware", (_at("ram_bytes"),)),
+        ("ram", "bytes", "firmware", "ram_bytes"),
     ]
-    for name, key, kind in (
-        ("p50", "p50_ms", "duration"),
-        ("p90", "p90_ms", "duration"),
-        ("load", "load_ms", "duration"),
-    ):
+    minus = {"accuracy_drop": ("accuracy", "dense")}
+    fields = [
+        Field(name, kind, need, (tuple(place.split(".")),), minus.get(name))
+        for name, kind, need, place in table
+    ]
+    for name in ("p50", "p90", "load"):
+        places = {
+            label: ("latency", label, f"{name}_ms") for label in ("dense", "stock", "kernels")
+        }
         # The kernels' number where they ran, else that of stock onnxruntime.
-        either = tuple(("latency", label, key) for label in ("kernels", "stock"))
-        fields.append(Field(f"latency.{name}", kind, "latency", either))  # type: ignore[arg-type]
+        either = (places["kernels"], places["stock"])
+        fields.append(Field(f"latency.{name}", "duration", "latency", either))
         fields += [
-            Field(f"latency.{label}.{name}", kind, "latency", (("latency", label, key),))  # type: ignore[arg-type]
-            for label in ("dense", "stock", "kernels")
+            Field(f"latency.{label}.{name}", "duration", "latency", (place,))
+            for label, place in places.items()
         ]
     return fields
 
