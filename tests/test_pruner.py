@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch import nn
 
 import hwprune
@@ -167,6 +168,10 @@ def test_accumulated_gradients_and_an_average(tmp_path: Path) -> None:
     assert (pruner.step, pruner.finished) == (STEPS, True)
     artifact = pruner.export(tmp_path / "out", model=average)
     assert artifact.verdict.exit_code == 0
+    saved = load_file(tmp_path / "out" / "checkpoint" / "weights.safetensors")
+    kept = load_file(tmp_path / "out" / "checkpoint" / "masks.safetensors")
+    for name, mask in kept.items():
+        assert not saved[name][~mask.astype(bool)].any(), name
     pruner.apply_masks(average)
     masks = pruner.masks
     for name, parameter in average.module.named_parameters():
@@ -289,3 +294,53 @@ def test_the_page_runs_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.Monk
     (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
     error = np.square(found - targets.numpy()).mean() / np.square(targets.numpy()).mean()
     assert error < 0.2  # it has learnt something
+
+
+def test_a_compiled_module_is_traced_once() -> None:
+    model = network()
+    optimizer = sgd(model)
+    compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
+    pruner = made(compiled, optimizer, strategy="bidirectional", prune_steps=8, exchanges=6)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        train(compiled, optimizer, range(STEPS))
+    assert pruner.finished
+    plain = network()
+    alone = sgd(plain)
+    made(plain, alone, strategy="bidirectional", prune_steps=8, exchanges=6)
+    train(plain, alone, range(STEPS))
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(value, model.state_dict()[name], atol=1e-4), name
+
+
+def test_the_buckets_of_several_processes_stay_valid() -> None:
+    states = []
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        for wrapped in (False, True):
+            model = network()
+            outer = nn.parallel.DistributedDataParallel(model) if wrapped else model
+            optimizer = sgd(outer)
+            pruner = made(outer, optimizer)
+            train(outer, optimizer, range(STEPS))
+            assert pruner.finished
+            states.append(model.state_dict())
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_resumed_pruner_keeps_the_plan_of_the_unpruned_weights() -> None:
+    model = network()
+    state = made(model, sgd(model)).state_dict()
+    other = network()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(torch.rand(parameter.shape) < 0.1)
+    pruner = made(other, sgd(other))
+    state["density"] /= 2  # what these weights would not be planned with
+    pruner.load_state_dict(state)
+    assert pruner.state_dict()["density"] == state["density"]
+    for name, tensor in pruner.state_dict()["pretrained"].items():
+        assert torch.equal(tensor, model.state_dict()[name])
