@@ -108,6 +108,7 @@ def load(
     """
     require_torch()
     from hwprune.frontend import load_data, load_model, new_model
+    from hwprune.sampling import sample_shapes
 
     if path is None and arch is None:
         raise UsageError(
@@ -115,12 +116,7 @@ def load(
             hint="give a trained network's file, or --arch alone to train one from scratch",
         )
     source = None if data is None else load_data(data, seed=seed)
-    shapes = None
-    if source is not None:
-        import numpy as np
-
-        first = source.train.batch(np.zeros(1, dtype=np.int64))
-        shapes = [array.shape[1:] for array in first]
+    shapes = None if source is None else sample_shapes(source.train)
     if path is None:
         assert arch is not None
         model = new_model(

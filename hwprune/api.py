@@ -14,6 +14,7 @@ from hwprune.compiler import compile_model
 from hwprune.errors import UsageError
 from hwprune.ir import Artifact, Data, Model, TensorSpec
 from hwprune.job import check_seed, resolve
+from hwprune.sampling import sample_shapes
 from hwprune.targets import Target
 from hwprune.targets import load as load_target
 from hwprune.units import parse_bytes
@@ -65,8 +66,8 @@ def compile(
         seed: of everything that is random.
         require: limits such as ``"accuracy>=0.91"``.
         output: the folder to write; a new temporary one without.
-        recipe: fields of ``hwprune.training.Recipe`` that differ from their defaults, or a recipe
-            file, or the name of a built-in one.
+        recipe: a recipe file, the name of a built-in one, or what such a file holds: fields of
+            ``hwprune.training.Recipe`` that differ from their defaults.
         device: where to train: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         resume: continue the run that was interrupted in ``output``, bit for bit as it would have
             gone on; start where there is none.
@@ -143,14 +144,15 @@ def model_of(
     from hwprune.frontend import load_model, new_model
     from hwprune.frontend.inputs import describe
     from hwprune.frontend.prepare import prepare
+    from hwprune.frontend.probe import forward_names
     from hwprune.frontend.state import check_finite
 
     module = _as_module(model)
-    names = () if module is None else _forward_names(module)
+    names = () if module is None else forward_names(module)
     specs = _specs(example_input, data, names)
     if module is None:
         given = [] if example_input is None else [describe((spec,)) for spec in specs]
-        shapes = None if data is None else _sample_shapes(data)
+        shapes = None if data is None else sample_shapes(data.train)
         if model is None:
             if arch is None:
                 raise UsageError(
@@ -195,7 +197,7 @@ def _specs(example_input: Any, data: Data | None, names: Sequence[str]) -> tuple
             torch.as_tensor(each) for each in (example_input if several else [example_input])
         ]
     elif data is not None:
-        tensors = [torch.zeros(1, *shape) for shape in _sample_shapes(data)]
+        tensors = [torch.zeros(1, *shape) for shape in sample_shapes(data.train)]
     else:
         return ()
     if any(not tensor.ndim for tensor in tensors):
@@ -212,15 +214,3 @@ def _specs(example_input: Any, data: Data | None, names: Sequence[str]) -> tuple
 def _dtype(tensor: torch.Tensor) -> str:
     """Return the input's type; the network is compiled in float32 whatever it was trained in."""
     return "float32" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
-
-
-def _sample_shapes(data: Data) -> list[tuple[int, ...]]:
-    import numpy as np
-
-    return [array.shape[1:] for array in data.train.batch(np.zeros(1, dtype=np.int64))]
-
-
-def _forward_names(module: Any) -> Sequence[str]:
-    from hwprune.frontend.probe import forward_names
-
-    return forward_names(module)

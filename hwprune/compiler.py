@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from hwprune.errors import LimitError, VerificationError, worst_exit_code
@@ -29,8 +29,8 @@ from hwprune.steps.planning import (
     plan_shared,
     prepare,
 )
-from hwprune.steps.pruning import Pruned, nothing_pruned, prune_and_regrow, strategy_for
-from hwprune.steps.recording import Outcome, record_of, with_verdict, write_reports
+from hwprune.steps.pruning import nothing_pruned, prune_and_regrow, strategy_for
+from hwprune.steps.recording import Compiled, Outcome, record_of, with_verdict, write_reports
 from hwprune.steps.value_type_selection import choose_value_type
 from hwprune.steps.verifying import measure_files, verify_file
 from hwprune.units import format_bytes, format_percent
@@ -116,10 +116,7 @@ def finish(
             with_latency=job.runs_here,
             with_kernels=checked.no_kernels is None,
         )
-    outcome = Outcome(
-        job, made.prepared.template, made.prepared.skipped, made.plan, written, made.masks,
-        checked, made.pruned, measured, made.notes,
-    )  # fmt: skip
+    outcome = Outcome(job, made, checked, measured)
     record, verdict = _judge(record_of(outcome), outcome)
     record["seconds"] = time.perf_counter() - started
     return _publish(folder, record, verdict, say)
@@ -127,18 +124,6 @@ def finish(
 
 def _quiet(status: Status) -> None:
     """Say nothing: another process does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """What is to be written, and how it came about."""
-
-    prepared: Prepared
-    plan: Plan | None
-    pruned: Pruned
-    written: Written
-    masks: Masks | None
-    notes: tuple[str, ...]
 
 
 def _as_it_is(job: Job, prepared: Prepared, dense: Written) -> Compiled:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,17 +128,16 @@ def resolve(
 
     What is given here comes before what a recipe file says, and that before the defaults:
     ``strategy``, ``epochs`` and ``share_weights``. A file's options go with the strategy that it
-    names. ``recipe`` holds fields of ``Recipe`` that differ from their defaults, or is a recipe
-    file, or the name of a built-in one; ``values`` is a value type or ``auto``; ``device`` may be
-    ``auto`` (CUDA, else MPS, else the CPU), and with a ``world``, of
-    ``hwprune.training.joined``, is the very one that it was joined with.
+    names. ``recipe`` is such a file, the name of a built-in one, or what a file would hold.
+    ``values`` is a value type or ``auto``; ``device`` may be ``auto`` (CUDA, else MPS, else the
+    CPU), and with a ``world``, of ``hwprune.training.joined``, is the one that it was joined with.
 
     Raises:
         UsageError: something that there is not, or that cannot be done with this model, target and
             data.
         ModelError: a model that cannot be trained.
     """
-    asked = _recipe_file(recipe)
+    asked = recipe if isinstance(recipe, RecipeFile) else recipe_file.load(recipe or {})
     wanted = [limit_rules.parse_limit(text) for text in limits]
     name = strategy or asked.strategy or DEFAULT_STRATEGY
     if strategy_options is None:
@@ -155,7 +153,7 @@ def resolve(
     budget = check_budget(target, budget_bytes)
     _check_limits(wanted, target, data)
     where = devices.resolve(device) if world is None else device
-    how = _recipe(asked.recipe, epochs)
+    how = Recipe(epochs=epochs, **asked.recipe)
     shared = tuple(share_weights) or asked.share_weights
     sharing = resolve_sharing(shared, name, trains=trains)
     tried = TRIED_VALUE_TYPES if may_try(data, how) else ()
@@ -192,28 +190,6 @@ def may_try(data: Data | None, recipe: Recipe) -> bool:
     """Return whether value types may be compared by training: then the four-bit ones join."""
     labels = data is not None and data.validation.labels is not None
     return labels and recipe.epochs > 0 and recipe.race > 0 and recipe.quantise_from < 1
-
-
-def _recipe_file(
-    recipe: RecipeFile | Mapping[str, Any] | str | os.PathLike[str] | None,
-) -> RecipeFile:
-    if isinstance(recipe, RecipeFile):
-        return recipe
-    if recipe is None or isinstance(recipe, Mapping):
-        return RecipeFile("", recipe or {}, None, None, {})
-    return recipe_file.load(recipe)
-
-
-def _recipe(given: Mapping[str, Any], epochs: int) -> Recipe:
-    known = {each.name for each in fields(Recipe)} - {"epochs"}
-    for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            raise UsageError(
-                f"recipe: {name!r} is not one of its fields",
-                hint=f"did you mean {close[0]!r}?" if close else f"use {', '.join(sorted(known))}",
-            )
-    return replace(Recipe(), epochs=epochs, **given)
 
 
 def _check_model(model: Model, *, trains: bool) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from hwprune.api import model_of
-from hwprune.compiler import Compiled, finish, packing_notes
+from hwprune.compiler import finish, packing_notes
 from hwprune.errors import HwpruneError, UsageError
 from hwprune.extreme.reachability import Reachability
 from hwprune.ir import Artifact, Masks, Plan, ValueType
@@ -28,6 +28,7 @@ from hwprune.steps.output import opened
 from hwprune.steps.packing import pack_model
 from hwprune.steps.planning import Candidate, candidates_of, fits_dense, prepare
 from hwprune.steps.pruning import Pruned, strategy_for
+from hwprune.steps.recording import Compiled
 from hwprune.steps.value_type_selection import choose_value_type
 from hwprune.steps.weight_quantizer import weight_quantizer
 from hwprune.targets import Target

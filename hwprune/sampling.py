@@ -20,6 +20,11 @@ def evenly_spread(total: int, count: int) -> NDArray[np.int64]:
     return np.linspace(0, max(0, total - 1), count).astype(np.int64)
 
 
+def sample_shapes(split: Split) -> list[tuple[int, ...]]:
+    """Return the shape of each input of a split, without the batch."""
+    return [array.shape[1:] for array in split.batch(np.zeros(1, dtype=np.int64))]
+
+
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """A split cut down to the samples at ``chosen``; as bytes where the whole has them."""

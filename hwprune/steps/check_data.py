@@ -11,7 +11,7 @@ from hwprune.errors import DataError, ModelError
 from hwprune.frontend.data import check_labels
 from hwprune.frontend.inputs import describe
 from hwprune.ir import Data, Model
-from hwprune.sampling import evenly_spread
+from hwprune.sampling import evenly_spread, sample_shapes
 
 # Enough to tell a network that works from one that guesses, and quick on a large one.
 _SAMPLES, _BATCH = 256, 64
@@ -35,7 +35,7 @@ def check_data(model: Model, data: Data) -> tuple[str, ...]:
             f"{data.name}: the validation split is empty", hint="give more samples, or a part of it"
         )
     chosen = evenly_spread(len(data.validation), count)
-    _check_shapes(model, [array.shape[1:] for array in data.validation.batch(chosen[:1])], data)
+    _check_shapes(model, sample_shapes(data.validation), data)
     labels = data.validation.labels
     if labels is None or _fixed(model):
         return ()

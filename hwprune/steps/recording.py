@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from hwprune.encoding import bound_of
-from hwprune.export.template import Template, Written
+from hwprune.export.template import Written
 from hwprune.ir import LimitResult, Masks, Packed, Plan, SkippedTensor, Verdict
 from hwprune.job import Job
 from hwprune.report import record as reports
 from hwprune.report.html import html
+from hwprune.steps.planning import Prepared
 from hwprune.steps.pruning import Pruned
 from hwprune.steps.verifying import Measured
 from hwprune.units import format_count
@@ -24,44 +25,53 @@ from hwprune.verify import SCOPE_HOST, SCOPE_UNLINKED, CheckResult, environment
 
 
 @dataclass(frozen=True, slots=True)
+class Compiled:
+    """What is to be written, and how it came about.
+
+    Attributes:
+        prepared: the network.
+        plan: what the file was planned as; None where the dense model fits.
+        pruned: what pruning and training found.
+        written: the file's content.
+        masks: what it stores; None for a dense file.
+        notes: sentences for people.
+    """
+
+    prepared: Prepared
+    plan: Plan | None
+    pruned: Pruned
+    written: Written
+    masks: Masks | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """Everything that a run found out.
 
     Attributes:
-        job: model, target, budget and data.
-        template: the whole network's artifact without masks.
-        skipped: parameters that stay dense.
-        plan: what the file was planned as; None where the dense model fits.
-        written: the file.
-        masks: what it stores; None for a dense file.
+        job: what was asked for.
+        compiled: what was made.
         checked: what verification found.
-        pruned: what pruning and training found.
         measured: accuracy and latency; None where the file does not run.
-        notes: sentences for people.
     """
 
     job: Job
-    template: Template
-    skipped: tuple[SkippedTensor, ...]
-    plan: Plan | None
-    written: Written
-    masks: Masks | None
+    compiled: Compiled
     checked: CheckResult
-    pruned: Pruned
     measured: Measured | None
-    notes: tuple[str, ...]
 
 
 def record_of(outcome: Outcome) -> dict[str, Any]:
     """Return the record of a run as plain values; ``with_verdict`` closes it."""
-    job, plan, pruned = outcome.job, outcome.plan, outcome.pruned
-    written, masks = outcome.written, outcome.masks
+    job, made = outcome.job, outcome.compiled
+    plan, pruned, written, masks = made.plan, made.pruned, made.written, made.masks
     size = len(written.data)
-    weights = outcome.template.weights
+    weights = made.prepared.template.weights
     nonzeros = weights if masks is None else masks.nonzeros
-    notes = list(outcome.notes)
+    notes = list(made.notes)
     notes += [f"problem: {problem}" for problem in outcome.checked.problems]
-    notes += _skipped_notes(outcome.skipped)
+    notes += _skipped_notes(made.prepared.skipped)
     notes += _reasons(outcome)
     return {
         "schema_version": 1,
@@ -91,7 +101,7 @@ def record_of(outcome: Outcome) -> dict[str, Any]:
             "artifact_bytes": size,
             "function_bytes": 0 if written.encoding is None else written.encoding.function_bytes,
             "bound_bytes": _bound_bytes(written),
-            "layers": _layers(outcome),
+            "layers": _layers(made),
         },
         "accuracy": _accuracy(outcome),
         "latency": _latency(outcome.measured),
@@ -113,7 +123,7 @@ def with_verdict(
     target = outcome.job.target
     scope = SCOPE_UNLINKED if target.runtime.kind == "firmware" else SCOPE_HOST
     verdict = Verdict(
-        fits=len(outcome.written.data) <= outcome.job.budget_bytes,
+        fits=len(outcome.compiled.written.data) <= outcome.job.budget_bytes,
         verified=not outcome.checked.problems,
         scope=scope,
         limits=tuple(limits),
@@ -129,10 +139,10 @@ def write_reports(record: Mapping[str, Any], folder: Path) -> None:
     reports.write_text(html(reports.read(folder / "report.json")), folder / "report.html")
 
 
-def _layers(outcome: Outcome) -> list[dict[str, Any]]:
-    written, masks = outcome.written, outcome.masks
+def _layers(made: Compiled) -> list[dict[str, Any]]:
+    written, masks = made.written, made.masks
     layers = []
-    for tensor in outcome.template.prunable:
+    for tensor in made.prepared.template.prunable:
         packed = written.packed.get(tensor.name)
         if packed is None or written.encoding is None or masks is None:
             count, codec, kind, size = tensor.weights, "dense", "fp32", 4 * tensor.weights
@@ -179,10 +189,10 @@ def _stored_shape(packed: Packed | None, shape: tuple[int, ...]) -> dict[str, An
 
 
 def _accuracy(outcome: Outcome) -> dict[str, Any]:
-    measured, data, pruned = outcome.measured, outcome.job.data, outcome.pruned
+    measured, data, pruned = outcome.measured, outcome.job.data, outcome.compiled.pruned
     final = None if measured is None else measured.final_accuracy
     dense = None if measured is None else measured.dense_accuracy
-    if outcome.plan is None:  # the dense file is the one that is shipped
+    if outcome.compiled.plan is None:  # the dense file is the one that is shipped
         dense = final
     return {
         "dense": dense,
@@ -230,8 +240,8 @@ def _skipped_notes(skipped: tuple[SkippedTensor, ...]) -> list[str]:
 def _reasons(outcome: Outcome) -> list[str]:
     """Return why the nulls of the record are null."""
     notes = []
-    target, measured, pruned = outcome.job.target, outcome.measured, outcome.pruned
-    if outcome.plan is None:
+    target, measured, pruned = outcome.job.target, outcome.measured, outcome.compiled.pruned
+    if outcome.compiled.plan is None:
         notes.append("budget.floor_bytes: not computed, the dense model fits")
         notes.append("budget.max_nonzeros: every weight")
     if measured is None:

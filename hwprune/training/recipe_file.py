@@ -52,7 +52,6 @@ class RecipeFile:
     """What a recipe file says.
 
     Attributes:
-        source: the file's path, or the name of a built-in recipe.
         recipe: the fields of ``Recipe`` that it sets, ``epochs`` apart.
         epochs: passes over the training data, None where it does not say.
         strategy: the strategy's name, None where it does not say.
@@ -60,7 +59,6 @@ class RecipeFile:
         share_weights: which layers share their weights, as ``--share-weights`` spells it.
     """
 
-    source: str
     recipe: Mapping[str, Any]
     epochs: int | None
     strategy: str | None
@@ -73,29 +71,36 @@ def names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
-def load(name_or_path: str | os.PathLike[str]) -> RecipeFile:
+def load(given: Mapping[str, Any] | str | os.PathLike[str]) -> RecipeFile:
     """Read a recipe.
 
     Args:
-        name_or_path: the name of a built-in recipe, or the path of a file: anything that ends in
-            ``.toml`` or contains a separator.
+        given: the name of a built-in recipe; the path of a file: anything that ends in ``.toml`` or
+            contains a separator; or what such a file holds.
 
     Raises:
         UsageError: no such recipe, not readable, not TOML, or not valid; names the file, the field,
             what is there and what is expected.
     """
-    text = os.fspath(name_or_path)
-    path = Path(text) if text.lower().endswith(".toml") or os.sep in text else _built_in(text)
-    table = _read(path)
-    strategy, options = _strategy_of(table.pop("strategy", None), str(path))
-    shared = _texts(table.pop("share_weights", ()), str(path))
-    given = _checked(_recipe_model(), table, str(path), "")
+    path, table = _table(given)
+    strategy, options = _strategy_of(table.pop("strategy", None), path)
+    shared = _texts(table.pop("share_weights", ()), path)
+    changed = _checked(_recipe_model(), table, path, "")
     try:
-        Recipe(**given)
+        Recipe(**changed)
     except UsageError as error:
         raise UsageError(f"{path}: {error.message}", hint="see docs/recipes.md") from None
-    epochs = given.pop("epochs", None)
-    return RecipeFile(text, given, epochs, strategy, options, shared)
+    epochs = changed.pop("epochs", None)
+    return RecipeFile(changed, epochs, strategy, options, shared)
+
+
+def _table(given: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
+    """Return what a recipe holds, and what it is called in messages."""
+    if isinstance(given, Mapping):
+        return "recipe", dict(given)
+    text = os.fspath(given)
+    path = Path(text) if text.lower().endswith(".toml") or os.sep in text else _built_in(text)
+    return str(path), _read(path)
 
 
 def _built_in(name: str) -> Path:

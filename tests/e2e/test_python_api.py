@@ -117,7 +117,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[HwpruneError], str]] = {
     "half an epoch": ({"epochs": 1.5, "data": "digits"}, UsageError, "epochs is 1.5"),
     "seed": ({"seed": -3, "data": "digits"}, UsageError, "seed is -3"),
     "large seed": ({"seed": 2**70, "data": "digits"}, UsageError, "seed is"),
-    "recipe": ({"recipe": {"rate": 1}, "data": "digits"}, UsageError, "'rate' is not one"),
+    "recipe": ({"recipe": {"rate": 1}, "data": "digits"}, UsageError, "rate: unknown field"),
     "recipe value": ({"recipe": {"batch_size": 0}}, UsageError, "batch_size is 0"),
     "data": ({"data": "mnist"}, DataError, "not a data source"),
     "limit": ({"require": ["size<=?"]}, UsageError, "not a size"),
