@@ -99,7 +99,28 @@ def _padded() -> tuple[nn.Module, tuple[int, ...]]:
     return nn.Sequential(first, nn.ReflectionPad2d(2), nn.Conv2d(4, 4, 3)), (3, 8, 8)
 
 
-@pytest.mark.parametrize("build", [_vit, _convnext, _padded])
+class Chunked(nn.Module):
+    """Halves its channels, as ShuffleNetV2 and YOLO's C2f do, and has cells of a GRU and Mish."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.other = nn.Conv2d(4, 4, 3, padding=1)
+        self.cell = nn.GRUCell(8, 6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, other = nn.functional.mish(self.conv(x)).chunk(2, 1)
+        joined = torch.cat([one, nn.functional.hardswish(self.other(other))], 1).mean((2, 3))
+        state = self.cell(joined, joined.new_zeros(joined.shape[0], 6))
+        return self.head(self.cell(joined, state))
+
+
+def _chunked() -> tuple[nn.Module, tuple[int, ...]]:
+    return Chunked(), (3, 8, 8)
+
+
+@pytest.mark.parametrize("build", [_vit, _convnext, _padded, _chunked])
 def test_a_network_of_newer_operators_computes_the_same_at_opset_15(
     build: Callable[[], tuple[nn.Module, tuple[int, ...]]],
 ) -> None:
