@@ -5,6 +5,7 @@ A stage takes some of these and returns others; none of them is changed after it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -142,7 +143,7 @@ class PrunableTensor:
     @property
     def weights(self) -> int:
         """Return the number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class SkippedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """Which connections live: one boolean array per prunable tensor, in the tensor's own shape."""
+    """Which connections are kept: a boolean array per prunable tensor, in the tensor's shape."""
 
     by_name: Mapping[str, NDArray[np.bool_]]
 
@@ -172,7 +173,7 @@ class Masks:
 
     @property
     def nonzeros(self) -> int:
-        """Return how many connections live."""
+        """Return how many connections are kept."""
         return sum(int(np.count_nonzero(mask)) for mask in self.by_name.values())
 
     @property
@@ -181,7 +182,7 @@ class Masks:
         return sum(mask.size for mask in self.by_name.values())
 
     def positions(self) -> dict[str, NDArray[np.int64]]:
-        """Return the living connections as sorted row-major positions, per tensor."""
+        """Return the connections that are kept as sorted row-major positions, per tensor."""
         return {name: np.flatnonzero(mask) for name, mask in self.by_name.items()}
 
 
@@ -213,7 +214,7 @@ class Ranking:
         """Return the best ``count`` connections as masks."""
         masks = {}
         for name, positions in self.top(count).items():
-            flat = np.zeros(int(np.prod(self.shapes[name], dtype=np.int64)), dtype=np.bool_)
+            flat = np.zeros(math.prod(self.shapes[name]), dtype=np.bool_)
             flat[positions] = True
             masks[name] = flat.reshape(self.shapes[name])
         return Masks(masks)
@@ -274,7 +275,7 @@ class Plan:
         used_bytes: the file's exact size at that count.
         layers: the cost of each tensor at that count.
         dense_bytes: the file's size with nothing pruned, fp32.
-        limited_by: ``budget``, or ``weights`` where every connection lives and room is left.
+        limited_by: ``budget``, or ``weights`` where every connection is kept and room is left.
     """
 
     budget_bytes: int

@@ -9,6 +9,7 @@ in the count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class Fit:
 
     Attributes:
         count: its length.
-        masks: its connections; a tensor that is cheapest dense lives in full, since that costs
+        masks: its connections; a tensor that is cheapest dense is kept in full, since that costs
             nothing.
         encoding: how the file stores it.
     """
@@ -49,7 +50,7 @@ class Prefixes:
         """Sort the ranking by tensor and position, once: every prefix is then a selection."""
         self._shapes = ranking.shapes
         self.length = len(ranking)
-        sizes = [int(np.prod(shape, dtype=np.int64)) for shape in ranking.shapes.values()]
+        sizes = [math.prod(shape) for shape in ranking.shapes.values()]
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
         number = starts[ranking.tensor] + ranking.position
         order = np.argsort(number)
@@ -71,18 +72,18 @@ class Prefixes:
     def counts(self, count: int, dense: frozenset[str]) -> dict[str, int]:
         """Return how many of the best ``count`` lie in each tensor; all of those in ``dense``."""
         return {
-            name: int(np.prod(self._shapes[name], dtype=np.int64))
+            name: math.prod(self._shapes[name])
             if name in dense
             else int(np.count_nonzero(places < count))
             for name, places in self._places.items()
         }
 
     def masks(self, count: int, dense: frozenset[str]) -> Masks:
-        """Return the best ``count`` connections as masks; the tensors in ``dense`` live in full."""
+        """Return the best ``count`` connections as masks, and all of the tensors in ``dense``."""
         masks: dict[str, NDArray[np.bool_]] = {}
         for name, positions in self.positions(count).items():
             shape = self._shapes[name]
-            flat = np.full(int(np.prod(shape, dtype=np.int64)), name in dense, dtype=np.bool_)
+            flat = np.full(math.prod(shape), name in dense, dtype=np.bool_)
             flat[positions] = True
             masks[name] = flat.reshape(shape)
         return Masks(masks)

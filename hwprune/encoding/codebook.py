@@ -4,7 +4,7 @@ Lloyd's algorithm on sorted values with running sums: an iteration costs one bin
 however many values there are. It starts from the density of cells that is best where there are
 many of them, the cube root of the values' own density (P. F. Panter and W. Dite, "Quantization
 distortion in pulse-count modulation", 1951). Negative and positive values get cells of their own,
-so that no cell stands for zero: a connection that lives is never stored as a dead one.
+so that no cell stands for zero: a connection that is kept is never stored as zero.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 _ROUNDS = 100
 # What the starting density is read off.
 _SAMPLES = 4096
-_FP16_MAX = float(np.finfo(np.float16).max)
-_FP16_MIN = float(np.finfo(np.float16).smallest_subnormal)
+FP16_MAX = float(np.finfo(np.float16).max)
+FP16_MIN = float(np.finfo(np.float16).smallest_subnormal)
 
 
 def centroids(values: NDArray[np.float32], count: int) -> NDArray[np.float16]:
@@ -26,8 +26,8 @@ def centroids(values: NDArray[np.float32], count: int) -> NDArray[np.float16]:
         values: any shape; zeros, and what float16 would make zero, are left out.
         count: of what may stand for them.
     """
-    chosen = values[np.abs(values) >= _FP16_MIN]
-    ordered = np.sort(np.clip(chosen, -_FP16_MAX, _FP16_MAX), axis=None)
+    chosen = values[np.abs(values) >= FP16_MIN]
+    ordered = np.sort(np.clip(chosen, -FP16_MAX, FP16_MAX), axis=None)
     halves = np.unique(ordered.astype(np.float16)) if ordered.size else np.zeros(0, np.float16)
     if halves.size <= count:
         return halves

@@ -6,6 +6,7 @@ is arithmetic on the lengths of the packed arrays, so a solver can ask for thous
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -50,7 +51,7 @@ class TensorCost:
     @property
     def weights(self) -> int:
         """Return the number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     def codecs(self, value_type: ValueType) -> tuple[CodecName, ...]:
         """Return the codecs that this tensor may take with ``value_type``."""

@@ -40,7 +40,7 @@ def pack(
     Args:
         name: the tensor's name.
         weight: any shape; elements outside the mask are ignored.
-        mask: same shape; what lives.
+        mask: same shape; what is kept.
         codec: how positions are stored.
         value_type: how values are stored.
         channel_axis: the axis that counts output channels.
@@ -146,7 +146,7 @@ def unpack(packed: Packed) -> NDArray[np.float32]:
     """
     positions = packed_positions(packed)
     levels = levels_of(packed.arrays["values"].reshape(-1), packed.value_type, packed.nonzeros)
-    flat = np.zeros(int(np.prod(packed.shape, dtype=np.int64)), dtype=levels.dtype)
+    flat = np.zeros(math.prod(packed.shape), dtype=levels.dtype)
     flat[positions] = levels
     table = packed.arrays.get("codebook", packed.arrays.get("scale"))
     _check_table(packed, table, levels)

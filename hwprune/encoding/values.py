@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprune.encoding.codebook import centroids, nearest
+from hwprune.encoding.codebook import FP16_MAX, FP16_MIN, centroids, nearest
 from hwprune.encoding.nibbles import from_nibbles, to_nibbles
 from hwprune.ir import ValueType
 
@@ -50,8 +50,6 @@ VALUE_BITS: Mapping[ValueType, int] = {
 NIBBLE_TYPES: tuple[ValueType, ...] = ("int4", "codebook16")
 # Below its smallest normal number float16 loses precision; above its largest it is infinite.
 _FP16_NORMAL_MIN = float(np.finfo(np.float16).smallest_normal)
-_FP16_MAX = float(np.finfo(np.float16).max)
-_FP16_MIN = float(np.finfo(np.float16).smallest_subnormal)
 # float16 steps by 2**-24 here, so the first is off by 1/16 at most. A channel with a finer scale
 # may be stored with a coarse one where another channel of its tensor is much larger, at least the
 # second. So the type hardly ever depends on what is pruned, and sizes do not jump with it.
@@ -71,7 +69,7 @@ def compact_floats(array: NDArray[np.float32], value_type: ValueType) -> NDArray
     if magnitude.size == 0:
         return array.astype(np.float16)
     largest, smallest = magnitude.max(), magnitude.min()
-    if largest > _FP16_MAX or (smallest < _FP16_NORMAL_MIN and largest < 64 * _FP16_NORMAL_MIN):
+    if largest > FP16_MAX or (smallest < _FP16_NORMAL_MIN and largest < 64 * _FP16_NORMAL_MIN):
         return array.astype(np.float32)
     return array.astype(np.float16)
 
@@ -100,7 +98,7 @@ def scales_of(largest: NDArray[np.float32], value_type: ValueType) -> NDArray[An
     """Return the scales, as stored, of channels whose largest magnitudes are these.
 
     Args:
-        largest: one number per channel of a tensor, in any shape; 0 where nothing lives.
+        largest: one number per channel of a tensor, in any shape; 0 where nothing is kept.
         value_type: a key of ``LEVELS``.
 
     Returns:
@@ -125,7 +123,7 @@ def holds_scales(scales: NDArray[Any]) -> bool:
     if not scales.size:
         return True
     fine = scales.min() < _FINE_SCALE and scales.max() < _COARSE_SCALE
-    return not (fine or scales.max() > _FP16_MAX)
+    return not (fine or scales.max() > FP16_MAX)
 
 
 def quantise(
@@ -144,7 +142,7 @@ def quantise(
     if value_type == "fp32":
         return weight.astype(np.float32), None
     if value_type == "fp16":
-        return np.clip(weight, -_FP16_MAX, _FP16_MAX).astype(np.float16), None
+        return np.clip(weight, -FP16_MAX, FP16_MAX).astype(np.float16), None
     if value_type in LEVELS:
         scales = channel_scales(weight, channel_axis, value_type)
         most = LEVELS[value_type]
@@ -153,7 +151,7 @@ def quantise(
     spare = 1 if zero or value_type == "codebook256" else 0
     entries = centroids(weight, CODEBOOK_ENTRIES[value_type] - spare)
     found = np.zeros(weight.shape, np.uint8)
-    alive = np.abs(weight) >= _FP16_MIN
+    alive = np.abs(weight) >= FP16_MIN
     if entries.size:
         found[alive] = nearest(weight[alive], entries) + 1
     if value_type == "codebook256":
@@ -191,7 +189,7 @@ def quantum(
     """Return the smallest magnitude that each channel can store, or hardly notices.
 
     Returns:
-        shaped to broadcast over ``weight``; 0 for a channel in which nothing lives.
+        shaped to broadcast over ``weight``; 0 for a channel of which nothing is kept.
     """
     axes = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
     magnitude = np.abs(weight)

@@ -7,13 +7,13 @@ functions, and those whose functions were inlined, by hwprune or by another prog
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import google.protobuf.message
-import numpy as np
 import onnx
 import scipy.sparse
 from numpy.typing import NDArray
@@ -33,29 +33,47 @@ class ArtifactLayer:
     """One pruned tensor of an artifact.
 
     Attributes:
-        name: the parameter's name in the network it came from; the first one, where it is shared.
-        shape: its dense shape.
         operator: the operator that reads it, such as ``CsrConvGap8I8Bias``.
-        codec: how positions are stored.
-        value_type: how values are stored.
-        nonzeros: stored values that are not zero.
-        weights: elements of the dense tensor.
         bytes: the packed arrays in the file, with names and headers; those of all nodes that read
             them, where it is shared.
         packed: the arrays; where it is shared, with the scale of the first node that reads them.
         uses: how many nodes read it.
     """
 
-    name: str
-    shape: tuple[int, ...]
     operator: str
-    codec: CodecName
-    value_type: ValueType
-    nonzeros: int
-    weights: int
     bytes: int
     packed: Packed
     uses: int = 1
+
+    @property
+    def name(self) -> str:
+        """Return the parameter's name in the network it came from; the first, if it is shared."""
+        return self.packed.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the dense shape."""
+        return self.packed.shape
+
+    @property
+    def codec(self) -> CodecName:
+        """Return how positions are stored."""
+        return self.packed.codec
+
+    @property
+    def value_type(self) -> ValueType:
+        """Return how values are stored."""
+        return self.packed.value_type
+
+    @property
+    def nonzeros(self) -> int:
+        """Return how many stored values are not zero."""
+        return stored_nonzeros(self.packed)
+
+    @property
+    def weights(self) -> int:
+        """Return the elements of the dense tensor."""
+        return math.prod(self.packed.shape)
 
     @property
     def index_bytes(self) -> int:
@@ -273,7 +291,11 @@ def _from_node(
                 f"{path}: {node.op_type} is not an operator that this version of hwprune knows",
                 hint="it may come from a newer hwprune: upgrade",
             )
-        return _layer(node.name, operator, *_stored(node), _roles(node, operator), tensors, path)
+        said = {entry.name: entry for entry in node.attribute}
+        size = tuple(said["shape"].ints) if "shape" in said else None
+        number = said["count"].i if "count" in said else None
+        stored = dict(zip(operator.input_roles, node.input, strict=False))
+        return _layer(node.name, operator, size, number, stored, tensors, path)
     found = inlined.find(node)
     if found is None:
         return None
@@ -292,60 +314,6 @@ def _layer(
     tensors: Mapping[str, onnx.TensorProto],
     path: str,
 ) -> tuple[ArtifactLayer, dict[str, str]]:
-    packed, names = _packed(name, operator, shape, count, roles, tensors, path)
-    check(packed)
-    size = sum(field_bytes(tensors[entry].ByteSize()) for entry in set(names.values()))
-    layer = ArtifactLayer(
-        name=name,
-        shape=packed.shape,
-        operator=operator.name,
-        codec=operator.codec,
-        value_type=operator.value_type,
-        nonzeros=stored_nonzeros(packed),
-        weights=int(np.prod(packed.shape, dtype=np.int64)),
-        bytes=size,
-        packed=packed,
-    )
-    return layer, names
-
-
-def packed_of(
-    node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto], path: str = "the model"
-) -> Packed:
-    """Return the packed arrays that a node of domain ``hwprune`` reads, not checked.
-
-    Args:
-        node: its operator is one of ``OPERATORS``.
-        tensors: the initializers of its graph by name.
-        path: named in errors.
-
-    Raises:
-        VerificationError: an array is missing, or of a type that the operator does not read.
-    """
-    operator = OPERATORS[node.op_type]
-    return _packed(node.name, operator, *_stored(node), _roles(node, operator), tensors, path)[0]
-
-
-def _roles(node: onnx.NodeProto, operator: Operator) -> dict[str, str]:
-    return dict(zip(operator.input_roles, node.input, strict=False))
-
-
-def _stored(node: onnx.NodeProto) -> tuple[tuple[int, ...] | None, int | None]:
-    """Return the attributes shape and count, where the node has them."""
-    shape = next((tuple(entry.ints) for entry in node.attribute if entry.name == "shape"), None)
-    count = next((entry.i for entry in node.attribute if entry.name == "count"), None)
-    return shape, count
-
-
-def _packed(
-    name: str,
-    operator: Operator,
-    shape: tuple[int, ...] | None,
-    count: int | None,
-    roles: Mapping[str, str],
-    tensors: Mapping[str, onnx.TensorProto],
-    path: str,
-) -> tuple[Packed, dict[str, str]]:
     arrays: dict[str, NDArray[Any]] = {}
     names: dict[str, str] = {}
     for role in operator.input_roles:
@@ -371,4 +339,6 @@ def _packed(
             f"its operator says {operator.value_type}"
         )
     packed = Packed(name, shape, operator.codec, operator.value_type, arrays, count)
-    return packed, names
+    check(packed)
+    size = sum(field_bytes(tensors[entry].ByteSize()) for entry in set(names.values()))
+    return ArtifactLayer(operator.name, size, packed), names

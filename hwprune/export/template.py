@@ -186,13 +186,13 @@ class Template:
         """Return the sparse file for these masks over the template's weights.
 
         Args:
-            masks: what lives, in the shapes of the template's tensors.
+            masks: what is kept, in the shapes of the template's tensors.
             value_type: of the stored values.
 
         Ensures: the file's length is the one that ``cost`` predicts for the same masked weights.
         """
         layout, weights = self.layout, self.graph.tensors
-        # int8 scales, and so their type, are those of what lives.
+        # int8 scales, and so their type, are those of what is kept.
         encoding = self._masked(masks).cost((value_type,)).encoding(masks.positions(), value_type)
         packed = {
             tensor.name: pack(

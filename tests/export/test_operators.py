@@ -66,11 +66,11 @@ def test_names_say_what_an_operator_is() -> None:
         True,
     )
     assert operator.input_roles == ("input", "values", "index", "scale", "bias")
-    assert operator.functions == ("CsrConvGap8I8Bias", "DecodeGap8")
+    assert operator.functions == ("DecodeGap8", "CsrConvGap8I8Bias")
     assert OPERATORS["DenseGemmF16"].input_roles == ("input", "values")
     assert OPERATORS["DenseGemmF16"].functions == ("DenseGemmF16",)
     assert OPERATORS["CsrConvRiceI4Bias"].functions == (
-        "CsrConvRiceI4Bias", "DecodeRice", "UnpackNibbles",
+        "DecodeRice", "UnpackNibbles", "CsrConvRiceI4Bias",
     )  # fmt: skip
     assert OPERATORS["CsrGemmBitmapC4Bias"].input_roles == (
         "input", "values", "index", "codebook", "bias",
