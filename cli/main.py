@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import difflib
 import gc
 import importlib
 import importlib.util
-import json
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
 from hwprune.errors import HwpruneError, OutputError
-from hwprune.units import printable
 
 SCHEMA_VERSION = 1
 INTERNAL_ERROR, USAGE_ERROR, INTERRUPTED, TERMINATED, PIPE_CLOSED = 1, 2, 130, 143, 141
@@ -63,6 +58,8 @@ class LazyGroup(click.Group):
         """Find the command, and suggest one where the name is wrong."""
         name = args[0]
         if not name.startswith("-") and name not in self.list_commands(ctx):
+            import difflib
+
             close = difflib.get_close_matches(name, self.list_commands(ctx), n=2)
             hint = f" Did you mean {' or '.join(close)}?" if close else ""
             raise click.UsageError(f"No such command {name!r}.{hint}", ctx)
@@ -151,32 +148,37 @@ def _run(args: list[str], *, as_json: bool, debug: bool) -> int:
         if isinstance(error, OSError) and _is_of_printing(error):
             raise
         if debug:
+            import traceback
+
             traceback.print_exception(error)
-        problem = _problem(error)
-        problem.show(as_json=as_json)
-        return problem.exit_code
+        kind, code, message, hint = _problem(error)
+        _show(error_document(kind, code, message, hint), as_json=as_json)
+        return code
 
 
 def _is_of_printing(error: OSError) -> bool:
     """Return whether it was raised by what prints: every other file is written by our own code."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return frames[-1].f_globals.get("__name__", "").partition(".")[0] in ("click", "rich")
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    module = "" if last is None else last.tb_frame.f_globals.get("__name__", "")
+    return module.partition(".")[0] in ("click", "rich")
 
 
-def _problem(error: BaseException) -> _Problem:
-    """Return what to say about an error, and the exit code it becomes."""
+def _problem(error: BaseException) -> tuple[str, int, str, str | None]:
+    """Return an error's kind, the exit code it becomes, what to say about it, and a hint."""
     if isinstance(error, HwpruneError):
-        return _Problem(type(error).__name__, error.exit_code, error.message, error.hint)
+        return type(error).__name__, error.exit_code, error.message, error.hint
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "hwprune"
-        return _Problem("UsageError", USAGE_ERROR, error.format_message(), f"see `{path} --help`")
+        return "UsageError", USAGE_ERROR, error.format_message(), f"see `{path} --help`"
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return _Problem("Interrupted", INTERRUPTED, "interrupted", None)
+        return "Interrupted", INTERRUPTED, "interrupted", None
     if isinstance(error, Terminated):
-        return _Problem("Terminated", TERMINATED, "terminated", None)
+        return "Terminated", TERMINATED, "terminated", None
     text = str(error).strip() or "no further message"
-    return _Problem(
+    return (
         type(error).__name__,
         INTERNAL_ERROR,
         f"internal error: {type(error).__name__}: {text}",
@@ -184,24 +186,15 @@ def _problem(error: BaseException) -> _Problem:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Problem:
-    """What went wrong, ready to be said."""
+def _show(problem: dict[str, Any], *, as_json: bool) -> None:
+    from hwprune.units import printable
 
-    kind: str
-    exit_code: int
-    message: str
-    hint: str | None
-
-    def show(self, *, as_json: bool) -> None:
-        if as_json:
-            print_json(
-                {"error": error_document(self.kind, self.exit_code, self.message, self.hint)}
-            )
-        click.secho("hwprune: error: ", fg="red", bold=True, err=True, nl=False)
-        click.echo(printable(self.message), err=True)
-        if self.hint:
-            click.echo(f"  hint: {printable(self.hint)}", err=True)
+    if as_json:
+        print_json({"error": problem})
+    click.secho("hwprune: error: ", fg="red", bold=True, err=True, nl=False)
+    click.echo(printable(problem["message"]), err=True)
+    if problem["hint"]:
+        click.echo(f"  hint: {printable(problem['hint'])}", err=True)
 
 
 def error_document(kind: str, exit_code: int, message: str, hint: str | None) -> dict[str, Any]:
@@ -211,6 +204,8 @@ def error_document(kind: str, exit_code: int, message: str, hint: str | None) ->
 
 def print_json(document: dict[str, Any]) -> None:
     """Print the one JSON document of ``--json``, its schema_version first."""
+    import json
+
     text = json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, allow_nan=False)
     click.echo(text)
 
