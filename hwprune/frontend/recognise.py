@@ -82,11 +82,10 @@ def other_num_classes(mismatch: Mismatch) -> int | None:
     """Return the number of classes that would mend the mismatch, where that is all of it."""
     if mismatch.missing or mismatch.unexpected or not mismatch.wrong:
         return None
-    sizes = {found[:1] for _, found, expected in mismatch.wrong if found[1:] == expected[1:]}
-    whole = all(found[1:] == expected[1:] for _, found, expected in mismatch.wrong)
-    was = {expected[:1] for _, _, expected in mismatch.wrong}
-    if whole and len(sizes) == 1 and len(was) == 1 and (size := sizes.pop()):
-        return size[0]
+    sizes = {(found[:1], expected[:1]) for _, found, expected in mismatch.wrong}
+    if len(sizes) == 1 and all(found[1:] == other[1:] for _, found, other in mismatch.wrong):
+        ((size, _),) = sizes
+        return size[0] if size else None
     return None
 
 

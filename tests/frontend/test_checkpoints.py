@@ -153,6 +153,12 @@ def test_the_wrong_architecture_names_keys_and_shapes(save: Save) -> None:
     assert "cifar-resnet32" in (caught.value.hint or "")
 
 
+def test_another_shape_is_no_other_number_of_classes(digits: nn.Module, save: Save) -> None:
+    state = {**digits.state_dict(), "classifier.weight": torch.zeros(7, 50)}
+    with pytest.raises(ModelError, match=r"does not fit --arch digits-cnn:\n"):
+        load_model(save(state), arch="digits-cnn")
+
+
 def test_a_state_dict_that_nothing_fits_names_the_nearest(save: Save) -> None:
     state = ARCHITECTURES["cifar-resnet20"].build().state_dict()
     del state["conv1.weight"]

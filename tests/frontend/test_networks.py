@@ -30,6 +30,20 @@ def net(forward: Callable[..., Any]) -> nn.Module:
     return module
 
 
+def test_views_get_memory_of_their_own_and_ties_stay() -> None:
+    module = net(lambda self, x: self.fc(x * self.window))
+    module.register_buffer("window", torch.ones(9)[:4])
+    module.fc.weight = nn.Parameter(torch.randn(8, 4)[::2])
+    module.again = module.fc
+    before = module.fc.weight.detach().clone()
+    prepare(module, (spec("x", 4),))
+    for tensor in (module.window, module.fc.weight):
+        assert tensor.untyped_storage().nbytes() == 4 * tensor.numel()
+        assert tensor.is_contiguous()
+    assert module.again.weight is module.fc.weight
+    assert torch.equal(module.fc.weight, before)
+
+
 # -- random in eval mode --------------------------------------------------------------------------
 
 

@@ -190,6 +190,17 @@ def test_a_torchscript_archive_that_reads_files_is_refused(
         load_model(script(ReadsFile()), inputs=["x:1x4:float32"])
 
 
+def test_dropout_is_switched_off_by_keyword_too(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+    program = torch.export.export(module, (torch.randn(5, 4),), strict=False)
+    for node in program.graph.nodes:
+        if "dropout" in str(node.target):
+            node.args, node.kwargs = node.args[:2], {"train": True}
+    torch.export.save(program, tmp_path / "a.pt2")
+    model = load_model(str(tmp_path / "a.pt2"))
+    assert any("1 operators were switched" in note for note in model.notes)
+
+
 def test_bn_without_weights_gets_those_that_do_nothing(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, affine=False)).eval()
     x = torch.randn(5, 4)
