@@ -153,8 +153,7 @@ class Batches:
         return tuple(held)
 
     def _gather(self, index: torch.Tensor) -> Batch:
-        if self._held is None:  # pragma: no cover - take() asks first
-            raise DataError("the split is not held in memory")
+        assert self._held is not None  # take() asks first
         index = sent(index, self._device)
         inputs = []
         for store in self._held:

@@ -105,12 +105,7 @@ class World:
 
     def total(self, count: int) -> int:
         """Return the sum of a whole number over the processes."""
-        if self.size == 1:
-            return count
-        number = torch.tensor(count, dtype=torch.int64)
-        with self._together():
-            dist.all_reduce(number)
-        return int(number)
+        return sum(self.gather(count))
 
     def gather(self, value: T) -> list[T]:
         """Return every process's value, in the order of their ranks."""
