@@ -115,6 +115,22 @@ def test_inspect_for_people(hwprune: Run, write_artifact: WriteArtifact) -> None
     assert "dense: no packed layer" in hwprune("inspect", write_artifact(form="dense"))[1]
 
 
+def test_inspect_lists_the_largest_dense_tensors(
+    hwprune: Run, write_artifact: WriteArtifact, make_artifact: Callable[..., Any]
+) -> None:
+    model = make_artifact(form="dense")
+    for size in range(1, 31):
+        tensor = model.graph.initializer.add(name=f"extra{size}", data_type=1, dims=[size])
+        tensor.raw_data = bytes(4 * size)
+    out = hwprune("inspect", write_artifact(model=model))[1]
+    listed = out[out.index("dense tensor  ") :].split()
+    assert (
+        listed.index("w1") < listed.index("w0") < listed.index("extra30") < listed.index("extra13")
+    )
+    assert "extra12" not in listed
+    assert "and 12 more of " in out
+
+
 def test_inspect_of_other_things(hwprune: Run, tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_text("text")
     for path in (tmp_path / "x.onnx", tmp_path, tmp_path / "gone"):

@@ -112,6 +112,8 @@ def test_a_failed_run_says_so(sample_record: dict[str, Any]) -> None:
 def test_a_microcontroller_never_fits_by_a_file_alone(sample_record: dict[str, Any]) -> None:
     sample_record["verdict"]["scope"] = "onnx-size-only, not linked"
     assert summary.headline(from_mapping(sample_record)).startswith("Onnx-size-only, not linked: ")
+    sample_record["verdict"] |= {"verified": False, "exit_code": 5}  # that goes before
+    assert summary.headline(from_mapping(sample_record)).startswith("Verification failed: ")
 
 
 @pytest.mark.parametrize(

@@ -340,6 +340,16 @@ def test_sizes_of_a_report_that_no_file_has_are_absent(
     assert (failed(check(str(path))), check(str(path)).exit_code) == (["report beside"], 5)
 
 
+def test_a_renamed_file_has_its_report_still(
+    write_artifact: WriteArtifact, put_report: PutReport
+) -> None:
+    path = write_artifact()
+    put_report(path)
+    result = check(str(path.rename(path.with_name("kitchen.onnx"))))
+    assert message(result, "report beside") == "size and sha256 as promised"
+    assert "the budget of its report" in message(result, "budget")
+
+
 def test_the_budget_of_the_report(
     write_artifact: WriteArtifact, put_report: PutReport, sample_record: dict[str, Any]
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hwprune.errors import ArtifactError, DataError, UsageError, VerificationError
-from hwprune.verify import accuracy_of, check, environment, measure, resident, runner
+from hwprune.verify import accuracy_of, check, environment, latency, measure, resident, runner
 
 WriteArtifact = Callable[..., Path]
 
@@ -88,6 +88,15 @@ def test_files_are_measured_in_turn(
     files = {name: str(write_artifact(f"{name}.onnx")) for name in "ab"}
     measure(files, runs=3, warmup=2)
     assert order == ["a", "b"] * 5
+
+
+def test_the_percentiles_are_those_of_the_runs(
+    write_artifact: WriteArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([50.0, 7.0, 6.0, *range(1, 12)])  # three loads, then eleven runs
+    monkeypatch.setattr(latency, "_since", lambda start: float(next(times)))
+    found = measure({"a": str(write_artifact())}, runs=11, warmup=4)["a"]
+    assert (found.load_ms, found.p50_ms, found.p90_ms) == (7, 6, 10)
 
 
 def test_latency_refuses_a_batch_that_the_file_does_not_have(write_artifact: WriteArtifact) -> None:
