@@ -137,9 +137,11 @@ def resolve(
             data.
         ModelError: a model that cannot be trained.
     """
-    asked = recipe if isinstance(recipe, RecipeFile) else recipe_file.load(recipe or {})
+    asked = recipe
+    if not isinstance(asked, RecipeFile):
+        asked = recipe_file.load({} if asked is None else asked)
     wanted = [limit_rules.parse_limit(text) for text in limits]
-    name = strategy or asked.strategy or DEFAULT_STRATEGY
+    name = (asked.strategy or DEFAULT_STRATEGY) if strategy is None else strategy
     if strategy_options is None:
         strategy_options = asked.options if name == asked.strategy else {}
     check_options(name, strategy_options)

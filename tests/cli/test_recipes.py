@@ -56,6 +56,8 @@ def test_without_a_file_all_is_as_asked_or_the_default() -> None:
     ("asked", "says"),
     [
         ({"strategy": "cubik"}, "there is no strategy 'cubik'"),
+        ({"strategy": ""}, "there is no strategy ''"),
+        ({"recipe": ""}, '"" is not a recipe'),
         ({"strategy_options": {"till": 1}}, "has no option 'till'"),
         ({"epochs": -1}, "epochs is -1"),
         ({"seed": 2**32}, "seed is 4294967296"),
