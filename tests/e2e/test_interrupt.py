@@ -154,9 +154,9 @@ def test_a_folder_that_is_taken_away_meanwhile(
 
     real = compiler.pack_model
 
-    def pack(*args: Any) -> Any:
+    def pack(*args: Any, **given: Any) -> Any:
         shutil.rmtree(tmp_path / "o")
-        return real(*args)
+        return real(*args, **given)
 
     monkeypatch.setattr(compiler, "pack_model", pack)
     words = ("compile", digits_pt, *SHORT, "-o", tmp_path / "o")
