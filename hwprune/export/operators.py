@@ -250,7 +250,7 @@ def _sum(operator: Operator, weight: str, bias: list[str]) -> list[onnx.NodeProt
 
 
 @cache
-def _known(name: str, opset: int) -> onnx.FunctionProto:
+def known_function(name: str, opset: int) -> onnx.FunctionProto:
     """Return the function of a name that is ours; not to be changed."""
     function = function_for(name, opset)
     assert function is not None, name
@@ -265,7 +265,7 @@ def expand(node: onnx.NodeProto, prefix: str, opset: int) -> list[onnx.NodeProto
         prefix: put before every inner name, so that two expansions never meet.
         opset: the opset of the bodies.
     """
-    function = _known(node.op_type, opset)
+    function = known_function(node.op_type, opset)
     names = dict(zip(function.input, node.input, strict=True))
     names |= dict(zip(function.output, node.output, strict=True))
     given = {attribute.name: attribute for attribute in node.attribute}

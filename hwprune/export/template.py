@@ -25,7 +25,7 @@ from hwprune.export.body import DOMAIN, DOMAIN_VERSION
 from hwprune.export.graph import Graph, message_of
 from hwprune.export.layout import Layout, layout_of
 from hwprune.export.nodes import Made, StoredForm, nodes_of, numbered
-from hwprune.export.operators import OPERATORS, count_name, function_for
+from hwprune.export.operators import OPERATORS, count_name, known_function
 from hwprune.export.passes import short_names
 from hwprune.export.per_use_scale import stored_gain
 from hwprune.export.removal import Kept, Removal, without
@@ -134,11 +134,8 @@ class Template:
                         dict.fromkeys(name for op in operators for name in op.functions)
                     )  # fmt: skip
                     for name in needed:
-                        if name not in functions:
-                            function = function_for(name, self.graph.opset)
-                            assert function is not None
-                            size = field_bytes(function.ByteSize(), _FUNCTION_TAG_BYTES)
-                            functions[name] = size
+                        size = known_function(name, self.graph.opset).ByteSize()
+                        functions[name] = field_bytes(size, _FUNCTION_TAG_BYTES)
                     forms[codec, value_type] = Form(fixed + table, needed, tuple(counted))
             key = self.layout.keys[tensor.name]
             tensors.append(
@@ -237,7 +234,7 @@ class Template:
         ]
         # A function stands behind those that it calls: onnx's own evaluator reads them in order.
         names = sorted(needed, key=lambda name: name in OPERATORS)
-        model = self._model(written, [function_for(name, self.graph.opset) for name in names])
+        model = self._model(written, [known_function(name, self.graph.opset) for name in names])
         model.graph.initializer.extend(_messages(tensors, {}))
         others = {name: weights[name] for name in layout.others}
         model.graph.initializer.extend(_messages(others, layout.names))
