@@ -21,9 +21,11 @@ import torch
 # Bytes of the systems of equations that are factorised at once.
 _BATCH_BYTES = 64 * 1024**2
 _STEPS = 100
-_TOLERANCE = 1e-6
-# A factorisation runs about so many times faster than iterating over the same number of products.
-_FACTOR_GAIN = 4.0
+_TOLERANCE = 1e-4
+# So many steps of iterating take about as long as factorising with as many products.
+_STEPS_WORTH = 64
+# From here on systems are factorised in single precision, and the solutions refined in double.
+_MIXED_FROM = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +166,7 @@ def _factorising_pays(alive: torch.Tensor, count: int) -> bool:
     sizes = alive.sum(2).double()
     own = torch.where(sizes < width, sizes.pow(3) / 3, sizes.square()).sum() + width**3 / 3
     # Few columns are multiplied with twice, but in single precision.
-    product = width * min(width, count)
-    return float(own) <= _FACTOR_GAIN * _STEPS * groups * height * product
+    return float(own) <= _STEPS_WORTH * groups * height * width * min(width, count)
 
 
 def _factorised(
@@ -190,8 +191,19 @@ def _factorised(
         square = support.square(matrix)
         for result, each in zip(found, held, strict=True):
             square.diagonal(dim1=1, dim2=2).add_((each - before)[support.groups] * support.valid)
-            support.put(result, torch.cholesky_solve(wanted, factor(square)).squeeze(2))
+            support.put(result, _solved(square, wanted).squeeze(2))
             before = each
+    return found
+
+
+def _solved(square: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Solve square (b, s, s) x = wanted (b, s, 1), float64."""
+    if square.shape[1] < _MIXED_FROM:
+        return torch.cholesky_solve(wanted, factor(square))
+    factors, found = factor(square.float()), torch.zeros_like(wanted)
+    for _ in range(3):
+        lacking = (wanted - square @ found).float()
+        found += torch.cholesky_solve(lacking, factors)
     return found
 
 

@@ -12,6 +12,7 @@ import training_nets as nets
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hwprune.least_squares import synthesis
 from hwprune.least_squares.reconstruct import least_squares
 from hwprune.least_squares.synthesis import SAMPLES, STEPS, Synthetic, affordable, synthesise
 from hwprune.sparsity import make, rank_weights
@@ -55,6 +56,14 @@ def test_statistics_come_near_and_the_seed_decides(trained: nn.Module) -> None:
     assert not np.array_equal(one.arrays[0], made(trained, seed=1).arrays[0])
     assert all(torch.equal(before[key], value) for key, value in trained.state_dict().items())
     assert flags == [parameter.requires_grad for parameter in trained.parameters()]
+
+
+def test_moments_and_their_derivatives_are_those_of_torch() -> None:
+    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    mean, variance = synthesis._Moments.apply(x)
+    assert torch.allclose(mean, x.mean((0, 2)))
+    assert torch.allclose(variance, x.var((0, 2), unbiased=False))
+    assert torch.autograd.gradcheck(synthesis._Moments.apply, (x,))
 
 
 def test_without_statistics_there_is_nothing() -> None:
