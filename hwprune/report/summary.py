@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from hwprune.report.record import LatencyRun, Record
@@ -116,7 +117,7 @@ def latency_cells(run: LatencyRun) -> tuple[str, ...]:
     resident, added, weights = map(
         _mebibytes, (run.resident_bytes, run.added_bytes, run.weight_bytes)
     )
-    how = f"{run.runs} runs, {run.threads} thread{_s(run.threads)}, batch {run.batch}"
+    how = f"{run.runs} runs, {format_count(run.threads, 'thread')}, batch {run.batch}"
     return f"{run.p50_ms:.3f} ms", f"{run.p90_ms:.3f} ms", load, resident, added, weights, how
 
 
@@ -133,22 +134,11 @@ def layer_rows(record: Record) -> list[tuple[str, ...]]:
     """Return the cells of ``LAYER_COLUMNS`` for each layer, in the network's order."""
     rows: list[tuple[str, ...]] = []
     for layer in record.result.layers:
-        weights = 1
-        for size in layer.shape:
-            weights *= size
+        weights = math.prod(layer.shape)
         sparsity = format_percent(1 - layer.nonzeros / weights, 1) if weights else "-"
-        shape = "×".join(map(str, layer.shape))
-        rows.append(
-            (
-                layer.name,
-                shape,
-                f"{layer.nonzeros:,}",
-                sparsity,
-                layer.codec,
-                layer.value_type,
-                f"{layer.bytes:,}",
-            )
-        )
+        shape, count = "×".join(map(str, layer.shape)), f"{layer.nonzeros:,}"
+        stored = (layer.codec, layer.value_type, f"{layer.bytes:,}")
+        rows.append((layer.name, shape, count, sparsity, *stored))
     return rows
 
 
@@ -177,7 +167,3 @@ def _with_unit(field: str, value: float) -> str:
     if field.startswith("accuracy") or last in ("sparsity", "top1_agreement"):
         return f"{100 * value:.6g} %"
     return f"{value:,.10g}" if value >= 1 else f"{value:.3g}"
-
-
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"

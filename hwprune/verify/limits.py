@@ -134,11 +134,6 @@ def why_not(limit: Limit, context: Context) -> str | None:
     return None
 
 
-def measurable(limit: Limit, context: Context) -> bool:
-    """Return whether a run can measure what a limit asks for."""
-    return why_not(limit, context) is None
-
-
 def require_measurable(limits: Iterable[Limit], context: Context) -> None:
     """Refuse limits that a run cannot measure, before any work is done.
 
