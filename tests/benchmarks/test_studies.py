@@ -125,7 +125,7 @@ def test_the_arms_of_the_exchange_study_cost_the_same_and_differ_in_one_thing_ea
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     study = load("shrink_exchange", monkeypatch, tmp_path)
-    cubic, shrink, exchange, random = (
+    cubic, shrink, exchange, random, _ = (
         make(arm["strategy"], density=0.02, **arm["options"]) for arm in study.ARMS.values()
     )
     plain = [replace(event, shrink=0.0) for event in shrink.events]
@@ -135,5 +135,7 @@ def test_the_arms_of_the_exchange_study_cost_the_same_and_differ_in_one_thing_ea
     assert [
         replace(e, score="signal-to-noise") if e.action == "regrow" else e for e in random.events
     ] == list(exchange.events)
-    lines = study.table(sys.modules["study"].Experiment("nothing", ["python"]), {}, (0.98,))
+    lines = study.table(
+        sys.modules["study"].Experiment("nothing", ["python"]), "mlp", study.SMALL, (0.98,)
+    )
     assert all("not run" in line for line in lines.splitlines()[2:])
