@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--strategy", metavar="NAME",
-    help="cubic (the default), iterative, one-shot, rigl or set, which go to the budget; "
+    help="auto (the default), which takes what our records have ahead; cubic, iterative, one-shot, "
+    "rigl or set, which go to the budget; "
     "bidirectional, bidirectional-single, bidirectional-one-shot or bidirectional-iterative, which "
     "go below it and grow back; east, for 99 % and beyond; or dense.",
 )  # fmt: skip

@@ -79,6 +79,7 @@ def _document(model: str, target: Target, found: Fitting) -> dict[str, object]:
                 "floor_bytes": plan.floor_bytes,
                 "floor_parts": [{"what": what, "bytes": size} for what, size in plan.floor_parts],
                 "limited_by": plan.limited_by,
+                "strategy": found.strategies[kind],
                 "layers": [asdict(layer) for layer in plan.layers],
             }
             for kind, plan in found.plans.items()
@@ -122,6 +123,8 @@ def _print(model: str, target: Target, found: Fitting, *, to_stderr: bool) -> No
             ", ".join(codecs),
         )
     out.print(table)
+    for said in dict.fromkeys(filter(None, found.strategies.values())):
+        out.print(f"  {said}", soft_wrap=True)
     fullest = max(found.plans.values(), key=lambda plan: plan.max_nonzeros)
     out.print(Text(f"\nLayers with {fullest.value_type} values", style="bold"))
     layers = Table(box=None)

@@ -57,7 +57,7 @@ def compile(
         unsafe_load: read a pickled module, which runs code that the file holds.
         entry: which entry of a training checkpoint holds the weights, where there are several.
         budget: bytes, or a size such as ``"64KiB"``; the target's default without.
-        strategy: how to prune; the recipe's, else ``cubic``.
+        strategy: how to prune; the recipe's, else ``auto``.
         share_weights: ``"auto"`` lets blocks of residual stages share weights (``"stages"``: an
             error where there are none); or groups of parameters by name; or ``"off"``. The
             strategy's without.

@@ -20,8 +20,8 @@ from hwprune.verify import kernels_unavailable_reason
 from hwprune.verify import limits as limit_rules
 
 DEFAULT_EPOCHS = 12
-# One-way: it was ahead, or level, wherever the two were measured at equal cost (docs/results.md).
-DEFAULT_STRATEGY = "cubic"
+# What the records have ahead, by sparsity, steps and network (hwprune/sparsity/auto.py).
+DEFAULT_STRATEGY = "auto"
 # What every generator that is seeded takes, torch's and NumPy's.
 MAX_SEED = 2**32 - 1
 # Those that ``auto`` takes only after trying them in training: a codebook of 256 is as wide as

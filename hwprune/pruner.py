@@ -75,7 +75,7 @@ class Pruner:
         example_input: torch.Tensor | Sequence[torch.Tensor],
         steps: int,
         budget: int | str | None = None,
-        strategy: str = "cubic",
+        strategy: str = "auto",
         values: str = "auto",
         quantise_from: float = 0.75,
         gradient_batches: int = 1,
@@ -125,7 +125,7 @@ class Pruner:
             self._prepared, self._job.value_types, self._job.budget_bytes
         )
         choice = choose_value_type(self._job, self._prepared, self._candidates, lambda status: None)
-        chosen = strategy_for(self._job, self._candidates[choice.value_type])
+        chosen = strategy_for(self._job, self._candidates[choice.value_type], steps=steps)
         if chosen.phasing is not None:
             raise UsageError(
                 f"the strategy {strategy!r} swaps activations, which is for hwprune's own loop",

@@ -196,7 +196,7 @@ def test_what_is_not_met_is_rejected(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "budget": ({"budget": "1MiB"}, "the dense model fits"),
-    "steps": ({"steps": 3}, "3 steps are too few for the"),
+    "steps": ({"steps": 3, "strategy": "cubic"}, "3 steps are too few for the"),
     "strategy": ({"strategy": "cubik"}, "there is no strategy 'cubik'"),
     "option": ({"untill": 0.5}, "no option 'untill'"),
     "values": ({"values": "int3"}, "cannot decode int3"),

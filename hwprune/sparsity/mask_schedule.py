@@ -124,6 +124,7 @@ class Strategy:
         restarts: progress values at which the learning-rate schedule begins anew.
         trains: spend the epochs although nothing is pruned: ordinary dense training.
         phasing: when adaptive activations stand in for ReLU; None where never.
+        notes: sentences for the report of a run.
 
     Raises:
         UsageError: events out of order, or a last one that does not fill the budget.
@@ -135,6 +136,7 @@ class Strategy:
     restarts: tuple[float, ...] = ()
     trains: bool = False
     phasing: Phasing | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         times = [event.progress for event in self.events]

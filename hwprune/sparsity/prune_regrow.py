@@ -8,6 +8,12 @@ from hwprune.sparsity.event_builders import Grow, Prune, climb, gradual, rounds,
 from hwprune.sparsity.event_builders import exchanges as _exchanges
 from hwprune.sparsity.mask_schedule import Initial, Strategy
 
+# What the project's own record says (a test compares the two); one run cannot know it by itself.
+_ONE_WAY = (
+    "one-way pruning (--strategy cubic) was ahead or level, beside one dip at the same cost, "
+    "wherever we measured both with three seeds or more, on ResNet-20: see docs/results.md"
+)
+
 
 def bidirectional(
     density: float,
@@ -115,7 +121,8 @@ def bidirectional_single(
     )  # fmt: skip
     times = spread(steps, regrow_from, regrow_until)
     restarts = tuple(times) if rewind else ()
-    return Strategy("bidirectional-single", down + climb(depth, times, grow), density, restarts)
+    events = down + climb(depth, times, grow)
+    return Strategy("bidirectional-single", events, density, restarts, notes=(_ONE_WAY,))
 
 
 def bidirectional_one_shot(
@@ -197,4 +204,4 @@ def _in_rounds(
     after = [turn + (1 - turn) * number / steps for number in range(steps)]
     restarts = tuple([*before[1:], *after]) if rewind else ()
     events = rounds(aims, depth, before, prune) + climb(depth, after, grow)
-    return Strategy(name, events, density, restarts)
+    return Strategy(name, events, density, restarts, notes=(_ONE_WAY,))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hwprune.errors import UsageError
+from hwprune.sparsity.auto import auto
 from hwprune.sparsity.east import east
 from hwprune.sparsity.gradual import cubic, dense, iterative, one_shot, rigl, set_
 from hwprune.sparsity.mask_schedule import Strategy
@@ -28,28 +29,23 @@ class Declaration:
         prunes: False where every weight has to fit.
         shares_weights: later residual blocks use the weights of earlier ones, unless told not to.
         starts_from_fit: without labels, training goes on from weights that least squares gave.
-        notes: sentences for the report of a run.
+        adapts: it goes by what is known of the run: ``steps`` and ``convolutional`` are given.
     """
 
     build: Callable[..., Strategy]
     prunes: bool = True
     shares_weights: bool = False
     starts_from_fit: bool = False
-    notes: tuple[str, ...] = ()
+    adapts: bool = False
 
-
-# What the project's own record says (a test compares the two); one run cannot know it by itself.
-_ONE_WAY = (
-    "one-way pruning (--strategy cubic) was ahead or level, beside one dip at the same cost, "
-    "wherever we measured both with three seeds or more, on ResNet-20: see docs/results.md"
-)
 
 STRATEGIES: dict[str, Declaration] = {
+    "auto": Declaration(auto, adapts=True),
     "cubic": Declaration(cubic),
     "bidirectional": Declaration(bidirectional),
-    "bidirectional-single": Declaration(bidirectional_single, notes=(_ONE_WAY,)),
-    "bidirectional-one-shot": Declaration(bidirectional_one_shot, notes=(_ONE_WAY,)),
-    "bidirectional-iterative": Declaration(bidirectional_iterative, notes=(_ONE_WAY,)),
+    "bidirectional-single": Declaration(bidirectional_single),
+    "bidirectional-one-shot": Declaration(bidirectional_one_shot),
+    "bidirectional-iterative": Declaration(bidirectional_iterative),
     "iterative": Declaration(iterative),
     "one-shot": Declaration(one_shot, starts_from_fit=True),
     "rigl": Declaration(rigl),

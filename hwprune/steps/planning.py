@@ -16,7 +16,7 @@ from hwprune.export.pipeline import template_of
 from hwprune.export.template import Template
 from hwprune.export.trace import tensors_of, trace
 from hwprune.ir import Masks, Model, Plan, Ranking, SkippedTensor, ValueType
-from hwprune.sparsity import rank_weights
+from hwprune.sparsity import Strategy, make, rank_weights
 from hwprune.steps.sharing import resolve_sharing, with_shared_weights
 from hwprune.targets import Target
 from hwprune.units import format_bytes
@@ -350,6 +350,25 @@ class Fitting:
     plans: Mapping[ValueType, Plan]
     skipped: tuple[SkippedTensor, ...]
     notes: tuple[str, ...]
+
+    @property
+    def strategies(self) -> dict[ValueType, str]:
+        """Return what ``--strategy auto`` takes in a run of enough steps, and why."""
+        return {kind: " ".join(auto_strategy(each).notes) for kind, each in self.plans.items()}
+
+
+def auto_strategy(found: Plan, *, steps: int = 0) -> Strategy:
+    """Return what ``--strategy auto`` takes; nothing is pruned where every weight fits.
+
+    Args:
+        found: what fits.
+        steps: optimiser steps of the run; 0 where that is not known.
+    """
+    if found.limited_by == "weights":
+        return make("dense", density=1.0)
+    density = max(1, found.max_nonzeros) / found.weights
+    convolutional = any(len(layer.shape) > 2 for layer in found.layers)
+    return make("auto", density=density, steps=steps, convolutional=convolutional)
 
 
 def plan_model(

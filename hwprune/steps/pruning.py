@@ -14,9 +14,10 @@ from hwprune.job import Job, Say, Status
 from hwprune.least_squares import OneShot
 from hwprune.sparsity import STRATEGIES, Fill, Strategy, full, make
 from hwprune.steps.checkpoint import training_state
-from hwprune.steps.planning import Candidate, Prepared
+from hwprune.steps.planning import Candidate, Prepared, auto_strategy
 from hwprune.steps.weight_quantizer import weight_quantizer
 from hwprune.training import Progress, finetune
+from hwprune.training.batches import steps_per_epoch
 from hwprune.units import format_bytes, format_percent
 
 
@@ -53,8 +54,13 @@ def nothing_pruned(prepared: Prepared, *notes: str) -> Pruned:
     return Pruned("dense", masks, notes=notes)
 
 
-def strategy_for(job: Job, candidate: Candidate) -> Strategy:
+def strategy_for(job: Job, candidate: Candidate, *, steps: int | None = None) -> Strategy:
     """Return the strategy of a run; none is needed where every weight fits.
+
+    Args:
+        job: names it.
+        candidate: what fits.
+        steps: optimiser steps of the run; those of the job's recipe and data without.
 
     Raises:
         InfeasibleError: nothing may be pruned and the quantised weights do not fit.
@@ -69,6 +75,11 @@ def strategy_for(job: Job, candidate: Candidate) -> Strategy:
             f"{format_bytes(plan.budget_bytes)}",
             hint="choose another strategy, or raise --budget",
         )
+    if STRATEGIES[job.strategy].adapts and not job.strategy_options:
+        if steps is None:
+            size = 0 if job.data is None else len(job.data.train)
+            steps = job.recipe.epochs * steps_per_epoch(size, job.recipe.batch_size)
+        return auto_strategy(plan, steps=steps)
     return make(job.strategy, density=candidate.density, **job.strategy_options)
 
 
@@ -139,7 +150,7 @@ def _train(
     if job.world.size > 1:
         where += f", by {job.world.size} processes"
     notes += [*result.notes, f"trained in {result.precision} {where}"]
-    notes += STRATEGIES[strategy.name].notes
+    notes += strategy.notes
     if model.batchnorm_frozen:
         notes.append("BN was frozen: an exported program keeps the mode that it was exported in")
     options = {f"strategy.{name}": value for name, value in job.strategy_options.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hwprune.errors import UsageError
-from hwprune.sparsity import STRATEGIES, MaskEvent, Strategy, make
+from hwprune.sparsity import STRATEGIES, MaskEvent, Strategy, auto, make
 from hwprune.sparsity.schedules import cosine, cubic, iterative
 from hwprune.sparsity.strategies import REMOVED
 
@@ -26,7 +26,7 @@ def test_every_strategy_is_ordered_and_ends_by_filling_the_budget(
     name: str, density: float
 ) -> None:
     strategy = make(name, density=density)
-    assert strategy.name == name
+    assert strategy.name == name or STRATEGIES[name].adapts
     assert strategy.events[-1].budget_fraction == 1.0
     assert strategy.epochs(12) == 12
     times = [event.progress for event in strategy.events]
@@ -212,3 +212,25 @@ def test_what_was_removed_says_so_and_what_to_use(
 def test_an_event_knows_what_goes_with_its_action(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         MaskEvent(0.5, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("convolutional", [True, False])
+def test_auto_takes_more_the_sparser_and_says_why(convolutional: bool) -> None:
+    def taken(density: float, steps: int = 0) -> tuple[str, float, str]:
+        strategy = make("auto", density=density, steps=steps, convolutional=convolutional)
+        return strategy.name, max(e.shrink for e in strategy.events), strategy.notes[0]
+
+    name, shrink, note = taken(0.3)
+    assert (name, shrink) == ("cubic", 0.0)
+    assert "--strategy auto takes cubic pruning (cubic): at 70.0 % sparsity" in note
+    kind = "convolutional" if convolutional else "fully connected"
+    if auto.SHRINK_FROM[kind] < 1:
+        assert taken(1 - auto.SHRINK_FROM[kind] - 1e-6)[1] == 1.0
+    if auto.EXCHANGE_FROM[kind] < 1:
+        assert taken(1 - auto.EXCHANGE_FROM[kind] - 1e-6)[0] == "bidirectional"
+    # No record of so few steps, whatever the sparsity; and no more events than steps.
+    name, shrink, note = taken(0.001, auto.LEAST_STEPS - 1)
+    assert (name, shrink) == ("cubic", 0.0)
+    assert "fewer than any record" in note
+    short = make("auto", density=0.1, steps=40)
+    assert len(short.events) <= 0.3 * 40
