@@ -85,7 +85,8 @@ def gradual(
         until: the progress at which it ends.
         steps: prunings on the way; 1 is one-shot, before the first training step.
         prune: what ranks the connections that are kept.
-        start: the density that the cubic begins from, met before the first training step.
+        start: the density that the cubic begins from, met before the first training step; where it
+            is less than twice that of the end the way begins dense.
         exchange: the fraction of what is kept that each step prunes beyond its aim and regrows at
             once (GraNet, arXiv 2106.10404, section 3.2).
         grow: what ranks the pruned ones, where ``exchange`` is above 0.
@@ -106,9 +107,10 @@ def gradual(
     # What is exchanged starts from zero: it replaces what training had made small.
     grow = replace(grow or Grow(), initial="zero")
     end = density * depth
+    start = start if start >= 2 * end else 1.0
     events: list[MaskEvent] = []
     for number in range(0 if start < 1 else 1, steps):
-        aim = schedules.cubic(number / steps, max(start, end), end)
+        aim = schedules.cubic(number / steps, start, end)
         # Positions cost bytes too, so the budget may hold a little more than the plan expects:
         # stay clear of it, or there is nothing left to choose from when the budget is filled.
         if aim < 1.02 * end and exchange == 0:

@@ -14,7 +14,7 @@ from typing import Any
 import bench_record
 import pytest
 
-from hwprune.sparsity import make
+from hwprune.sparsity import auto, make
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
@@ -138,3 +138,25 @@ def test_the_arms_of_the_exchange_study_cost_the_same_and_differ_in_one_thing_ea
         sys.modules["study"].Experiment("nothing", ["python"]), "mlp", study.SMALL, (0.98,)
     )
     assert all("not run" in line for line in lines.splitlines()[2:])
+
+
+def test_what_auto_takes_is_what_the_record_has_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = load("shrink_exchange", monkeypatch, RESULTS)
+    shared = sys.modules["study"]
+    experiment = shared.Experiment("shrink_exchange", ["python"])
+
+    def ahead(network: str, arm: str, other: str, sparsity: float) -> list[float]:
+        found, beside = (
+            shared.by_seed(experiment, study.cell(network, name, sparsity, study.SMALL))
+            for name in (arm, other)
+        )
+        return list(shared.differences(found, beside))
+
+    for kind, network in (("fully connected", "mlp"), ("convolutional", "cnn")):
+        shrink = ahead(network, study.SHRINK, study.CUBIC, auto.SHRINK_FROM[kind])
+        assert sum(shrink) > 0
+        exchange = auto.EXCHANGE_FROM[kind]
+        if exchange < 1:
+            assert shared.interval(ahead(network, study.EXCHANGE, study.SHRINK, exchange))[0] > 0
+    steps = {(row.model_extra or {})["steps"] for row in experiment.rows() if row.status == "run"}
+    assert min(steps) == auto.LEAST_STEPS

@@ -232,5 +232,8 @@ def test_auto_takes_more_the_sparser_and_says_why(convolutional: bool) -> None:
     name, shrink, note = taken(0.001, auto.LEAST_STEPS - 1)
     assert (name, shrink) == ("cubic", 0.0)
     assert "fewer than any record" in note
+    gentle = make("auto", density=0.5, convolutional=convolutional).events
+    assert len(gentle) > 20
+    assert gentle[0].progress > 0
     short = make("auto", density=0.1, steps=40)
     assert len(short.events) <= 0.3 * 40
