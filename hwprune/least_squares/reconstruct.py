@@ -41,6 +41,8 @@ _HELD_OUT = 8
 # Columns that a layer is fitted on, where there are as many: so many, or so many a row's weight.
 _COLUMNS = 1 << 15
 _COLUMNS_A_WEIGHT = 32
+# With many groups of few weights each, such as depthwise, so many a weight are plenty.
+_MOST_A_WEIGHT = 256
 _PART_BYTES = 32 * 1024**2
 
 
@@ -276,6 +278,8 @@ class _Refit:
         shape = self.parameters[name].shape
         generator = torch.Generator().manual_seed(seed)
         wanted = max(_COLUMNS, _COLUMNS_A_WEIGHT * width)
+        if groups > 1:
+            wanted = min(wanted, _MOST_A_WEIGHT * width)
         if 8 * groups * width * (width + height) > self.memory_bytes // 2:
             # Then the columns themselves are kept: at most as many as fit, and fewer than K.
             wanted = max(1, min(width // 2, self.memory_bytes // (8 * groups * width)))

@@ -40,6 +40,8 @@ _GOING = 0.25
 _LAST_DENSITY = 0.03
 _BATCH = 64
 _COLUMNS_A_WEIGHT = 32
+# With many groups of few weights each, such as depthwise, so many a weight are plenty.
+_MOST_A_WEIGHT = 256
 _LEAST_COLUMNS = 1 << 14
 # What the second moments of one layer may take, and of all layers that one pass serves.
 _GRAM_BYTES = 256 * 1024**2
@@ -120,7 +122,10 @@ class _Layer:
         self._rows = operator.rows(self._weight)
         groups, _, width = self._rows.shape
         self.bytes = 8 * groups * width * width
-        self._share = max(_LEAST_COLUMNS, _COLUMNS_A_WEIGHT * width) // batches + 1
+        wanted = max(_LEAST_COLUMNS, _COLUMNS_A_WEIGHT * width)
+        if groups > 1:
+            wanted = min(wanted, _MOST_A_WEIGHT * width)
+        self._share = wanted // batches + 1
         self._generator = torch.Generator().manual_seed(seed)
         self._sums: GramSums | None = None
         # What a squared error of a row counts at the layer's end.
