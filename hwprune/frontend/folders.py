@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hwprune.errors import ModelError
+from hwprune.frontend.torchvision_shim import import_torchvision
+from hwprune.frontend.user_code import running
 
 # The run's own name first; then what transformers, timm, diffusers and open_clip write.
 _WEIGHTS = (
@@ -65,21 +67,48 @@ def build_transformers(name: str, folder: Path) -> Any:
     Raises:
         ModelError: transformers is not installed, or has no such class.
     """
+    transformers = _transformers(name, folder)
+    config = transformers.AutoConfig.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
+    return getattr(transformers, name)(config)
+
+
+def read_transformers(name: str, folder: Path) -> dict[str, Any]:
+    """Return the weights as transformers reads them: it renames what older versions wrote.
+
+    Raises:
+        ModelError: it cannot read them, or some are missing.
+    """
+    transformers = _transformers(name, folder)
+    with running(f"{folder} cannot be read by transformers {transformers.__version__}", ModelError):
+        model, info = getattr(transformers, name).from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{folder} lacks weights of {name}: {', '.join(missing[:5])}",
+            hint="name the network whose weights it holds: --arch path/to/file.py:callable",
+        )
+    state: dict[str, Any] = model.state_dict()
+    return state
+
+
+def _transformers(name: str, folder: Path) -> Any:
     if importlib.util.find_spec("transformers") is None:
         raise ModelError(
             f"{folder} holds a {name} of transformers, which is not installed",
             hint="pip install transformers, or name a builder: --arch path/to/file.py:callable",
         )
+    if importlib.util.find_spec("torchvision") is not None:
+        import_torchvision()  # transformers imports it where it is there
     transformers: Any = importlib.import_module("transformers")
     if not isinstance(getattr(transformers, name, None), type):
         raise ModelError(
             f"{folder}: transformers {transformers.__version__} has no {name}",
             hint="install the transformers that it was saved with, or give --arch FILE.py:callable",
         )
-    config = transformers.AutoConfig.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=False
-    )
-    return getattr(transformers, name)(config)
+    return transformers
 
 
 def _json(path: Path) -> dict[str, Any]:

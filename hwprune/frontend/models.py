@@ -81,8 +81,13 @@ def load_model(
         model = _model(path, files[0].kind, scripted.read(files[0]), ())
         model = replace(model, trainable=False, batchnorm_frozen=True)
     else:
-        payload, notes, foreign = _payload(files, path, unsafe=unsafe_load, mapped=mapped)
-        model, sources = _from_payload(path, payload, chosen, sources, entry, notes, foreign)
+        prefix, _, name = (chosen.name if chosen else "").partition(":")
+        if prefix == "transformers":
+            read = folders.read_transformers(name, Path(path))
+            model, sources = _from_payload(path, read, chosen, sources, entry, (), ())
+        else:
+            payload, notes, foreign = _payload(files, path, unsafe=unsafe_load, mapped=mapped)
+            model, sources = _from_payload(path, payload, chosen, sources, entry, notes, foreign)
     if chosen is not None and model.arch is None:
         note = f"--arch {chosen.spec} was not needed: the file carries its own network"
         model = replace(model, notes=(*model.notes, note))

@@ -629,12 +629,17 @@ def test_what_a_folders_config_names_is_built(
     fake.DigitsForClassification = type(
         "DigitsForClassification", (type(digits),),
         {"__init__": lambda self, config: (
-            type(digits).__init__(self), setattr(self, "config", config))[0]},
+            type(digits).__init__(self), setattr(self, "config", config))[0],
+         "from_pretrained": lambda path, **how: (digits, {"missing_keys": missing})},
     )  # fmt: skip
+    missing: set[str] = set()
     monkeypatch.setitem(sys.modules, "transformers", fake)
     model = load_model(str(tmp_path), inputs=["x:Nx1x8x8"])
     assert model.module.config == (str(tmp_path), asked)
     assert_same(model, digits, images)
+    missing.add("classifier.weight")
+    with pytest.raises(ModelError, match=r"lacks weights of Digits.*classifier\.weight"):
+        load_model(str(tmp_path), inputs=["x:Nx1x8x8"])
     config.write_text('{"architectures": ["Gone"]}')
     with pytest.raises(ModelError, match="transformers 0 has no Gone"):
         load_model(str(tmp_path))
