@@ -193,6 +193,39 @@ def test_sparsity_and_kernels_know_no_onnx() -> None:
     assert broken == []
 
 
+def test_no_two_classes_have_one_name() -> None:
+    found: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
+
+
+def test_no_files_import_each_other() -> None:
+    known = {"hwprune." + module_of(path) for path in FILES}
+    arrows = {
+        "hwprune." + module_of(path): {
+            name if name in known else name.rpartition(".")[0]
+            for name in imports(ast.parse(path.read_text()))
+            if name in known or name.rpartition(".")[0] in known
+        }
+        for path in FILES
+    }
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        waiting = list(arrows[start] - {start})
+        while waiting:
+            module = waiting.pop()
+            if module not in found:
+                found.add(module)
+                waiting.extend(arrows.get(module, ()))
+        return found
+
+    assert [module for module in sorted(arrows) if module in reached(module)] == []
+
+
 def library_lines() -> int:
     return sum(len(path.read_text().splitlines()) for path in FILES)
 
