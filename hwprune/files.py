@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +31,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         return
     partial = partial_of(path)
     try:
-        with partial.open("wb") as stream:
+        with _opened_alone(partial) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -44,3 +45,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _opened_alone(path: Path) -> BinaryIO:
+    """Return the file, empty; another process that writes it, too, is waited for."""
+    while True:
+        stream = path.open("ab")
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):  # whoever was waited for has given it its name
+            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                stream.truncate(0)
+                return stream
+        stream.close()

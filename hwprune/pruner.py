@@ -320,7 +320,7 @@ class Pruner:
                 self._sparse.parameters[name].data
             ).copy_(tensor)
         # Planned for the weights before anything was pruned, not for those that are here now.
-        options = {} if self._strategy.name == "dense" else dict(self._job.strategy_options)
+        options = dict(self._job.strategy_options) if self._strategy.events else {}
         strategy = make(self._strategy.name, density=state["density"], **options)
         optimizers = self._engine.optimizers
         self._engine.detach()
