@@ -13,9 +13,14 @@ from hwprune.files import replacing
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_bytes(b"older")
-    with pytest.raises(ZeroDivisionError), replacing(path) as stream:
-        stream.write(b"half")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with replacing(path) as stream:
+            stream.write(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert path.read_bytes() == b"older"
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
 
