@@ -86,7 +86,7 @@ class Fact(BaseModel, Generic[T]):
         return data
 
 
-class Section(BaseModel):
+class ProfileSection(BaseModel):
     """Base of the tables."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -100,7 +100,7 @@ _SIZE = 'a size, such as 524_288 or "512KiB"'
 _HERTZ = "a whole number of hertz, such as 100_000_000"
 
 
-class CpuTable(Section):
+class CpuTable(ProfileSection):
     """``[cpu]``: what runs the network."""
 
     core: Fact[Line] = Field(description='the core\'s name, such as "Cortex-M4F"')
@@ -115,7 +115,7 @@ class CpuTable(Section):
     )
 
 
-class MemoryTable(Section):
+class MemoryTable(ProfileSection):
     """``[memory]``: where weights and activations can lie."""
 
     ram_bytes: Fact[Size] = Field(description=f"the memory that activations use: {_SIZE}")
@@ -130,7 +130,7 @@ class MemoryTable(Section):
     bandwidth_bytes_per_s: Fact[Rate] | None = _optional("a whole number of bytes a second")
 
 
-class AcceleratorTable(Section):
+class AcceleratorTable(ProfileSection):
     """``[accelerator]``: a GPU, for information; hwprune's kernels run on the CPU."""
 
     name: Fact[Line] = Field(description="a line of text")
@@ -142,7 +142,7 @@ class AcceleratorTable(Section):
     peak_int8_op_per_s: Fact[Rate] | None = _optional("a whole number of operations a second")
 
 
-class BudgetTable(Section):
+class BudgetTable(ProfileSection):
     """``[budget]``: how the default budget comes about.
 
     ``default_bytes`` states it outright. Else a microcontroller's is flash - runtime - application
@@ -158,7 +158,7 @@ class BudgetTable(Section):
     reason: Line | None = _optional("a sentence that is printed with the budget")
 
 
-class RuntimeTable(Section):
+class RuntimeTable(ProfileSection):
     """``[runtime]``: what executes the artifact, and what it can read."""
 
     kind: Literal["onnxruntime", "firmware"] = Field(description='"onnxruntime" or "firmware"')
@@ -175,7 +175,7 @@ class RuntimeTable(Section):
     )
 
 
-class Profile(Section):
+class Profile(ProfileSection):
     """A whole profile, after ``extends`` was followed."""
 
     name: Name | None = _optional(

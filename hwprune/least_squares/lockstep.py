@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import nn
 
-from hwprune.least_squares.parameter_uses import ParameterUses, Stop, WeightUse, watch
+from hwprune.least_squares.parameter_uses import ParameterUse, ParameterUses, Stop, watch
 
 
 class Pass:
@@ -40,10 +40,10 @@ class Pass:
         self._uses, self._left, self._inputs = uses, left, inputs
         self._thread: threading.Thread | None = None
         self._at, self._target, self._closing = -1, "", False
-        self._found: list[WeightUse] = []
+        self._found: list[ParameterUse] = []
         self._error: BaseException | None = None
 
-    def to(self, name: str) -> list[WeightUse]:
+    def to(self, name: str) -> list[ParameterUse]:
         """Run to where the uses of a parameter end and return them; from the start if that is past.
 
         Empty where this batch does not use it as the surveyed one did.
@@ -81,7 +81,7 @@ class Pass:
             self._error = error
         self._back.release()
 
-    def _ended(self, found: list[WeightUse]) -> None:
+    def _ended(self, found: list[ParameterUse]) -> None:
         if found[0].name == self._target and not self._closing:
             self._found = found
             self._back.release()

@@ -74,7 +74,7 @@ class ParameterUses:
 
 
 @dataclass(slots=True, eq=False)
-class WeightUse:
+class ParameterUse:
     """One use during one forward pass, followed as far as its output is only scaled and added to.
 
     Attributes:
@@ -199,7 +199,7 @@ def watch(
     module: nn.Module,
     counts: Mapping[str, int],
     inputs: tuple[torch.Tensor, ...],
-    ended: Callable[[list[WeightUse]], None],
+    ended: Callable[[list[ParameterUse]], None],
 ) -> None:
     """Run a network and hand over the uses of each parameter as soon as the last has ended.
 
@@ -275,20 +275,23 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the uses of parameters while a network runs."""
 
     def __init__(
-        self, module: nn.Module, counts: Mapping[str, int], ended: Callable[[list[WeightUse]], None]
+        self,
+        module: nn.Module,
+        counts: Mapping[str, int],
+        ended: Callable[[list[ParameterUse]], None],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         parameters = dict(module.named_parameters(remove_duplicate=False))
         self._weights = {parameters[name].data_ptr(): (name, parameters[name]) for name in counts}
         self._left, self._ended = dict(counts), ended
-        self._open: list[WeightUse] = []
-        self._closed: dict[str, list[WeightUse]] = {}
+        self._open: list[ParameterUse] = []
+        self._closed: dict[str, list[ParameterUse]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = list(_tensors(args))
-        going: list[WeightUse] = []
-        ending: list[WeightUse] = []
+        going: list[ParameterUse] = []
+        ending: list[ParameterUse] = []
         for use in self._open:
             if read := use.read(tensors):
                 # What reads an earlier output too depends on the weight in another way.
@@ -307,7 +310,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             name, weight = self._weights.get(tensor.data_ptr(), ("", None))
             if weight is not None and (found := _as_use(func, args, kwargs, weight)) is not None:
                 operator, x, bias = found
-                self._open.append(WeightUse(name, operator, x, result, bias))
+                self._open.append(ParameterUse(name, operator, x, result, bias))
                 break
         return result
 
@@ -315,7 +318,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Close what the outputs of the network are."""
         self._close(self._open)
 
-    def _close(self, uses: Sequence[WeightUse]) -> None:
+    def _close(self, uses: Sequence[ParameterUse]) -> None:
         self._open = [use for use in self._open if use not in uses]
         for use in uses:
             closed = self._closed.setdefault(use.name, [])
@@ -354,7 +357,7 @@ class _Survey(_Watch):  # type: ignore[no-untyped-call]
         else:
             self.uses.operators.setdefault(name, []).append(use[0])
 
-    def _close(self, uses: Sequence[WeightUse]) -> None:
+    def _close(self, uses: Sequence[ParameterUse]) -> None:
         self._open = [use for use in self._open if use not in uses]
         held = [tensor.untyped_storage() for made in self._made if (tensor := made()) is not None]
         total = sum({each.data_ptr(): each.nbytes() for each in held}.values())

@@ -23,7 +23,7 @@ from torch import nn
 from hwprune.errors import HwpruneError
 from hwprune.ir import Masks, Split
 from hwprune.least_squares.lockstep import Pass
-from hwprune.least_squares.parameter_uses import WeightUse, plain_attention, survey
+from hwprune.least_squares.parameter_uses import ParameterUse, plain_attention, survey
 from hwprune.least_squares.ridge_solver import GramSums, solve
 from hwprune.training.batches import Batches
 from hwprune.training.modes import place, set_mode, share_parameters
@@ -163,7 +163,7 @@ class _Pair:
             Pass(network, run.uses, run.left, inputs) for network in (run.module, run.teacher)
         ]
 
-    def to(self, name: str, count: int) -> list[tuple[WeightUse, WeightUse]]:
+    def to(self, name: str, count: int) -> list[tuple[ParameterUse, ParameterUse]]:
         mine, theirs = (each.to(name) for each in self._passes)
         if not len(mine) == len(theirs) == count:
             raise _Otherwise
@@ -215,7 +215,7 @@ class _Refit:
         rows = operator.rows(weight.detach())
         alive = operator.rows(torch.from_numpy(self.masks[name]).to(weight.device))
         # What was seen of the pruned network, where the passes go on from here.
-        waiting: list[WeightUse] | None = None
+        waiting: list[ParameterUse] | None = None
         if self.counts[name] == 1 and 2 * self.samples * self.uses.live[name] <= _HELD_BYTES:
             waiting = []
         try:
@@ -254,8 +254,8 @@ class _Refit:
         )
 
     def _visit(
-        self, pairs: Sequence[_Pair], name: str, waiting: list[WeightUse] | None
-    ) -> Iterator[tuple[_Pair, WeightUse, torch.Tensor, WeightUse]]:
+        self, pairs: Sequence[_Pair], name: str, waiting: list[ParameterUse] | None
+    ) -> Iterator[tuple[_Pair, ParameterUse, torch.Tensor, ParameterUse]]:
         """Yield each use in each batch, what its output lacks, and the dense network's use."""
         for pair in pairs:
             for mine, theirs in pair.to(name, self.counts[name]):
@@ -270,9 +270,9 @@ class _Refit:
         name: str,
         rows: torch.Tensor,
         seed: int,
-        waiting: list[WeightUse] | None,
+        waiting: list[ParameterUse] | None,
         tick: Callable[[], None],
-    ) -> tuple[GramSums, WeightUse]:
+    ) -> tuple[GramSums, ParameterUse]:
         """Run the samples to be fitted on through both networks and keep what the layer needs."""
         groups, height, width = rows.shape
         shape = self.parameters[name].shape
@@ -302,7 +302,7 @@ class _Refit:
         rows: torch.Tensor,
         deltas: Sequence[torch.Tensor],
         shifts: Sequence[torch.Tensor],
-        waiting: list[WeightUse] | None,
+        waiting: list[ParameterUse] | None,
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """Return squared errors by row: as it is, with each change; and the dense variance."""
         before, scale = torch.zeros_like(rows[..., 0]), torch.zeros_like(rows[..., 0])
@@ -319,7 +319,7 @@ class _Refit:
                 error += (lacking - change - shift.unsqueeze(2)).square().sum(2)
         return before, after, scale
 
-    def _offset(self, use: WeightUse) -> torch.Tensor | None:
+    def _offset(self, use: ParameterUse) -> torch.Tensor | None:
         """Return the bias that may move with a layer: one that nothing else reads."""
         if use.offset is None or self.counts[use.name] > 1:
             return None

@@ -28,7 +28,7 @@ from torch import nn
 
 from hwprune.ir import Split
 from hwprune.least_squares.im2col import LinearOperator
-from hwprune.least_squares.parameter_uses import WeightUse, survey, watch
+from hwprune.least_squares.parameter_uses import ParameterUse, survey, watch
 from hwprune.least_squares.ridge_solver import GramSums, Supports, factor, support, supports
 from hwprune.sparsity import SCORES
 from hwprune.training.batches import Batches
@@ -132,7 +132,7 @@ class _Layer:
         self._behind = torch.ones(self._rows.shape[:2]).to(self._rows)
         self._variance: list[torch.Tensor] = []
 
-    def add(self, use: WeightUse) -> None:
+    def add(self, use: ParameterUse) -> None:
         """Take the columns at some positions of a batch."""
         groups = len(self._rows)
         if self._sums is None:
@@ -179,7 +179,7 @@ def _grouped(layers: Sequence[_Layer]) -> Iterator[list[_Layer]]:
         yield group
 
 
-def _add(layers: Mapping[str, _Layer], found: list[WeightUse]) -> None:
+def _add(layers: Mapping[str, _Layer], found: list[ParameterUse]) -> None:
     layers[found[0].name].add(found[0])
 
 
@@ -214,7 +214,7 @@ def _judged(
     tick()
     inverse = torch.cholesky_inverse(factors)
     saliency = rows.square() / inverse.diagonal(dim1=1, dim2=2).unsqueeze(1) * behind.unsqueeze(2)
-    judge = _Judge(rows, rows @ matrix, matrix.float(), inverse.float(), behind)
+    judge = _RefitCosts(rows, rows @ matrix, matrix.float(), inverse.float(), behind)
     alive = torch.ones_like(rows, dtype=torch.bool)
     order: list[torch.Tensor] = []
     costs: list[torch.Tensor] = []
@@ -234,7 +234,7 @@ def _judged(
 
 
 @dataclass(frozen=True, slots=True)
-class _Judge:
+class _RefitCosts:
     """What the survivors S of a row cost when the row is fitted again without the pruned, D.
 
     With A the inverse of the moments H the fit is w_S - A_SD A_DD^-1 w_D, and the inverse of H_SS

@@ -217,7 +217,7 @@ def test_budgets_that_cannot_be(
         (("--target", "no-such-thing"), "`hwprune targets` lists all"),
         (("--target", "no.toml"), "no.toml"),
         ((), "Missing option '--target'"),
-        ((*TARGET, "--strategy", "west"), "bidirectional, bidirectional-one-shot"),
+        ((*TARGET, "--strategy", "west"), "bidirectional-one-shot, bidirectional-iterative"),
         ((*TARGET, "--values", "int2"), "'int8'"),
         ((*TARGET, "--values", "int4"), "cannot decode int4"),
         ((*TARGET, "--epochs", "-1"), "-1"),

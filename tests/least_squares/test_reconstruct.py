@@ -15,7 +15,7 @@ from torch.nn import functional
 from hwprune.errors import HwpruneError
 from hwprune.ir import Masks
 from hwprune.least_squares import reconstruct
-from hwprune.least_squares.parameter_uses import WeightUse, survey, watch
+from hwprune.least_squares.parameter_uses import ParameterUse, survey, watch
 from hwprune.least_squares.reconstruct import Reconstruction, least_squares
 from hwprune.least_squares.ridge_solver import GramSums, solve
 from hwprune.training.modes import set_mode
@@ -231,8 +231,8 @@ def residual() -> Residual:
 NAMES = ("first.weight", "second.weight", "head.weight")
 
 
-def use_of(module: nn.Module, name: str, x: torch.Tensor) -> list[WeightUse]:
-    found: list[WeightUse] = []
+def use_of(module: nn.Module, name: str, x: torch.Tensor) -> list[ParameterUse]:
+    found: list[ParameterUse] = []
     watch(module, {name: 1}, (x,), found.extend)
     return found
 

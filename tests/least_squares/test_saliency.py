@@ -133,7 +133,7 @@ def test_survivors_are_judged_as_if_the_pruned_had_never_been(density: float) ->
     rows = torch.randn(2, 3, 12, generator=generator, dtype=torch.float64)
     behind = torch.rand(2, 3, generator=generator, dtype=torch.float64)
     alive = torch.rand(2, 3, 12, generator=generator) < density
-    judge = saliency._Judge(
+    judge = saliency._RefitCosts(
         rows, rows @ matrix, matrix.float(), torch.linalg.inv(matrix).float(), behind
     )
     found = torch.zeros_like(rows)
