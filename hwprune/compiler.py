@@ -213,12 +213,12 @@ def packing_notes(packed: PackedModel, value_type: ValueType) -> list[str]:
     """Return sentences about what packing dropped, removed and took back."""
     notes = []
     if packed.dropped:
-        notes.append(f"{packed.dropped:,} survivors were zero as {value_type} and were dropped")
+        notes.append(f"{packed.dropped:,} kept weights were zero as {value_type} and were dropped")
     if packed.useless:
-        notes.append(f"{packed.useless:,} survivors led nowhere and were dropped")
+        notes.append(f"{packed.useless:,} kept weights led nowhere and were dropped")
     if packed.removed:
         notes.append(
-            f"{packed.removed:,} channels were dead and were removed: {packed.removed_bytes:,} B"
+            f"{packed.removed:,} channels did nothing and were removed: {packed.removed_bytes:,} B"
         )
     if notes:
         notes.append(f"bytes that were left took {packed.respent:,} connections back")
@@ -230,8 +230,8 @@ def _unshared_sparsity(prepared: Prepared, masks: Masks) -> tuple[str, ...]:
     if not prepared.saved_weights:
         return ()
     every = prepared.template.weights + prepared.saved_weights
-    sparse = format_percent(1 - masks.nonzeros / every)
-    return (f"{masks.nonzeros:,} of the {every:,} weights before sharing live ({sparse} sparse)",)
+    kept = f"{masks.nonzeros:,} of the {every:,} weights before sharing are kept"
+    return (f"{kept} ({format_percent(1 - masks.nonzeros / every)} sparse)",)
 
 
 def _plan_line(plan: Plan) -> str:

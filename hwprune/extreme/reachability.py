@@ -210,7 +210,7 @@ class Reachability(Hook):
             else:
                 self._unjudged = ""
                 if not every.all():
-                    self._unjudged = "an output may be zero with every weight alive"
+                    self._unjudged = "an output may be zero with every weight kept"
                 elif nothing.any():
                     self._unjudged = "an output is not zero where all inputs are"
         return self._unjudged

@@ -91,7 +91,7 @@ def prune_and_regrow(
     Ensures: the file of these masks takes at most the budget.
     """
     if not strategy.events:
-        return nothing_pruned(prepared, "every weight is alive: quantising alone meets the budget")
+        return nothing_pruned(prepared, "every weight is kept: quantising alone meets the budget")
     if job.data is not None and job.recipe.epochs:
         return _train(job, job.data, prepared, candidate, strategy, say)
     one_shot = _one_shot(job, prepared, candidate, say)

@@ -320,7 +320,7 @@ class Refusing(nn.Module):
     ("kind", "reason"),
     [
         (Positions, "judged: an output is not zero where all inputs are"),
-        (Difference, "judged: an output may be zero with every weight alive"),
+        (Difference, "judged: an output may be zero with every weight kept"),
         (Refusing, "judged: these are no pictures"),
     ],
 )

@@ -77,7 +77,7 @@ def test_packing_gets_the_weights_as_they_were_loaded(
     assert found.plan.value_type == "int8"
     notes = " ".join(found.notes)
     assert "values: int8" in notes
-    assert "3 survivors were zero as int8" in notes
+    assert "3 kept weights were zero as int8" in notes
     assert "took 5 connections back" in notes
 
 

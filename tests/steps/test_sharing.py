@@ -312,7 +312,7 @@ def test_a_whole_compilation(tmp_path: Path) -> None:
     assert artifact.report["parity"]["relative_error"] < 1e-4
     notes = " ".join(artifact.report["notes"])
     assert "6 layers share 2 tensors, each layer with a learnt scalar: 5,184 weights fewer" in notes
-    assert "weights before sharing live" in notes
+    assert "weights before sharing are kept" in notes
     found = read_artifact(artifact.path)
     assert {layer.name: layer.uses for layer in found.layers}["3.1.conv2.weight"] == 3
     state = load_file(tmp_path / "checkpoint" / "weights.safetensors")
