@@ -58,6 +58,12 @@ def model_options(function: _F) -> _F:
                 "error where there are none); or parameters by name, repeatable; off: not even "
                 "where the strategy does, as east.",
             ),
+            click.option(
+                "--form", type=click.Choice(["functions", "inlined"]), metavar="functions|inlined",
+                help="How packed layers are written (the target's form without it): as "
+                "functions, which native kernels run; or inlined, as standard operators alone, for "
+                "programs that do not read functions.",
+            ),
         )
     ):  # fmt: skip
         function = option(function)

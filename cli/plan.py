@@ -40,6 +40,7 @@ def command(
     budget: int | None,
     share_weights: tuple[str, ...],
     values: str,
+    form: str | None,
     as_json: bool,
 ) -> None:
     """Say what fits: bytes, fixed cost, and how many weights of MODEL survive. Takes seconds.
@@ -56,8 +57,9 @@ def command(
         from hwprune.steps.planning import plan_model
 
         found = plan_model(
-            loaded, target, budget_bytes=budget, values=values, share_weights=share_weights
-        )
+            loaded, target, budget_bytes=budget, values=values, share_weights=share_weights,
+            form=form,
+        )  # fmt: skip
     if as_json:
         print_json(_document(loaded.name, target, found))
     _print(loaded.name, target, found, to_stderr=as_json)

@@ -36,6 +36,7 @@ def compile(
     strategy: str | None = None,
     share_weights: str | Sequence[str | Sequence[str]] = (),
     values: str = "auto",
+    form: str | None = None,
     epochs: int | None = None,
     seed: int = 0,
     require: Sequence[str] = (),
@@ -62,6 +63,8 @@ def compile(
             error where there are none); or groups of parameters by name; or ``"off"``. The
             strategy's without.
         values: the type of the stored values, or ``auto``.
+        form: ``"inlined"`` for a file of standard operators alone, or ``"functions"``, which native
+            kernels run; the target's without.
         epochs: passes over the training data; the recipe's, else 12.
         seed: of everything that is random.
         require: limits such as ``"accuracy>=0.91"``.
@@ -100,6 +103,7 @@ def compile(
             strategy=strategy,
             share_weights=_sharing(share_weights),
             values=values,
+            form=form,
             recipe=recipe,
             epochs=epochs,
             seed=seed,

@@ -54,7 +54,7 @@ class Job:
 
     Attributes:
         model: the network; its module is trained in place.
-        target: the device.
+        target: the device, as it takes a file of the form that was asked for.
         data: what it is trained and measured on; None for neither.
         output: the folder to write.
         budget_bytes: what the file may weigh.
@@ -113,6 +113,7 @@ def resolve(
     strategy_options: Mapping[str, Any] | None = None,
     share_weights: Sequence[str] = (),
     values: str = "auto",
+    form: str | None = None,
     recipe: RecipeFile | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     epochs: int | None = None,
     seed: int = 0,
@@ -129,14 +130,16 @@ def resolve(
     What is given here comes before what a recipe file says, and that before the defaults:
     ``strategy``, ``epochs`` and ``share_weights``. A file's options go with the strategy that it
     names. ``recipe`` is such a file, the name of a built-in one, or what a file would hold.
-    ``values`` is a value type or ``auto``; ``device`` may be ``auto`` (CUDA, else MPS, else the
-    CPU), and with a ``world``, of ``hwprune.training.joined``, is the one that it was joined with.
+    ``values`` is a value type or ``auto``; ``form`` is ``functions`` or ``inlined``, the target's
+    without; ``device`` may be ``auto`` (CUDA, else MPS, else the CPU), and with a ``world``, of
+    ``hwprune.training.joined``, is the one that it was joined with.
 
     Raises:
         UsageError: something that there is not, or that cannot be done with this model, target and
             data.
         ModelError: a model that cannot be trained.
     """
+    target = target.in_form(form)
     asked = recipe
     if not isinstance(asked, RecipeFile):
         asked = recipe_file.load({} if asked is None else asked)

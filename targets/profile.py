@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hwprune.errors import TargetError
+from hwprune.errors import TargetError, UsageError
 from hwprune.ir import CodecName, ValueType
 from hwprune.targets.explain import explain, give
 from hwprune.targets.schema import Fact, Profile
@@ -105,6 +105,28 @@ class Target(BaseModel):
     def facts(self) -> list[FactRow]:
         """Return every sourced value as (field, value, unit, source, confirmed)."""
         return list(self.rows)
+
+    def in_form(self, form: str | None) -> Target:
+        """Return the target as it takes a file of this form; None for its own.
+
+        Args:
+            form: ``functions``, or ``inlined`` for standard operators alone, which every runtime
+                reads.
+
+        Raises:
+            UsageError: no such form, or functions where the runtime does not fold them.
+        """
+        if form not in (None, "functions", "inlined"):
+            raise UsageError(f"form is {form!r}", hint="expected functions or inlined")
+        if form == "functions" and self.runtime.inline_functions:
+            raise UsageError(
+                f"{self.name} needs the inlined form: its runtime does not fold functions",
+                hint="give --form inlined, or leave --form out",
+            )
+        if form != "inlined":
+            return self
+        runtime = self.runtime.model_copy(update={"inline_functions": True})
+        return self.model_copy(update={"runtime": runtime})
 
 
 def build(table: Mapping[str, Any], *, name: str, path: str, origins: Mapping[str, str]) -> Target:

@@ -53,6 +53,7 @@ def training_state(job: Job, plan: Plan) -> Checkpoint:
     """Return where the state of a training is kept, with what decides its masks."""
     identity: dict[str, str | int | float | bool | None] = {
         "the target": job.target.name,
+        "the form": "inlined" if job.target.runtime.inline_functions else "functions",
         "the budget in bytes": plan.budget_bytes,
         "values": plan.value_type,
         "what fits": plan.max_nonzeros,

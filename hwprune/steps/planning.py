@@ -378,6 +378,7 @@ def plan_model(
     budget_bytes: int | None = None,
     values: str = "auto",
     share_weights: Sequence[str] = (),
+    form: str | None = None,
 ) -> Fitting:
     """Return what fits a target, before any training.
 
@@ -387,10 +388,12 @@ def plan_model(
         budget_bytes: of the file; None for the target's own.
         values: a value type, or ``auto`` for all that the target can decode without training.
         share_weights: which layers are to share theirs, as ``--share-weights`` spells it.
+        form: ``functions`` or ``inlined``; the target's without.
 
     Raises:
         UsageError, ExportError, InfeasibleError.
     """
+    target = target.in_form(form)
     kinds = value_types(target, values)
     budget = check_budget(target, budget_bytes)
     sharing = resolve_sharing(share_weights, "", trains=True)

@@ -129,10 +129,11 @@ def kernels_unavailable_reason(
     """Return why native kernels cannot run a file (None: any) on this host; None where they can."""
     if target is not None and target.runtime.kind != "onnxruntime":
         return f"{target.name} runs firmware"
-    if target is not None and target.runtime.inline_functions and artifact is None:
-        return f"the inlined form for {target.name} has one speed"
-    if artifact is not None and artifact.form != "functions":
-        return f"{'a dense file' if artifact.form == 'dense' else 'the inlined form'} has one speed"
+    if artifact is not None and artifact.form == "dense":
+        return "a dense file has one speed"
+    inlines = target is not None and target.runtime.inline_functions
+    if inlines if artifact is None else artifact.form == "inlined":
+        return "the inlined form has one speed: native kernels run functions, and it has none"
     if library.path() is None:
         return "this installation has no native kernels"
     if artifact is not None and not any(map(library.knows, operator_names(artifact.path))):

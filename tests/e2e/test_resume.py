@@ -106,6 +106,7 @@ def test_a_killed_run_ends_byte_for_byte_as_the_whole_one(
         (("--strategy", "one-shot"), "strategy was cubic"),
         (("--values", "fp16"), "values was int8 in the checkpoint, is fp16"),
         (("--target", "stm32f746"), "the target was nrf52840 in the checkpoint, is stm32f746"),
+        (("--form", "inlined"), "the form was functions in the checkpoint, is inlined"),
         ((), "cannot be read: it was cut off"),
     ],
 )
