@@ -157,7 +157,7 @@ def lamp_masks(
     weights: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]], sparsity: float
 ) -> Masks:
     """Return the masks that LAMP scores give over all tensors together."""
-    from hwprune.sparsity.ranking import rank_weights
+    from hwprune.sparsity import rank_weights
 
     count = round((1 - sparsity) * sum(array.size for array in weights.values()))
     return rank_weights(weights, "lamp", count).masks(count)
