@@ -7,8 +7,9 @@ priced, packed and verified is a copy of it on the CPU. See docs/loop.md.
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from hwprune.errors import HwpruneError, UsageError
 from hwprune.extreme.reachability import Reachability
 from hwprune.ir import Artifact, Masks, Plan, ValueType
 from hwprune.job import resolve
-from hwprune.sparsity import Strategy, make
+from hwprune.sparsity import Strategy
 from hwprune.steps.output import opened
 from hwprune.steps.packing import pack_model
 from hwprune.steps.planning import Candidate, candidates_of, fits_dense, prepare
@@ -51,7 +52,7 @@ class Pruner:
         optimizer: what moves its parameters; several in the order in which they step.
         target: a profile's name, its file, or the profile.
         example_input: one tensor per input of the module; the first axis is the batch.
-        steps: how often the optimiser will step, in all.
+        steps: how often the optimiser will step, in all; see ``progress``.
         budget: bytes, or a size such as ``"64KiB"``; the target's default without.
         strategy: as ``--strategy`` spells it.
         values: the type of the stored values, or ``auto``.
@@ -193,6 +194,24 @@ class Pruner:
         """Return whether the masks are final."""
         return not self._engine.pending and (self.step > 0 or not self._strategy.events)
 
+    @property
+    def progress(self) -> Callable[[], float] | None:
+        """Return what says how far training is; None where steps are counted.
+
+        It may be set to a function that returns a number in [0, 1], which never falls. Masks and
+        values then change by it, and the optimiser may step more or less often than ``steps``.
+        """
+        return self._engine.progress
+
+    @progress.setter
+    def progress(self, function: Callable[[], float] | None) -> None:
+        if function is not None and not callable(function):
+            raise UsageError(
+                f"progress is {function!r}, which is no function",
+                hint="progress = lambda: ..., a function without arguments; None counts steps",
+            )
+        self._engine.progress = function
+
     # -- the optimiser ----------------------------------------------------------------------------
 
     def attach(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> None:
@@ -226,6 +245,9 @@ class Pruner:
         *,
         model: nn.Module | None = None,
         require: str | Sequence[str] = (),
+        evaluate: Callable[[Any], float] | None = None,
+        metric: str = "metric",
+        higher_is_better: bool = True,
     ) -> Artifact:
         """Write and verify the file, with its report, into a folder, as ``compile`` does.
 
@@ -233,14 +255,23 @@ class Pruner:
             output: the folder.
             model: another copy of the network whose weights to take, such as an average.
             require: limits such as ``"size<=16KiB"``.
+            evaluate: called with an ``onnxruntime.InferenceSession`` of the verified file; what it
+                returns stands in the report's notes.
+            metric: what that is called.
+            higher_is_better: and which way it is good.
 
         Returns:
             the artifact; ``artifact.verdict.exit_code`` is 0 where it fits and is verified.
 
         Raises:
-            UsageError: the masks are not final, or something else than the optimiser has changed
-                them.
+            UsageError: the masks are not final, something else than the optimiser has changed
+                them, or ``evaluate`` returned no finite number; nothing is published then.
         """
+        if evaluate is not None and not callable(evaluate):
+            raise UsageError(
+                f"evaluate is {evaluate!r}, which is no function",
+                hint="evaluate is called with a session and returns a number",
+            )
         if not self.finished:
             raise UsageError(
                 f"the masks are not final at step {self.step} of {self._steps}"
@@ -271,8 +302,15 @@ class Pruner:
         notes = (*self._notes, *packing_notes(packed, self._kind), trained, *self._paths.notes)
         pruned = Pruned(self._strategy.name, self.masks)
         made = Compiled(self._prepared, self.plan, pruned, packed.written, packed.masks, notes)
+
+        def measured(session: Any) -> str:
+            assert evaluate is not None
+            value = _finite(evaluate(session), metric)
+            better = "higher" if higher_is_better else "lower"
+            return f"{metric} {value:.6g} on the verified file ({better} is better)"
+
         with opened(job.output) as folder:
-            return finish(job, folder, made, dense)
+            return finish(job, folder, made, dense, evaluate=None if evaluate is None else measured)
 
     # -- a checkpoint -----------------------------------------------------------------------------
 
@@ -320,11 +358,16 @@ class Pruner:
                 self._sparse.parameters[name].data
             ).copy_(tensor)
         # Planned for the weights before anything was pruned, not for those that are here now.
-        options = dict(self._job.strategy_options) if self._strategy.events else {}
-        strategy = make(self._strategy.name, density=state["density"], **options)
-        optimizers = self._engine.optimizers
+        strategy = self._strategy
+        if strategy.events:
+            strategy = strategy_for(
+                self._job, self._candidates[state["value_type"]],
+                steps=self._steps, density=state["density"],
+            )  # fmt: skip
+        optimizers, progress = self._engine.optimizers, self._engine.progress
         self._engine.detach()
         self._engine = self._engine_for(state["value_type"], strategy)
+        self._engine.progress = progress
         for optimizer in optimizers:
             self._engine.attach(optimizer)
         self._engine.load_state_dict(state["engine"])
@@ -383,6 +426,20 @@ class Pruner:
                 hint="something else than the optimiser's step has changed them: an average that"
                 " was copied in, or a checkpoint that was loaded; see apply_masks()",
             ) from None
+
+
+def _finite(given: Any, metric: str) -> float:
+    """Return a measured value as a number."""
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(
+            f"evaluate returned {given!r} for {metric}, which is no finite number",
+            hint="evaluate(session) returns one number, such as float(correct.mean())",
+        )
+    return value
 
 
 def _plain(model: nn.Module) -> nn.Module:

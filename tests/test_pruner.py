@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +127,7 @@ def test_the_file_is_the_trained_network_and_uses_its_bytes(
     [
         ("bidirectional", 15),
         ("bidirectional-single", 12),
+        ("auto", 6),
         pytest.param("cubic", 35, marks=pytest.mark.slow),
         pytest.param("bidirectional", 35, marks=pytest.mark.slow),
     ],
@@ -344,3 +350,286 @@ def test_a_resumed_pruner_keeps_the_plan_of_the_unpruned_weights() -> None:
     assert pruner.state_dict()["density"] == state["density"]
     for name, tensor in pruner.state_dict()["pretrained"].items():
         assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_more_steps_than_were_announced_are_refused(tmp_path: Path) -> None:
+    model = network()
+    optimizer = sgd(model)
+    pruner = made(model, optimizer)
+    train(model, optimizer, range(STEPS))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UsageError, match="taken all of its 40 steps") as caught:
+        optimizer.step()
+    assert "detach()" in (caught.value.hint or "")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert pruner.export(tmp_path / "out").verdict.exit_code == 0
+    pruner.detach()
+    train(model, optimizer, range(1))
+
+
+def test_a_step_that_a_scaler_skips_is_not_counted() -> None:
+    """Not by the scaler's own rule, and not where a fused optimiser skips by itself."""
+    for fused in (False, True):
+        model = network()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused)
+        pruner = made(model, optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        for step in range(STEPS + 4):
+            optimizer.zero_grad()
+            images, targets = batch(step)
+            loss = nn.functional.mse_loss(model(images), targets)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if step % 10 == 3 and step < STEPS:
+                model.get_parameter("head.weight").grad.fill_(math.inf)  # type: ignore[union-attr]
+            scaler.step(optimizer)
+            scaler.update()
+        assert (pruner.step, pruner.finished) == (STEPS, True)
+
+
+def resumable(model: nn.Module, optimizer: torch.optim.Optimizer, pruner: Pruner) -> Any:
+    return copy.deepcopy([model.state_dict(), optimizer.state_dict(), pruner.state_dict()])
+
+
+@pytest.mark.parametrize("strategy", ["cubic", "bidirectional-single"])
+def test_progress_that_counts_steps_changes_nothing(strategy: str) -> None:
+    states = []
+    for counted in (False, True):
+        model = network()
+        optimizer = sgd(model)
+        pruner = made(model, optimizer, strategy=strategy, gradient_batches=2)
+        if counted:
+            pruner.progress = lambda pruner=pruner: pruner.step / STEPS
+        train(model, optimizer, range(STEPS))
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
+def test_masks_and_values_follow_progress_and_so_does_a_resume() -> None:
+    """Half as many steps again as ``steps`` says; most of the training is in the first ones."""
+    longer = 60
+    done = [min(1.0, math.sqrt(step / longer)) for step in range(longer + 1)]
+    states = []
+    for interrupted in (False, True):
+        model = network()
+        optimizer = sgd(model)
+        pruner = made(model, optimizer)
+        steps = [0]
+        pruner.progress = lambda steps=steps: done[steps[0]]
+        ended = stored = None
+        for step in range(longer):
+            if interrupted and step == 20:
+                saved = resumable(model, optimizer, pruner)
+                model = Regressor()
+                model.load_state_dict(saved[0])
+                optimizer = sgd(model)
+                pruner = made(model, optimizer)
+                pruner.progress = lambda steps=steps: done[steps[0]]
+                optimizer.load_state_dict(saved[1])
+                pruner.load_state_dict(saved[2])
+            train(model, optimizer, range(step, step + 1))
+            steps[0] = step + 1
+            weight = model.get_parameter("head.weight").detach()
+            if ended is None and pruner.finished:
+                ended = done[step]
+            if stored is None and len(pruner.state_dict()["engine"]["masters"]["values"]):
+                stored = done[step]
+            assert weight.isfinite().all()
+        last = max(event.progress for event in pruner._strategy.events)
+        assert ended == pytest.approx(last, abs=0.03)
+        assert stored == pytest.approx(max(last, 0.75), abs=0.03)
+        assert pruner.step == longer
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
+def test_progress_may_leap_over_all_that_is_due() -> None:
+    model = network()
+    optimizer = sgd(model)
+    pruner = made(model, optimizer, strategy="bidirectional-single", gradient_batches=2)
+    pruner.progress = lambda: float(pruner.step > 2)
+    train(model, optimizer, range(4))
+    assert pruner.finished
+    pruner._sparse.check()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (math.nan, "progress is nan after 5 steps"),
+        (1.5, "progress is 1.5 after 5 steps"),
+        (-0.1, "progress is -0.1 after 5 steps"),
+        (None, "progress is None after 5 steps"),
+        (0.1, "progress fell from 0.125 to 0.1"),
+    ],
+)
+def test_progress_that_is_none_is_refused(given: Any, says: str) -> None:
+    model = network()
+    optimizer = sgd(model)
+    pruner = made(model, optimizer)
+    with pytest.raises(UsageError, match="which is no function"):
+        pruner.progress = 0.5  # type: ignore[assignment]
+    train(model, optimizer, range(5))
+    pruner.progress = lambda: given
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UsageError, match=re.escape(says)) as caught:
+        optimizer.step()
+    assert "progress" in (caught.value.hint or "")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    pruner.progress = None
+    train(model, optimizer, range(5, 6))
+    assert pruner.step == 6
+
+
+class Lion(torch.optim.Optimizer):
+    """Steps by the sign of momentum and gradient (arXiv 2302.06675)."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move every parameter by ``lr``, whatever its gradient; zero counts as up."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                momentum = self.state[parameter].setdefault("m", torch.zeros_like(parameter))
+                moved = momentum.lerp(parameter.grad, 0.1) >= 0
+                parameter.mul_(1 - 0.01 * group["lr"]).sub_(group["lr"] * (2.0 * moved - 1))
+                momentum.lerp_(parameter.grad, 0.01)
+
+
+def lion(model: nn.Module) -> list[torch.optim.Optimizer]:
+    return [Lion(model.parameters(), lr=1e-3)]
+
+
+def muon(model: nn.Module) -> list[torch.optim.Optimizer]:
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    return [torch.optim.Muon(matrices, lr=1e-2), torch.optim.AdamW(others, lr=1e-3)]
+
+
+@pytest.mark.parametrize(
+    "optimisers",
+    [
+        lion,
+        pytest.param(
+            muon,
+            marks=pytest.mark.skipif(
+                not hasattr(torch.optim, "Muon"), reason="this torch has no Muon"
+            ),
+        ),
+    ],
+)
+def test_what_is_pruned_is_zero_whatever_moved_it(
+    optimisers: Callable[[nn.Module], list[torch.optim.Optimizer]], tmp_path: Path
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 3)
+        )
+    optimizers = optimisers(model)
+    inputs = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
+    pruner = made(model, optimizers, example_input=inputs[:1], strategy="bidirectional-single")
+    for step in range(STEPS):
+        model.zero_grad()
+        nn.functional.mse_loss(model(inputs), inputs[:, :3].square()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        masks, pruned = pruner.masks, 0
+        for name in masks:
+            weight = model.get_parameter(name).detach().numpy()
+            assert not weight[~masks[name]].any(), (step, name)
+            pruned += int(np.sum(~masks[name]))
+    assert pruned > 1000
+    artifact = pruner.export(tmp_path / "out")
+    assert artifact.verdict.exit_code == 0
+    session = hwprune.session(artifact.path)
+    (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    with torch.no_grad():
+        expected = model(inputs).numpy()
+    assert np.allclose(found, expected, atol=1e-3 * float(np.abs(expected).max() + 1))
+
+
+def trained_in_processes(rank: int, size: int, folder: Path) -> None:
+    """Train on this process's rows of every batch and save what came of it."""
+    model = network()
+    model.norm = nn.Identity()  # BN would see a process's own rows
+    outer: nn.Module = model
+    if size > 1:
+        store = torch.distributed.FileStore(str(folder / "store"), size)
+        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
+        outer = nn.parallel.DistributedDataParallel(model)
+    optimizer = sgd(outer)
+    pruner = made(outer, optimizer, strategy="bidirectional-single", gradient_batches=2)
+    for step in range(STEPS):
+        images, targets = batch(step)
+        mine = slice(16 * rank // size, 16 * (rank + 1) // size)
+        optimizer.zero_grad()
+        nn.functional.mse_loss(outer(images[mine]), targets[mine]).backward()
+        optimizer.step()
+    masks = {name: torch.from_numpy(mask) for name, mask in pruner.masks.by_name.items()}
+    torch.save([masks, model.state_dict()], folder / f"{rank}-of-{size}.pt")
+    if size > 1:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_prune_alike_and_as_one_does(tmp_path: Path) -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(tmp_path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    try:
+        assert [process.wait(timeout=240) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    trained_in_processes(0, 1, tmp_path)
+    first, second, alone = (
+        torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        for name in ("0-of-2", "1-of-2", "0-of-1")
+    )
+    for ours, theirs in zip(first, second, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    differ = sum(int((mask != alone[0][name]).sum()) for name, mask in first[0].items())
+    assert differ <= 0.002 * sum(mask.numel() for mask in alone[0].values())  # ties
+    for name, weight in alone[1].items():
+        close = torch.isclose(first[1][name], weight, rtol=1e-3, atol=1e-5)
+        assert close.float().mean() > 0.97, name  # int8: one rounding may fall the other way
+
+
+def test_the_callers_own_metric_is_taken_of_the_verified_file(tmp_path: Path) -> None:
+    model = network()
+    optimizer = sgd(model)
+    pruner = made(model, optimizer)
+    train(model, optimizer, range(STEPS))
+    images, targets = batch(99)
+
+    def error(session: Any) -> Any:
+        (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        return np.sqrt(np.square(found - targets.numpy()).mean())
+
+    for given in (math.nan, math.inf, None, "good"):
+        with pytest.raises(UsageError, match="no finite number") as caught:
+            pruner.export(tmp_path / "out", evaluate=lambda _, given=given: given)
+        assert "evaluate(session)" in (caught.value.hint or "")
+        assert not list((tmp_path / "out").glob("*"))
+    with pytest.raises(UsageError, match="which is no function"):
+        pruner.export(tmp_path / "out", evaluate=0.5)  # type: ignore[arg-type]
+    artifact = pruner.export(
+        tmp_path / "out", evaluate=error, metric="rmse", higher_is_better=False
+    )
+    (note,) = [note for note in artifact.report["notes"] if note.startswith("rmse ")]
+    assert "on the verified file (lower is better)" in note
+    with torch.no_grad():
+        expected = float(nn.functional.mse_loss(model.eval()(images), targets).sqrt())
+    assert float(note.split()[1]) == pytest.approx(expected, abs=1e-3)
+
+
+if __name__ == "__main__":
+    trained_in_processes(int(sys.argv[1]), 2, Path(sys.argv[2]))

@@ -357,16 +357,18 @@ class Fitting:
         return {kind: " ".join(auto_strategy(each).notes) for kind, each in self.plans.items()}
 
 
-def auto_strategy(found: Plan, *, steps: int = 0) -> Strategy:
+def auto_strategy(found: Plan, *, steps: int = 0, density: float | None = None) -> Strategy:
     """Return what ``--strategy auto`` takes; nothing is pruned where every weight fits.
 
     Args:
         found: what fits.
         steps: optimiser steps of the run; 0 where that is not known.
+        density: what an earlier plan of the same run found, in place of this one's.
     """
-    if found.limited_by == "weights":
-        return make("dense", density=1.0)
-    density = max(1, found.max_nonzeros) / found.weights
+    if density is None:
+        if found.limited_by == "weights":
+            return make("dense", density=1.0)
+        density = max(1, found.max_nonzeros) / found.weights
     convolutional = any(len(layer.shape) > 2 for layer in found.layers)
     return make("auto", density=density, steps=steps, convolutional=convolutional)
 

@@ -54,19 +54,22 @@ def nothing_pruned(prepared: Prepared, *notes: str) -> Pruned:
     return Pruned("dense", masks, notes=notes)
 
 
-def strategy_for(job: Job, candidate: Candidate, *, steps: int | None = None) -> Strategy:
+def strategy_for(
+    job: Job, candidate: Candidate, *, steps: int | None = None, density: float | None = None
+) -> Strategy:
     """Return the strategy of a run; none is needed where every weight fits.
 
     Args:
         job: names it.
         candidate: what fits.
         steps: optimiser steps of the run; those of the job's recipe and data without.
+        density: what an earlier plan of the same run found, in place of the candidate's.
 
     Raises:
         InfeasibleError: nothing may be pruned and the quantised weights do not fit.
     """
     plan = candidate.plan
-    if plan.limited_by == "weights":
+    if plan.limited_by == "weights" and density is None:
         return make("dense", density=1.0)
     if not STRATEGIES[job.strategy].prunes:
         raise InfeasibleError(
@@ -79,8 +82,9 @@ def strategy_for(job: Job, candidate: Candidate, *, steps: int | None = None) ->
         if steps is None:
             size = 0 if job.data is None else len(job.data.train)
             steps = job.recipe.epochs * steps_per_epoch(size, job.recipe.batch_size)
-        return auto_strategy(plan, steps=steps)
-    return make(job.strategy, density=candidate.density, **job.strategy_options)
+        return auto_strategy(plan, steps=steps, density=density)
+    density = candidate.density if density is None else density
+    return make(job.strategy, density=density, **job.strategy_options)
 
 
 def prune_and_regrow(

@@ -8,12 +8,14 @@ whoever else holds a parameter stay valid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from hwprune.errors import UsageError
 from hwprune.ir import Masks
 from hwprune.sparsity import NEEDS_GRADIENT, NEEDS_MOMENTS, Fill, MaskEvent, Strategy
 from hwprune.training.distributed import SINGLE_PROCESS, World
@@ -49,6 +51,7 @@ class Engine:
         masters: the same.
         hooks: what takes part, by name, in the order in which it is asked.
         step: optimiser steps taken.
+        progress: returns how far training is, in [0, 1], in place of the steps taken.
         pending: (step, event) of what is still to come.
         optimizers: what it is attached to, in the order in which they step.
         moments: of the gradients that steps have; a loop with ``gradients`` adds them.
@@ -74,7 +77,9 @@ class Engine:
         self._fill, self._density, self._seed, self._world = fill, strategy.density, seed, world
         self._gradients, self._gradient_batches = gradients, gradient_batches
         self._before_change, self._changed = before_change, changed
-        self.step = 0
+        self.step, self._steps = 0, steps
+        self.progress: Callable[[], float] | None = None
+        self._reached = 0.0
         self.pending = [(due(event.progress, steps), event) for event in strategy.events]
         self.optimizers: list[torch.optim.Optimizer] = []
         self._handles: list[Any] = []
@@ -121,12 +126,13 @@ class Engine:
     def _ready(self, optimizer: torch.optim.Optimizer) -> None:
         """Apply what is due and let the parameters be masters, with masked gradients."""
         if optimizer is self.optimizers[0]:
+            self._look()
             found, scale = (getattr(optimizer, each, None) for each in ("found_inf", "grad_scale"))
             self._skipped = found is not None and float(found) > 0
             if not self._skipped:
-                self._sum_gradients(1.0 if scale is None else float(scale))
                 if self._gradients is None:
-                    self.moments.add(self.step, 1.0 if scale is None else float(scale))
+                    self._check_steps()
+                    self._take_gradients(1.0 if scale is None else float(scale))
                 self.change_masks()
             self.masters.reveal()
         self.sparse.mask_gradients()
@@ -141,13 +147,54 @@ class Engine:
             self.step += 1
             for hook in self.hooks.values():
                 hook.after_step()
-        self._store()
+        try:
+            self._look()
+        finally:
+            self._store()
 
-    def _sum_gradients(self, scale: float) -> None:
-        """Add the loop's own gradients where an event that asks for them is near."""
-        if self._gradients is not None or not self.pending:
+    # -- how far training is ----------------------------------------------------------------------
+
+    @property
+    def now(self) -> int:
+        """Return how far training is, in steps of the whole run."""
+        return due(self._reached, self._steps)
+
+    def _look(self) -> None:
+        """Ask how far training is."""
+        if self.progress is None:
+            self._reached = max(self._reached, self.step / max(1, self._steps))
             return
-        near = self.step + self._gradient_batches
+        given = self.progress()
+        try:
+            value = float(given)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not 0 <= value <= 1:
+            raise UsageError(
+                f"progress is {given!r} after {self.step} steps",
+                hint="progress returns how much of the training is done, a number in [0, 1]",
+            )
+        if value < self._reached:
+            raise UsageError(
+                f"progress fell from {self._reached:g} to {value:g} after {self.step} steps",
+                hint="progress is of the whole training, not of an epoch, and never falls",
+            )
+        self._reached = value
+
+    def _check_steps(self) -> None:
+        if self.progress is None and self.step >= self._steps:
+            raise UsageError(
+                f"the optimiser has taken all of its {self._steps} steps",
+                hint="give as steps those of the whole training, say by progress how far it is, or"
+                " detach() before training on",
+            )
+
+    def _take_gradients(self, scale: float) -> None:
+        """Add the loop's own gradients where an event that asks for them is near."""
+        averaged = [at for at, event in self.pending if _asks(event, NEEDS_MOMENTS)]
+        # Progress may leap over the step of an event, which still wants what led there.
+        self.moments.add(min([self.now, *averaged[-1:]]), scale)
+        near = self.now + self._gradient_batches
         if any(at < near and _asks(event, NEEDS_GRADIENT) for at, event in self.pending):
             for name, gradient in self.sparse.gradients().items():
                 if name in self._sums:
@@ -158,7 +205,7 @@ class Engine:
     def _store(self) -> None:
         """Let the parameters be what is stored, once the masks are final and the time has come."""
         if not self.pending:
-            self.masters.take(self.step)
+            self.masters.take(self.now)
 
     # -- the masks --------------------------------------------------------------------------------
 
@@ -171,11 +218,11 @@ class Engine:
 
     def change_masks(self, *, at_end: bool = False) -> None:
         """Apply the events whose step has come; all that are left, at the end."""
-        while self.pending and (at_end or self.pending[0][0] <= self.step):
+        while self.pending and (at_end or self.pending[0][0] <= self.now):
             _, event = self.pending.pop(0)
             self._before_change(event)
             self.adopt(event, self.propose(event, self._stats(event)))
-            if not self.pending or self.pending[0][0] > self.step:
+            if not self.pending or self.pending[0][0] > self.now:
                 self._sums = {}
 
     def _stats(self, event: MaskEvent) -> GradientStats:
@@ -217,6 +264,7 @@ class Engine:
         masks = self.sparse.masks.by_name
         return {
             "step": self.step,
+            "reached": self._reached,
             "pending": len(self.pending),
             "masks": {n: torch.from_numpy(np.packbits(mask)) for n, mask in masks.items()},
             "masters": self.masters.state_dict(),
@@ -240,6 +288,7 @@ class Engine:
             Masks({n: mask.reshape(shapes[n]).astype(np.bool_) for n, mask in masks.items()})
         )
         self.step = state["step"]
+        self._reached = state.get("reached", self.step / max(1, self._steps))
         self.pending = self.pending[len(self.pending) - state["pending"] :]
         self.masters.load_state_dict(state["masters"])
         self._sums = {n: torch.empty_like(parameters[n]).copy_(t) for n, t in state["sums"].items()}
