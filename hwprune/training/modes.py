@@ -18,7 +18,9 @@ def place(module: nn.Module, device: str | torch.device, *, channels_last: bool)
     """Move a module to a device, its 4-D tensors in NHWC or in ordinary memory order."""
     order = torch.channels_last if channels_last else torch.contiguous_format
     module.to(device)
-    module.to(memory_format=order)  # type: ignore[call-overload]
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:  # the module's own way refuses the weights of 3-D convolutions
+            tensor.data = tensor.data.contiguous(memory_format=order)
 
 
 def share_parameters(first: nn.Module, second: nn.Module) -> bool:

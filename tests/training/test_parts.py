@@ -15,7 +15,7 @@ from hwprune.frontend.sources.splits import NormalizedSplit
 from hwprune.training import Recipe, precision, recalibrate_batchnorm
 from hwprune.training.batches import Batch, Batches, augment, epoch_order, steps_per_epoch
 from hwprune.training.losses import loss_of
-from hwprune.training.modes import logits_of, set_mode
+from hwprune.training.modes import logits_of, place, set_mode
 
 
 @pytest.mark.parametrize("resident_bytes", [0, 1 << 30])
@@ -129,6 +129,20 @@ def test_recalibration_takes_the_statistics_of_the_data() -> None:
     assert layer.momentum == 0.1
     assert not any(part.training for part in module.modules())
     assert recalibrate_batchnorm(nn.Linear(2, 2), split) == 0
+
+
+def test_a_network_of_volumes_and_images_is_placed_as_far_as_there_is_an_order() -> None:
+    module = nn.ModuleList([nn.Conv3d(2, 3, 3), nn.Conv2d(2, 3, 3)])
+    volume, image = (layer.weight for layer in module)
+    values = volume.detach().clone(), image.detach().clone()
+    place(module, "cpu", channels_last=True)
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    assert not image.is_contiguous()
+    assert volume.is_contiguous()
+    assert torch.equal(volume, values[0])
+    assert torch.equal(image, values[1])
+    place(module, "cpu", channels_last=False)
+    assert image.is_contiguous()
 
 
 def test_logits_must_be_rows_of_classes() -> None:
