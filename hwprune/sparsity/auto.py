@@ -5,7 +5,6 @@ Every threshold is here, with the record that it was read from.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 
@@ -18,9 +17,9 @@ from hwprune.sparsity.prune_regrow import bidirectional
 PRUNE_UNTIL, SCORE, EVENTS = 0.3, "magnitude", 60
 # benchmarks/results/shrink_exchange.json, an MLP and a small CNN, validation: the least sparsity at
 # which the mean of shrink is ahead of that, and at which exchanges on top of shrink are ahead of
-# shrink with three seeds or more, the interval above zero. Infinite: no record has it.
+# shrink with three seeds or more, the interval above zero.
 SHRINK_FROM = {"fully connected": 0.99, "convolutional": 0.98}
-EXCHANGE_FROM = {"fully connected": 0.995, "convolutional": math.inf}
+EXCHANGE_FROM = {"fully connected": 0.995, "convolutional": 0.98}
 # That record has no run of fewer steps.
 LEAST_STEPS = 1248
 
