@@ -157,10 +157,18 @@ def test_what_auto_takes_is_what_the_record_has_ahead(monkeypatch: pytest.Monkey
         return list(shared.differences(found, beside))
 
     for kind, network in (("fully connected", "mlp"), ("convolutional", "cnn")):
-        shrink = ahead(network, study.SHRINK, study.CUBIC, auto.SHRINK_FROM[kind])
-        assert sum(shrink) > 0
-        exchange = auto.EXCHANGE_FROM[kind]
-        if exchange < 1:
-            assert shared.interval(ahead(network, study.EXCHANGE, study.SHRINK, exchange))[0] > 0
+        clear = {
+            sparsity: all(
+                shared.interval(ahead(network, arm, other, sparsity))[0] > 0
+                for arm, other in (
+                    (study.SHRINK, study.CUBIC),
+                    (study.EXCHANGE, study.SHRINK),
+                    (study.EXCHANGE, study.CUBIC),
+                )
+            )
+            for sparsity in study.RECORDED[network]
+        }
+        assert min(each for each, is_clear in clear.items() if is_clear) == auto.EXCHANGE_FROM[kind]
+        assert all(clear[each] for each in clear if each >= auto.EXCHANGE_FROM[kind])
     steps = {(row.model_extra or {})["steps"] for row in experiment.rows() if row.status == "run"}
     assert min(steps) == auto.LEAST_STEPS

@@ -224,10 +224,8 @@ def test_auto_takes_more_the_sparser_and_says_why(convolutional: bool) -> None:
     assert (name, shrink) == ("cubic", 0.0)
     assert "--strategy auto takes cubic pruning (cubic): at 70.0 % sparsity" in note
     kind = "convolutional" if convolutional else "fully connected"
-    if auto.SHRINK_FROM[kind] < 1:
-        assert taken(1 - auto.SHRINK_FROM[kind] - 1e-6)[1] == 1.0
-    if auto.EXCHANGE_FROM[kind] < 1:
-        assert taken(1 - auto.EXCHANGE_FROM[kind] - 1e-6)[0] == "bidirectional"
+    assert taken(1 - auto.EXCHANGE_FROM[kind] + 1e-6)[:2] == ("cubic", 0.0)
+    assert taken(1 - auto.EXCHANGE_FROM[kind] - 1e-6)[:2] == ("bidirectional", 1.0)
     # No record of so few steps, whatever the sparsity; and no more events than steps.
     name, shrink, note = taken(0.001, auto.LEAST_STEPS - 1)
     assert (name, shrink) == ("cubic", 0.0)
@@ -235,5 +233,6 @@ def test_auto_takes_more_the_sparser_and_says_why(convolutional: bool) -> None:
     gentle = make("auto", density=0.5, convolutional=convolutional).events
     assert len(gentle) > 20
     assert gentle[0].progress > 0
-    short = make("auto", density=0.1, steps=40)
-    assert len(short.events) <= 0.3 * 40
+    for density in (0.1, 0.001):
+        short = make("auto", density=density, steps=40, convolutional=convolutional)
+        assert len(short.events) <= 0.3 * 40
