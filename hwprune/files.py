@@ -30,16 +30,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield stream
         return
     partial = partial_of(path)
-    try:
-        with _opened_alone(partial) as stream:
+    with _opened_alone(partial) as stream:
+        try:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+            os.replace(partial, path)  # before another writer may go on
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

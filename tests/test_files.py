@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,16 @@ def test_of_two_writers_the_second_waits_and_wins(tmp_path: Path) -> None:
     waiting.join()
     assert order == ["first", "second"]
     assert path.read_bytes() == b"bbbb"
+
+
+def test_many_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+
+    def write(number: int) -> None:
+        with replacing(path) as stream:
+            stream.write(b"%d " % number * 5)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(100)))  # each call's error, if any, is raised here
+    assert len(set(path.read_bytes().split())) == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
