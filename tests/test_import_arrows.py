@@ -12,22 +12,34 @@ ROOT = Path(__file__).resolve().parents[1]
 # Of the library as a whole; `make check` prints what it has. A feature has to be worth its lines.
 MAX_LIBRARY_LINES = 30_600
 
-OPEN_TO_ALL = {"ir", "errors", "units", "sampling", "files"}
+OPEN_TO_ALL = {"ir", "errors", "units", "sampling", "files", "trees"}
 STAGES = {
     "frontend", "budget", "sparsity", "training", "encoding", "export", "kernels", "firmware",
-    "targets", "verify", "report", "least_squares", "extreme",
+    "targets", "tasks", "verify", "report", "least_squares", "extreme",
 }  # fmt: skip
 # A room that is not listed here fails the test: whoever adds one decides what it may know.
 MAY_IMPORT: dict[str, set[str]] = {
     "": {"api", "kernels", "export", "pruner"},  # hwprune/__init__.py
-    "api": {"compiler", "job", "frontend", "targets"},
-    "pruner": {"api", "compiler", "job", "steps", "training", "extreme", "sparsity", "targets"},
+    "api": {"compiler", "job", "frontend", "targets", "tasks"},
+    "pruner": {
+        "api",
+        "compiler",
+        "job",
+        "steps",
+        "training",
+        "extreme",
+        "sparsity",
+        "tasks",
+        "targets",
+    },
     "ir": set(),
     "errors": set(),
     "sampling": set(),
+    "trees": set(),
     "files": set(),
     "units": {"errors"},
-    "frontend": set(),
+    "frontend": {"tasks"},
+    "tasks": set(),
     "targets": set(),
     "sparsity": set(),
     "encoding": set(),
@@ -36,14 +48,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "firmware": {"encoding"},
     "budget": {"encoding", "targets"},
     "export": {"encoding"},
-    "training": {"sparsity"},
-    "least_squares": {"sparsity", "training"},
+    "training": {"sparsity", "tasks"},
+    "least_squares": {"sparsity", "tasks", "training"},
     "extreme": {"sparsity", "training"},
-    "verify": {"encoding", "export", "kernels", "targets"},
+    "verify": {"encoding", "export", "kernels", "targets", "tasks"},
     "job": STAGES | {"steps"},
     "compiler": STAGES | {"steps", "job"},
     "steps": STAGES | {"steps", "job"},  # the compiler's own stages, one file each
     "cli": {
+        "tasks",
         "compiler",
         "job",
         "steps",
@@ -57,9 +70,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # These run on CI machines and boards where nothing of the extra `compile` is installed.
 WITHOUT_TORCH = {
-    "ir", "errors", "units", "sampling", "files", "verify", "report", "targets", "kernels",
-    "encoding", "budget", "cli",
+    "ir", "errors", "units", "sampling", "files", "trees", "verify", "report", "targets", "kernels",
+    "encoding", "budget", "cli", "tasks",
     "export.artifact", "export.operators", "frontend.data", "frontend.sources",
+    "frontend.task_file",
 }  # fmt: skip
 COMPILE_EXTRA = {
     "torch", "torchvision", "onnxscript", "onnx_ir", "safetensors", "sklearn", "PIL", "timm",
