@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Of the library as a whole; `make check` prints what it has. A feature has to be worth its lines.
-MAX_LIBRARY_LINES = 30_600
+MAX_LIBRARY_LINES = 31_140
 
 OPEN_TO_ALL = {"ir", "errors", "units", "sampling", "files", "trees"}
 STAGES = {
@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encoding": set(),
     "report": set(),
     "kernels": set(),
-    "firmware": {"encoding"},
+    "firmware": {"encoding", "targets"},
     "budget": {"encoding", "targets"},
     "export": {"encoding"},
     "training": {"sparsity", "tasks"},
@@ -71,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # These run on CI machines and boards where nothing of the extra `compile` is installed.
 WITHOUT_TORCH = {
     "ir", "errors", "units", "sampling", "files", "trees", "verify", "report", "targets", "kernels",
-    "encoding", "budget", "cli", "tasks",
+    "encoding", "budget", "cli", "tasks", "firmware",
     "export.artifact", "export.operators", "frontend.data", "frontend.sources",
     "frontend.task_file",
 }  # fmt: skip
