@@ -24,6 +24,9 @@ Quad = tuple[int, int, int, int]
 ADD_DENOMINATOR = 64
 # Of the scale of a sum: then every product in its formula is exact in single precision.
 ADD_SCALE_BITS = 12
+# Of what softmax makes: onnxruntime multiplies by the whole part of its inverse, which shall be 255
+# (of 1/256 the largest probability would be 256 steps, which wraps around in an int8).
+SOFTMAX_SCALE = np.nextafter(np.float32(1 / 255), np.float32(0))
 # An accumulator and all its partial sums stay below: what |x - zero point| and |x + 128| can add.
 MAX_STEP = 510
 
@@ -161,7 +164,7 @@ class GlobalAveragePool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Softmax:
-    """Softmax over (C,), as the last layer. The output's scale is 1/255, its zero point -128."""
+    """Softmax over (C,), as the last layer: of ``SOFTMAX_SCALE``, with the zero point -128."""
 
     name: str
     inputs: tuple[str]
@@ -303,6 +306,8 @@ def _check_layer(
         made = (channels,) + (1,) * (len(x.shape) - 1)
     elif isinstance(layer, Softmax):
         made = (channels,)
+        probable = output.scale == SOFTMAX_SCALE and output.zero_point == -128
+        _expect(probable, layer, f"has the scale {output.scale}")
     elif isinstance(layer, Concat):
         made = (sum(tensor.shape[0] for tensor in inputs), *x.shape[1:])
         alike = all(tensor.shape[1:] == x.shape[1:] for tensor in inputs)

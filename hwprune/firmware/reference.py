@@ -7,11 +7,12 @@ QLinear operators: rounding half up instead differs wherever a value lies near k
     convolution, linear     sat(zy + RNE(f32(f32(acc) * s))),  s = f32(f32(sx * sw) / sy)
     global average          the same with s = f32(sx / f32(sy * n))
     average of a window     sat(RNE(f32(f32(f32(acc) * s) + zy))),  s as above
-    addition                sat(zy + RNE((ma (a - za) + mb (b - zb)) / 64)),  exact in integers
+    addition                sat(RNE((ma (a - za) + mb (b - zb) + 64 zy) / 64)),  exact in integers
     softmax                 RNE(f32(f32(e * 255) / sum of e)) - 128,  e from a table by max - x
 
-``acc`` is the int32 sum of ``weight * (x - zx)`` and the bias. Onnxruntime's average of a window
-and its addition are these formulas only for scales that ``calibrate.py`` chooses so.
+``acc`` is the int32 sum of ``weight * (x - zx)`` and the bias. Where the zero point is inside a
+rounding an odd one decides ties otherwise. Onnxruntime's average of a window and its addition are
+these formulas only for scales that ``calibrate.py`` chooses so.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def _compute(network: IntegerNetwork, layer: IntegerLayer, inputs: list[Int8Arra
         steps = np.zeros(q.shape)
         for name, operand, ratio in zip(layer.inputs, inputs, layer.ratios, strict=True):
             steps += ratio * (operand.astype(np.float64) - network.tensors[name].zero_point)
-        return _saturated(np.rint(steps / ADD_DENOMINATOR) + y.zero_point, layer.clamp)
+        return _saturated(np.rint(steps / ADD_DENOMINATOR + y.zero_point), layer.clamp)
     if isinstance(layer, GlobalAveragePool):
         total = (_image(q, x) - x.zero_point).sum((2, 3))
         return requantize(total, network.multipliers(layer), y.zero_point)

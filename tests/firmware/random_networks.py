@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hwprune.firmware.network import (
+    SOFTMAX_SCALE,
     Add,
     AveragePool,
     Concat,
@@ -183,7 +184,7 @@ def random_global_pool(rng: np.random.Generator) -> IntegerNetwork:
 
 def random_softmax(rng: np.random.Generator) -> IntegerNetwork:
     x = tensor(rng, "x", (int(rng.integers(2, 20)),), float(rng.uniform(0.01, 0.3)))
-    y = QuantizedTensor("y", x.shape, np.float32(1 / 255), -128)
+    y = QuantizedTensor("y", x.shape, SOFTMAX_SCALE, -128)
     return network([Softmax("y", ("x",), "y")], [x, y])
 
 

@@ -1,0 +1,169 @@
+"""The same network as an ONNX file of QLinear operators, which onnxruntime computes in integers.
+
+Not QDQ: of a quantised operator between DequantizeLinear and QuantizeLinear onnxruntime makes float
+operators on x86, unless ``session.qdqisint8allowed`` is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from hwprune.firmware.network import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv2d,
+    GlobalAveragePool,
+    IntegerLayer,
+    IntegerNetwork,
+    Linear,
+    MaxPool,
+    Reshape,
+    Softmax,
+)
+
+OPSET = 17
+IR_VERSION = 8
+CONTRIB = "com.microsoft"
+BATCH = "N"
+
+
+def to_onnx(network: IntegerNetwork, *, real: bool = True) -> onnx.ModelProto:
+    """Return a network as QLinear operators; the values between them have the tensors' names.
+
+    Args:
+        network: a valid one.
+        real: take and give float32, quantised at the door under the names ``input`` and
+            ``output0``, ...; else int8, and every tensor is an output.
+    """
+    writer = _Writer(network)
+    if real:
+        writer.node("QuantizeLinear", ["input", *writer.scale_of(network.input)], network.input)
+    for layer in network.layers:
+        writer.layer(layer)
+    wanted = network.outputs if real else [layer.output for layer in network.layers]
+    outputs = [f"output{place}" for place in range(len(wanted))] if real else list(wanted)
+    kind = TensorProto.FLOAT if real else TensorProto.INT8
+    if real:
+        for name, output in zip(wanted, outputs, strict=True):
+            writer.node("DequantizeLinear", [name, *writer.scale_of(name)], output)
+    graph = helper.make_graph(
+        writer.nodes,
+        network.name,
+        [_value(network, network.input, "input" if real else network.input, kind)],
+        [_value(network, *named, kind) for named in zip(wanted, outputs, strict=True)],
+        list(writer.initializers.values()),
+    )
+    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+    return helper.make_model(
+        graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="hwprune"
+    )
+
+
+def _value(
+    network: IntegerNetwork, tensor: str, name: str, kind: TensorProto.DataType
+) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, [BATCH, *network.tensors[tensor].shape])
+
+
+class _Writer:
+    """Nodes and initializers of one file."""
+
+    def __init__(self, network: IntegerNetwork) -> None:
+        """Start with none."""
+        self.network = network
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+
+    def hold(self, name: str, array: NDArray[Any]) -> str:
+        """Return the name of an initializer."""
+        self.initializers[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def scale_of(self, tensor: str) -> list[str]:
+        """Return the names of a tensor's scale and zero point."""
+        known = self.network.tensors[tensor]
+        return [
+            self.hold(f"{tensor}_scale", np.asarray(known.scale)),
+            self.hold(f"{tensor}_zero_point", np.asarray(known.zero_point, np.int8)),
+        ]
+
+    def node(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
+        """Add a node; what ONNX does not know is onnxruntime's own."""
+        own = operator.startswith("Q") and not onnx.defs.has(operator)
+        domain = CONTRIB if own else ""
+        self.nodes.append(
+            helper.make_node(operator, list(inputs), [output], domain=domain, **attributes)
+        )
+
+    def layer(self, layer: IntegerLayer) -> None:
+        """Add the nodes of a layer."""
+        made, clamp = layer.output, (-128, 127)
+        if isinstance(layer, (Conv2d, Linear, Add)) and layer.clamp != clamp:
+            made, clamp = f"{layer.output}_unclamped", layer.clamp
+        x = layer.inputs[0]
+        given = [x, *self.scale_of(x)]
+        scale = self.scale_of(layer.output)
+        rank = len(self.network.tensors[x].shape)
+        if isinstance(layer, Conv2d):
+            weight = self._weight(layer, layer.weight if rank == 3 else layer.weight[:, :, 0])
+            window = _window(layer, rank) | {"dilations": _of_axes(layer.dilations, rank)}
+            bias = self.hold(f"{layer.output}_bias", layer.bias)
+            self.node(
+                "QLinearConv", [*given, *weight, *scale, bias], made, group=layer.groups, **window
+            )
+        elif isinstance(layer, Linear):
+            bias = self.hold(f"{layer.output}_bias", layer.bias)
+            weight = self._weight(layer, layer.weight)
+            self.node("QGemm", [*given, *weight, bias, *scale], made, transB=1)
+        elif isinstance(layer, Add):
+            other = layer.inputs[1]
+            self.node("QLinearAdd", [*given, other, *self.scale_of(other), *scale], made)
+        elif isinstance(layer, MaxPool):
+            kernel = _of_axes(layer.kernel, rank)
+            self.node("MaxPool", [x], made, kernel_shape=kernel, **_window(layer, rank))
+        elif isinstance(layer, AveragePool):
+            window = _window(layer, rank) | {"kernel_shape": _of_axes(layer.kernel, rank)}
+            count = int(layer.count_pads)
+            self.node(
+                "QLinearAveragePool", [*given, *scale], made, count_include_pad=count, **window
+            )
+        elif isinstance(layer, GlobalAveragePool):
+            self.node("QLinearGlobalAveragePool", [*given, *scale], made, channels_last=0)
+        elif isinstance(layer, Softmax):
+            self.node("QLinearSoftmax", [*given, *scale], made, axis=-1, opset=13)
+        elif isinstance(layer, Concat):
+            self.node("Concat", layer.inputs, made, axis=1)
+        elif isinstance(layer, Reshape):
+            sizes = np.asarray([0, *self.network.tensors[layer.output].shape], np.int64)
+            self.node("Reshape", [x, self.hold(f"{layer.output}_shape", sizes)], made)
+        if made != layer.output:
+            bounds = [
+                self.hold(f"{layer.output}_{name}", np.asarray(bound, np.int8))
+                for name, bound in zip(("least", "largest"), clamp, strict=True)
+            ]
+            self.node("Clip", [made, *bounds], layer.output)
+
+    def _weight(self, layer: Conv2d | Linear, weight: NDArray[np.int8]) -> list[str]:
+        name, scale = layer.output, layer.weight_scale
+        return [
+            self.hold(f"{name}_weight", weight),
+            self.hold(f"{name}_weight_scale", scale),
+            self.hold(f"{name}_weight_zero_point", np.zeros(len(scale), np.int8)),
+        ]
+
+
+def _of_axes(pair: Sequence[int], rank: int) -> list[int]:
+    """Return a pair as the operator on (C, H, W) has it; on (C, L) the second alone."""
+    return list(pair) if rank == 3 else [pair[1]]
+
+
+def _window(layer: Conv2d | MaxPool | AveragePool, rank: int) -> dict[str, list[int]]:
+    pads = layer.pads if rank == 3 else layer.pads[1::2]
+    return {"strides": _of_axes(layer.strides, rank), "pads": list(pads)}
