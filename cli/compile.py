@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -79,29 +80,17 @@ if TYPE_CHECKING:
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     *,
     model: str | None,
     target: Target,
-    arch: str | None,
-    inputs: tuple[str, ...],
-    fixed_batch: bool,
-    unsafe_load: bool,
-    entry: str | None,
     data: str | None,
-    budget: int | None,
-    strategy: str | None,
-    share_weights: tuple[str, ...],
-    values: str,
-    form: str | None,
     recipe: str | None,
-    epochs: int | None,
-    seed: int,
     device: str,
-    resume: bool,
-    checkpoint_seconds: float,
     limits: tuple[Limit, ...],
     output: str | None,
     as_json: bool,
+    **asked: Any,
 ) -> None:
     """Compile MODEL into the most accurate sparse file that fits a device's byte budget.
 
@@ -128,36 +117,24 @@ def command(
             require_torch()
             from hwprune.compiler import compile_model
             from hwprune.job import resolve
-            from hwprune.steps.torchrun import together
-            from hwprune.training import recipe_file
+            from hwprune.training import devices, joined, recipe_file
 
             found_recipe = None if recipe is None else recipe_file.load(recipe)
-            chosen, world = stack.enter_context(together(device))
-            loaded, source = load(
-                model, arch=arch, inputs=inputs, fixed_batch=fixed_batch, unsafe_load=unsafe_load,
-                entry=entry,
-                data=data, seed=seed,
-            )  # fmt: skip
+            device = devices.resolve(device, **_place_on_this_machine())
+            world = stack.enter_context(joined(device))
+            loaded, source = load(model, asked, data=data, seed=asked["seed"])
             folder = Path(output) if output else Path(f"{loaded.name}-{target.name}")
             job = resolve(
                 loaded,
                 target,
                 source,
                 folder,
-                budget_bytes=budget,
-                strategy=strategy,
-                share_weights=share_weights,
-                values=values,
-                form=form,
                 recipe=found_recipe,
-                epochs=epochs,
-                seed=seed,
                 limits=[limit.text for limit in limits],
-                device=chosen,
+                device=device,
                 world=world,
-                resume=resume,
-                checkpoint_seconds=checkpoint_seconds,
                 command=("hwprune", *sys.argv[1:]),
+                **asked,
             )
         with watching() as say:
             artifact = compile_model(job, say)
@@ -172,3 +149,16 @@ def command(
     render.terminal(found, console(stderr=as_json))
     console(stderr=as_json).print(f"\n{artifact.path}\n{place / 'report.html'}", soft_wrap=True)
     ctx.exit(artifact.verdict.exit_code)
+
+
+def _place_on_this_machine() -> dict[str, int]:
+    """Return which of how many processes this is, where ``torchrun`` started several."""
+    from hwprune.training.distributed import launched
+
+    if not launched():
+        return {}
+    environ = os.environ
+    return {
+        "local_rank": int(environ.get("LOCAL_RANK", "0")),
+        "local_size": int(environ.get("LOCAL_WORLD_SIZE", "1")),
+    }

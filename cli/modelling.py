@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hwprune.ir import Data, Model
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_OF_MODEL = ("arch", "inputs", "entry", "fixed_batch", "unsafe_load")
 
 
 def model_options(function: _F) -> _F:
@@ -48,7 +49,7 @@ def model_options(function: _F) -> _F:
                 help="Also read a pickled module, which runs whatever code is in the file.",
             ),
             click.option(
-                "--budget", type=SIZE, metavar="SIZE",
+                "--budget", "budget_bytes", type=SIZE, metavar="SIZE",
                 help="What the file may weigh, such as 64KiB; the target's default without it.",
             ),
             click.option(
@@ -98,45 +99,26 @@ def collector_paused() -> Iterator[None]:
 
 def load(
     path: str | None,
+    asked: dict[str, Any],
     *,
-    arch: str | None,
-    inputs: Sequence[str],
-    fixed_batch: bool,
-    unsafe_load: bool,
-    entry: str | None = None,
     data: str | None = None,
     seed: int = 0,
     mapped: bool = False,
 ) -> tuple[Model, Data | None]:
     """Load the data (first: it is quick, and says the input's shape) and the model.
 
-    Without a path the model is the architecture with random weights.
+    Args:
+        path: the model; None for the architecture with random weights.
+        asked: the command's options; those that only say what the model is are taken out.
+        data: the data's specification.
+        seed: of the data's split and of random weights.
+        mapped: leave tensors in the file until they are used.
     """
     require_torch()
-    from hwprune.frontend import load_data, load_model, new_model
+    from hwprune.frontend import load_data, load_model
     from hwprune.sampling import sample_shapes
 
-    if path is None and arch is None:
-        raise UsageError(
-            "there is neither a MODEL nor an --arch",
-            hint="give a trained network's file, or --arch alone to train one from scratch",
-        )
+    options = {name: asked.pop(name) for name in _OF_MODEL}
     source = None if data is None else load_data(data, seed=seed)
     shapes = None if source is None else sample_shapes(source.train)
-    if path is None:
-        assert arch is not None
-        model = new_model(
-            arch, seed=seed, inputs=inputs, fixed_batch=fixed_batch, sample_shapes=shapes
-        )
-        return model, source
-    model = load_model(
-        path,
-        arch=arch,
-        inputs=inputs,
-        unsafe_load=unsafe_load,
-        fixed_batch=fixed_batch,
-        sample_shapes=shapes,
-        mapped=mapped,
-        entry=entry,
-    )
-    return model, source
+    return load_model(path, sample_shapes=shapes, mapped=mapped, seed=seed, **options), source

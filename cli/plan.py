@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,38 +28,17 @@ _MOST_LAYERS = 40
     "decode), int4, codebook16 or codebook256.",
 )  # fmt: skip
 @json_option
-def command(
-    *,
-    model: str,
-    target: Target,
-    arch: str | None,
-    inputs: tuple[str, ...],
-    fixed_batch: bool,
-    unsafe_load: bool,
-    entry: str | None,
-    budget: int | None,
-    share_weights: tuple[str, ...],
-    values: str,
-    form: str | None,
-    as_json: bool,
-) -> None:
+def command(*, model: str, target: Target, as_json: bool, **asked: Any) -> None:
     """Say what fits: bytes, fixed cost, and how many weights of MODEL survive. Takes seconds.
 
     Counts are exact for the file that would be written, with the connections that LAMP scores of
     the trained weights choose. Exit code 4: not even the empty network fits.
     """
     with collector_paused():
-        loaded, _ = load(
-            model, arch=arch, inputs=inputs, fixed_batch=fixed_batch, unsafe_load=unsafe_load,
-            entry=entry,
-            mapped=True,
-        )  # fmt: skip
+        loaded, _ = load(model, asked, mapped=True)
         from hwprune.steps.planning import plan_model
 
-        found = plan_model(
-            loaded, target, budget_bytes=budget, values=values, share_weights=share_weights,
-            form=form,
-        )  # fmt: skip
+        found = plan_model(loaded, target, **asked)
     if as_json:
         print_json(_document(loaded.name, target, found))
     _print(loaded.name, target, found, to_stderr=as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -145,76 +144,50 @@ def model_of(
     seed: int = 0,
 ) -> Model:
     """Return what ``compile`` is given as a model: of a module a copy on the CPU, in eval mode."""
-    from hwprune.frontend import load_model, new_model
-    from hwprune.frontend.inputs import describe
-    from hwprune.frontend.prepare import prepare
-    from hwprune.frontend.probe import forward_names
-    from hwprune.frontend.state import check_finite
+    import torch
 
-    module = _as_module(model)
-    names = () if module is None else forward_names(module)
-    specs = _specs(example_input, data, names)
-    if module is None:
-        given = [] if example_input is None else [describe((spec,)) for spec in specs]
-        shapes = None if data is None else sample_shapes(data.train)
-        if model is None:
-            if arch is None:
-                raise UsageError(
-                    "there is neither a model nor an arch", hint="name the network to be trained"
-                )
-            return new_model(arch, seed=seed, inputs=given, sample_shapes=shapes)
-        return load_model(
-            os.fspath(model), arch=arch, inputs=given, unsafe_load=unsafe_load, entry=entry,
-            sample_shapes=shapes,
-        )  # fmt: skip
-    if not specs:
+    from hwprune.frontend import load_model
+    from hwprune.frontend.probe import forward_names
+
+    if not (model is None or isinstance(model, (str, os.PathLike, torch.nn.Module))):
+        raise UsageError(
+            f"model is a {type(model).__name__}", hint="give a torch.nn.Module, or a file's path"
+        )
+    names = forward_names(model) if isinstance(model, torch.nn.Module) else None
+    if names is not None and example_input is None and data is None:
         raise UsageError(
             "the shape of the network's input is not known",
             hint="give example_input=torch.zeros(1, 3, 32, 32), or data",
         )
-    name = type(model).__name__.lower()
-    check_finite(module.state_dict(), name)
-    notes = prepare(module, specs)
-    return Model(name, name, "pickled-module", module, None, specs, notes=notes)
-
-
-def _as_module(model: Any) -> torch.nn.Module | None:
-    """Return a copy of a module in eval mode and float32, None for a path."""
-    import torch
-
-    if model is None or isinstance(model, (str, os.PathLike)):
-        return None
-    if not isinstance(model, torch.nn.Module):
-        raise UsageError(
-            f"model is a {type(model).__name__}", hint="give a torch.nn.Module, or a file's path"
-        )
-    return copy.deepcopy(model).cpu().eval().float()
-
-
-def _specs(example_input: Any, data: Data | None, names: Sequence[str]) -> tuple[TensorSpec, ...]:
-    """Return the inputs that the examples (else the data) show; none where neither is given."""
-    import torch
-
-    if example_input is not None:
-        several = isinstance(example_input, (tuple, list))
-        tensors = [
-            torch.as_tensor(each) for each in (example_input if several else [example_input])
-        ]
-    elif data is not None:
-        tensors = [torch.zeros(1, *shape) for shape in sample_shapes(data.train)]
-    else:
-        return ()
-    if any(not tensor.ndim for tensor in tensors):
-        raise UsageError("example_input has no batch axis", hint="give one tensor per input")
-    chosen = names[: len(tensors)]
-    if len(chosen) < len(tensors):
-        chosen = [f"input{number}" for number in range(len(tensors))]
-    return tuple(
-        TensorSpec(name, (None, *tensor.shape[1:]), _dtype(tensor))
-        for name, tensor in zip(chosen, tensors, strict=True)
+    given = _specs(example_input, names or ())
+    return load_model(
+        os.fspath(model) if isinstance(model, os.PathLike) else model,
+        arch=arch,
+        inputs=given,
+        unsafe_load=unsafe_load,
+        entry=entry,
+        sample_shapes=None if data is None or given else sample_shapes(data.train),
+        seed=seed,
     )
 
 
-def _dtype(tensor: torch.Tensor) -> str:
-    """Return the input's type; the network is compiled in float32 whatever it was trained in."""
-    return "float32" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+def _specs(example_input: Any, names: Sequence[str]) -> list[TensorSpec]:
+    """Return the inputs that the examples show; of floats any, since the network is in float32."""
+    import torch
+
+    if example_input is None:
+        return []
+    several = isinstance(example_input, (tuple, list))
+    tensors = [torch.as_tensor(each) for each in (example_input if several else [example_input])]
+    if any(not tensor.ndim for tensor in tensors):
+        raise UsageError("example_input has no batch axis", hint="give one tensor per input")
+    if len(names) < len(tensors):
+        names = [f"input{number}" for number in range(len(tensors))]
+    return [
+        TensorSpec(
+            name,
+            (None, *tensor.shape[1:]),
+            "float32" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch."),
+        )
+        for name, tensor in zip(names, tensors, strict=False)
+    ]

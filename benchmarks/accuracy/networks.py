@@ -184,10 +184,10 @@ def fresh_network(config: Config, seed: int) -> Any:
         config: ``network``; ``data``, where it is not cifar10, says how many classes there are.
         seed: of the random weights.
     """
-    from hwprune.frontend import new_model
+    from hwprune.frontend import load_model
 
     classes = {"cifar10": 10, "cifar100": 100}[config.get("data", "cifar10")]
-    return new_model(f"{config['network']}(num_classes={classes})", seed=seed)
+    return load_model(None, arch=f"{config['network']}(num_classes={classes})", seed=seed)
 
 
 def open_data(config: Config, folder: Path, seed: int) -> Any:

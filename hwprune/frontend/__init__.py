@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hwprune.frontend.data import load_data
     from hwprune.frontend.inputs import parse_input
-    from hwprune.frontend.models import load_model, new_model
+    from hwprune.frontend.models import load_model
 
-__all__ = ["load_data", "load_model", "new_model", "parse_input"]
+__all__ = ["load_data", "load_model", "parse_input"]
 
-_HOME = {
-    "load_data": "data", "load_model": "models", "new_model": "models", "parse_input": "inputs",
-}  # fmt: skip
+_HOME = {"load_data": "data", "load_model": "models", "parse_input": "inputs"}
 
 
 def __getattr__(name: str) -> Any:

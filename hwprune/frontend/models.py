@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hwprune.errors import ModelError, UsageError
-from hwprune.frontend import exported, folders, pickled, program, scripted, state
+from hwprune.frontend import exported, folders, pickled, scripted, state
 from hwprune.frontend.arch import Arch, find_arch
 from hwprune.frontend.archive import SAVE_AGAIN, IdentifiedFile, identify
 from hwprune.frontend.inputs import InputSources, choose_inputs, parse_input
@@ -28,25 +29,27 @@ from hwprune.frontend.recognise import (
     shapes_of,
 )
 from hwprune.frontend.user_code import first_line
-from hwprune.ir import Model
+from hwprune.ir import Model, TensorSpec
 
 
 def load_model(
-    path: str,
+    path: str | nn.Module | None,
     *,
     arch: str | None = None,
-    inputs: Sequence[str] = (),
+    inputs: Sequence[str | TensorSpec] = (),
     unsafe_load: bool = False,
     fixed_batch: bool = False,
     sample_shapes: Sequence[tuple[int, ...]] | None = None,
     mapped: bool = False,
     entry: str | None = None,
+    seed: int = 0,
 ) -> Model:
     """Load a trained network. Its kind is read from the file's bytes, never from its name.
 
     Args:
-        path: a state dict, a torch.export program, a TorchScript archive or a pickled module; or
-            the folder of a state dict (a run's ``checkpoint``, or what ``save_pretrained`` wrote).
+        path: a state dict, a torch.export program, a TorchScript archive or a pickled module;
+            the folder of a state dict (a run's ``checkpoint``, or what ``save_pretrained`` wrote);
+            a module in memory, which is copied; or None for ``arch`` with random weights.
         arch: what a state dict was saved from; None recognises the built-in architectures.
         inputs: the network's inputs as ``--input`` takes them, in the order of its forward method.
         unsafe_load: read a pickled module, which runs code that the file holds.
@@ -55,18 +58,59 @@ def load_model(
         mapped: leave the tensors of a state dict in the file until they are used. Saves time and
             memory; the file must not change as long as the model is used.
         entry: which entry of a training checkpoint holds the weights, where there are several.
+        seed: of random weights; the same seed gives the same ones.
 
     Returns:
         The model in eval mode on the CPU, float32, run once on inputs of the shapes it states.
 
     Raises:
-        UsageError: an input specification that cannot be parsed.
+        UsageError: an input specification that cannot be parsed, no network at all, or an ``arch``
+            without a path whose weights are not random.
         UnsafeModelError: reading the file would run code.
         ModelError: the file or the architecture cannot be used.
     """
-    sources = _sources(inputs, sample_shapes)
+    sources = InputSources(
+        given=tuple(parse_input(each) if isinstance(each, str) else each for each in inputs),
+        sample_shapes=tuple(map(tuple, sample_shapes or ())),
+    )
     # A wrong name is found before a large file is read.
     chosen = None if arch is None else find_arch(arch)
+    if isinstance(path, nn.Module):
+        name = type(path).__name__.lower()
+        module = copy.deepcopy(path).cpu().eval().float()
+        model = Model(name, name, "pickled-module", module, None, ())
+    elif path is not None:
+        model, sources = _read(path, chosen, sources, entry, unsafe=unsafe_load, mapped=mapped)
+    elif chosen is not None:
+        model, sources = _random(chosen, sources, seed)
+    else:
+        raise UsageError(
+            "there is neither a MODEL nor an --arch",
+            hint="give a trained network's file, or --arch alone to train one from scratch",
+        )
+    if model.kind != "state-dict":  # a state dict was checked before anything was built
+        state.check_memory(model.module.state_dict(), model.source)
+        state.check_finite(model.module.state_dict(), model.source)
+    _check_precision(model)
+    sources = replace(sources, names=forward_names(model.module))
+    specs, notes = choose_inputs(sources, fixed_batch=fixed_batch)
+    if model.kind in ("state-dict", "pickled-module"):
+        notes += prepare(model.module, specs, seed=seed)
+    else:
+        probe(model.module, specs)
+    return replace(model, inputs=specs, notes=(*model.notes, *notes))
+
+
+def _read(
+    path: str,
+    chosen: Arch | None,
+    sources: InputSources,
+    entry: str | None,
+    *,
+    unsafe: bool,
+    mapped: bool,
+) -> tuple[Model, InputSources]:
+    """Read a file or folder; return the model without inputs, and what says which it has."""
     if Path(path).is_dir():
         files = [identify(name) for name in folders.weight_files(Path(path))]
         if chosen is None and (named := folders.named_arch(Path(path))) is not None:
@@ -74,7 +118,7 @@ def load_model(
     else:
         files = [identify(path)]
     if files[0].kind == "exported-program":
-        module, specs, notes = program.as_module(exported.load(files[0]), path)
+        module, specs, notes = exported.read(files[0])
         model = replace(_model(path, files[0].kind, module, notes), batchnorm_frozen=True)
         sources = replace(sources, known=specs)
     elif files[0].kind == "torchscript":
@@ -82,49 +126,23 @@ def load_model(
         model = replace(model, trainable=False, batchnorm_frozen=True)
     else:
         prefix, _, name = (chosen.name if chosen else "").partition(":")
-        if prefix == "transformers":
-            read = folders.read_transformers(name, Path(path))
-            model, sources = _from_payload(path, read, chosen, sources, entry, (), ())
-        else:
-            payload, notes, foreign = _payload(files, path, unsafe=unsafe_load, mapped=mapped)
-            model, sources = _from_payload(path, payload, chosen, sources, entry, notes, foreign)
+        payload, notes, foreign = (
+            (folders.read_transformers(name, Path(path)), (), ())
+            if prefix == "transformers"
+            else _payload(files, path, unsafe=unsafe, mapped=mapped)
+        )
+        model, sources = _from_payload(path, payload, chosen, sources, entry, notes, foreign)
     if chosen is not None and model.arch is None:
         note = f"--arch {chosen.spec} was not needed: the file carries its own network"
         model = replace(model, notes=(*model.notes, note))
-    if model.kind != "state-dict":  # a state dict was checked before anything was built
-        state.check_memory(model.module.state_dict(), path)
-        state.check_finite(model.module.state_dict(), path)
-    _check_precision(model)
-    return _with_inputs(model, sources, fixed_batch=fixed_batch)
+    return model, sources
 
 
-def new_model(
-    arch: str,
-    *,
-    seed: int = 0,
-    inputs: Sequence[str] = (),
-    fixed_batch: bool = False,
-    sample_shapes: Sequence[tuple[int, ...]] | None = None,
-) -> Model:
-    """Return an architecture with random weights, to be trained from scratch.
-
-    Args:
-        arch: as ``load_model`` takes it.
-        seed: of the weights; the same seed gives the same ones.
-        inputs: as ``load_model`` takes them.
-        fixed_batch: fix the batch at 1.
-        sample_shapes: the data set's shapes per input, without the batch.
-
-    Raises:
-        UsageError: an input specification that cannot be parsed, or weights that are not random.
-        ModelError: the architecture cannot be used.
-    """
-    sources = _sources(inputs, sample_shapes)
-    chosen = find_arch(arch)
+def _random(chosen: Arch, sources: InputSources, seed: int) -> tuple[Model, InputSources]:
+    """Return an architecture with random weights, to be trained from scratch."""
     module = _drawn(chosen, seed)
     if not chosen.meta:  # somebody's own code
         _check_is_random(chosen, module, _drawn(chosen, seed + 1))
-    sources = replace(sources, known=chosen.inputs, default=chosen.default_inputs(module))
     model = Model(
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", Path(chosen.name).name).strip("-"),
         source=chosen.spec,
@@ -135,15 +153,7 @@ def new_model(
         trained=False,
         notes=(f"trained from scratch: {chosen.spec} with random weights, seed {seed}",),
     )
-    return _with_inputs(model, sources, fixed_batch=fixed_batch, seed=seed)
-
-
-def _sources(
-    inputs: Sequence[str], sample_shapes: Sequence[tuple[int, ...]] | None
-) -> InputSources:
-    return InputSources(
-        given=tuple(map(parse_input, inputs)), sample_shapes=tuple(map(tuple, sample_shapes or ()))
-    )
+    return model, replace(sources, known=chosen.inputs, default=chosen.default_inputs(module))
 
 
 def _drawn(arch: Arch, seed: int) -> nn.Module:
@@ -167,17 +177,6 @@ def _check_is_random(arch: Arch, module: nn.Module, other: nn.Module) -> None:
             hint="trained weights: save the module's state dict and give it as MODEL, with --arch;"
             " else leave seeding to --seed",
         )
-
-
-def _with_inputs(model: Model, sources: InputSources, *, fixed_batch: bool, seed: int = 0) -> Model:
-    """Return the model with its inputs, having run it once on such."""
-    sources = replace(sources, names=forward_names(model.module))
-    specs, notes = choose_inputs(sources, fixed_batch=fixed_batch)
-    if model.kind in ("state-dict", "pickled-module"):
-        notes += prepare(model.module, specs, seed=seed)
-    else:
-        probe(model.module, specs)
-    return replace(model, inputs=specs, notes=(*model.notes, *notes))
 
 
 def _check_precision(model: Model) -> None:

@@ -11,7 +11,7 @@ from e2e_tools import Runner, accuracy_of, state_of
 
 import hwprune as python
 from hwprune.errors import UsageError
-from hwprune.frontend import new_model
+from hwprune.frontend import load_model
 
 pytestmark = pytest.mark.slow
 
@@ -89,7 +89,7 @@ class TestEast:
         assert "Relu" in operators
         assert not operators & DYNAMIC
         assert not any("dyrelu" in name for name in state_of(out))
-        start = new_model("digits-cnn", seed=0).module.state_dict()
+        start = load_model(None, arch="digits-cnn", seed=0).module.state_dict()
         assert state_of(out).keys() == start.keys()
         weight = state_of(out)["features.1.0.weight"]
         assert not np.array_equal(weight[weight != 0], start["features.1.0.weight"][weight != 0])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from e2e_tools import Runner
 
-from hwprune.frontend import new_model
+from hwprune.frontend import load_model
 from hwprune.frontend.zoo import ARCHITECTURES
 
 pytestmark = pytest.mark.usefixtures("traced_once")
@@ -52,7 +52,7 @@ def test_a_model_that_fits_is_said_to_fit(hwprune: Runner, digits_pt: Path) -> N
 
 def test_shared_weights_are_counted_once(hwprune: Runner, tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
-    torch.save(new_model("cifar-resnet20", seed=0).module.state_dict(), path)
+    torch.save(load_model(None, arch="cifar-resnet20", seed=0).module.state_dict(), path)
     words = ("plan", path, "--target", "nrf52840", "--budget", "40KiB", "--values", "int8")
     apart = hwprune(*words, "--json").document
     shared = hwprune(*words, "--share-weights", "auto", "--json").document

@@ -140,7 +140,7 @@ def test_wrong_arguments(digits_net: nn.Module, options: dict[str, Any], name: s
     [
         (3, "model is a"),
         ([nn.Linear(2, 2)], "model is a"),
-        (None, "neither a model nor an arch"),
+        (None, "neither a MODEL nor an --arch"),
     ],
 )
 def test_what_is_no_model(model: Any, message: str, options: dict[str, Any]) -> None:

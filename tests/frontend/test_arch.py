@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hwprune.errors import ModelError, UsageError
-from hwprune.frontend import new_model
+from hwprune.frontend import load_model
 from hwprune.frontend.arch import find_arch, parse_spec
 from hwprune.frontend.zoo import ARCHITECTURES
 
@@ -164,12 +164,12 @@ def test_random_weights_follow_the_seed_and_loaded_ones_are_refused(tmp_path: Pa
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first, again, other = (
-        new_model(f"{path}:fresh", seed=seed, inputs=["x:Nx4"]).module.state_dict()["weight"]
+        load_model(None, arch=f"{path}:fresh", seed=seed, inputs=["x:Nx4"]).module.weight
         for seed in (0, 0, 1)
     )
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     with pytest.raises(UsageError, match="not random") as caught:
-        new_model(f"{path}:loaded", inputs=["x:Nx4"])
+        load_model(None, arch=f"{path}:loaded", inputs=["x:Nx4"])
     assert "give it as MODEL" in str(caught.value.hint)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from hwprune.errors import ModelError, UnsafeModelError, UsageError
-from hwprune.frontend import folders, load_model, new_model
+from hwprune.frontend import folders, load_model
 from hwprune.frontend.zoo import ARCHITECTURES
 from hwprune.ir import Model, TensorSpec
 
@@ -561,7 +561,7 @@ def test_lazy_modules_get_the_shapes_of_the_file(
     model = load_model(save(lazy.state_dict()), arch=arch, inputs=INPUT)
     assert_same(model, lazy, x)
     assert type(model.module.conv) is nn.Conv2d
-    drawn = [new_model(arch, seed=seed, inputs=INPUT).module for seed in (0, 0, 1)]
+    drawn = [load_model(None, arch=arch, seed=seed, inputs=INPUT).module for seed in (0, 0, 1)]
     assert torch.equal(drawn[0].conv.weight, drawn[1].conv.weight)
     assert not torch.equal(drawn[0].conv.weight, drawn[2].conv.weight)
 
