@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hwprune.cli import github
 from hwprune.cli.main import error_document, print_json
 from hwprune.cli.options import console, json_option, require_option, target_option
 
 if TYPE_CHECKING:
     from hwprune.targets import Target
     from hwprune.verify import CheckResult, Limit
+    from hwprune.verify.gate_file import Gated
 
 _MARKS = {"passed": ("✓", "green"), "failed": ("✗", "bold red"), "skipped": ("-", "dim")}
 
 
 @click.command("check")
-@click.argument("artifacts", nargs=-1, required=True, metavar="ARTIFACT...", type=click.Path())
+@click.argument("artifacts", nargs=-1, metavar="[ARTIFACT]...", type=click.Path())
 @target_option
 @require_option
+@click.option(
+    "--config",
+    type=click.Path(),
+    metavar="FILE",
+    help="Artifacts and their limits; hwprune.toml is read where it is there.",
+)
+@click.option(
+    "--baseline", type=click.Path(), metavar="FILE|DIR",
+    help="What artifacts must not be worse than: a report, an artifact, a folder of either.",
+)  # fmt: skip
 @click.option(
     "--junit", type=click.Path(dir_okay=False), metavar="FILE", help="Write JUnit XML as well."
 )
@@ -32,22 +45,29 @@ def command(
     artifacts: tuple[str, ...],
     target: Target | None,
     limits: tuple[Limit, ...],
+    config: str | None,
+    baseline: str | None,
     junit: str | None,
     as_json: bool,
 ) -> None:
     """Check ONNX artifacts: the gate for CI.
 
-    Each must be one sound file whose operators mean what hwprune writes, not densified by another
-    tool, unchanged since its report.json (where that lies beside it), within the target's budget,
-    opset and IR version, and within every --require.
+    ARTIFACT is a file or a folder. Without one, those of hwprune.toml are checked; what that file
+    says of an artifact holds in addition to the options. Each must be one sound file whose
+    operators mean what hwprune writes, not densified by another tool, unchanged since its
+    report.json (where that lies beside it), within the target's budget, opset and IR version,
+    within every --require, and no worse than its --baseline.
 
     Exit codes: 0 all passed; 2 unreadable, or a limit that cannot be measured; 3 over budget or
     over a limit; 5 verification failed.
     """
     from hwprune.errors import worst_exit_code
-    from hwprune.verify import check
 
-    results = [check(path, target=target, limits=limits) for path in artifacts]
+    gated = _gated(artifacts, config)
+    results = [
+        _checked(one, target or one.target, (*one.limits, *limits), baseline or one.baseline)
+        for one in gated
+    ]
     code = worst_exit_code([result.exit_code for result in results])
     if junit is not None:
         from hwprune.report.record import write_text
@@ -55,6 +75,10 @@ def command(
 
         write_text(to_junit(results), junit)
     _print(results, to_stderr=as_json)
+    if github.runs_here():
+        for line in github.commands(results):
+            click.echo(line, err=as_json)
+        github.add_to_summary(results)
     if as_json:
         document: dict[str, Any] = {
             "exit_code": code,
@@ -66,9 +90,53 @@ def command(
     ctx.exit(code)
 
 
+def _gated(artifacts: tuple[str, ...], config: str | None) -> list[Gated]:
+    """Return what to check: the artifacts that were given, or all of the gate file.
+
+    Raises:
+        UsageError: nothing to check, a bad gate file, or an artifact that is not in it.
+    """
+    from hwprune.errors import UsageError
+    from hwprune.verify import gate_file
+    from hwprune.verify.gate_file import Gated
+
+    listed = None
+    if config is not None or os.path.exists(gate_file.NAME):
+        listed = gate_file.read(config or gate_file.NAME)
+    if not artifacts:
+        if listed is None:
+            raise UsageError(
+                f"no ARTIFACT was given, and there is no {gate_file.NAME} here",
+                hint="name a file or folder, or write hwprune.toml: docs/ci.md has an example",
+            )
+        return listed
+    known = {os.path.realpath(one.path): one for one in listed or ()}
+    files = [file for path in artifacts for file in gate_file.files_of(path)]
+    unknown = [file for file in files if os.path.realpath(file) not in known]
+    if config is not None and unknown:
+        raise UsageError(
+            f"{config} does not list {', '.join(unknown[:5])}",
+            hint="add an [[artifact]] entry for it, or leave --config out",
+        )
+    return [
+        dataclasses.replace(known.get(os.path.realpath(file), Gated(file)), path=file)
+        for file in files
+    ]
+
+
+def _checked(
+    gated: Gated, target: Target | None, limits: tuple[Limit, ...], baseline: str | None
+) -> CheckResult:
+    from hwprune.verify import check
+    from hwprune.verify.baseline import read
+
+    before = None if baseline is None else read(baseline, gated.path, gated.may_worsen)
+    return check(gated.path, target=target, limits=limits, baseline=before)
+
+
 def _document(result: CheckResult) -> dict[str, Any]:
     keys = ("bytes", "sha256", "form", "opset", "ir_version", "nonzeros", "weights")
-    steps = [asdict(step) for step in result.steps]
+    steps = [dataclasses.asdict(step) for step in result.steps]
     for step in steps:
         del step["error_type"]
     return {
@@ -78,7 +146,7 @@ def _document(result: CheckResult) -> dict[str, Any]:
         "scope": result.scope,
         **{key: getattr(result.artifact, key, None) for key in keys},
         "steps": steps,
-        "limits": [asdict(limit) for limit in result.limits],
+        "limits": [dataclasses.asdict(limit) for limit in result.limits],
     }
 
 

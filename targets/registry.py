@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hwprune import toml
 from hwprune.errors import TargetError
 from hwprune.targets.explain import give
 from hwprune.targets.profile import Target, build
 
-# By name: tomli is installed on Python 3.10 only, and a type checker would ask for it anywhere.
-_toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-
 _FOLDER = Path(__file__).resolve().parent
-_LARGEST_BYTES = (
-    1 << 20
-)  # a profile is a page of text; a model given by mistake is not read through
 # What belongs to one file and is not handed down.
 _OWN_FIELDS = ("name", "aliases", "extends")
 
@@ -144,42 +137,8 @@ def _index(folder: Path) -> _Index:
 
 def _read(path: Path) -> dict[str, Any]:
     """Read one TOML file, whatever it turns out to be."""
-    try:
-        if not path.exists():
-            raise TargetError(
-                f"{path} does not exist; expected a device profile",
-                hint="give the path of a .toml file, or one of the names in `hwprune targets`",
-            )
-        if not path.is_file():
-            what = "a folder" if path.is_dir() else "not a regular file"
-            raise TargetError(f"{path} is {what}; expected a TOML file with a device profile")
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL inside the path
-        reason = getattr(error, "strerror", None) or str(error)
-        raise TargetError(f"{give(str(path))} cannot be read: {reason}") from None
-    if not raw.strip():
-        raise TargetError(
-            f"{path} is empty; expected a device profile",
-            hint="docs/targets.md has a complete example to start from",
-        )
-    if len(raw) > _LARGEST_BYTES or b"\0" in raw:
-        raise TargetError(f"{path} is not a text file of at most 1 MiB; expected a TOML profile")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TargetError(
-            f"{path}: byte {error.start} is not UTF-8; expected TOML, which is UTF-8 text",
-            hint="save the file as UTF-8",
-        ) from None
-    try:
-        table: dict[str, Any] = _toml.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise TargetError(
-            f"{path} is not TOML: {reason}", hint="https://toml.io shows the syntax"
-        ) from None
-    return table
+    hint = "docs/targets.md has a complete example; `hwprune targets` lists the profiles there are"
+    return toml.read(path, "a device profile", TargetError, hint=hint)
 
 
 def _resolve(path: Path, index: _Index) -> tuple[dict[str, Any], dict[str, str]]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Of the library as a whole; `make check` prints what it has. A feature has to be worth its lines.
-MAX_LIBRARY_LINES = 31_250
+MAX_LIBRARY_LINES = 38_000
 
-OPEN_TO_ALL = {"ir", "errors", "units", "sampling", "files", "trees"}
+OPEN_TO_ALL = {"ir", "errors", "units", "sampling", "files", "toml", "trees"}
 STAGES = {
     "frontend", "budget", "sparsity", "training", "encoding", "export", "kernels", "firmware",
     "targets", "tasks", "verify", "report", "least_squares", "extreme",
@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling": set(),
     "trees": set(),
     "files": set(),
+    "toml": {"errors"},
     "units": {"errors"},
     "frontend": {"tasks"},
     "tasks": set(),
@@ -70,8 +71,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # These run on CI machines and boards where nothing of the extra `compile` is installed.
 WITHOUT_TORCH = {
-    "ir", "errors", "units", "sampling", "files", "trees", "verify", "report", "targets", "kernels",
-    "encoding", "budget", "cli", "tasks", "firmware",
+    "ir", "errors", "units", "sampling", "files", "toml", "trees", "verify", "report", "targets",
+    "kernels", "encoding", "budget", "cli", "tasks", "firmware",
     "export.artifact", "export.operators", "frontend.data", "frontend.sources",
     "frontend.task_file",
 }  # fmt: skip

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 
 from hwprune.encoding.codec import MAX_WEIGHTS, MalformedIndexError, matrix_shape
@@ -22,8 +21,11 @@ from hwprune.encoding.values import (
     value_array,
     values_size,
 )
-from hwprune.errors import VerificationError
+from hwprune.errors import UsageError, VerificationError
 from hwprune.ir import CodecName, Packed, ValueType
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 
 def pack(
@@ -183,11 +185,19 @@ def stored_nonzeros(packed: Packed) -> int:
 
 
 def to_csr(packed: Packed) -> scipy.sparse.csr_array:
-    """Return the tensor as a float32 ``csr_array``: its first axis by everything else."""
+    """Return the tensor as a float32 ``csr_array``: its first axis by everything else.
+
+    Raises:
+        UsageError: SciPy is not installed; nothing else of what a gate or a board needs asks for it.
+    """
+    try:
+        from scipy.sparse import csr_array
+    except ImportError:
+        raise UsageError("CSR arrays need SciPy", hint="pip install scipy") from None
     positions = packed_positions(packed)
     rows, columns = matrix_shape(packed.shape)
     values = unpack(packed).reshape(-1)[positions]
     coordinates = np.divmod(positions, columns)
-    array = scipy.sparse.csr_array((values, coordinates), shape=(rows, columns))
+    array = csr_array((values, coordinates), shape=(rows, columns))
     array.eliminate_zeros()
     return array

@@ -11,11 +11,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import google.protobuf.message
 import onnx
-import scipy.sparse
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -26,6 +25,9 @@ from hwprune.export.body import DOMAIN
 from hwprune.export.inlined import InlinedLayers, claim_of
 from hwprune.export.operators import OPERATORS, Operator, plain_name
 from hwprune.ir import CodecName, Packed, ValueType
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 
 @dataclass(frozen=True, slots=True)

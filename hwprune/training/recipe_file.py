@@ -14,11 +14,9 @@ of that name: nothing is listed twice, and both are checked against the types th
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import json
 import os
-import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -30,15 +28,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
+from hwprune import toml
 from hwprune.errors import UsageError
 from hwprune.sparsity import STRATEGIES, make, refuse_removed
 from hwprune.training.recipe import Recipe
 
-# By name: tomli is installed on Python 3.10 only, and a type checker would ask for it anywhere.
-_toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-
 _FOLDER = Path(__file__).resolve().parent / "recipes"
-_LARGEST_BYTES = 1 << 20  # a recipe is a page of text
 _SHOWN = 8
 # Options are tried out before anything is planned; the density of the plan is not known then.
 _SOME_DENSITY = 0.1
@@ -100,7 +95,8 @@ def _table(given: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[str, dict
         return "recipe", dict(given)
     text = os.fspath(given)
     path = Path(text) if text.lower().endswith(".toml") or os.sep in text else _built_in(text)
-    return str(path), _read(path)
+    hint = f"give a TOML file, or one of {', '.join(names())}"
+    return str(path), toml.read(path, "a recipe", UsageError, hint=hint)
 
 
 def _built_in(name: str) -> Path:
@@ -113,26 +109,6 @@ def _built_in(name: str) -> Path:
         hint=(f"did you mean {close[0]}? " if close else "")
         + f"built in are {', '.join(known)}; the path of a recipe of your own ends in .toml",
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST_BYTES + 1)
-        if len(raw) > _LARGEST_BYTES:
-            raise UsageError(f"{path} is larger than 1 MiB; expected a TOML file with a recipe")
-        table: dict[str, Any] = _toml.loads(raw.decode("utf-8-sig"))
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read: {error.strerror}",
-            hint=f"give a TOML file, or one of {', '.join(names())}",
-        ) from None
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a path with a NUL
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise UsageError(
-            f"{path} is not TOML: {reason}", hint="https://toml.io shows the syntax"
-        ) from None
-    return table
 
 
 def _texts(value: Any, path: str) -> tuple[str, ...]:

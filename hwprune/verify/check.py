@@ -30,6 +30,7 @@ from hwprune.kernels import library
 from hwprune.kernels.session import operator_names
 from hwprune.units import format_bytes, format_count
 from hwprune.verify import integrity, latency, parity, runner, sidecar_report
+from hwprune.verify.baseline import Baseline
 from hwprune.verify.fields import FIELDS
 from hwprune.verify.limits import Context, Limit, evaluate, explain, why_not
 from hwprune.verify.outcome import SCOPE_HOST, SCOPE_UNLINKED, CheckResult, Log, Skipped
@@ -75,6 +76,7 @@ def check(
     threads: int = 1,
     runs: int = 50,
     made: Made | None = None,
+    baseline: Baseline | None = None,
 ) -> CheckResult:
     """Check one artifact. Findings are returned, never raised.
 
@@ -87,6 +89,7 @@ def check(
         threads: for latency limits.
         runs: for latency limits.
         made: what its maker knows; its budget and bytes go before the target's and the report's.
+        baseline: what it must not be worse than.
     """
     log = Log()
     scope = SCOPE_UNLINKED if target and target.kind == "microcontroller" else SCOPE_HOST
@@ -118,6 +121,10 @@ def check(
     judge = _Judge(artifact, target, matching, no_kernels, threads, runs)
     for limit in limits:
         log.step(f"require {limit.text}", lambda limit=limit: judge.sentence(limit))  # type: ignore[misc]
+    same = baseline and log.step("baseline", lambda: baseline.same_network(judge.record))
+    if baseline and same:
+        for comparison in baseline.comparisons(judge.record):
+            log.step(f"baseline {comparison.field.name}", comparison.sentence)
     return CheckResult(
         path, tuple(log.steps), tuple(judge.results), scope, artifact, near, both, no_kernels
     )

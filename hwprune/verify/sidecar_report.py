@@ -59,18 +59,11 @@ def find(path: str, sha256: str) -> SidecarReport | None:
         ArtifactError: there is one, and it cannot be read: what it promises is not known.
     """
     file = Path(path)
-    place = file.parent / REPORT_NAME
     try:
-        record = json.loads(place.read_text(encoding="utf-8"))
+        record = load(file.parent / REPORT_NAME)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "it is not JSON"
-        raise ArtifactError(
-            f"{place} cannot be read: {reason}",
-            hint="make it readable, or take it away where it is not the report of this file",
-        ) from None
-    artifact = record.get("artifact") if isinstance(record, dict) else None
+    artifact = record.get("artifact")
     if not isinstance(artifact, dict) or not isinstance(artifact.get("path"), str):
         return None
     promised = artifact.get("sha256")
@@ -88,6 +81,26 @@ def find(path: str, sha256: str) -> SidecarReport | None:
             for layer in (layers if isinstance(layers, list) else [])
         ),
     )
+
+
+def load(place: Path) -> Mapping[str, Any]:
+    """Return the JSON object of a report, empty where it is something else.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: it is not there.
+        ArtifactError: it cannot be read, or is not JSON.
+    """
+    try:
+        record = json.loads(place.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "it is not JSON"
+        raise ArtifactError(
+            f"{place} cannot be read: {reason}",
+            hint="make it readable, or take it away where it is not the report of this file",
+        ) from None
+    return record if isinstance(record, dict) else {}
 
 
 def is_size(value: Any) -> TypeGuard[int]:

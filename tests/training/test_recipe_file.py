@@ -89,11 +89,11 @@ def test_what_is_not_there(name: str) -> None:
 def test_a_folder_and_bytes_that_are_not_text(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.mkdir()
-    with pytest.raises(UsageError, match="directory"):
+    with pytest.raises(UsageError, match="is a folder"):
         load(path)
     other = tmp_path / "y.toml"
     other.write_bytes(b"\xff\xfe\0")
-    with pytest.raises(UsageError, match="not TOML"):
+    with pytest.raises(UsageError, match="not a text file"):
         load(other)
 
 
