@@ -188,7 +188,7 @@ def to_csr(packed: Packed) -> scipy.sparse.csr_array:
     """Return the tensor as a float32 ``csr_array``: its first axis by everything else.
 
     Raises:
-        UsageError: SciPy is not installed; nothing else of what a gate or a board needs asks for it.
+        UsageError: SciPy is not installed: a gate or a board needs it for nothing else.
     """
     try:
         from scipy.sparse import csr_array
