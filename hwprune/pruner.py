@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,13 @@ from hwprune.targets import Target
 from hwprune.targets import load as load_target
 from hwprune.training.engine import Engine, value_phase
 from hwprune.training.masters import MasterWeights
+from hwprune.training.modes import average_statistics
 from hwprune.training.sparse import SparseParameters
 from hwprune.units import format_bytes, parse_bytes
 
 _VERSION = 1
-_PRUNED: weakref.WeakKeyDictionary[nn.Module, Pruner] = weakref.WeakKeyDictionary()
+# Every engine that lives, to see whether one is attached to the same parameters.
+_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Pruner:
@@ -49,17 +51,19 @@ class Pruner:
     Args:
         model: the network; compiled by torch or wrapped for several processes, or plain. Its
             weights are the trained ones: load a checkpoint before, then ``load_state_dict``.
-        optimizer: what moves its parameters; several in the order in which they step.
+        optimizer: what moves its parameters; several in the order in which they step. It may be
+            wrapped (Accelerate, Lightning).
         target: a profile's name, its file, or the profile.
         example_input: one tensor per input of the module; the first axis is the batch.
         steps: how often the optimiser will step, in all; see ``progress``.
         budget: bytes, or a size such as ``"64KiB"``; the target's default without.
         strategy: as ``--strategy`` spells it.
         values: the type of the stored values, or ``auto``.
+        form: of the file: ``"inlined"`` for standard operators alone; the target's without.
         quantise_from: the part of the steps from which values are trained as they are stored; 1
             for never.
         gradient_batches: over how many steps the gradients that regrowth asks for are summed.
-        prune_frozen: also prune weights that are not trained.
+        prune_frozen: also prune weights that are not trained, which stay dense otherwise.
         seed: of what is random.
         options: of the strategy.
 
@@ -78,6 +82,7 @@ class Pruner:
         budget: int | str | None = None,
         strategy: str = "auto",
         values: str = "auto",
+        form: str | None = None,
         quantise_from: float = 0.75,
         gradient_batches: int = 1,
         prune_frozen: bool = False,
@@ -86,11 +91,8 @@ class Pruner:
     ) -> None:
         """Plan, and take part in the optimiser's steps from now on."""
         self._module = _plain(model)
-        if self._module in _PRUNED:
-            raise UsageError(
-                "this module has a Pruner already", hint="detach() the other one, or use it"
-            )
-        optimizers = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
+        optimizers = _plain_optimizers(optimizer)
+        self._check_module()
         copied = model_of(self._module, example_input, None, seed=seed)
         self._job = resolve(
             copied,
@@ -101,6 +103,7 @@ class Pruner:
             strategy=strategy,
             strategy_options=options,
             values=values,
+            form=form,
             seed=seed,
             epochs=0,
             device="cpu",
@@ -113,7 +116,9 @@ class Pruner:
             )
         self._steps, self._quantise_from = steps, quantise_from
         self._gradient_batches = gradient_batches
-        self._prepared = prepare(copied, self._job.target)
+        parameters = () if prune_frozen else self._module.named_parameters()
+        frozen = frozenset(name for name, each in parameters if not each.requires_grad)
+        self._prepared = prepare(copied, self._job.target, keep=frozen)
         if fits_dense(self._prepared.dense_bytes, self._job.target, self._job.budget_bytes):
             raise UsageError(
                 f"the dense model fits {format_bytes(self._job.budget_bytes)}: there is nothing to"
@@ -121,7 +126,7 @@ class Pruner:
                 hint=f"give a budget below {format_bytes(self._prepared.dense_bytes)}",
             )
         names = self._prepared.template.names
-        self._check_parameters(names, optimizers, prune_frozen=prune_frozen)
+        self._check_held(optimizers)
         self._candidates = candidates_of(
             self._prepared, self._job.value_types, self._job.budget_bytes
         )
@@ -146,7 +151,6 @@ class Pruner:
         self._engine = self._engine_for(choice.value_type, chosen)
         for each in optimizers:
             self._engine.attach(each)
-        _PRUNED[self._module] = self
 
     def _engine_for(self, kind: ValueType, strategy: Strategy) -> Engine:
         self._kind, self._strategy = kind, strategy
@@ -166,6 +170,7 @@ class Pruner:
             gradient_batches=self._gradient_batches,
         )
         engine.hooks["reachability"] = self._paths
+        _ENGINES.add(engine)
         return engine
 
     # -- what it knows ----------------------------------------------------------------------------
@@ -216,17 +221,16 @@ class Pruner:
 
     def attach(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> None:
         """Take part in the steps of another optimiser from now on, instead of the present one."""
-        optimizers = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
-        self._check_parameters(self._prepared.template.names, optimizers, prune_frozen=True)
+        optimizers = _plain_optimizers(optimizer)
+        self._check_held(optimizers)
         self._engine.detach()
+        self._check_module()
         for each in optimizers:
             self._engine.attach(each)
-        _PRUNED[self._module] = self
 
     def detach(self) -> None:
         """Leave optimiser and module alone; the parameters stay as they are."""
         self._engine.detach()
-        _PRUNED.pop(self._module, None)
 
     @torch.no_grad()
     def apply_masks(self, model: nn.Module) -> None:
@@ -244,16 +248,20 @@ class Pruner:
         output: str | PathLike[str],
         *,
         model: nn.Module | None = None,
+        calibration: Iterable[Any] | None = None,
         require: str | Sequence[str] = (),
         evaluate: Callable[[Any], float] | None = None,
         metric: str = "metric",
-        higher_is_better: bool = True,
+        higher_is_better: bool | None = None,
     ) -> Artifact:
         """Write and verify the file, with its report, into a folder, as ``compile`` does.
 
         Args:
             output: the folder.
-            model: another copy of the network whose weights to take, such as an average.
+            model: another copy of the network whose weights to take, such as an average; a copy of
+                it is pruned and stored before anything is measured.
+            calibration: batches, as a loader yields them, of whose inputs BN's statistics are taken
+                anew; the module's own stay without.
             require: limits such as ``"size<=16KiB"``.
             evaluate: called with an ``onnxruntime.InferenceSession`` of the verified file; what it
                 returns stands in the report's notes.
@@ -288,10 +296,7 @@ class Pruner:
             limits=(require,) if isinstance(require, str) else tuple(require),
         )  # fmt: skip
         copied, template = self._prepared.model.module, self._prepared.template
-        state = _plain(self._module if model is None else model).state_dict()
-        copied.load_state_dict({name: _on_cpu(value) for name, value in state.items()})
-        self.apply_masks(copied)
-        copied.eval()
+        self._take(copied, self._module if model is None else model, calibration)
         dense = template.write_dense()
         packed = pack_model(
             copied, template, self.masks, self._kind,
@@ -312,6 +317,48 @@ class Pruner:
         with opened(job.output) as folder:
             return finish(job, folder, made, dense, evaluate=None if evaluate is None else measured)
 
+    @torch.no_grad()
+    def _take(self, copied: nn.Module, model: nn.Module, calibration: Iterable[Any] | None) -> None:
+        """Let the copy hold what a model is shipped as: masked, calibrated, stored."""
+        state = _plain(model).state_dict()
+        copied.load_state_dict({name: _on_cpu(value) for name, value in state.items()})
+        self.apply_masks(copied)
+        copied.eval()
+        named = dict(copied.named_parameters(remove_duplicate=False))
+        weights = {name: named[name].detach() for name in self._prepared.template.names}
+        quantizer = weight_quantizer(self._prepared.template, copied, self._kind)
+
+        def store() -> None:
+            if quantizer is not None:
+                for name, value in quantizer(weights, final=True).items():
+                    weights[name].copy_(value)
+
+        # BN sees stored weights; a codebook is of weights that BN is folded into.
+        before = quantizer is None or not quantizer.holds_norms
+        if before:
+            store()
+        if calibration is not None:
+            average_statistics(copied, self._inputs_of(calibration))
+        if not before:
+            store()
+
+    def _inputs_of(self, batches: Iterable[Any]) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Return the network's inputs in what a loader yields: by name, or the first ones."""
+        names = [spec.name for spec in self._prepared.model.inputs]
+        for batch in batches:
+            if isinstance(batch, Mapping):
+                parts = [batch.get(name) for name in names]
+            else:
+                parts = [batch] if isinstance(batch, torch.Tensor) else list(batch)[: len(names)]
+            tensors = tuple(_on_cpu(part) for part in parts if isinstance(part, torch.Tensor))
+            if len(tensors) < len(names):
+                found = ", ".join(batch) if isinstance(batch, Mapping) else type(batch).__name__
+                raise UsageError(
+                    f"calibration yields {found}, not the network's inputs",
+                    hint=f"yield dicts with {', '.join(names)}, or tuples that begin with them",
+                )
+            yield tensors
+
     # -- a checkpoint -----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -322,6 +369,7 @@ class Pruner:
             "budget_bytes": self._job.budget_bytes,
             "value_type": self._kind,
             "strategy": self._strategy.name,
+            "options": dict(self._job.strategy_options),
             "density": self._strategy.density,
             "steps": self._steps,
             "pretrained": dict(self._sparse.pretrained),
@@ -337,6 +385,7 @@ class Pruner:
         here = {
             "version": _VERSION, "target": self._job.target.name, "steps": self._steps,
             "budget_bytes": self._job.budget_bytes, "strategy": self._strategy.name,
+            "options": dict(self._job.strategy_options),
         }  # fmt: skip
         shapes = {name: tuple(t.shape) for name, t in state.get("pretrained", {}).items()}
         wrong = [
@@ -374,47 +423,40 @@ class Pruner:
 
     # -- what may be wrong ------------------------------------------------------------------------
 
-    def _check_parameters(
-        self,
-        names: Sequence[str],
-        optimizers: Sequence[torch.optim.Optimizer],
-        *,
-        prune_frozen: bool,
-    ) -> None:
-        """Check that the optimisers step on what is to be pruned, in a way that can be followed."""
+    def _check_module(self) -> None:
+        """Check that nobody else prunes the module, and that its parameters are whole."""
+        own = {id(parameter) for parameter in self._module.parameters()}
+        for engine in _ENGINES:
+            if engine.optimizers and own & {id(p) for p in engine.sparse.parameters.values()}:
+                raise UsageError(
+                    "this module has a Pruner already", hint="detach() the other one, or use it"
+                )
+        for name, parameter in self._module.named_parameters():
+            if any(
+                type(each).__module__.startswith("torch.distributed")
+                for each in (self._module, *self._module.modules(), parameter, parameter.data)
+            ):
+                raise UsageError(
+                    f"{name} is spread over several processes (FSDP, DTensor)",
+                    hint="use DistributedDataParallel, or one process",
+                )
+
+    def _check_held(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Check that the optimisers step on what is to be pruned."""
         named = dict(self._module.named_parameters(remove_duplicate=False))
+        names = self._prepared.template.names
         if missing := [name for name in names if name not in named]:
             raise UsageError(
                 f"{missing[0]} is no parameter of the module: it is computed from others",
                 hint="remove parametrisations such as weight_norm before training",
             )
-        for optimizer in optimizers:
-            if isinstance(optimizer, torch.optim.LBFGS):
-                raise UsageError(
-                    "LBFGS calls its closure several times in a step",
-                    hint="use an optimiser that takes one gradient a step",
-                )
-        parameters = [p for o in optimizers for g in o.param_groups for p in g["params"]]
-        for parameter in parameters:
-            if type(parameter).__module__.startswith("torch.distributed") or type(
-                parameter.data
-            ).__module__.startswith("torch.distributed"):
-                raise UsageError(
-                    "a parameter is spread over several processes (FSDP, DTensor)",
-                    hint="use DistributedDataParallel, or one process",
-                )
-        held = {id(p) for p in parameters}
-        frozen = [name for name in names if not named[name].requires_grad]
-        if frozen and not prune_frozen:
-            raise UsageError(
-                f"{frozen[0]} is frozen (requires_grad is False)",
-                hint="train it, or give prune_frozen=True to prune what is not trained as well",
-            )
-        lost = [n for n in names if id(named[n]) not in held and n not in frozen]
+        held = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
+        lost = [n for n in names if id(named[n]) not in held and named[n].requires_grad]
         if lost:
             raise UsageError(
                 f"the optimiser does not hold {lost[0]}",
-                hint="give the optimiser (or all of them) that steps on the model's parameters",
+                hint="give the optimiser (or all of them) that steps on the model's parameters, or"
+                " freeze what is not trained: requires_grad_(False)",
             )
 
     def _check_zeros(self) -> None:
@@ -440,6 +482,27 @@ def _finite(given: Any, metric: str) -> float:
             hint="evaluate(session) returns one number, such as float(correct.mean())",
         )
     return value
+
+
+def _plain_optimizers(
+    given: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+) -> list[torch.optim.Optimizer]:
+    """Return the optimisers inside what wraps them (Accelerate, Lightning)."""
+    found = list(given) if isinstance(given, Sequence) else [given]
+    for place, optimizer in enumerate(found):
+        while isinstance(inner := getattr(found[place], "optimizer", None), torch.optim.Optimizer):
+            found[place] = inner
+        if isinstance(found[place], torch.optim.LBFGS):
+            raise UsageError(
+                "LBFGS calls its closure several times in a step",
+                hint="use an optimiser that takes one gradient a step",
+            )
+        if not isinstance(found[place], torch.optim.Optimizer):
+            raise UsageError(
+                f"{type(optimizer).__name__} is no torch.optim.Optimizer",
+                hint="give the optimiser that steps on the model's parameters, or a list of them",
+            )
+    return found
 
 
 def _plain(model: nn.Module) -> nn.Module:

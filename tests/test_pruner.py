@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -116,8 +117,9 @@ def outputs(artifact: hwprune.Artifact, model: nn.Module) -> tuple[np.ndarray, n
         {"strategy": "bidirectional-single", "gradient_batches": 2, "steps": STEPS},
         {"values": "codebook16", "strategy": "one-shot"},
         {"values": "fp32", "budget": 6000},
+        {"form": "inlined"},
     ],
-    ids=["default", "exchanges", "regrows", "codebook", "floats"],
+    ids=["default", "exchanges", "regrows", "codebook", "floats", "inlined"],
 )
 def test_the_file_is_the_trained_network_and_uses_its_bytes(
     tmp_path: Path, options: dict[str, Any]
@@ -139,6 +141,8 @@ def test_the_file_is_the_trained_network_and_uses_its_bytes(
     report = artifact.report
     assert report["strategy"] == options.get("strategy", "cubic")
     assert any("in a loop of the caller's own" in note for note in report["notes"])
+    domains = {node.domain for node in onnx.load(artifact.path).graph.node}
+    assert ("hwprune" in domains) == ("form" not in options)
     assert (tmp_path / "out" / "report.json").is_file()
     pruner.detach()
 
@@ -229,6 +233,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "values": ({"values": "int3"}, "cannot decode int3"),
     "phase": ({"quantise_from": 2.0}, "quantise_from is 2.0"),
     "dyrelu": ({"strategy": "east", "steps": 400}, "swaps activations"),
+    "form": ({"form": "plain"}, "form is 'plain'"),
     "example": ({"example_input": torch.zeros(1, 3, 8, 8)}, ""),
 }
 
@@ -245,24 +250,97 @@ def test_what_cannot_be_done_is_said_before_training(case: str) -> None:
     made(model, sgd(model)).detach()  # nothing of the refused one is left
 
 
-def test_parameters_have_to_be_the_optimisers(tmp_path: Path) -> None:
+def test_parameters_have_to_be_the_optimisers() -> None:
     model = network()
     assert isinstance(model, Regressor)
-    with pytest.raises(UsageError, match=r"does not hold stem\.weight"):
+    with pytest.raises(UsageError, match=r"does not hold stem\.weight") as caught:
         made(model, torch.optim.SGD(model.head.parameters(), lr=0.1))
+    assert "requires_grad_(False)" in (caught.value.hint or "")
     with pytest.raises(UsageError, match="LBFGS"):
         made(model, torch.optim.LBFGS(model.parameters()))
-    model.body.weight.requires_grad_(False)
-    with pytest.raises(UsageError, match=r"body\.weight is frozen") as caught:
-        made(model, sgd(model))
-    assert "prune_frozen" in (caught.value.hint or "")
-    frozen = model.body.weight.detach().clone()
-    trained = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    pruner = made(model, trained, prune_frozen=True, quantise_from=1.0)
-    train(model, trained, range(STEPS))
-    kept = torch.from_numpy(pruner.masks["body.weight"])
-    assert torch.equal(model.body.weight[kept], frozen[kept])
-    assert pruner.export(tmp_path / "out").verdict.exit_code == 0
+    with pytest.raises(UsageError, match=r"Regressor is no torch\.optim\.Optimizer"):
+        made(model, model)
+
+
+class CallsTwice(torch.optim.SGD):
+    """Asks its closure at two places, as sharpness-aware optimisers do."""
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """Take a step from the second place."""
+        closure()
+        return super().step(closure)
+
+
+def test_a_closure_that_is_called_twice_is_refused() -> None:
+    model = network()
+    optimizer = CallsTwice(model.parameters(), lr=0.01)
+    pruner = made(model, optimizer)
+
+    def closure() -> float:
+        backward(model, 0)
+        return 0.0
+
+    with pytest.raises(UsageError, match="CallsTwice calls its closure several times"):
+        optimizer.step(closure)
+    assert pruner.step == 0
+    pruner.detach()
+    optimizer.step(closure)
+
+
+def test_parameters_that_are_spread_are_refused() -> None:
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        model = network()
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        spread = torch.distributed.tensor.distribute_tensor(
+            model.get_parameter("head.weight"), mesh
+        )
+        model.head.weight = nn.Parameter(spread)  # type: ignore[union-attr,assignment]
+        with pytest.raises(UsageError, match=r"head\.weight is spread over several processes"):
+            made(model, sgd(model))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_what_is_frozen_stays_as_it_is_unless_that_is_asked_for(tmp_path: Path) -> None:
+    for asked in (False, True):
+        model = network()
+        assert isinstance(model, Regressor)
+        model.stem.weight.requires_grad_(False)
+        frozen = model.stem.weight.detach().clone()
+        trained = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+        budget = 2900 if asked else BUDGET + 1152
+        pruner = made(model, trained, budget=budget, prune_frozen=asked, quantise_from=1.0)
+        train(model, trained, range(STEPS))
+        assert ("stem.weight" in pruner.masks) == asked
+        artifact = pruner.export(tmp_path / str(asked))
+        assert artifact.verdict.exit_code == 0
+        reported = [note for note in artifact.report["notes"] if "or frozen" in note]
+        assert len(reported) == (not asked)
+        if asked:
+            kept = torch.from_numpy(pruner.masks["stem.weight"])
+            assert torch.equal(model.stem.weight[kept], frozen[kept])
+            assert 0 < int(kept.sum()) < kept.numel()
+        else:
+            assert torch.equal(model.stem.weight, frozen)
+
+
+def test_an_optimiser_may_be_wrapped() -> None:
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer = optimizer  # as Accelerate has it: nothing of its base is set up
+
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            self.optimizer.step(closure)
+
+    model = network()
+    wrapped = Wrapper(sgd(model))
+    pruner = made(model, wrapped)
+    backward(model, 0)
+    wrapped.step()
+    assert pruner.step == 1
 
 
 def test_one_pruner_a_module_and_no_export_before_the_end(tmp_path: Path) -> None:
@@ -294,15 +372,69 @@ def test_one_pruner_a_module_and_no_export_before_the_end(tmp_path: Path) -> Non
 def test_the_state_of_another_pruner_is_refused() -> None:
     model = network()
     state = made(model, sgd(model)).state_dict()
+    wider = nn.Sequential(nn.Conv2d(2, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(UsageError, match="the prunable parameters are others"):
+        made(wider, sgd(wider)).load_state_dict(state)
+    with pytest.raises(UsageError, match="version was None, is 1"):
+        made(model, sgd(model)).load_state_dict(model.state_dict())
     for change, says in (
         ({"budget": 4000}, "budget_bytes was 3072, is 4000"),
         ({"steps": 50}, "steps was 40, is 50"),
         ({"target": "jetson-nano"}, "target was 'raspberry-pi-zero-2w'"),
         ({"strategy": "one-shot"}, "strategy was 'cubic'"),
+        ({"until": 0.6, "strategy": "cubic"}, "options was {}, is {'until': 0.6}"),
     ):
         other = network()
         with pytest.raises(UsageError, match=re.escape(says)):
             made(other, sgd(other), **change).load_state_dict(state)
+
+
+def test_statistics_of_an_average_are_taken_anew(tmp_path: Path) -> None:
+    """An average without buffers has the BN statistics of where it began."""
+    model = network()
+    optimizer = sgd(model)
+    pruner = made(model, optimizer)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+    )
+    for step in range(STEPS):
+        train(model, optimizer, range(step, step + 1))
+        average.update_parameters(model)
+    before = copy.deepcopy(average.state_dict())
+    loader = [batch(step) for step in range(8)]
+    torch.optim.swa_utils.update_bn(loader, expected := copy.deepcopy(average))
+    pruner.apply_masks(expected)
+    wanted = expected.module.norm.running_mean
+    for given in (loader, [images for images, _ in loader], [{"x": i} for i, _ in loader]):
+        artifact = pruner.export(tmp_path / "out", model=average, calibration=given)
+        assert artifact.verdict.exit_code == 0
+        saved = load_file(tmp_path / "out" / "checkpoint" / "weights.safetensors")
+        assert np.allclose(saved["norm.running_mean"], wanted, atol=0.02)
+        assert not np.allclose(saved["norm.running_mean"], before["module.norm.running_mean"])
+    assert all(torch.equal(before[name], value) for name, value in average.state_dict().items())
+    for wrong, says in (
+        ([], "no batch"), ([{"images": 1}], "yields images, not"), ([(0, 1)], "yields tuple, not"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=says):
+            pruner.export(tmp_path / "out", model=average, calibration=wrong)
+
+
+@pytest.mark.parametrize("values", ["int4", "codebook16"])
+def test_an_average_is_stored_before_it_is_measured(tmp_path: Path, values: str) -> None:
+    """No connection that the budget paid for is lost by rounding; what is measured is the file."""
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    pruner = made(model, optimizer, values=values)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.95), use_buffers=True
+    )
+    for step in range(STEPS):
+        train(model, optimizer, range(step, step + 1))
+        average.update_parameters(model)
+    artifact = pruner.export(tmp_path / "out", model=average, calibration=[batch(0), batch(1)])
+    assert artifact.verdict.exit_code == 0
+    assert not any("were zero as" in note for note in artifact.report["notes"])
+    assert artifact.report["parity"]["relative_error"] < 1e-5
 
 
 def test_the_page_runs_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def template_of(
     lower(graph, opset)
     slim(graph, traced.parameters)
     graph = graph.copy()  # it lists the readers of a value in the order of the nodes again
-    prunable, skipped = find_prunable(raw, graph, traced.parameters, traced.buffers)
+    prunable, skipped = find_prunable(raw, graph, traced.parameters, traced.fixed)
     return Template(graph, prunable, ir_version, inline, codecs, fuse, traced=traced), skipped
 
 

@@ -81,7 +81,7 @@ def find_prunable(
     raw: Mapping[str, NDArray[Any]],
     graph: Graph,
     parameters: Sequence[str],
-    buffers: Container[str] = (),
+    fixed: Container[str] = (),
 ) -> tuple[tuple[PrunableTensor, ...], tuple[SkippedTensor, ...]]:
     """Sort a network's parameters into prunable ones and those that stay dense, with reasons.
 
@@ -89,7 +89,7 @@ def find_prunable(
         raw: what the parameters hold in the network as it was traced.
         graph: the network after the passes: what is missing there was folded.
         parameters: the tensors that are parameters or buffers.
-        buffers: those of them that are buffers: fixed filters, which stay as they are.
+        fixed: those of them that stay as they are: buffers such as filters, and what is frozen.
 
     Raises:
         ExportError: nothing can be pruned.
@@ -101,8 +101,8 @@ def find_prunable(
             skipped.append(SkippedTensor(key, array.shape, 0, "folded into the layer before it"))
             continue
         uses = weight_uses(graph, key)
-        if key in buffers and not isinstance(uses, str):
-            uses = "a buffer, not a parameter"
+        if key in fixed and not isinstance(uses, str):
+            uses = "not trained: a buffer, or frozen"
         if isinstance(uses, str):
             skipped.append(SkippedTensor(key, array.shape, array.nbytes, uses))
         else:

@@ -40,13 +40,13 @@ class Traced:
         parameters: the tensors that are parameters or buffers, by their first key in the state
             dict.
         notes: sentences for the report.
-        buffers: those of ``parameters`` that are buffers, which nothing prunes.
+        fixed: those of ``parameters`` that nothing prunes: buffers, and what is frozen.
     """
 
     graph: Graph
     parameters: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    buffers: frozenset[str] = frozenset()
+    fixed: frozenset[str] = frozenset()
 
     def values(self, module: Any) -> dict[str, NDArray[Any]]:
         """Return what the graph's tensors hold, the module's present ones as NumPy views."""

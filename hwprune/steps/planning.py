@@ -125,14 +125,20 @@ def fits_dense(dense_bytes: int, target: Target, budget_bytes: int) -> bool:
     return dense_bytes <= budget_bytes and "fp32" in target.value_types
 
 
-def prepare(model: Model, target: Target) -> Prepared:
+def prepare(model: Model, target: Target, *, keep: frozenset[str] = frozenset()) -> Prepared:
     """Trace a model for a target.
+
+    Args:
+        model: the network.
+        target: for which the file is.
+        keep: parameters that stay as they are.
 
     Raises:
         ExportError: the network cannot be expressed for the target, or nothing can be pruned.
     """
+    traced = trace(model)
     template, skipped = template_of(
-        trace(model),
+        replace(traced, fixed=traced.fixed | keep),
         model.module,
         opset=target.runtime.opset,
         ir_version=target.runtime.ir_version,

@@ -113,8 +113,16 @@ class Engine:
             self._ready(optimizer)
             return None
 
+        called = False
+
         def wrapped() -> Any:
-            loss = closure()
+            nonlocal called
+            if called:
+                raise UsageError(
+                    f"{type(optimizer).__name__} calls its closure several times in a step",
+                    hint="use an optimiser that takes one gradient a step",
+                )
+            called, loss = True, closure()
             self._ready(optimizer)
             return loss
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hwprune.errors import ModelError
+from hwprune.errors import ModelError, UsageError
 from hwprune.ir import Split
 from hwprune.training.batches import Batches
 
@@ -151,11 +151,23 @@ def recalibrate_batchnorm(
     Returns:
         The number of BN layers that were recalibrated; 0 where the module has none.
     """
-    layers = batchnorms(module)
-    if not layers:
+    if not batchnorms(module):
         return 0
     source = Batches(split, device=device, resident_bytes=0, channels_last=False)
     order = torch.randperm(source.size, generator=torch.Generator().manual_seed(seed))
+    parts = tuple(
+        part for part in torch.split(order[:samples], batch) if len(part) > 1 or samples == 1
+    )
+    return average_statistics(module, (piece.inputs for piece in source.take(parts)))
+
+
+def average_statistics(module: nn.Module, batches: Iterable[tuple[torch.Tensor, ...]]) -> int:
+    """Replace BN's running statistics by the averages over batches; ends in eval mode.
+
+    Raises:
+        UsageError: there is no batch.
+    """
+    layers, count = batchnorms(module), 0
     momenta = [layer.momentum for layer in layers]
     set_mode(module, training=False)
     try:
@@ -163,14 +175,17 @@ def recalibrate_batchnorm(
             layer.reset_running_stats()
             layer.momentum = None
             layer.train()
-        parts = [
-            part for part in torch.split(order[:samples], batch) if len(part) > 1 or samples == 1
-        ]
         with torch.no_grad():
-            for piece in source.take(tuple(parts)):
-                module(*piece.inputs)
+            for inputs in batches:
+                module(*inputs)
+                count += 1
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
             layer.eval()
+    if not count and layers:
+        raise UsageError(
+            "there is no batch to take BN's statistics of",
+            hint="give a loader that can be iterated over once more",
+        )
     return len(layers)
