@@ -22,8 +22,7 @@ Quad = tuple[int, int, int, int]
 
 # Scales of the operands of an addition are these parts of the sum's scale.
 ADD_DENOMINATOR = 64
-# Of the scale of a sum: then every product in its formula is exact in single precision.
-ADD_SCALE_BITS = 12
+MAX_ADD_RATIO = 4095  # then every product and sum of the formula is exact in single precision
 # Of what softmax makes: onnxruntime multiplies by the whole part of its inverse, which shall be 255
 # (of 1/256 the largest probability would be 256 steps, which wraps around in an int8).
 SOFTMAX_SCALE = np.nextafter(np.float32(1 / 255), np.float32(0))
@@ -256,6 +255,12 @@ def pool_multiplier(x: QuantizedTensor, y: QuantizedTensor, count: int) -> np.fl
     return multiplier
 
 
+def is_add_ratio(operand: np.float32, total: np.float32, ratio: int) -> bool:
+    """Return whether an operand's scale is so many 64ths of a sum's, as onnxruntime divides."""
+    exact = np.float32(operand / total) == np.float32(ratio / ADD_DENOMINATOR)
+    return bool(exact) and 0 < ratio <= MAX_ADD_RATIO
+
+
 def window_output(size: Pair, kernel: Pair, strides: Pair, pads: Quad, dilations: Pair) -> Pair:
     """Return rows and columns that windows of a kernel make of an image of this size."""
     rows, columns = (
@@ -269,12 +274,6 @@ def accumulator_bound(weight: Int8Array, bias: NDArray[np.int32]) -> int:
     """Return a bound of every accumulator and partial sum of a layer, in whatever order."""
     steps = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1) * MAX_STEP
     return int((steps + np.abs(bias.astype(np.int64))).max(initial=0))
-
-
-def scale_bits(scale: np.float32) -> int:
-    """Return how many bits the mantissa of a scale needs."""
-    whole = int(math.frexp(float(scale))[0] * (1 << 24))
-    return 24 - ((whole & -whole).bit_length() - 1)
 
 
 def _expect(met: bool, layer: IntegerLayer, what: str) -> None:
@@ -293,10 +292,9 @@ def _check_layer(
     elif isinstance(layer, Add):
         made = x.shape
         _expect(inputs[1].shape == x.shape, layer, f"adds {inputs[1].shape} to {x.shape}")
-        _expect(scale_bits(output.scale) <= ADD_SCALE_BITS, layer, "has a sum of too fine a scale")
         for tensor, ratio in zip(inputs, layer.ratios, strict=True):
-            exact = float(tensor.scale) * ADD_DENOMINATOR == float(output.scale) * ratio
-            _expect(exact and 0 < ratio < 1 << ADD_SCALE_BITS, layer, f"adds {ratio}/64: inexact")
+            exact = is_add_ratio(tensor.scale, output.scale, ratio)
+            _expect(exact, layer, f"adds {tensor.name!r} as {ratio}/64, which is not its scale's")
     elif isinstance(layer, (MaxPool, AveragePool)):
         size = window_output((height, width), layer.kernel, layer.strides, layer.pads, (1, 1))
         made = (channels, *size)[: len(x.shape)] if len(x.shape) == 3 else (channels, size[1])

@@ -59,9 +59,9 @@ def test_an_addition_of_inexact_ratios_is_refused() -> None:
     rng = np.random.default_rng(2)
     made = KINDS["add"](rng)
     y = made.tensors["y"]
-    for scale in (np.nextafter(y.scale, np.float32(1)), np.float32(y.scale * 2)):
+    for scale in (np.float32(y.scale * 1.001), np.float32(y.scale * 2)):
         tensors = {**made.tensors, "y": replace(y, scale=scale)}
-        with pytest.raises(HwpruneError, match=r"too fine|inexact"):
+        with pytest.raises(HwpruneError, match="which is not its scale"):
             replace(made, tensors=tensors).validate()
 
 

@@ -1,0 +1,230 @@
+"""Fp32 networks become integer ones of nearly the same outputs, or are refused by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from float_networks import NETWORKS, Builder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_qlinear import differing, run_onnx
+
+from hwprune.errors import DataError, ExportError
+from hwprune.firmware import reference
+from hwprune.firmware.calibrate import (
+    METHODS,
+    Histogram,
+    add_ratio,
+    average_scale,
+    few_bits,
+    histograms,
+)
+from hwprune.firmware.lower import quantize, read_layers
+from hwprune.firmware.network import (
+    AveragePool,
+    Conv2d,
+    IntegerNetwork,
+    QuantizedTensor,
+    is_add_ratio,
+)
+
+
+def samples_of(model: onnx.ModelProto, count: int = 64, seed: int = 1) -> np.ndarray:
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
+    return np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)
+
+
+def lowered(model: onnx.ModelProto, method: Any = "minmax") -> IntegerNetwork:
+    network = read_layers(model, "n")
+    found = histograms(model, network.values, [samples_of(model)])
+    return quantize(network, {name: each.range(method) for name, each in found.items()})
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_outputs_are_nearly_those_in_fp32(name: str, method: str) -> None:
+    model = NETWORKS[name]()
+    made = lowered(model, method)
+    x = samples_of(model, 16, seed=2)
+    values = reference.run(made, reference.quantize(x, made.tensors[made.input]))
+    expected = run_onnx(model, x)
+    for output, real in zip(made.outputs, expected.values(), strict=True):
+        found = reference.dequantize(values[output], made.tensors[output])
+        assert np.abs(found - real).mean() < 0.03 * (real.max() - real.min())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_tensor_is_that_of_onnxruntime(name: str) -> None:
+    made = lowered(NETWORKS[name]())
+    x = np.random.default_rng(3).integers(-128, 128, (16, *made.tensors[made.input].shape))
+    assert set(differing(made, x.astype(np.int8)).values()) == {0}
+
+
+def test_layers_have_the_names_of_their_weights_and_take_what_follows_them() -> None:
+    network = read_layers(NETWORKS["plain"](), "n")
+    assert [(layer.kind.__name__, layer.name) for layer in network.layers] == [
+        ("Conv2d", "stem"), ("Conv2d", "depthwise"), ("Conv2d", "wide"), ("Conv2d", "grouped"),
+        ("GlobalAveragePool", "pool"), ("Reshape", "flat"), ("Linear", "head"),
+        ("Softmax", "softmax"),
+    ]  # fmt: skip
+    bounds = {layer.name: layer.activation for layer in network.layers}
+    assert bounds["stem"] == (0, math.inf)
+    assert bounds["wide"] == (0, 6)
+    assert bounds["grouped"] == (-math.inf, math.inf)
+
+
+def test_a_relu_saturates_and_needs_no_clamp_of_its_own() -> None:
+    made = lowered(NETWORKS["plain"]())
+    assert made.tensors["stem"].zero_point == -128
+    stem = made.layers[0]
+    assert isinstance(stem, Conv2d)
+    assert stem.clamp == (-128, 127)
+
+
+def test_tensors_of_which_two_scales_are_asked_are_converted() -> None:
+    made = lowered(NETWORKS["entangled"]())
+    assert any(layer.name.endswith("_converted") for layer in made.layers)
+    plain = lowered(NETWORKS["residual"]())
+    assert not any(layer.name.endswith("_converted") for layer in plain.layers)
+
+
+def test_an_average_of_the_first_rows_is_one_window() -> None:
+    made = lowered(NETWORKS["cut_average"]())
+    pool = next(layer for layer in made.layers if isinstance(layer, AveragePool))
+    assert pool.kernel == pool.strides == (8, 5)
+
+
+def test_the_bias_of_an_empty_channel_fits() -> None:
+    b = Builder(2, 4, 4)
+    y = b.conv("x", "conv", 3, 2, 1, 1)
+    b.constants["conv.weight"][0] = 0
+    b.constants["conv.weight"][1] = 0
+    b.constants["conv.bias"][:] = [1000, 0, -0.001]
+    model = b.model(y)
+    made = lowered(model)
+    values = reference.run(made, reference.quantize(samples_of(model), made.tensors["x"]))
+    real = reference.dequantize(values["conv"], made.tensors["conv"])
+    step = float(made.tensors["conv"].scale)
+    assert np.abs(real[:, 0] - 1000).max() <= step
+    assert np.abs(real[:, 1]).max() <= step
+
+
+def unary(operator: str, **attributes: Any) -> onnx.ModelProto:
+    b = Builder(4, 6, 6)
+    return b.model(b.node(operator, b.conv("x", "block.conv", 4, 4, 1, 1), **attributes))
+
+
+def attention() -> onnx.ModelProto:
+    b = Builder(8)
+    x = b.node("Softmax", b.linear("x", "q", 8, 8), axis=-1)
+    return b.model(b.linear(x, "v", 8, 8))
+
+
+def two_inputs() -> onnx.ModelProto:
+    model = unary("Relu")
+    model.graph.input.append(onnx.helper.make_tensor_value_info("z", 1, ["N", 3]))
+    return model
+
+
+def of_free_size() -> onnx.ModelProto:
+    b = Builder(4, 6, 6)
+    b.shape = (4, "H", 6)  # type: ignore[assignment]
+    return b.model(b.conv("x", "a", 4, 4, 1, 1))
+
+
+def product() -> onnx.ModelProto:
+    b = Builder(4, 6, 6)
+    return b.model(b.node("Mul", b.conv("x", "gate", 4, 4, 1, 1), "x"))
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (unary("HardSwish"), ["HardSwish", "'block.conv'", "Relu or Relu6"]),
+        (unary("Sigmoid"), ["Sigmoid", "'block.conv'", "Relu"]),
+        (unary("LeakyRelu", alpha=0.1), ["LeakyRelu", "'block.conv'", "use Relu instead"]),
+        (unary("Erf"), ["Erf", "'block.conv'", "firmware has Conv"]),
+        (unary("GlobalMaxPool"), ["GlobalMaxPool", "MaxPool or AdaptiveAvgPool2d"]),
+        (unary("MaxPool", kernel_shape=[2, 2], ceil_mode=1), ["MaxPool", "rounding sizes up"]),
+        (unary("ReduceMean", keepdims=0, axes=[3]), ["ReduceMean", "other axes"]),
+        (unary("Unique"), ["Unique"]),
+        (product(), ["Mul", "'gate'"]),
+        (attention(), ["Softmax inside", "'softmax'"]),
+        (two_inputs(), ["2 inputs"]),
+        (of_free_size(), ["N x 4x?x6", "--input"]),
+    ],
+)
+def test_what_has_no_integer_form_is_refused_by_name(
+    model: onnx.ModelProto, said: list[str]
+) -> None:
+    with pytest.raises(ExportError) as caught:
+        read_layers(model, "n")
+    for part in said:
+        assert part in f"{caught.value.message}; {caught.value.hint}"
+
+
+# -- calibration ----------------------------------------------------------------------------------
+
+
+def test_samples_that_are_all_alike_calibrate_nothing() -> None:
+    model = NETWORKS["plain"]()
+    network = read_layers(model, "n")
+    alike = np.ones((4, 3, 12, 10), np.float32)
+    with pytest.raises(DataError, match="the same"):
+        histograms(model, network.values, [alike, alike])
+    broken = samples_of(model)
+    broken[3, 0, 0, 0] = np.nan
+    with pytest.raises(DataError, match="NaN"):
+        histograms(model, network.values, [broken])
+
+
+def test_ranges_leave_out_what_is_rare() -> None:
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.standard_normal(100_000), [40.0]])
+    counts = np.histogram(values, 4096, (values.min(), 40))[0]
+    found = Histogram(float(values.min()), 40.0, counts)
+    widths = {method: np.ptp(found.range(method)) for method in METHODS}
+    assert widths["minmax"] > 40
+    assert widths["percentile"] < 10
+    assert widths["mse"] < widths["minmax"]
+    for method in METHODS:
+        low, high = Histogram(2.0, 3.0, counts).range(method)
+        assert low <= 0 < high
+
+
+positive = st.floats(2.0**-13, 10, width=32)
+
+
+@settings(deadline=None)
+@given(positive, positive)
+def test_operands_of_a_sum_get_exact_64ths_that_are_not_smaller(
+    operand: float, total: float
+) -> None:
+    wanted = min(operand, total * 50)
+    ratio, scale = add_ratio(np.float32(wanted), np.float32(total), None)
+    assert scale is not None
+    assert is_add_ratio(scale, np.float32(total), ratio)
+    assert scale >= np.float32(wanted) * (1 - 1e-6)
+    assert scale <= wanted * 1.0001 + total / 8
+
+
+@settings(deadline=None, max_examples=30)
+@given(positive, st.integers(-128, 127), st.sampled_from([1, 2, 3, 4, 9, 49, 120]))
+def test_averages_at_the_scale_that_was_found_are_those_of_onnxruntime(
+    scale: float, zero: int, count: int
+) -> None:
+    step = few_bits(np.float32(scale), count)
+    assert scale <= step <= scale * (1 + 2.0 ** -(15 - math.ceil(math.log2(count))))
+    y_scale = average_scale(step, zero, step, [count])
+    assert step <= y_scale < step * 1.07
+    x = QuantizedTensor("x", (1, 512, count), step, zero)
+    y = QuantizedTensor("y", (1, 512, 1), y_scale, 3)
+    layer = AveragePool("y", ("x",), "y", (1, count), (1, count))
+    made = IntegerNetwork("n", {"x": x, "y": y}, "x", ("y",), (layer,))
+    made.validate()
+    values = np.random.default_rng(0).integers(-128, 128, (4, 1, 512, count)).astype(np.int8)
+    assert differing(made, values) == {"y": 0}
