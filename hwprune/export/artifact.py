@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,9 @@ from hwprune.ir import CodecName, Packed, ValueType
 
 if TYPE_CHECKING:
     import scipy.sparse
+
+
+_TENSOR_NAME = onnx.TensorProto.DESCRIPTOR.fields_by_name["name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +160,7 @@ def read_artifact(path: str) -> ArtifactFile:
         raise ArtifactError(
             f"{path} is not an ONNX model", hint="give the model.onnx of an output folder"
         )
-    if any(isinstance(text, bytes) for text in _texts(model)):
-        raise ArtifactError(f"{path} is damaged: names in it are not text")
-    _refuse_external_data(path, model)
+    _refuse_damage(path, model)
     tensors = {entry.name: entry for entry in model.graph.initializer}
     _drop_prefixes(model)
     layers, used, inlined = dict[str, ArtifactLayer](), set[str](), False
@@ -226,36 +227,29 @@ def _read_bytes(path: str) -> bytes:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _texts(model: onnx.ModelProto) -> Iterator[Any]:
-    """Yield what should be text; what is not UTF-8 comes as bytes."""
-    yield model.producer_name
-    for entry in model.metadata_props:
-        yield from (entry.key, entry.value)
-    yield from (tensor.name for tensor in model.graph.initializer)
-    yield from (text for each in model.functions for text in (each.name, each.domain))
-    yield from (imported.domain for imported in model.opset_import)
-    for node in (*model.graph.node, *(node for each in model.functions for node in each.node)):
-        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+def _refuse_damage(path: str, message: google.protobuf.message.Message) -> None:
+    """Refuse text that is not UTF-8, and data in other files, in a message and all that it holds.
 
-
-def _tensors_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor of a graph or function: initializers, attributes, inner graphs'."""
-    if isinstance(graph, onnx.GraphProto):
-        yield from graph.initializer
-        sparse = [*graph.sparse_initializer]
+    What is not UTF-8 comes as bytes. Of tensors no more is looked at: their data would be copied.
+    """
+    if isinstance(message, onnx.TensorProto):
+        fields: Iterable[tuple[Any, Any]] = [(_TENSOR_NAME, message.name)]
+        if message.data_location == onnx.TensorProto.EXTERNAL or message.external_data:
+            raise ExternalDataError(
+                f"{path}: tensor {message.name!r} lies in another file; this one's size says "
+                "nothing",
+                hint="save the model with its data inside",
+            )
     else:
-        sparse = []
-    for entry in (entry for node in graph.node for entry in node.attribute):
-        yield from entry.tensors
-        if entry.HasField("t"):
-            yield entry.t
-        sparse += entry.sparse_tensors
-        if entry.HasField("sparse_tensor"):
-            sparse.append(entry.sparse_tensor)
-        for inner in ([entry.g] if entry.HasField("g") else []) + [*entry.graphs]:
-            yield from _tensors_of(inner)
-    for tensor in sparse:
-        yield from (tensor.values, tensor.indices)
+        fields = message.ListFields()
+    for field, value in fields:
+        if field.type == field.TYPE_MESSAGE:
+            for each in value if isinstance(value, Sequence) else [value]:
+                _refuse_damage(path, each)
+        elif field.type == field.TYPE_STRING:
+            texts = [value] if isinstance(value, str | bytes) else value
+            if any(isinstance(text, bytes) for text in texts):
+                raise ArtifactError(f"{path} is damaged: names in it are not text")
 
 
 def _drop_prefixes(model: onnx.ModelProto) -> None:
@@ -266,17 +260,6 @@ def _drop_prefixes(model: onnx.ModelProto) -> None:
     for function in model.functions:
         if function.domain == DOMAIN:
             function.name = plain_name(function.name)
-
-
-def _refuse_external_data(path: str, model: onnx.ModelProto) -> None:
-    for entry in (
-        tensor for part in (model.graph, *model.functions) for tensor in _tensors_of(part)
-    ):
-        if entry.data_location == onnx.TensorProto.EXTERNAL or entry.external_data:
-            raise ExternalDataError(
-                f"{path}: tensor {entry.name!r} lies in another file; this one's size says nothing",
-                hint="save the model with its data inside",
-            )
 
 
 def _from_node(

@@ -94,6 +94,11 @@ class Channels:
         """Return where the channels of a node's first input lie, None where nobody can say."""
         return self.axes.get(input_names(node)[0])
 
+    def source(self, node: ir.Node) -> ChannelInput:
+        """Return a node's first input, whose channels are known."""
+        name = input_names(node)[0]
+        return ChannelInput(name, self.axes[name].units, True)
+
     def numbers(self, name: str) -> list[int] | None:
         """Return the whole numbers that a tensor holds, None where it is no tensor of such."""
         found = self.tensor(name)

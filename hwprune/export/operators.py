@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 from onnx import AttributeProto, TensorProto, helper
@@ -37,16 +37,26 @@ from hwprune.export.decoders import (
     weight_nodes,
     weight_roles,
 )
-from hwprune.export.epilogue import (
-    ACTIVATION_ATTRIBUTES,
-    ACTIVATION_LABELS,
-    ACTIVATION_SINCE,
-    FUSIBLE,
-    Activation,
-    activation_nodes,
-)
 from hwprune.ir import CodecName, ValueType
 
+Activation = Literal["none", "relu", "relu6", "hard_swish", "silu", "leaky_relu"]
+
+ACTIVATION_LABELS: dict[Activation, str] = {
+    "none": "",
+    "relu": "Relu",
+    "relu6": "Relu6",
+    "hard_swish": "HardSwish",
+    "silu": "Silu",
+    "leaky_relu": "LeakyRelu",
+}
+# The attributes that the node hands to the activation in its body, with their types.
+ACTIVATION_ATTRIBUTES: dict[Activation, dict[str, int]] = {
+    "leaky_relu": {"alpha": AttributeProto.FLOAT}
+}
+# The opset from which on an activation is a standard operator.
+ACTIVATION_SINCE: dict[Activation, int] = {"hard_swish": 14}
+# The operators that may have a residual and an activation.
+FUSIBLE = ("Conv", "Depthwise", "Gemm", "Linear")
 # The attributes that the node hands to the standard operator in its body, with their types.
 _INTS, _INT = AttributeProto.INTS, AttributeProto.INT
 OPERATOR_ATTRIBUTES: dict[str, dict[str, int]] = {
@@ -247,6 +257,30 @@ def _sum(operator: Operator, weight: str, bias: list[str]) -> list[onnx.NodeProt
     if operator.residual:
         nodes.append(make_node("Add", [inner, "r"], result))
     return nodes
+
+
+def activation_nodes(activation: Activation, source: str, output: str) -> list[onnx.NodeProto]:
+    """Return the standard operators of an activation, in the form in which networks have them."""
+    if activation == "relu":
+        return [make_node("Relu", [source], output)]
+    if activation == "relu6":
+        return [
+            make_node("Constant", [], "l", value_float=0.0),
+            make_node("Constant", [], "h", value_float=6.0),
+            make_node("Clip", [source, "l", "h"], output),
+        ]
+    if activation == "hard_swish":
+        return [make_node("HardSwish", [source], output)]
+    if activation == "silu":
+        return [
+            make_node("Sigmoid", [source], "g"),
+            make_node("Mul", [source, "g"], output),
+        ]
+    if activation == "leaky_relu":
+        node = make_node("LeakyRelu", [source], output)
+        refer(node, "alpha", AttributeProto.FLOAT, "alpha")
+        return [node]
+    return []
 
 
 @cache

@@ -20,8 +20,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hwprune.export.channel_ops import ChannelOp, Each, Grouped, Joined, Layer, Values, Weights
-from hwprune.export.channel_rules import channel_ops_of
+from hwprune.export.channel_ops import (
+    ChannelOp,
+    Each,
+    Layer,
+    Moved,
+    Values,
+    Weights,
+    channel_ops_of,
+)
 from hwprune.export.channels import ChannelInput, Flags, Units
 from hwprune.export.graph import Graph, input_names, name_of, output_name
 from hwprune.export.removal import Removal
@@ -88,7 +95,7 @@ class _Search:
     # -- the passes -------------------------------------------------------------------------------
 
     def _layers(self) -> list[Layer]:
-        return [op for op in self._ops.values() if isinstance(op, Layer)]
+        return [op for op in self._ops.values() if isinstance(op, Layer) and op.groups == 1]
 
     def _forwards(self) -> dict[str, Values]:
         """Return what each activation's channels hold, NaN where that varies."""
@@ -113,7 +120,7 @@ class _Search:
                 value, real = _of(self._known, source), read
                 if self._drops(op):
                     real = read & (value != 0)
-                if isinstance(op, Layer) and self._places[node] is not None:
+                if isinstance(op, Layer) and self._places.get(node) is not None:
                     spare = real & _held(op, value) & ~blocked[self._roots[source.units]]
                     absorbed[self._roots[source.units[spare]]] = True
                     real &= ~spare
@@ -129,7 +136,7 @@ class _Search:
 
         Whoever else reads a zero needs it to be one.
         """
-        if not isinstance(op, (Layer, Grouped)) or op.weight not in self._masks.by_name:
+        if not isinstance(op, Layer) or op.weight not in self._masks.by_name:
             return False
         uses = self._channels.tensor_units[op.weight][0]
         return len(uses) == 1 and op.weight not in self._channels.whole
@@ -164,9 +171,11 @@ class _Search:
     def _at(self, node: ir.Node, value: ir.Value, start: int) -> list[_Place] | None:
         """Return where it can be added at one of the activation's readers or behind it."""
         op, output = self._ops.get(node), node.outputs[0]
-        if isinstance(op, Joined):
+        if isinstance(op, Moved) and op.adds:
             begins = [
-                at for at, s in zip(op.starts, op.inputs, strict=True) if s.name == value.name
+                int(np.flatnonzero(op.origins == at)[0])
+                for at, source in zip(op.starts, op.inputs, strict=True)
+                if source.name == value.name
             ]
             found = [self._behind(output, start + at) for at in begins]
             return [p for part in found for p in part or ()] if None not in found else None
@@ -213,7 +222,7 @@ class _Search:
         """Return where connections may matter: not where they make or read what says nothing."""
         found: dict[str, Flags] = {}
         for node, op in self._ops.items():
-            if not isinstance(op, (Layer, Grouped)) or op.weight not in self._masks.by_name:
+            if not isinstance(op, Layer) or op.weight not in self._masks.by_name:
                 continue
             (source,) = op.inputs
             output = output_name(node)
