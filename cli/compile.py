@@ -143,9 +143,7 @@ def command(
     place = Path(artifact.path).parent
     found = reports.read(place)
     if as_json:
-        document = found.model_dump(mode="json")
-        del document["schema_version"]  # print_json puts it first
-        print_json(document)
+        print_json(found.model_dump(mode="json"))
     render.terminal(found, console(stderr=as_json))
     console(stderr=as_json).print(f"\n{artifact.path}\n{place / 'report.html'}", soft_wrap=True)
     ctx.exit(artifact.verdict.exit_code)

@@ -203,7 +203,7 @@ def error_document(kind: str, exit_code: int, message: str, hint: str | None) ->
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """Print the one JSON document of ``--json``, its schema_version first."""
+    """Print the one JSON document of ``--json``, schema_version first."""
     import json
 
     text = json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, allow_nan=False)

@@ -37,8 +37,6 @@ def command(*, run: str, output: str | None, as_json: bool) -> None:
             record.write_text(text, output)
         click.echo(f"wrote {output}", err=True)
     if as_json:
-        document = found.model_dump(mode="json")
-        del document["schema_version"]  # print_json puts it first
-        print_json(document)
+        print_json(found.model_dump(mode="json"))
     elif output is None:
         render.terminal(found, console())

@@ -7,7 +7,6 @@ prepare (trace, fixed cost) -> plan -> choose values -> prune and regrow while t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -33,10 +32,9 @@ from hwprune.steps.planning import (
 from hwprune.steps.pruning import nothing_pruned, prune_and_regrow, strategy_for
 from hwprune.steps.recording import Compiled, Outcome, record_of, with_verdict, write_reports
 from hwprune.steps.value_type_selection import choose_value_type
-from hwprune.steps.verifying import measure_files, verify_file
+from hwprune.steps.verifying import Evaluation, measure_files, verify_file
 from hwprune.units import format_bytes, format_percent
 from hwprune.verify import limits as limit_rules
-from hwprune.verify.runner import open_session
 
 # What goes with a file, in this order: the report, which holds the file's hash, after the file.
 _PUBLISHED = ("checkpoint", "report.json", "report.html")
@@ -85,7 +83,7 @@ def finish(
     dense: Written,
     say: Say = lambda status: None,
     started: float | None = None,
-    evaluate: Callable[[Any], str] | None = None,
+    evaluation: Evaluation | None = None,
 ) -> Artifact:
     """Write what was made, verify, measure, judge and publish it.
 
@@ -96,8 +94,8 @@ def finish(
         dense: the dense network's.
         say: told about each stage.
         started: ``time.perf_counter()`` when the job began; now without.
-        evaluate: called with onnxruntime's session of the verified file, returns a note; what it
-            raises ends the run with nothing published.
+        evaluation: the caller's own metric of the verified file; what it raises ends the run with
+            nothing published.
     """
     started = time.perf_counter() if started is None else started
     model, written = made.prepared.model, made.written
@@ -120,10 +118,8 @@ def finish(
             threads=job.threads,
             with_latency=job.runs_here,
             with_kernels=checked.no_kernels is None,
+            evaluation=evaluation,
         )
-        if evaluate is not None:
-            session = open_session(str(path), threads=job.threads)
-            made = replace(made, notes=(*made.notes, evaluate(session)))
     outcome = Outcome(job, made, checked, measured)
     record, verdict = _judge(record_of(outcome), outcome)
     record["seconds"] = time.perf_counter() - started

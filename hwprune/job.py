@@ -18,6 +18,7 @@ from hwprune.training import SINGLE_PROCESS, Recipe, World, devices, recipe_file
 from hwprune.training.recipe_file import RecipeFile
 from hwprune.verify import kernels_unavailable_reason
 from hwprune.verify import limits as limit_rules
+from hwprune.verify.fields import FIELDS, spelled
 
 DEFAULT_EPOCHS = 12
 # What the records have ahead, by sparsity, steps and network (hwprune/sparsity/auto.py).
@@ -118,6 +119,7 @@ def resolve(
     epochs: int | None = None,
     seed: int = 0,
     limits: Sequence[str] = (),
+    metric: str | None = None,
     device: str = "auto",
     world: World | None = None,
     resume: bool = False,
@@ -131,8 +133,9 @@ def resolve(
     ``strategy``, ``epochs`` and ``share_weights``. A file's options go with the strategy that it
     names. ``recipe`` is such a file, the name of a built-in one, or what a file would hold.
     ``values`` is a value type or ``auto``; ``form`` is ``functions`` or ``inlined``, the target's
-    without; ``device`` may be ``auto`` (CUDA, else MPS, else the CPU), and with a ``world``, of
-    ``hwprune.training.joined``, is the one that it was joined with.
+    without; ``metric`` names what the caller's own function measures; ``device`` may be ``auto``
+    (CUDA, else MPS, else the CPU), and with a ``world``, of ``hwprune.training.joined``, is the one
+    that it was joined with.
 
     Raises:
         UsageError: something that there is not, or that cannot be done with this model, target and
@@ -143,7 +146,12 @@ def resolve(
     asked = recipe
     if not isinstance(asked, RecipeFile):
         asked = recipe_file.load({} if asked is None else asked)
-    wanted = [limit_rules.parse_limit(text) for text in limits]
+    if metric is not None and spelled(metric) in set(FIELDS) - {"metric", "accuracy"}:
+        raise UsageError(
+            f"a metric cannot be called {metric}: that is another number of the report",
+            hint="give it a name of its own",
+        )
+    wanted = [limit_rules.parse_limit(text, metric) for text in limits]
     name = (asked.strategy or DEFAULT_STRATEGY) if strategy is None else strategy
     if strategy_options is None:
         strategy_options = asked.options if name == asked.strategy else {}
@@ -156,7 +164,7 @@ def resolve(
     trains = data is not None and epochs > 0
     _check_model(model, trains=trains)
     budget = check_budget(target, budget_bytes)
-    _check_limits(wanted, target, data)
+    _check_limits(wanted, target, data, metric)
     where = devices.resolve(device) if world is None else device
     how = Recipe(epochs=epochs, **asked.recipe)
     shared = tuple(share_weights) or asked.share_weights
@@ -210,11 +218,14 @@ def _check_model(model: Model, *, trains: bool) -> None:
         )
 
 
-def _check_limits(limits: Sequence[limit_rules.Limit], target: Target, data: Data | None) -> None:
+def _check_limits(
+    limits: Sequence[limit_rules.Limit], target: Target, data: Data | None, metric: str | None
+) -> None:
     labels = data is not None and data.test.labels is not None and len(data.test) > 0
     context = limit_rules.Context(
         kind=target.kind,
-        labels=labels,
+        labels=labels or metric == "accuracy",
+        metric="accuracy" if labels else metric,
         latency=target.runtime.kind == "onnxruntime",
         no_kernels=kernels_unavailable_reason(target=target),
     )

@@ -31,9 +31,11 @@ from hwprune.steps.planning import Candidate, candidates_of, fits_dense, prepare
 from hwprune.steps.pruning import Pruned, strategy_for
 from hwprune.steps.recording import Compiled
 from hwprune.steps.value_type_selection import choose_value_type
+from hwprune.steps.verifying import Evaluation
 from hwprune.steps.weight_quantizer import weight_quantizer
 from hwprune.targets import Target
 from hwprune.targets import load as load_target
+from hwprune.tasks import METRICS
 from hwprune.training.engine import Engine, value_phase
 from hwprune.training.masters import MasterWeights
 from hwprune.training.modes import average_statistics
@@ -263,10 +265,11 @@ class Pruner:
             calibration: batches, as a loader yields them, of whose inputs BN's statistics are taken
                 anew; the module's own stay without.
             require: limits such as ``"size<=16KiB"``.
-            evaluate: called with an ``onnxruntime.InferenceSession`` of the verified file; what it
-                returns stands in the report's notes.
-            metric: what that is called.
-            higher_is_better: and which way it is good.
+            evaluate: called with an ``onnxruntime.InferenceSession`` of the dense file and of the
+                verified one; what it returns stands in the report's ``metric``.
+            metric: what that is called there, and in ``require``.
+            higher_is_better: and which way it is good; that of ``rmse``, ``miou`` and the other
+                built-in metrics is known.
 
         Returns:
             the artifact; ``artifact.verdict.exit_code`` is 0 where it fits and is verified.
@@ -279,6 +282,13 @@ class Pruner:
             raise UsageError(
                 f"evaluate is {evaluate!r}, which is no function",
                 hint="evaluate is called with a session and returns a number",
+            )
+        if higher_is_better is None and metric in METRICS:
+            higher_is_better = METRICS[metric].higher_is_better
+        if evaluate is not None and higher_is_better is None:
+            raise UsageError(
+                f"the metric {metric!r} has no direction",
+                hint="higher_is_better=True or False says which way it is good",
             )
         if not self.finished:
             raise UsageError(
@@ -294,6 +304,7 @@ class Pruner:
             strategy_options=self._job.strategy_options, values=self._kind, seed=self._job.seed,
             epochs=0, device="cpu", command=self._job.command,
             limits=(require,) if isinstance(require, str) else tuple(require),
+            metric=None if evaluate is None else metric,
         )  # fmt: skip
         copied, template = self._prepared.model.module, self._prepared.template
         self._take(copied, self._module if model is None else model, calibration)
@@ -308,14 +319,13 @@ class Pruner:
         pruned = Pruned(self._strategy.name, self.masks)
         made = Compiled(self._prepared, self.plan, pruned, packed.written, packed.masks, notes)
 
-        def measured(session: Any) -> str:
-            assert evaluate is not None
-            value = _finite(evaluate(session), metric)
-            better = "higher" if higher_is_better else "lower"
-            return f"{metric} {value:.6g} on the verified file ({better} is better)"
-
+        evaluation = None
+        if evaluate is not None:
+            evaluation = Evaluation(
+                metric, bool(higher_is_better), lambda session: _finite(evaluate(session), metric)
+            )
         with opened(job.output) as folder:
-            return finish(job, folder, made, dense, evaluate=None if evaluate is None else measured)
+            return finish(job, folder, made, dense, evaluation=evaluation)
 
     @torch.no_grad()
     def _take(self, copied: nn.Module, model: nn.Module, calibration: Iterable[Any] | None) -> None:

@@ -116,7 +116,7 @@ def make_artifact() -> Callable[..., Any]:
 def sample_record() -> dict[str, Any]:
     """A complete report, with a name that would break a page that does not escape."""
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "verdict": {
             "fits": True,
             "verified": True,
@@ -154,6 +154,17 @@ def sample_record() -> dict[str, Any]:
                     "bytes": 230 * number,
                 }
                 for number in range(1, 9)
+            ],
+        },
+        "metric": {
+            "name": "accuracy", "higher_is_better": True, "split": "test", "samples": 10_000,
+            "dense": 0.9173, "extreme": 0.61, "final": 0.9025,
+            "trajectory": [
+                {"epoch": 0, "nonzeros": 270_000, "value": 0.92, "action": None},
+                {"epoch": 1, "nonzeros": 22_000, "value": 0.61, "action": "prune"},
+                {"epoch": 2, "nonzeros": 24_000, "value": None, "action": "regrow"},
+                {"epoch": 3, "nonzeros": 25_900, "value": 0.89, "action": "regrow"},
+                {"epoch": 4, "nonzeros": 25_900, "value": 0.905, "action": "train"},
             ],
         },
         "accuracy": {

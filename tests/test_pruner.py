@@ -780,19 +780,32 @@ def test_the_callers_own_metric_is_taken_of_the_verified_file(tmp_path: Path) ->
 
     for given in (math.nan, math.inf, None, "good"):
         with pytest.raises(UsageError, match="no finite number") as caught:
-            pruner.export(tmp_path / "out", evaluate=lambda _, given=given: given)
+            pruner.export(tmp_path / "out", evaluate=lambda _, given=given: given, metric="rmse")
         assert "evaluate(session)" in (caught.value.hint or "")
         assert not list((tmp_path / "out").glob("*"))
     with pytest.raises(UsageError, match="which is no function"):
         pruner.export(tmp_path / "out", evaluate=0.5)  # type: ignore[arg-type]
-    artifact = pruner.export(
-        tmp_path / "out", evaluate=error, metric="rmse", higher_is_better=False
-    )
-    (note,) = [note for note in artifact.report["notes"] if note.startswith("rmse ")]
-    assert "on the verified file (lower is better)" in note
+    with pytest.raises(UsageError, match="'Error' has no direction"):
+        pruner.export(tmp_path / "out", evaluate=error, metric="Error")
+    limits = ["metric<=100", "error<=99x", "metric_drop<=100"]
+    options = {"evaluate": error, "metric": "Error", "higher_is_better": False}
+    artifact = pruner.export(tmp_path / "out", require=limits, **options)
+    found = artifact.report["metric"]
+    assert (found["name"], found["higher_is_better"], found["split"]) == ("Error", False, None)
+    assert artifact.verdict.exit_code == 0
+    drop = artifact.verdict.limits[2].value
+    assert drop == pytest.approx(found["final"] - found["dense"], abs=1e-9)
+    assert pruner.export(
+        tmp_path / "other", require="error<=0.001x", **options
+    ).verdict.exit_code == 3  # fmt: skip
+    for wrong, says in (("rmse<=1", "is Error, not rmse"), ("accuracy>=1", "is Error, not")):
+        with pytest.raises(UsageError, match=says):
+            pruner.export(tmp_path / "other", require=wrong, **options)
+    with pytest.raises(UsageError, match="cannot be called size"):
+        pruner.export(tmp_path / "other", evaluate=error, metric="size", higher_is_better=True)
     with torch.no_grad():
         expected = float(nn.functional.mse_loss(model.eval()(images), targets).sqrt())
-    assert float(note.split()[1]) == pytest.approx(expected, abs=1e-3)
+    assert found["final"] == pytest.approx(expected, abs=1e-3)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hwprune.report.record import LatencyRun, Record, TrajectoryPoint
+from hwprune.report.record import LatencyRun, MetricPoint, Record
 
 WIDTH = 760
 _MOST_BARS = 40
@@ -93,18 +93,20 @@ def latency_bars(rows: Sequence[tuple[str, LatencyRun]]) -> list[Bar]:
     ]
 
 
-def trajectory(points: Sequence[TrajectoryPoint]) -> Plot | None:
+def trajectory(points: Sequence[MetricPoint], name: str | None = None) -> Plot | None:
     """Return the trajectory plot; None where there are fewer than two points."""
+    name = name or "accuracy"
     if len(points) < 2:
         return None
     times = _times(points)
     last = max(times) or 1.0
     left, right, top, height, gap = 70.0, WIDTH - 20.0, 28.0, 130.0, 52.0
     curves: list[Curve] = []
-    for name, unit, given in (
-        ("accuracy (validation)", "accuracy", [p.accuracy for p in points]),
+    for title, unit, given in (
+        (f"{name} (validation)", "accuracy" if name == "accuracy" else "metric",
+         [p.value for p in points]),
         ("nonzeros", "nonzeros", [float(p.nonzeros) for p in points]),
-    ):
+    ):  # fmt: skip
         known = [(at, value) for at, value in zip(times, given, strict=True) if value is not None]
         if not known:
             continue
@@ -120,7 +122,7 @@ def trajectory(points: Sequence[TrajectoryPoint]) -> Plot | None:
         )
         curves.append(
             Curve(
-                name=f"{name}, log scale" if axis.logarithmic else name,
+                name=f"{title}, log scale" if axis.logarithmic else title,
                 unit=unit,
                 points=" ".join(f"{x},{y}" for x, y, _ in dots),
                 dots=dots,
@@ -138,7 +140,7 @@ def trajectory(points: Sequence[TrajectoryPoint]) -> Plot | None:
     return Plot(tuple(curves), epochs, left, right, top, bottom)
 
 
-def _times(points: Sequence[TrajectoryPoint]) -> list[float]:
+def _times(points: Sequence[MetricPoint]) -> list[float]:
     """Return when each point was, in epochs: by its step, where all have one, else as given."""
     steps = [point.step for point in points if point.step is not None]
     last = max(point.epoch for point in points)
@@ -188,6 +190,8 @@ def _axis(values: Sequence[float], *, counts: bool) -> _Axis:
 
 
 def _label(value: float, unit: str) -> str:
+    if unit == "metric":
+        return f"{value:.4g}"
     return f"{100 * value:.4g} %" if unit == "accuracy" else f"{round(value):,}"
 
 

@@ -37,7 +37,7 @@ def html(record: Record) -> str:
         layers=summary.layer_rows(record),
         latency=[(name, *summary.latency_cells(run)) for name, run in latency],
         latency_bars=charts.latency_bars(latency),
-        plot=charts.trajectory(record.accuracy.trajectory),
+        plot=charts.trajectory(record.metric.trajectory, record.metric.name),
         width=charts.WIDTH,
         environment_rows=[(key, _value(value)) for key, value in record.environment.items()],
     )

@@ -29,8 +29,8 @@ def _lines(record: Record) -> Iterator[str]:
         yield from _table(summary.LIMIT_COLUMNS, summary.limit_rows(record))
     yield from ("## Bytes per layer", "")
     yield from _table(summary.LAYER_COLUMNS, summary.layer_rows(record))
-    yield from (f"## {_text(summary.accuracy_title(record))}", "")
-    yield from _table(("state", "value"), summary.accuracy_rows(record))
+    yield from (f"## {_text(summary.metric_title(record))}", "")
+    yield from _table(("state", "value"), summary.metric_rows(record))
     rows = [(name, *summary.latency_cells(run)) for name, run in summary.latency_rows(record)]
     if rows:
         yield from (f"## {_text(summary.latency_title(record))}", "")

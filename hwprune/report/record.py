@@ -1,7 +1,8 @@
 """report.json: the record of one run, as other people's scripts read it.
 
 Accuracies and sparsity are fractions, sizes bytes, times what their names say. What was not
-measured is null, and ``notes`` holds a line ``path: reason`` for it (or for its section).
+measured is null, and ``notes`` holds a line ``path: reason`` for it (or for its section). A report
+of schema 1 is read as one of schema 2 whose metric is accuracy.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hwprune.errors import ArtifactError, HwpruneError, OutputError
 from hwprune.files import replacing
@@ -19,7 +20,8 @@ from hwprune.files import replacing
 REPORT_NAME = "report.json"
 # What is null in these explains itself.
 _SELF_EXPLAINING = (
-    "environment", "recipe", "accuracy.trajectory", "result.layers", "verdict.limits",
+    "environment", "recipe", "accuracy.trajectory", "metric.trajectory", "result.layers",
+    "verdict.limits",
 )  # fmt: skip
 
 # Bounds that every real number keeps, and that arithmetic on them does not leave.
@@ -111,12 +113,11 @@ class ResultPart(Section):
     layers: tuple[LayerPart, ...]
 
 
-class TrajectoryPoint(Section):
-    """One moment of the run; the accuracy is that of the validation split."""
+class Moment(Section):
+    """One moment of the run."""
 
     epoch: Positive
     nonzeros: Count
-    accuracy: Fraction | None = None
     action: str | None = None
     step: Count | None = None
     density: Fraction | None = None
@@ -125,8 +126,37 @@ class TrajectoryPoint(Section):
     seconds: Positive | None = None
 
 
+class TrajectoryPoint(Moment):
+    """With the accuracy on the validation split."""
+
+    accuracy: Fraction | None = None
+
+
+class MetricPoint(Moment):
+    """With the metric on the validation split."""
+
+    value: Number | None = None
+
+
+class MetricPart(Section):
+    """How well the task is done, by its metric.
+
+    By the dense network, in the state with the fewest connections, by the written file. ``split``
+    and ``samples`` are null where the caller's own function measured the file.
+    """
+
+    name: str | None
+    higher_is_better: bool | None
+    split: str | None
+    samples: Count | None
+    dense: Number | None
+    extreme: Number | None
+    final: Number | None
+    trajectory: tuple[MetricPoint, ...] = ()
+
+
 class AccuracyPart(Section):
-    """Of the dense network, of the state with the fewest connections, of the written file."""
+    """The same where the metric is accuracy; else null."""
 
     dense: Fraction | None
     extreme: Fraction | None
@@ -180,7 +210,7 @@ class Record(Section):
     that take two, and short trainings that chose between value types, count as what they take.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     verdict: VerdictPart
     model: str
     target: str
@@ -189,6 +219,7 @@ class Record(Section):
     artifact: ArtifactPart
     budget: BudgetPart
     result: ResultPart
+    metric: MetricPart
     accuracy: AccuracyPart
     latency: LatencyPart
     parity: ParityPart
@@ -200,6 +231,30 @@ class Record(Section):
     recipe: Mapping[str, str | int | float | bool | None] = {}
     cost_epochs: Positive = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_schema_2(cls, data: Any) -> Any:
+        """Return a report of schema 1 with its accuracy as the metric."""
+        if not isinstance(data, Mapping) or data.get("schema_version") != 1 or "metric" in data:
+            return data
+        accuracy = data.get("accuracy")
+        found = dict(accuracy) if isinstance(accuracy, Mapping) else {}
+        known = found.pop("metric", None) is not None
+        found |= {"name": "accuracy", "higher_is_better": True} if known else _NO_METRIC
+        if isinstance(found.get("trajectory"), (list, tuple)):
+            found["trajectory"] = [as_value(point) for point in found["trajectory"]]
+        return {**data, "schema_version": 2, "metric": found}
+
+
+_NO_METRIC: Mapping[str, None] = {"name": None, "higher_is_better": None}
+
+
+def as_value(point: Any) -> Any:
+    """Return a point of the trajectory of accuracy as one of the metric's."""
+    if not isinstance(point, Mapping) or "accuracy" not in point:
+        return point
+    return {**{k: v for k, v in point.items() if k != "accuracy"}, "value": point["accuracy"]}
+
 
 def unexplained(record: Record) -> list[str]:
     """Return the dotted paths of nulls for which no note gives the reason.
@@ -207,6 +262,9 @@ def unexplained(record: Record) -> list[str]:
     A note explains a path when it starts with it, or with a section around it, and a colon.
     """
     heads = {note.partition(":")[0].strip() for note in record.notes if ":" in note}
+    # What is null in the one is null in the other for the same reason.
+    heads |= {head.replace("accuracy", "metric", 1) for head in heads if head[:8] == "accuracy"}
+    heads |= {head.replace("metric", "accuracy", 1) for head in heads if head[:6] == "metric"}
 
     def explained(path: str) -> bool:
         parts = path.split(".")

@@ -63,33 +63,43 @@ def facts(record: Record) -> Iterator[tuple[str, str]]:
     yield "time", format_seconds(record.seconds)
 
 
-def accuracy_rows(record: Record) -> list[tuple[str, str]]:
-    """Return (state, accuracy), and the difference where both ends were measured."""
-    accuracy = record.accuracy
+def metric_rows(record: Record) -> list[tuple[str, str]]:
+    """Return (state, metric), and the difference where both ends were measured."""
+    metric = record.metric
     rows = [
-        (state, NOT_MEASURED if value is None else format_percent(value))
+        (state, NOT_MEASURED if value is None else _of_metric(record, value))
         for state, value in (
-            ("dense", accuracy.dense),
-            ("extreme (validation split)", accuracy.extreme),
-            ("final", accuracy.final),
+            ("dense", metric.dense),
+            ("extreme (validation split)", metric.extreme),
+            ("final", metric.final),
         )
     ]
-    if accuracy.dense is not None and accuracy.final is not None:
-        points = 100 * (accuracy.final - accuracy.dense)
-        rows.append(("final - dense", f"{points:+.2f} points"))
+    if metric.dense is not None and metric.final is not None:
+        difference = metric.final - metric.dense
+        points = f"{100 * difference:+.2f} points"
+        rows.append(("final - dense", points if is_accuracy(record) else f"{difference:+.4g}"))
     return rows
 
 
-def accuracy_title(record: Record) -> str:
-    """Return what the accuracy rows are of."""
-    accuracy = record.accuracy
-    metric = (accuracy.metric or "accuracy").capitalize()
-    if accuracy.split is None:
-        return metric
-    samples = (
-        f", {format_count(accuracy.samples, 'sample')}" if accuracy.samples is not None else ""
-    )
-    return f"{metric} ({accuracy.split}{samples})"
+def is_accuracy(record: Record) -> bool:
+    """Return whether the metric is a share, which people read in per cent."""
+    return record.metric.name in (None, "accuracy")
+
+
+def _of_metric(record: Record, value: float) -> str:
+    return format_percent(value) if is_accuracy(record) else f"{value:.4g}"
+
+
+def metric_title(record: Record) -> str:
+    """Return what the rows of the metric are of."""
+    metric = record.metric
+    title = (record.accuracy.metric or "accuracy").capitalize()
+    if not is_accuracy(record):
+        title = f"{metric.name}, {'higher' if metric.higher_is_better else 'lower'} is better"
+    if metric.split is None:
+        return title
+    samples = f", {format_count(metric.samples, 'sample')}" if metric.samples is not None else ""
+    return f"{title} ({metric.split}{samples})"
 
 
 def latency_rows(record: Record) -> list[tuple[str, LatencyRun]]:

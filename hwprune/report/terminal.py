@@ -35,9 +35,7 @@ def terminal(record: Record, console: Console) -> None:
         console.print(
             f"and {format_count(len(rows) - _MOST_LAYERS, 'layer')} more; -o FILE.html shows all"
         )
-    _titled(
-        console, summary.accuracy_title(record), ("state", "value"), summary.accuracy_rows(record)
-    )
+    _titled(console, summary.metric_title(record), ("state", "value"), summary.metric_rows(record))
     latency = [(name, *summary.latency_cells(run)) for name, run in summary.latency_rows(record)]
     if latency:
         _titled(console, summary.latency_title(record), summary.LATENCY_COLUMNS, latency)

@@ -64,7 +64,7 @@ class Outcome:
 
 def record_of(outcome: Outcome) -> dict[str, Any]:
     """Return the record of a run as plain values; ``with_verdict`` closes it."""
-    job, made = outcome.job, outcome.compiled
+    job, made, metric = outcome.job, outcome.compiled, _metric(outcome)
     plan, pruned, written, masks = made.plan, made.pruned, made.written, made.masks
     size = len(written.data)
     weights = made.prepared.template.weights
@@ -74,7 +74,7 @@ def record_of(outcome: Outcome) -> dict[str, Any]:
     notes += _skipped_notes(made.prepared.skipped)
     notes += _reasons(outcome)
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "verdict": None,
         "model": job.model.name,
         "target": job.target.name,
@@ -103,7 +103,8 @@ def record_of(outcome: Outcome) -> dict[str, Any]:
             "bound_bytes": _bound_bytes(written),
             "layers": _layers(made),
         },
-        "accuracy": _accuracy(outcome),
+        "metric": metric,
+        "accuracy": _accuracy(metric, pruned.trajectory),
         "latency": _latency(outcome.measured),
         "parity": dict.fromkeys(("relative_error", "top1_agreement"))
         if outcome.checked.parity is None
@@ -112,7 +113,7 @@ def record_of(outcome: Outcome) -> dict[str, Any]:
         "command": shlex.join([Path(job.command[0]).name, *job.command[1:]]) if job.command else "",
         "seed": job.seed,
         "seconds": 0.0,
-        "notes": notes if job.data is not None else [*notes, "accuracy: no --data was given"],
+        "notes": notes,
     }
 
 
@@ -188,20 +189,35 @@ def _stored_shape(packed: Packed | None, shape: tuple[int, ...]) -> dict[str, An
     return {} if packed is None or packed.shape == shape else {"stored_shape": packed.shape}
 
 
-def _accuracy(outcome: Outcome) -> dict[str, Any]:
-    measured, data, pruned = outcome.measured, outcome.job.data, outcome.compiled.pruned
-    final = None if measured is None else measured.final_accuracy
-    dense = None if measured is None else measured.dense_accuracy
-    if outcome.compiled.plan is None:  # the dense file is the one that is shipped
-        dense = final
+def _metric(outcome: Outcome) -> dict[str, Any]:
+    found = None if outcome.measured is None else outcome.measured.metric
+    pruned = outcome.compiled.pruned
+    part: dict[str, Any] = dict.fromkeys(
+        ("name", "higher_is_better", "split", "samples", "dense", "final")
+    )
+    if found is not None:
+        part = {
+            "name": found.name,
+            "higher_is_better": found.higher_is_better,
+            "split": None if found.samples is None else "test",
+            "samples": found.samples,
+            # Without a plan the dense file is the one that is shipped.
+            "dense": found.final if outcome.compiled.plan is None else found.dense,
+            "final": found.final,
+        }
+    points = [reports.as_value(point) for point in pruned.trajectory]
+    return {**part, "extreme": pruned.extreme_accuracy, "trajectory": points}
+
+
+def _accuracy(metric: Mapping[str, Any], trajectory: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the same where the metric is accuracy."""
+    names = ("dense", "extreme", "final", "split", "samples")
+    if metric["name"] not in (None, "accuracy"):
+        return {**dict.fromkeys((*names, "metric")), "trajectory": []}
     return {
-        "dense": dense,
-        "extreme": pruned.extreme_accuracy,
-        "final": final,
-        "metric": None if final is None else "top-1 accuracy",
-        "split": None if final is None else "test",
-        "samples": len(data.test) if data is not None and final is not None else None,
-        "trajectory": list(pruned.trajectory),
+        **{name: metric[name] for name in names},
+        "metric": None if metric["name"] is None else "top-1 accuracy",
+        "trajectory": list(trajectory),
     }
 
 
@@ -265,12 +281,19 @@ def _reasons(outcome: Outcome) -> list[str]:
             "accuracy.extreme: of the validation split while training, the other two of the test "
             "split: the difference between them is not what regrowth gained"
         )
-    data = outcome.job.data
-    if data is not None and measured is not None and measured.final_accuracy is None:
-        notes.append("accuracy: the test split has no labels")
-    before, after = pruned.validation_accuracy, None
-    if measured is not None:
-        after = measured.validation_accuracy
+    found = None if measured is None else measured.metric
+    if found is None:
+        if outcome.job.data is None:
+            notes.append("accuracy: no --data was given")
+        elif measured is not None:
+            notes.append("accuracy: the test split has no labels")
+    else:
+        if found.name != "accuracy":
+            notes.append(f"accuracy: what is measured is {found.name}; see metric")
+        if found.samples is None:
+            whose = "on what the caller's function takes"
+            notes += [f"metric.split: measured {whose}", f"metric.samples: measured {whose}"]
+    before, after = pruned.validation_accuracy, None if found is None else found.validation
     if before is not None and after is not None:
         notes.append(
             f"quantising: validation accuracy {100 * before:.2f} % in torch before packing, "

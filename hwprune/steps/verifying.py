@@ -17,6 +17,7 @@ from hwprune.ir import Data, Masks, Model
 from hwprune.steps.output import write_file
 from hwprune.targets import Target
 from hwprune.verify import CheckResult, Made, accuracy, check, latency, memory, parity
+from hwprune.verify.runner import open_session
 
 _SAMPLES, _SAMPLES_OF_ROUNDING = 64, 16
 _ULP = 2.0**-23  # float32's relative spacing
@@ -147,21 +148,54 @@ def _tensors(outputs: Any) -> Iterator[Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What was measured beside right and wrong; None where it was not.
+class Evaluation:
+    """The caller's own metric of a file.
 
     Attributes:
-        dense_accuracy: of the dense file on the test split, in onnxruntime.
-        final_accuracy: of the file that is shipped, likewise.
-        validation_accuracy: of the file that is shipped on the validation split: next to the
-            accuracy that training ended with, it shows what quantising cost.
+        name: as reports and limits call it.
+        higher_is_better: the direction.
+        of: called with an ``onnxruntime.InferenceSession``, returns it; what it raises ends the
+            run.
+    """
+
+    name: str
+    higher_is_better: bool
+    of: Callable[[Any], float]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricValues:
+    """A metric of the written files, in onnxruntime.
+
+    Attributes:
+        name: of the metric.
+        higher_is_better: its direction.
+        dense: of the dense file, None where that is the one that is shipped.
+        final: of the file that is shipped.
+        samples: of the test split, None where the caller's own function measured.
+        validation: of the file that is shipped on the validation split: next to what training
+            ended with, it shows what quantising cost.
+    """
+
+    name: str
+    higher_is_better: bool
+    dense: float | None
+    final: float
+    samples: int | None = None
+    validation: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured beside right and wrong.
+
+    Attributes:
+        metric: None where there was nothing to measure it on.
         latency: by label: dense, stock and kernels.
         memory: of a fresh process that has loaded the file, by label.
     """
 
-    dense_accuracy: float | None
-    final_accuracy: float | None
-    validation_accuracy: float | None
+    metric: MetricValues | None
     latency: dict[str, latency.LatencyResult]
     memory: dict[str, memory.MemoryResult]
 
@@ -175,13 +209,15 @@ def measure_files(
     threads: int,
     with_latency: bool,
     with_kernels: bool,
+    evaluation: Evaluation | None = None,
 ) -> Measured:
-    """Measure accuracy and latency of the shipped file, beside the dense one where there is one.
+    """Measure metric and latency of the shipped file, beside the dense one where there is one.
 
     Args:
         path: the file that is shipped.
         dense: the dense file, None where it is the one that is shipped.
         data: for accuracy.
+        evaluation: the caller's own metric, in place of accuracy.
         folder: where the dense file may be put for the time.
         threads: of onnxruntime while measuring latency.
         with_latency: whether this host's latency says anything about the target.
@@ -195,13 +231,23 @@ def measure_files(
         dense_path = folder / "dense.onnx"
         write_file(dense_path, dense.data)
         files = {"dense": str(dense_path), **files}
-    dense_accuracy = final_accuracy = validation_accuracy = None
-    if data is not None and data.test.labels is not None and len(data.test):
-        final_accuracy = accuracy.accuracy_of(files["stock"], data.test)
-        if dense is not None:
-            dense_accuracy = accuracy.accuracy_of(files["dense"], data.test)
+    found = None
+    if evaluation is not None:
+        of = {
+            label: evaluation.of(open_session(file, threads=threads))
+            for label, file in files.items()
+        }
+        found = MetricValues(
+            evaluation.name, evaluation.higher_is_better, of.get("dense"), of["stock"]
+        )
+    elif data is not None and data.test.labels is not None and len(data.test):
+        of = {label: accuracy.accuracy_of(file, data.test) for label, file in files.items()}
+        validation = None
         if data.validation.labels is not None and len(data.validation):
-            validation_accuracy = accuracy.accuracy_of(files["stock"], data.validation)
+            validation = accuracy.accuracy_of(files["stock"], data.validation)
+        found = MetricValues(
+            "accuracy", True, of.get("dense"), of["stock"], len(data.test), validation
+        )
     results: dict[str, latency.LatencyResult] = {}
     resident: dict[str, memory.MemoryResult] = {}
     if with_latency:
@@ -211,4 +257,4 @@ def measure_files(
             label: memory.resident(file, kernels=label == "kernels")
             for label, file in files.items()
         }
-    return Measured(dense_accuracy, final_accuracy, validation_accuracy, results, resident)
+    return Measured(found, results, resident)

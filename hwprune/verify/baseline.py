@@ -15,10 +15,10 @@ from hwprune.verify import sidecar_report
 from hwprune.verify.fields import FIELDS, Field, show
 from hwprune.verify.outcome import Skipped
 
-NEWEST_SCHEMA = 1
-# The fields that are compared, and whether more is better.
-COMPARED: Mapping[str, bool] = {
-    "size": False, "accuracy": True, "ram": False, "latency.p50": False,
+NEWEST_SCHEMA = 2
+# The fields that are compared, and whether more is better; of a metric its report says it.
+COMPARED: Mapping[str, bool | None] = {
+    "size": False, "accuracy": True, "metric": None, "ram": False, "latency.p50": False,
 }  # fmt: skip
 # Two runs on one machine differ by some percent: a latency is worse when it is beyond this.
 _LATENCY_NOISE = 0.1
@@ -55,6 +55,10 @@ class Baseline:
     def comparisons(self, record: Mapping[str, Any]) -> Iterator[Comparison]:
         """Yield each field that both could have."""
         for name, more_is_better in COMPARED.items():
+            if more_is_better is None:
+                if _text_at(record, "metric", "name") in (None, "accuracy"):
+                    continue
+                more_is_better = _text_at(record, "metric", "higher_is_better") is not False
             yield Comparison(self, record, FIELDS[name], more_is_better)
 
 
@@ -79,6 +83,10 @@ class Comparison:
         if old is None or new is None:
             sides = [side for side, value in (("before", old), ("now", new)) if value is None]
             raise Skipped(f"not measured {' and '.join(sides)}")
+        if kind == "metric":
+            was, now = (_text_at(one, "metric", "name") for one in self._both())
+            if was != now:
+                raise Skipped(f"the metric was {was or 'accuracy'}, it is {now}")
         if kind == "duration":
             for place in ("host", "onnxruntime"):
                 was, now = (_text_at(one, "latency", place) for one in self._both())

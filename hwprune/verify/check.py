@@ -31,7 +31,7 @@ from hwprune.kernels.session import operator_names
 from hwprune.units import format_bytes, format_count
 from hwprune.verify import integrity, latency, parity, runner, sidecar_report
 from hwprune.verify.baseline import Baseline
-from hwprune.verify.fields import FIELDS
+from hwprune.verify.fields import field_of
 from hwprune.verify.limits import Context, Limit, evaluate, explain, why_not
 from hwprune.verify.outcome import SCOPE_HOST, SCOPE_UNLINKED, CheckResult, Log, Skipped
 from hwprune.verify.parity import Parity
@@ -431,11 +431,14 @@ class _Judge:
         self.artifact, self.matching, self.no_kernels = artifact, matching, no_kernels
         self.threads, self.runs = threads, runs
         known = matching is not None
+        promised: Mapping[str, Any] = matching.record if matching is not None else {}
+        metric = promised.get("metric", {"name": "accuracy"} if known else None)
+        name = metric.get("name") if isinstance(metric, Mapping) else None
         self.context = Context(
             kind=target.kind if target else None, labels=known, parity=known, dense=known,
+            metric=name if isinstance(name, str) else None,
             run=known, layers=known or bool(artifact.layers), no_kernels=no_kernels,
         )  # fmt: skip
-        promised: Mapping[str, Any] = matching.record if matching is not None else {}
         given = promised.get("result")
         result = dict(given) if isinstance(given, Mapping) else {}
         result["artifact_bytes"] = artifact.bytes
@@ -471,7 +474,8 @@ class _Judge:
 
     def _unmeasurable(self, limit: Limit) -> str | None:
         reason, known = why_not(limit, self.context), self.matching is not None
-        if reason is not None and not known and FIELDS[limit.field].need in ("labels", "parity"):
+        needs = field_of(limit.field).need
+        if reason is not None and not known and needs in ("labels", "metric", "parity"):
             name = Path(self.artifact.path).name
             return f"no {sidecar_report.REPORT_NAME} beside it was written for exactly this {name}"
         if reason is None and known and not _is_live(limit):
@@ -491,6 +495,6 @@ class _Judge:
 
 def _is_live(limit: Limit) -> bool:
     """Return whether a limit is about this file's own latency, which is measured here and now."""
-    if FIELDS[limit.field].need != "latency" or limit.relative:
+    if field_of(limit.field).need != "latency" or limit.relative:
         return False
     return not limit.field.startswith("latency.dense")

@@ -1,8 +1,8 @@
 """Limits such as ``size<=512KiB`` or ``latency.p50<=0.5x``: read, judged, and explained.
 
-A limit is FIELD OP VALUE; the fields are those of ``fields.FIELDS``. A duration may be given as a
-multiple of the dense file's (``0.5x``). ``latency.p50`` alone is the kernels' where they ran, else
-that of stock onnxruntime.
+A limit is FIELD OP VALUE; the fields are those of ``fields.FIELDS``, and the metric by its own name
+(``rmse<=0.19``). A duration or a metric may be given as a multiple of the dense file's (``0.5x``).
+``latency.p50`` alone is the kernels' where they ran, else that of stock onnxruntime.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from hwprune.errors import UsageError
 from hwprune.ir import LimitResult
+from hwprune.tasks.metrics import METRICS
 from hwprune.units import parse_bytes, parse_fraction, parse_milliseconds
-from hwprune.verify.fields import FIELDS, Field, Kind, lookup, show
+from hwprune.verify.fields import FIELDS, Field, Kind, field_of, show, spelled
 
 OPS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -36,7 +37,7 @@ class Limit:
     """One limit.
 
     Attributes:
-        field: a key of ``FIELDS``.
+        field: a key of ``FIELDS``, or the name of a metric.
         op: a key of ``OPS``.
         value: in bytes, milliseconds or as a fraction; a multiple of dense where ``relative``.
         relative: whether ``value`` multiplies the dense file's.
@@ -56,7 +57,8 @@ class Context:
 
     Attributes:
         kind: of the target: ``linux`` or ``microcontroller``; None without a target.
-        labels: whether the data carry labels.
+        labels: whether accuracy is measured: the data carry labels, which are classes.
+        metric: the name of what is measured on the data; None for nothing.
         latency: whether latency is measured on this host.
         parity: whether outputs are compared with the PyTorch model.
         dense: whether a dense file is measured beside (limits such as ``0.5x``).
@@ -67,6 +69,7 @@ class Context:
 
     kind: Literal["linux", "microcontroller"] | None = None
     labels: bool = False
+    metric: str | None = None
     latency: bool = True
     parity: bool = True
     dense: bool = True
@@ -75,8 +78,12 @@ class Context:
     no_kernels: str | None = "no native kernels are installed"
 
 
-def parse_limit(text: str) -> Limit:
+def parse_limit(text: str, metric: str | None = None) -> Limit:
     """Read a limit.
+
+    Args:
+        text: the limit.
+        metric: the name of the caller's own metric; those of the built-in ones are known.
 
     Raises:
         UsageError: names what is wrong (field, operator or value) and what was expected.
@@ -85,17 +92,19 @@ def parse_limit(text: str) -> Limit:
     if match is None:
         raise UsageError(f"{text!r} is not a limit", hint=_EXAMPLE)
     name, op, value = match.groups()
-    field = FIELDS.get(name.lower().replace("-", "_"))
-    if field is None:
+    known = spelled(name)
+    if known not in (*FIELDS, *METRICS, spelled(metric or "")):
         raise UsageError(f"{text!r}: {name!r} is not a field of the report", hint=_suggest(name))
+    field = field_of(known)
     if op not in OPS:
         raise UsageError(
             f"{text!r}: {op!r} is not a comparison, expected one of {', '.join(OPS)}", hint=_EXAMPLE
         )
     relative = _RELATIVE.fullmatch(value)
-    if relative is not None and field.kind != "duration":
+    if relative is not None and (field.need not in ("latency", "metric") or field.minus):
         raise UsageError(
-            f"{text!r}: only a latency can be given as a multiple of dense", hint=_EXAMPLE
+            f"{text!r}: only a latency or a metric can be given as a multiple of dense",
+            hint=_EXAMPLE,
         )
     try:
         number = float(relative[1]) if relative else _VALUES[field.kind](value)
@@ -111,11 +120,17 @@ def parse_limit(text: str) -> Limit:
 
 def why_not(limit: Limit, context: Context) -> str | None:
     """Return why a run cannot measure what a limit asks for, None where it can."""
-    field = FIELDS[limit.field]
+    field = field_of(limit.field)
     if field.need == "firmware":
         return "the RAM a device needs is known only from linked firmware, which is not built here"
     if field.need == "labels" and not context.labels:
+        if context.metric is not None:
+            return f"the metric of this task is {context.metric}, not accuracy"
         return "accuracy needs data with labels"
+    if field.need == "metric" and context.metric is None:
+        return f"{limit.field} needs data with labels, and a task that says what is measured"
+    if field.metric not in (None, spelled(context.metric or "")):
+        return f"the metric of this task is {context.metric}, not {field.metric}"
     if field.need == "latency":
         if context.kind == "microcontroller":
             return "this host's latency says nothing about a microcontroller"
@@ -152,12 +167,12 @@ def require_measurable(limits: Iterable[Limit], context: Context) -> None:
 def evaluate(limit: Limit, record: Mapping[str, Any]) -> LimitResult:
     """Judge a limit by a report (the dict of report.json). What was not measured is not met.
 
-    A multiple of dense comes out as the milliseconds it stands for.
+    A multiple of dense comes out as the number it stands for.
     """
-    field = FIELDS[limit.field]
+    field = field_of(limit.field)
     value, bound = field.value(record), limit.value
     if limit.relative:
-        dense = lookup(record, ("latency", "dense", field.paths[0][-1]))
+        dense = field.dense(record)
         if dense is None:
             return LimitResult(limit.field, limit.op, bound, None, False)
         bound *= dense
@@ -167,7 +182,7 @@ def evaluate(limit: Limit, record: Mapping[str, Any]) -> LimitResult:
 
 def explain(limit: Limit, result: LimitResult) -> str:
     """Return a sentence with field, value and limit."""
-    field = FIELDS[limit.field]
+    field = field_of(limit.field)
     if result.value is None:
         return f"{limit.field} was not measured; the limit is {limit.text}"
     bound = f" ({show(field.kind, result.limit)})" if limit.relative else ""
@@ -194,6 +209,7 @@ _VALUES: Mapping[Kind, Callable[[str], float]] = {
     "count": _count,
     "fraction": parse_fraction,
     "duration": parse_milliseconds,
+    "metric": parse_fraction,
     "number": parse_fraction,
 }
 
@@ -202,6 +218,7 @@ def _suggest(name: str) -> str:
     wanted = name.lower()
     for unit in ("_ms", "_bytes", "_kib"):
         wanted = wanted.removesuffix(unit)
-    close = [wanted] if wanted in FIELDS else difflib.get_close_matches(wanted, FIELDS, n=3)
+    names = {**FIELDS, **METRICS}
+    close = [wanted] if wanted in FIELDS else difflib.get_close_matches(wanted, names, n=3)
     known = ", ".join(field for field in FIELDS if field.count(".") == 0 or field == "latency.p50")
     return f"did you mean {' or '.join(close)}?" if close else f"expected one of {known}, ..."

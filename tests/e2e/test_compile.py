@@ -108,12 +108,13 @@ def test_a_network_is_pruned_into_its_budget(
 
 
 FIELDS = {
-    "": "schema_version verdict model target strategy epochs artifact budget result accuracy "
-    "latency parity environment command seed seconds notes",
+    "": "schema_version verdict model target strategy epochs artifact budget result metric "
+    "accuracy latency parity environment command seed seconds notes",
     "verdict": "fits verified scope limits exit_code",
     "artifact": "path bytes sha256",
     "budget": "bytes floor_bytes max_nonzeros used_bytes slack_bytes",
     "result": "nonzeros weights sparsity artifact_bytes layers",
+    "metric": "name higher_is_better split samples dense extreme final trajectory",
     "accuracy": "dense extreme final metric split samples trajectory",
     "latency": "dense stock kernels host onnxruntime",
     "parity": "relative_error top1_agreement",

@@ -43,8 +43,8 @@ def test_the_file_is_what_other_programs_expect(
     document = json.loads((tmp_path / "report.json").read_text())
     assert list(document) == [
         "schema_version", "verdict", "model", "target", "strategy", "epochs", "artifact", "budget",
-        "result", "accuracy", "latency", "parity", "environment", "command", "seed", "seconds",
-        "notes", "recipe", "cost_epochs",
+        "result", "metric", "accuracy", "latency", "parity", "environment", "command", "seed",
+        "seconds", "notes", "recipe", "cost_epochs",
     ]  # fmt: skip
     assert set(document["verdict"]) == {"fits", "verified", "scope", "limits", "exit_code"}
     assert set(document["verdict"]["limits"][0]) == {"field", "op", "limit", "value", "met"}
@@ -63,6 +63,9 @@ def test_the_file_is_what_other_programs_expect(
     assert set(document["accuracy"]) == {
         "dense", "extreme", "final", "metric", "split", "samples", "trajectory",
     }  # fmt: skip
+    assert set(document["metric"]) == {
+        "name", "higher_is_better", "dense", "extreme", "final", "split", "samples", "trajectory",
+    }  # fmt: skip
     assert set(document["latency"]) == {"dense", "stock", "kernels", "host", "onnxruntime"}
     assert {"p50_ms", "p90_ms", "runs", "threads", "batch"} <= set(document["latency"]["dense"])
     assert set(document["parity"]) == {"relative_error", "top1_agreement"}
@@ -71,7 +74,7 @@ def test_the_file_is_what_other_programs_expect(
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("schema_version", 2),
+        ("schema_version", 3),
         ("verdict", None),
         ("verdict.fits", ...),
         ("model", 3),
@@ -123,6 +126,19 @@ def test_every_null_has_its_reason(tmp_path: Path, sample_record: dict[str, Any]
     written = record.read(tmp_path)
     assert "accuracy.extreme: not measured" in written.notes
     assert record.unexplained(written) == []
+
+
+def test_a_report_of_schema_1_is_read(tmp_path: Path, sample_record: dict[str, Any]) -> None:
+    old = changed(changed(sample_record, "metric", ...), "schema_version", 1)
+    (tmp_path / "report.json").write_text(json.dumps(old))
+    assert record.read(tmp_path) == record.from_mapping(sample_record)
+    unmeasured = dict.fromkeys(("dense", "extreme", "final", "metric", "split", "samples"))
+    old["accuracy"] |= unmeasured | {"trajectory": []}
+    (tmp_path / "report.json").write_text(json.dumps(old))
+    found = record.read(tmp_path).metric
+    assert (found.name, found.higher_is_better, found.final, found.trajectory) == (
+        None, None, None, (),
+    )  # fmt: skip
 
 
 def test_a_failed_write_leaves_the_old_file(

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from hwprune.report import charts, record, render, summary
-from hwprune.report.record import TrajectoryPoint, from_mapping
+from hwprune.report.record import MetricPoint, from_mapping
 
 HOSTILE = "<script>alert(1)</script>\"'&[bold]|`*"
 
@@ -146,7 +146,8 @@ def test_over_budget_is_said(sample_record: dict[str, Any]) -> None:
 
 
 def test_a_record_with_nothing_measured_renders(sample_record: dict[str, Any]) -> None:
-    sample_record["accuracy"] = dict.fromkeys(sample_record["accuracy"]) | {"trajectory": []}
+    for part in ("accuracy", "metric"):
+        sample_record[part] = dict.fromkeys(sample_record[part]) | {"trajectory": []}
     sample_record["latency"] = dict.fromkeys(sample_record["latency"])
     sample_record["parity"] = dict.fromkeys(sample_record["parity"])
     sample_record["verdict"]["limits"] = []
@@ -192,7 +193,7 @@ def numbers_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
 )
 def test_any_number_is_shown_or_refused(sample_record: dict[str, Any], number: float) -> None:
     sample_record["recipe"] = {"lr": 0.1}
-    sample_record["accuracy"]["trajectory"][0]["loss"] = 1.0
+    sample_record["metric"]["trajectory"][0]["loss"] = 1.0
     shown_ones = 0
     for *parents, last in numbers_of(sample_record):
         data = copy.deepcopy(sample_record)
@@ -233,8 +234,7 @@ def test_many_layers_are_cut_and_said(sample_record: dict[str, Any]) -> None:
 )
 def test_the_trajectory_stays_inside_its_axes(nonzeros: list[int]) -> None:
     points = [
-        TrajectoryPoint(epoch=epoch, nonzeros=count, accuracy=0.9)
-        for epoch, count in enumerate(nonzeros)
+        MetricPoint(epoch=epoch, nonzeros=count, value=0.9) for epoch, count in enumerate(nonzeros)
     ]
     plot = charts.trajectory(points)
     assert plot is not None
@@ -248,7 +248,7 @@ def test_the_trajectory_stays_inside_its_axes(nonzeros: list[int]) -> None:
 
 
 def test_points_inside_an_epoch_are_placed_by_their_step() -> None:
-    points = [TrajectoryPoint(epoch=min(step // 5, 1), nonzeros=9, step=step) for step in range(6)]
+    points = [MetricPoint(epoch=min(step // 5, 1), nonzeros=9, step=step) for step in range(6)]
     plot = charts.trajectory(points)
     assert plot is not None
     across = [x for x, _, _ in plot.curves[0].dots]
@@ -256,4 +256,4 @@ def test_points_inside_an_epoch_are_placed_by_their_step() -> None:
 
 
 def test_no_plot_of_a_single_point() -> None:
-    assert charts.trajectory([TrajectoryPoint(epoch=0, nonzeros=1)]) is None
+    assert charts.trajectory([MetricPoint(epoch=0, nonzeros=1)]) is None

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwprune.errors import UsageError
+from hwprune.tasks import METRICS
 from hwprune.verify.fields import FIELDS
 from hwprune.verify.limits import (
     Context,
@@ -59,7 +60,9 @@ def test_parses(text: str, field: str, op: str, value: float, relative: bool) ->
         ("size!=5", "'!=' is not a comparison", "FIELD OP VALUE"),
         ("size<=", "'' is not a size", "64KiB"),
         ("size<=5ms", "'ms' is not a unit of size", "KiB"),
-        ("size<=0.5x", "only a latency", "FIELD OP VALUE"),
+        ("size<=0.5x", "only a latency or a metric", "FIELD OP VALUE"),
+        ("metric_drop<=1.1x", "only a latency or a metric", "FIELD OP VALUE"),
+        ("rsme<=0.19", "'rsme' is not a field", "did you mean rmse?"),
         ("accuracy>=91", "91 is not a fraction", "write 91% or 0.91"),
         ("accuracy>=191%", "191% is not a fraction", "at most 100%"),
         ("nonzeros<=1.5", "'1.5' is not a whole number", "40000"),
@@ -81,7 +84,7 @@ def test_any_text_parses_or_is_a_usage_error(text: str) -> None:
         limit = parse_limit(text)
     except UsageError:
         return
-    assert limit.field in FIELDS
+    assert limit.field in {*FIELDS, *METRICS}
 
 
 def test_every_documented_field_reads_the_report(sample_record: dict[str, Any]) -> None:
@@ -121,6 +124,46 @@ def test_a_difference_is_not_spoilt_by_binary_fractions(sample_record: dict[str,
 def test_kernels_count_where_they_ran(sample_record: dict[str, Any]) -> None:
     sample_record["latency"]["kernels"] = {**sample_record["latency"]["dense"], "p50_ms": 0.5}
     assert evaluate(parse_limit("latency.p50<=0.5x"), sample_record).value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "met", "value"),
+    [
+        ("metric<=0.2", True, 0.19),
+        ("rmse<0.19", False, 0.19),
+        ("RMSE<=1.05x", False, 0.19),
+        ("rmse<=110%", True, 0.19),
+        ("rmse<=1.1x", True, 0.19),
+        ("metric_drop<=0.01", True, 0.01),
+        ("metric_drop<0.01", False, 0.01),
+        ("mae<=1", False, None),
+    ],
+)
+def test_a_metric_of_which_less_is_better(
+    sample_record: dict[str, Any], text: str, met: bool, value: float | None
+) -> None:
+    sample_record["metric"] |= {
+        "name": "rmse", "higher_is_better": False, "dense": 0.18, "final": 0.19,
+    }  # fmt: skip
+    result = evaluate(parse_limit(text), sample_record)
+    assert (result.met, result.value) == (met, value)
+
+
+def test_the_callers_own_metric_is_a_field_by_its_name(sample_record: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="not a field"):
+        parse_limit("IoU@50>=0.5")
+    sample_record["metric"]["name"] = "IoU@50"
+    limit = parse_limit("iou@50>=0.98x", metric="IoU@50")
+    assert evaluate(limit, sample_record).met
+    assert why_not(limit, Context(metric="IoU@50")) is None
+    assert "not iou@50" in (why_not(limit, Context(metric="rmse")) or "")
+    assert "needs data" in (why_not(limit, Context()) or "")
+
+
+def test_a_report_of_schema_1_has_accuracy_as_its_metric(sample_record: dict[str, Any]) -> None:
+    del sample_record["metric"]
+    for text, met in (("metric>=0.9", True), ("metric_drop<=0.01", False), ("metric>=0.9x", True)):
+        assert evaluate(parse_limit(text), sample_record).met is met
 
 
 def test_a_multiple_is_judged_in_milliseconds(sample_record: dict[str, Any]) -> None:
