@@ -159,6 +159,8 @@ def _form(target: Target) -> str:
 def _value(fact: FactRow) -> str:
     if isinstance(fact.value, bool):
         return "yes" if fact.value else "no"
+    if isinstance(fact.value, int) and fact.field.endswith("_origin"):
+        return f"0x{fact.value:08x}"
     if isinstance(fact.value, int) and fact.unit:
         return f"{fact.value:,} {fact.unit}"
     return str(fact.value)

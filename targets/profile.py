@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from hwprune.errors import TargetError, UsageError
 from hwprune.ir import CodecName, ValueType
 from hwprune.targets.explain import explain, give
-from hwprune.targets.schema import Fact, Profile
+from hwprune.targets.schema import Fact, MemoryTable, Profile
 
 # The end of a field's name says its unit; the longest ending first.
 _UNITS: tuple[tuple[str, str], ...] = (
@@ -61,6 +61,24 @@ class Runtime(BaseModel):
     inline_functions: bool
 
 
+class ImageRegions(BaseModel):
+    """Where a linked image lies: what is left of flash and RAM when the reserves are taken off.
+
+    Attributes:
+        flash_origin: the address of its first byte.
+        flash_bytes: what code and constants may take.
+        ram_origin: the address of the first byte of RAM.
+        ram_bytes: what variables, activations and the stack may take.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    flash_origin: int
+    flash_bytes: int
+    ram_origin: int
+    ram_bytes: int
+
+
 class Target(BaseModel):
     """A device.
 
@@ -72,8 +90,12 @@ class Target(BaseModel):
         core: the CPU core.
         cores: how many.
         clock_hz: their clock.
-        ram_bytes: memory for activations.
-        memory_bytes: what a file could ever use: RAM of a board, flash of a microcontroller.
+        fpu: its floating-point unit: none, single or double; None where the profile does not say.
+        dsp: whether it has SIMD multiply-accumulate, likewise.
+        ram_bytes: memory for activations, without what is reserved.
+        memory_bytes: what a file could ever use: RAM of a board, flash of a microcontroller without
+            what is reserved.
+        regions: where an image is linked; None where the profile does not say.
         budget_bytes: the default budget.
         budget_reason: one sentence on how the default budget comes about.
         runtime: what executes the artifact.
@@ -92,8 +114,11 @@ class Target(BaseModel):
     core: str
     cores: int
     clock_hz: int
+    fpu: Literal["none", "single", "double"] | None
+    dsp: bool | None
     ram_bytes: int
     memory_bytes: int
+    regions: ImageRegions | None
     budget_bytes: int
     budget_reason: str
     runtime: Runtime
@@ -157,11 +182,8 @@ def build(table: Mapping[str, Any], *, name: str, path: str, origins: Mapping[st
         )
     budget_bytes, reason = _budget(profile)
     memory = profile.memory
-    if profile.kind == "linux":
-        memory_bytes = memory.ram_bytes.value
-    else:
-        assert memory.flash_bytes is not None  # _contradictions has seen to it
-        memory_bytes = memory.flash_bytes.value
+    ram_bytes = memory.ram_bytes.value - _reserved(memory, "ram")
+    memory_bytes = ram_bytes if profile.kind == "linux" else _flash_bytes(memory)
     if not 0 < budget_bytes <= memory_bytes:
         raise TargetError(
             f"{path}: budget: comes to {budget_bytes:,} B ({reason}); "
@@ -177,8 +199,11 @@ def build(table: Mapping[str, Any], *, name: str, path: str, origins: Mapping[st
         core=profile.cpu.core.value,
         cores=profile.cpu.cores.value,
         clock_hz=profile.cpu.clock_hz.value,
-        ram_bytes=memory.ram_bytes.value,
+        fpu=profile.cpu.fpu.value if profile.cpu.fpu else None,
+        dsp=profile.cpu.dsp.value if profile.cpu.dsp else None,
+        ram_bytes=ram_bytes,
         memory_bytes=memory_bytes,
+        regions=_regions(memory, memory_bytes, ram_bytes),
         budget_bytes=budget_bytes,
         budget_reason=reason,
         runtime=Runtime(
@@ -212,6 +237,8 @@ def _contradictions(profile: Profile) -> Iterator[str]:
         expected = "firmware"
         if memory.flash_bytes is None:
             yield "memory.flash_bytes: missing; expected for a microcontroller"
+        elif _reserved(memory, "flash") >= memory.flash_bytes.value:
+            yield "memory.flash_reserved_*_bytes: take all of the flash"
         if budget.default_bytes is None:
             if budget.runtime_bytes is None:
                 yield "budget.runtime_bytes: missing; expected for a microcontroller"
@@ -220,6 +247,10 @@ def _contradictions(profile: Profile) -> Iterator[str]:
                     "budget.application_bytes: missing; expected it or "
                     "budget.application_fraction for a microcontroller"
                 )
+    if _reserved(memory, "ram") >= memory.ram_bytes.value:
+        yield "memory.ram_reserved_*_bytes: take all of the RAM"
+    if (memory.flash_origin is None) != (memory.ram_origin is None):
+        yield "memory.flash_origin, memory.ram_origin: expected both or neither"
     if runtime.kind != expected:
         yield f"runtime.kind = {give(runtime.kind)}: expected {give(expected)} for {profile.kind}"
     if runtime.kind == "onnxruntime" and runtime.version is None:
@@ -229,6 +260,29 @@ def _contradictions(profile: Profile) -> Iterator[str]:
             f"runtime.ir_version = {runtime.ir_version.value}: expected 8 or more, or "
             "inline_functions = true: older files cannot carry model-local functions"
         )
+
+
+def _reserved(memory: MemoryTable, region: str) -> int:
+    """Return what is reserved at both ends of ``flash`` or ``ram``."""
+    facts = (getattr(memory, f"{region}_reserved_{end}_bytes") for end in ("head", "tail"))
+    return sum(fact.value for fact in facts if fact is not None)
+
+
+def _flash_bytes(memory: MemoryTable) -> int:
+    assert memory.flash_bytes is not None  # _contradictions has seen to it
+    return memory.flash_bytes.value - _reserved(memory, "flash")
+
+
+def _regions(memory: MemoryTable, flash_bytes: int, ram_bytes: int) -> ImageRegions | None:
+    if memory.flash_origin is None or memory.ram_origin is None:
+        return None
+    flash_head, ram_head = memory.flash_reserved_head_bytes, memory.ram_reserved_head_bytes
+    return ImageRegions(
+        flash_origin=memory.flash_origin.value + (flash_head.value if flash_head else 0),
+        flash_bytes=flash_bytes,
+        ram_origin=memory.ram_origin.value + (ram_head.value if ram_head else 0),
+        ram_bytes=ram_bytes,
+    )
 
 
 def _budget(profile: Profile) -> tuple[int, str]:
@@ -242,9 +296,8 @@ def _budget(profile: Profile) -> tuple[int, str]:
         assert memory.last_level_cache_bytes is not None
         size_bytes = memory.last_level_cache_bytes.value
         return size_bytes, f"last-level cache {size_bytes:,} B = model budget{because}"
-    assert memory.flash_bytes is not None
     assert budget.runtime_bytes is not None
-    flash, runtime = memory.flash_bytes.value, budget.runtime_bytes.value
+    flash, runtime = _flash_bytes(memory), budget.runtime_bytes.value
     if budget.application_bytes is not None:
         application = budget.application_bytes.value
     else:

@@ -57,6 +57,7 @@ def _all_different(values: tuple[str, ...]) -> tuple[str, ...]:
 # The upper bounds keep slips (a size in bits, a clock in mHz) and absurd integers out.
 Line = Annotated[StrictStr, AfterValidator(_printable)]
 Size = Annotated[StrictInt, Field(gt=0, le=2**50), BeforeValidator(_size_from_text)]
+Address = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 Count = Annotated[StrictInt, Field(gt=0, le=1_000_000)]
 Rate = Annotated[StrictInt, Field(gt=0, le=10**18)]
 Fraction = Annotated[StrictFloat, Field(ge=0, lt=1)]
@@ -97,6 +98,7 @@ def _optional(description: str) -> Any:
 
 
 _SIZE = 'a size, such as 524_288 or "512KiB"'
+_ADDRESS = "an address from 0, such as 0x0800_0000"
 _HERTZ = "a whole number of hertz, such as 100_000_000"
 
 
@@ -121,6 +123,18 @@ class MemoryTable(ProfileSection):
     ram_bytes: Fact[Size] = Field(description=f"the memory that activations use: {_SIZE}")
     other_ram_bytes: Fact[Size] | None = _optional(f"RAM in further regions: {_SIZE}")
     flash_bytes: Fact[Size] | None = _optional(f"the flash that holds the image: {_SIZE}")
+    flash_origin: Fact[Address] | None = _optional(f"where the flash begins: {_ADDRESS}")
+    flash_reserved_head_bytes: Fact[Size] | None = _optional(
+        f"what a bootloader takes at the beginning of the flash: {_SIZE}"
+    )
+    flash_reserved_tail_bytes: Fact[Size] | None = _optional(
+        f"what settings or a file system take at its end: {_SIZE}"
+    )
+    ram_origin: Fact[Address] | None = _optional(f"where that memory begins: {_ADDRESS}")
+    ram_reserved_head_bytes: Fact[Size] | None = _optional(
+        f"what a radio stack takes at its beginning: {_SIZE}"
+    )
+    ram_reserved_tail_bytes: Fact[Size] | None = _optional(f"what is taken at its end: {_SIZE}")
     flash_external: Fact[StrictBool] | None = _optional("true where the flash is a chip beside")
     l2_per_core_bytes: Fact[Size] | None = _optional(_SIZE)
     last_level_cache_bytes: Fact[Size] | None = _optional(

@@ -28,7 +28,7 @@ MICROCONTROLLERS = {
     "stm32f411": ("Cortex-M4F", 100_000_000, 524_288, 131_072),
     "stm32f412": ("Cortex-M4F", 100_000_000, 1_048_576, 262_144),
     "stm32f446": ("Cortex-M4F", 180_000_000, 524_288, 131_072),
-    "stm32f746": ("Cortex-M7", 216_000_000, 1_048_576, 327_680),
+    "stm32f746": ("Cortex-M7", 216_000_000, 1_048_576, 262_144),
     "stm32h743": ("Cortex-M7", 480_000_000, 2_097_152, 524_288),
     "stm32l476": ("Cortex-M4F", 80_000_000, 1_048_576, 98_304),
     "stm32u575": ("Cortex-M33", 160_000_000, 2_097_152, 786_432),
@@ -36,9 +36,16 @@ MICROCONTROLLERS = {
     "nrf52833": ("Cortex-M4F", 64_000_000, 524_288, 131_072),
     "nrf51822": ("Cortex-M0", 16_000_000, 262_144, 16_384),
     "stm32l072": ("Cortex-M0+", 32_000_000, 196_608, 20_480),
-    "rp2040": ("Cortex-M0+", 133_000_000, 2_097_152, 262_144),
+    "rp2040": ("Cortex-M0+", 133_000_000, 2_097_152 - 256, 262_144),
     "rp2350": ("Cortex-M33", 150_000_000, 4_194_304, 524_288),
-    "esp32-s3": ("Xtensa LX7", 240_000_000, 8_388_608, 524_288),
+    "esp32-s3": ("Xtensa LX7", 240_000_000, 8_388_608, 491_520),
+    "arduino-nano-33-ble": ("Cortex-M4F", 64_000_000, 950_272, 262_144),
+    "nrf54l15": ("Cortex-M33", 128_000_000, 1_462_272, 192_512),
+    "stm32n657": ("Cortex-M55", 600_000_000, 523_264, 1_048_576),
+    "ra8m1": ("Cortex-M85", 480_000_000, 2_064_384, 917_504),
+    "esp32-c3": ("RV32IMC", 160_000_000, 4_194_304, 327_680),
+    "esp32-c6": ("RV32IMAC", 160_000_000, 4_194_304, 524_288),
+    "rp2350-riscv": ("Hazard3 RV32IMAC", 150_000_000, 4_194_304, 524_288),
 }
 
 
@@ -78,6 +85,28 @@ def test_microcontroller_numbers(name: str, expected: tuple[str, int, int, int])
     assert target.budget_bytes == flash_bytes - 4_096 - flash_bytes // 4
     assert target.budget_reason.startswith(f"flash {flash_bytes:,} B - runtime 4,096 B - ")
     assert (target.runtime.kind, target.runtime.opset) == ("firmware", 18)
+
+
+@pytest.mark.parametrize("name", MICROCONTROLLERS)
+def test_an_image_lies_in_what_the_reserves_leave(name: str) -> None:
+    target = load(name)
+    facts = {row.field: row.value for row in target.facts()}
+    regions = target.regions
+    assert regions is not None
+    assert (regions.flash_bytes, regions.ram_bytes) == (target.memory_bytes, target.ram_bytes)
+    head = facts.get("memory.flash_reserved_head_bytes", 0)
+    assert regions.flash_origin == facts["memory.flash_origin"] + head
+    end = facts["memory.flash_origin"] + facts["memory.flash_bytes"]
+    assert regions.flash_origin + regions.flash_bytes <= end
+    assert regions.ram_origin == facts["memory.ram_origin"]
+
+
+def test_a_board_s_bootloader_is_in_front_of_the_image() -> None:
+    regions = load("arduino-nano-33-ble").regions
+    assert regions is not None
+    assert (regions.flash_origin, regions.flash_bytes) == (0x10000, 0xE8000)
+    assert load("nrf52840").regions is not None
+    assert load("raspberry-pi-5").regions is None
 
 
 def test_a_core_without_fpu_decodes_int8_only() -> None:
@@ -139,7 +168,7 @@ def test_facts_carry_units() -> None:
 @pytest.mark.parametrize(
     ("alias", "name"),
     [
-        ("arduino-nano-33-ble", "nrf52840"),
+        ("nano-33-ble", "arduino-nano-33-ble"),
         ("microbit-v2", "nrf52833"),
         ("microbit-v1", "nrf51822"),
         ("microbit", "nrf51822"),

@@ -47,7 +47,7 @@ def mine(tmp_path: Path) -> Path:
 def test_documented_complete_example(tmp_path: Path) -> None:
     target = load(write(tmp_path / "gecko.toml", COMPLETE))
     assert (target.name, target.kind, target.core) == ("gecko", "microcontroller", "Cortex-M33")
-    assert target.budget_bytes == 1536 * 1024 - 4_096 - 262_144
+    assert target.budget_bytes == (1536 - 24) * 1024 - 4_096 - 262_144
 
 
 def test_documented_extending_example(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_base_profiles_serve_extends_only(mine: Path) -> None:
     assert not [name for name in names() if name.startswith("_")]
     table = COMPLETE[COMPLETE.index("[cpu]") : COMPLETE.index("[budget]")]
     target = load(write(mine, f'extends = "_microcontroller"\n{table}'))
-    assert target.budget_bytes == 1536 * 1024 * 3 // 4 - 4_096
+    assert target.budget_bytes == 1512 * 1024 * 3 // 4 - 4_096
 
 
 # -- names --------------------------------------------------------------------------------------
@@ -238,11 +238,20 @@ def test_name_from_the_file(tmp_path: Path) -> None:
             '"onnxruntime"',
             'runtime.kind = "onnxruntime": expected "firmware" for micr',
         ),
-        ("value = 262_144", "value = 99_999_999", "expected between 1 and 1,572,864 B"),
+        ("value = 262_144", "value = 99_999_999", "expected between 1 and 1,548,288 B"),
         (
             "ir_version = { value = 8",
             "ir_version = { value = 7",
             "runtime.ir_version = 7: expected 8",
+        ),
+        ('"24KiB"', '"2MiB"', "memory.flash_reserved_*_bytes: take all of the flash"),
+        ("0x0800_0000", "-1", "flash_origin.value = -1: expected where the flash begins"),
+        ("0x2000_0000", "4294967296", "expected where that memory begins: an address from 0"),
+        ("ram_origin =", "# ", "memory.flash_origin, memory.ram_origin: expected both or neither"),
+        (
+            "ram_origin =",
+            'ram_reserved_tail_bytes = { value = "1MiB", source = "x" }\nram_origin =',
+            "memory.ram_reserved_*_bytes: take all of the RAM",
         ),
         (COMPLETE, 'description = "x"', "cpu: missing; expected the table [cpu]"),
         (COMPLETE, 'cpu = 3\ndescription = "x"', "cpu = 3: expected the table [cpu]"),
