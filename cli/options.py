@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import click
 
@@ -24,24 +24,28 @@ else:
 _T = TypeVar("_T")
 
 
-def _checked(convert: Callable[[str], _T], text: str, param: click.Parameter | None) -> _T:
-    """Convert, and name the option in the error."""
-    try:
-        return convert(text)
-    except HwpruneError as error:
-        name = param.opts[0] if isinstance(param, click.Option) else None
-        message = f"{name}: {error.message}" if name else error.message
-        raise type(error)(message, hint=error.hint) from None
+class Parsed(_ParamType, Generic[_T]):
+    """Text that the library turns into a value, before any work starts; an error names the option.
 
+    Args:
+        name: what the value is.
+        parse: takes the text; what it raises is a HwpruneError.
+    """
 
-class SizeType(_ParamType):
-    """A size such as ``64KiB``, in bytes."""
+    def __init__(self, name: str, parse: Callable[[str], _T]) -> None:
+        self.name, self._parse = name, parse
 
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return bytes; raises UsageError."""
-        return value if isinstance(value, int) else _checked(_positive_size, value, param)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> _T:
+        """Return the value; a default is one already."""
+        if not isinstance(value, str):
+            found: _T = value
+            return found
+        try:
+            return self._parse(value)
+        except HwpruneError as error:
+            name = param.opts[0] if isinstance(param, click.Option) else None
+            message = f"{name}: {error.message}" if name else error.message
+            raise type(error)(message, hint=error.hint) from None
 
 
 def _positive_size(text: str) -> int:
@@ -51,35 +55,20 @@ def _positive_size(text: str) -> int:
     return size
 
 
-class LimitType(_ParamType):
-    """A limit such as ``accuracy>=91%``."""
+def _limit(text: str) -> Limit:
+    from hwprune.verify.limits import parse_limit
 
-    name = "limit"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Limit:
-        """Return the limit; raises UsageError."""
-        from hwprune.verify.limits import Limit, parse_limit
-
-        return value if isinstance(value, Limit) else _checked(parse_limit, value, param)
+    return parse_limit(text)
 
 
-class TargetType(_ParamType):
-    """A device profile by name, alias or TOML file."""
+def _target(text: str) -> Target:
+    from hwprune.targets import load
 
-    name = "target"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Target:
-        """Return the target; raises TargetError."""
-        from hwprune.targets import Target, load
-
-        return value if isinstance(value, Target) else _checked(load, value, param)
+    return load(text)
 
 
-SIZE, LIMIT, TARGET = SizeType(), LimitType(), TargetType()
+SIZE, LIMIT = Parsed("size", _positive_size), Parsed("limit", _limit)
+TARGET = Parsed("target", _target)
 # Those of hwprune.ir, which is not imported for a line of help.
 VALUES = click.Choice(["auto", "fp32", "fp16", "int8", "int4", "codebook16", "codebook256"])
 

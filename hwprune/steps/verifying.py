@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,9 @@ def _run(
 
     with torch.no_grad():
         outputs = module(*(convert(torch.from_numpy(array)) for array in inputs))
-    return [output.detach().numpy() for output in _tensors(outputs)]
+    # the frontend saw to it that there is one tensor, or a tuple
+    several = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+    return [output.detach().numpy() for output in several]
 
 
 def _rounding(module: Any, inputs: Arrays) -> Arrays:
@@ -134,17 +136,6 @@ def _rounding(module: Any, inputs: Arrays) -> Arrays:
     except (RuntimeError, TypeError):  # it makes float32 tensors itself
         pass
     return parity.changes(base, others)
-
-
-def _tensors(outputs: Any) -> Iterator[Any]:
-    """Yield the tensors of a nested output, in the order in which the exporter flattens it."""
-    if isinstance(outputs, Mapping):
-        outputs = list(outputs.values())
-    if isinstance(outputs, (tuple, list)):
-        for output in outputs:
-            yield from _tensors(output)
-    elif outputs is not None:
-        yield outputs
 
 
 @dataclass(frozen=True, slots=True)
