@@ -1,5 +1,8 @@
 """The same network as an ONNX file of QLinear operators, which onnxruntime computes in integers.
 
+``to_onnx`` writes it, ``from_onnx`` reads it back: the file beside a firmware folder says all that
+the folder is made of.
+
 Not QDQ: of a quantised operator between DequantizeLinear and QuantizeLinear onnxruntime makes float
 operators on x86, unless ``session.qdqisint8allowed`` is set.
 """
@@ -14,7 +17,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from hwprune.errors import ArtifactError, HwpruneError
 from hwprune.firmware.network import (
+    ADD_DENOMINATOR,
     Add,
     AveragePool,
     Concat,
@@ -24,6 +29,9 @@ from hwprune.firmware.network import (
     IntegerNetwork,
     Linear,
     MaxPool,
+    Pair,
+    Quad,
+    QuantizedTensor,
     Reshape,
     Softmax,
 )
@@ -59,6 +67,11 @@ def to_onnx(network: IntegerNetwork, *, real: bool = True) -> onnx.ModelProto:
         [_value(network, network.input, "input" if real else network.input, kind)],
         [_value(network, *named, kind) for named in zip(wanted, outputs, strict=True)],
         list(writer.initializers.values()),
+        value_info=[
+            _value(network, layer.output, layer.output, TensorProto.INT8)
+            for layer in network.layers
+            if layer.output not in outputs
+        ],
     )
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
     return helper.make_model(
@@ -167,3 +180,107 @@ def _of_axes(pair: Sequence[int], rank: int) -> list[int]:
 def _window(layer: Conv2d | MaxPool | AveragePool, rank: int) -> dict[str, list[int]]:
     pads = layer.pads if rank == 3 else layer.pads[1::2]
     return {"strides": _of_axes(layer.strides, rank), "pads": list(pads)}
+
+
+# -- the way back ---------------------------------------------------------------------------------
+
+
+def from_onnx(model: onnx.ModelProto) -> IntegerNetwork:
+    """Return the network that ``to_onnx`` wrote with real inputs and outputs.
+
+    Raises:
+        ArtifactError: it is not such a file.
+    """
+    try:
+        network = _Parser(model).network()
+        network.validate()
+    except (HwpruneError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"this is no integer network of hwprune: {error}",
+            hint="give the folder that `hwprune compile` wrote",
+        ) from None
+    return network
+
+
+class _Parser:
+    """Reads one file, node by node."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.graph = model.graph
+        self.held = {each.name: numpy_helper.to_array(each) for each in self.graph.initializer}
+        self.shapes = {
+            info.name: tuple(size.dim_value for size in info.type.tensor_type.shape.dim)[1:]
+            for info in (*self.graph.input, *self.graph.value_info)
+        }
+        self.clamps = {
+            node.input[0]: (
+                node.output[0],
+                (int(self.held[node.input[1]]), int(self.held[node.input[2]])),
+            )
+            for node in self.graph.node
+            if node.op_type == "Clip"
+        }
+
+    def network(self) -> IntegerNetwork:
+        first, *nodes = self.graph.node
+        self.shapes[first.output[0]] = self.shapes["input"]
+        layers, outputs = [], []
+        for node in nodes:
+            if node.op_type == "DequantizeLinear":
+                outputs.append(node.input[0])
+            elif node.op_type != "Clip":
+                layers.append(self.layer(node))
+        tensors = {
+            name: QuantizedTensor(
+                name, self.shapes[name], np.float32(self.held[f"{name}_scale"]),
+                int(self.held[f"{name}_zero_point"]),
+            )
+            for name in (first.output[0], *(layer.output for layer in layers))
+        }  # fmt: skip
+        return IntegerNetwork(
+            self.graph.name, tensors, first.output[0], tuple(outputs), tuple(layers)
+        )
+
+    def layer(self, node: onnx.NodeProto) -> IntegerLayer:
+        output, clamp = self.clamps.get(node.output[0], (node.output[0], (-128, 127)))
+        found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        named: dict[str, Any] = {"name": output, "inputs": (node.input[0],), "output": output}
+        window = {key: _two(found[key]) for key in ("strides", "dilations") if key in found} | (
+            {"pads": _four(found["pads"])} if "pads" in found else {}
+        )
+        held = lambda place: self.held[node.input[place]]  # noqa: E731 (of this node)
+        if node.op_type == "QLinearConv":
+            weight = held(3) if held(3).ndim == 4 else held(3)[:, :, None]
+            return Conv2d(
+                **named, weight=weight, weight_scale=held(4), bias=held(8), groups=found["group"],
+                clamp=clamp, **window,
+            )  # fmt: skip
+        if node.op_type == "QGemm":
+            return Linear(**named, weight=held(3), weight_scale=held(4), bias=held(6), clamp=clamp)
+        if node.op_type == "QLinearAdd":
+            inputs = (node.input[0], node.input[3])
+            ratios = [round(float(held(at) / held(6)) * ADD_DENOMINATOR) for at in (1, 4)]
+            named["inputs"] = inputs
+            return Add(**named, ratios=(ratios[0], ratios[1]), clamp=clamp)
+        if node.op_type == "MaxPool":
+            return MaxPool(**named, kernel=_two(found["kernel_shape"]), **window)
+        if node.op_type == "QLinearAveragePool":
+            kernel, counts = _two(found["kernel_shape"]), bool(found["count_include_pad"])
+            return AveragePool(**named, kernel=kernel, count_pads=counts, **window)
+        if node.op_type == "Concat":
+            return Concat(output, tuple(node.input), output)
+        return {
+            "QLinearGlobalAveragePool": GlobalAveragePool,
+            "QLinearSoftmax": Softmax,
+            "Reshape": Reshape,
+        }[node.op_type](**named)
+
+
+def _two(sizes: Sequence[int]) -> Pair:
+    rows, columns = sizes if len(sizes) == 2 else (1, *sizes)
+    return rows, columns
+
+
+def _four(pads: Sequence[int]) -> Quad:
+    top, left, bottom, right = pads if len(pads) == 4 else (0, pads[0], 0, pads[1])
+    return top, left, bottom, right

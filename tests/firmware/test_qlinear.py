@@ -12,9 +12,10 @@ import onnxruntime
 import pytest
 from random_networks import KINDS, network, random_input
 
+from hwprune.errors import ArtifactError
 from hwprune.firmware import reference
 from hwprune.firmware.network import Add, AveragePool, Conv2d, IntegerNetwork, QuantizedTensor
-from hwprune.firmware.qlinear import to_onnx
+from hwprune.firmware.qlinear import from_onnx, to_onnx
 
 
 def run_onnx(model: onnx.ModelProto, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -56,6 +57,27 @@ def test_the_file_is_sound_and_takes_real_values(kind: str) -> None:
     name = made.outputs[0]
     expected = reference.dequantize(inside[name], made.tensors[name])
     np.testing.assert_array_equal(found["output0"], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_read_back_as_it_was(kind: str) -> None:
+    rng = np.random.default_rng(10)
+    for _ in range(5):
+        made = KINDS[kind](rng)
+        model = to_onnx(made)
+        again = from_onnx(model)
+        assert to_onnx(again).SerializeToString() == model.SerializeToString()
+        x = random_input(rng, made)
+        expected, found = reference.run(made, x), reference.run(again, x)
+        assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
+def test_another_file_is_refused() -> None:
+    model = to_onnx(KINDS["conv"](np.random.default_rng(11)))
+    del model.graph.initializer[-1]
+    for broken in (model, onnx.ModelProto()):
+        with pytest.raises(ArtifactError, match="no integer network"):
+            from_onnx(broken)
 
 
 # -- roundings: each wrong one has to be seen -----------------------------------------------------
