@@ -245,21 +245,23 @@ class _Parser:
         output, clamp = self.clamps.get(node.output[0], (node.output[0], (-128, 127)))
         found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         named: dict[str, Any] = {"name": output, "inputs": (node.input[0],), "output": output}
-        window = {key: _two(found[key]) for key in ("strides", "dilations") if key in found} | (
-            {"pads": _four(found["pads"])} if "pads" in found else {}
-        )
-        held = lambda place: self.held[node.input[place]]  # noqa: E731 (of this node)
+        window: dict[str, Any] = {
+            key: _two(found[key]) for key in ("strides", "dilations") if key in found
+        }
+        if "pads" in found:
+            window["pads"] = _four(found["pads"])
+        held = [self.held.get(name, np.zeros(0)) for name in node.input]
         if node.op_type == "QLinearConv":
-            weight = held(3) if held(3).ndim == 4 else held(3)[:, :, None]
+            weight = held[3] if held[3].ndim == 4 else held[3][:, :, None]
             return Conv2d(
-                **named, weight=weight, weight_scale=held(4), bias=held(8), groups=found["group"],
+                **named, weight=weight, weight_scale=held[4], bias=held[8], groups=found["group"],
                 clamp=clamp, **window,
             )  # fmt: skip
         if node.op_type == "QGemm":
-            return Linear(**named, weight=held(3), weight_scale=held(4), bias=held(6), clamp=clamp)
+            return Linear(**named, weight=held[3], weight_scale=held[4], bias=held[6], clamp=clamp)
         if node.op_type == "QLinearAdd":
             inputs = (node.input[0], node.input[3])
-            ratios = [round(float(held(at) / held(6)) * ADD_DENOMINATOR) for at in (1, 4)]
+            ratios = [round(float(held[at] / held[6]) * ADD_DENOMINATOR) for at in (1, 4)]
             named["inputs"] = inputs
             return Add(**named, ratios=(ratios[0], ratios[1]), clamp=clamp)
         if node.op_type == "MaxPool":
@@ -269,11 +271,13 @@ class _Parser:
             return AveragePool(**named, kernel=kernel, count_pads=counts, **window)
         if node.op_type == "Concat":
             return Concat(output, tuple(node.input), output)
-        return {
+        kinds: dict[str, type[Any]] = {
             "QLinearGlobalAveragePool": GlobalAveragePool,
             "QLinearSoftmax": Softmax,
             "Reshape": Reshape,
-        }[node.op_type](**named)
+        }
+        made: IntegerLayer = kinds[node.op_type](**named)
+        return made
 
 
 def _two(sizes: Sequence[int]) -> Pair:
