@@ -21,6 +21,8 @@ from hwprune.verify.runner import open_session
 
 _SAMPLES, _SAMPLES_OF_ROUNDING = 64, 16
 _ULP = 2.0**-23  # float32's relative spacing
+# What onnxruntime computes by rational functions: right to an ulp of 1, however small the value is.
+_GATES, _GATED = ("sigmoid", "tanh", "erf"), ("silu", "gelu", "mish")  # these times the input
 
 Arrays = Sequence[NDArray[Any]]
 
@@ -129,13 +131,34 @@ def _rounding(module: Any, inputs: Arrays) -> Arrays:
                 if tensor.is_floating_point():
                     side = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
                     tensor.mul_(1 + _ULP * side)
-        others.append(_run(moved, inputs))
+        with _moved_gates(generator):
+            others.append(_run(moved, inputs))
     try:
         wide = copy.deepcopy(module).double()
         others.append(_run(wide, inputs, lambda x: x.double() if x.is_floating_point() else x))
     except (RuntimeError, TypeError):  # it makes float32 tensors itself
         pass
     return parity.changes(base, others)
+
+
+def _moved_gates(generator: Any) -> Any:
+    """Return a context in which gates move by what runtimes' rational functions are off."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Moved(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:  # the operator's own result
+            name = func.__name__.partition(".")[0].rstrip("_")
+            factor = args[0].abs() if name in _GATED else 1.0
+            found = func(*args, **(kwargs or {}))
+            if name in _GATES or name in _GATED:
+                side = torch.randint(0, 2, found.shape, generator=generator) * 2 - 1
+                found.add_(_ULP * factor * side)
+            return found
+
+    return Moved()  # type: ignore[no-untyped-call]  # untyped in torch
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,22 +100,23 @@ def test_kernels_that_compute_something_else_are_a_problem(
 class Boxes(nn.Module):
     """Boxes from queries, as detection heads give them: hardly any range, or none at all."""
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float, shift: float = 0.0) -> None:
         super().__init__()
         self.body, self.norm, self.boxes = nn.Linear(24, 32), nn.LayerNorm(32), nn.Linear(32, 4)
         self.temperature = nn.Parameter(torch.ones([]))
         with torch.no_grad():
             self.boxes.weight.mul_(scale)
+            self.boxes.bias.add_(shift)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         boxes = torch.sigmoid(self.boxes(self.norm(torch.relu(self.body(x)))))
         return boxes, self.temperature.exp()  # 0-d, as CLIP's logit_scale is
 
 
-def boxes_at(scale: float) -> Prepared:
+def boxes_at(scale: float, shift: float = 0.0) -> Prepared:
     torch.manual_seed(0)
     spec = TensorSpec("x", (None, 24), "float32")
-    model = Model("boxes", "boxes.pt", "state-dict", Boxes(scale).eval(), None, (spec,))
+    model = Model("boxes", "boxes.pt", "state-dict", Boxes(scale, shift).eval(), None, (spec,))
     return prepare(model, load("raspberry-pi-5"))
 
 
@@ -138,9 +139,13 @@ def changed(written: Written, factor: float, size: float) -> Written:
     return replace(written, data=model.SerializeToString(deterministic=True))
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4, 1e-6, 0.0])
-def test_an_output_that_hardly_varies_is_right(scale: float, tmp_path: Path) -> None:
-    made = boxes_at(scale)
+@pytest.mark.parametrize(
+    ("scale", "shift"),
+    # the last as the scores of a detection head that finds nothing
+    [(1.0, 0), (1e-2, 0), (1e-4, 0), (1e-6, 0), (0.0, 0), (1e-5, -11.5)],
+)
+def test_an_output_that_hardly_varies_is_right(scale: float, shift: float, tmp_path: Path) -> None:
+    made = boxes_at(scale, shift)
     found = judged(made, made.template.write_dense(), tmp_path)
     assert found.problems == ()
     assert found.parity is not None
