@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from hwprune.report.comparison import Compared
     from hwprune.sweep.grid import Planned
-    from hwprune.sweep.run import Outcome
+    from hwprune.sweep.run import SweepRun
     from hwprune.verify import Limit
 
 # Options of compile that take several values here: VALUE,VALUE or repeated.
@@ -208,7 +208,7 @@ def _smallest(compared: list[Compared], pick: tuple[Limit, ...]) -> Mapping[str,
     return found
 
 
-def _notes(outcomes: list[Outcome], folder: Path) -> list[str]:
+def _notes(outcomes: list[SweepRun], folder: Path) -> list[str]:
     return [
         f"{one.name}: no artifact, "
         + (
@@ -241,7 +241,7 @@ def _write(
     folder: Path,
     *,
     as_json: bool,
-    outcomes: list[Outcome],
+    outcomes: list[SweepRun],
     picked: Mapping[str, Compared | None],
 ) -> None:
     import dataclasses

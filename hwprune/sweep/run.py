@@ -33,7 +33,7 @@ Engine = Callable[[Planned, Path], int]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SweepRun:
     """How a run came out.
 
     Attributes:
@@ -58,7 +58,7 @@ class Outcome:
 
 def sweep(
     runs: Sequence[Planned], folder: Path, engine: Engine, *, jobs: int, retries: int, say: Say
-) -> list[Outcome]:
+) -> list[SweepRun]:
     """Run what is not answered yet; return the outcomes in the order of the runs.
 
     Each run has the folder of its name, and is started with ``--resume``: one that was interrupted
@@ -171,7 +171,7 @@ class _State:
         Raises:
             UsageError: it cannot be read, or a run of this name was asked something else.
         """
-        self.path, self.found = folder / STATE_NAME, dict[str, Outcome]()
+        self.path, self.found = folder / STATE_NAME, dict[str, SweepRun]()
         self._lock = threading.Lock()
         for one in _read(self.path):
             self.found[one.name] = one
@@ -192,12 +192,12 @@ class _State:
         written = outcome.exit_code in (0, 3)
         return not written or report_of(self.path.parent / run.name) is not None
 
-    def add(self, run: Planned, code: int, seconds: float) -> Outcome:
+    def add(self, run: Planned, code: int, seconds: float) -> SweepRun:
         """Note how a run came out, and write everything down."""
         with self._lock:
             before = self.found.get(run.name)
             attempts = 1 + (before.attempts if before is not None else 0)
-            outcome = Outcome(run.name, run.arguments, code, attempts, round(seconds, 1))
+            outcome = SweepRun(run.name, run.arguments, code, attempts, round(seconds, 1))
             self.found[run.name] = outcome
             document = {"schema_version": 1, "runs": [asdict(one) for one in self.found.values()]}
             try:
@@ -216,10 +216,10 @@ def report_of(folder: Path) -> Path | None:
     return None
 
 
-def _read(path: Path) -> list[Outcome]:
+def _read(path: Path) -> list[SweepRun]:
     try:
         document: Any = json.loads(path.read_text(encoding="utf-8"))
-        return [_outcome(entry) for entry in document["runs"]]
+        return [_sweep_run(entry) for entry in document["runs"]]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -229,8 +229,8 @@ def _read(path: Path) -> list[Outcome]:
         ) from None
 
 
-def _outcome(entry: Mapping[str, Any]) -> Outcome:
-    return Outcome(**{**entry, "arguments": tuple(entry["arguments"])})
+def _sweep_run(entry: Mapping[str, Any]) -> SweepRun:
+    return SweepRun(**{**entry, "arguments": tuple(entry["arguments"])})
 
 
 @contextmanager
