@@ -1,0 +1,485 @@
+"""Writes a network as a C library that a person can read, beside the runtime that runs it.
+
+    folder/
+      src/                  model.h, model.c and the runtime: all that a program compiles
+      CMakeLists.txt        the library `model`; library.properties and zephyr/ say the same to
+                            Arduino and Zephyr
+      examples/.../main.c   a program that runs it once
+
+All numbers that make the network are constant arrays in model.c; nothing in it is code but a few
+lines that hand them to the runtime.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hwprune.errors import ExportError
+from hwprune.firmware.formats import FormatName, StoredRows, columns_of, encode, smallest
+from hwprune.firmware.memory_plan import MemoryPlan, PlannedLayer, column_offsets, convolution_of
+from hwprune.firmware.network import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv2d,
+    GlobalAveragePool,
+    IntegerNetwork,
+    Linear,
+    MaxPool,
+    QuantizedTensor,
+    Reshape,
+    Softmax,
+    accumulator_bound,
+    pool_multiplier,
+)
+from hwprune.firmware.reference import softmax_table
+
+# What start-ups, linker scripts and harnesses are made of; the runtime lies around it.
+BOARD = Path(__file__).parent / "runtime" / "board"
+# Without a fast path that could saturate by mistake, a scaled accumulator stays below.
+MAX_SCALED = 1 << 30
+# Bytes of the runtime's descriptors on a 32-bit core; biases and scales are words.
+NETWORK_BYTES, TENSOR_BYTES, LAYER_BYTES = 36, 20, 16
+CONV_BYTES, ADD_BYTES, POOL_BYTES, GLOBAL_POOL_BYTES = 68, 6, 12, 4
+WORD_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EmittedModel:
+    """What was written.
+
+    Attributes:
+        folder: where.
+        formats: how each weighted layer is stored, by its name.
+        constant_bytes: what the constants of model.c take in flash.
+    """
+
+    folder: Path
+    formats: Mapping[str, FormatName]
+    constant_bytes: int
+
+
+def write(
+    network: IntegerNetwork,
+    folder: Path,
+    plan: MemoryPlan,
+    formats: Mapping[str, FormatName] | None = None,
+) -> EmittedModel:
+    """Write a network's library.
+
+    Args:
+        network: a valid one.
+        folder: is made; files of these names in it are replaced.
+        plan: of the same network.
+        formats: of some or all weighted layers, by their names; the shortest otherwise.
+
+    Raises:
+        ExportError: a layer is beyond what the runtime's descriptors hold.
+    """
+    writer = _ModelWriter(network, plan, formats or {})
+    source = folder / "src"
+    files = {
+        source / "model.h": writer.header(),
+        source / "model.c": writer.model(),
+        folder / "CMakeLists.txt": CMAKE,
+        folder / "library.properties": ARDUINO.format(name=_plain(network.name)),
+        folder / "zephyr" / "module.yml": ZEPHYR_MODULE,
+        folder / "zephyr" / "CMakeLists.txt": ZEPHYR_CMAKE,
+        folder / "examples" / "run_once" / "main.c": writer.example(),
+    }
+    for path in runtime_files():
+        files[source / path.name] = path.read_text()
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    stored = {name: rows.format for name, rows in writer.stored.items()}
+    return EmittedModel(folder, stored, writer.constant_bytes)
+
+
+def runtime_files() -> list[Path]:
+    """Return the runtime's own sources and headers."""
+    return sorted(path for path in BOARD.parent.iterdir() if path.suffix in (".c", ".h"))
+
+
+class _ModelWriter:
+    """Collects the constants of a network; each method makes a part of a file."""
+
+    def __init__(
+        self, network: IntegerNetwork, plan: MemoryPlan, formats: Mapping[str, FormatName]
+    ) -> None:
+        self.network = network
+        self.plan = plan
+        self.formats = formats
+        self.stored: dict[str, StoredRows] = {}
+        self.constant_bytes = 0
+        self._count(NETWORK_BYTES)
+        self.lines: list[str] = []
+        self.tensors = list(plan.placements)
+        self.names = _identifiers([_layer_name(planned) for planned in plan.layers])
+        self.tensor_names = _identifiers(self.tensors)
+
+    # ---- model.h --------------------------------------------------------------------------------
+
+    def header(self) -> str:
+        """Return model.h: sizes, scales, and the functions that a program calls."""
+        given = self.network.tensors[self.network.input]
+        channels, height, width = given.chw
+        outputs = [self.network.tensors[name] for name in self.network.outputs]
+        lines = [
+            f"/* {_plain(self.network.name)}: an int8 network, made by hwprune. */",
+            "#ifndef MODEL_H",
+            "#define MODEL_H",
+            "",
+            '#include "hwp.h"',
+            "",
+            "/* A value q stands for SCALE * (q - ZERO_POINT). */",
+            f"#define MODEL_INPUT_CHANNELS {channels}",
+            f"#define MODEL_INPUT_HEIGHT {height}",
+            f"#define MODEL_INPUT_WIDTH {width}",
+            f"#define MODEL_INPUT_SIZE {given.size}",
+            *_quantization("MODEL_INPUT", given),
+        ]
+        for place, tensor in enumerate(outputs):
+            prefix = "MODEL_OUTPUT" + (str(place) if place else "")
+            lines += [f"#define {prefix}_SIZE {tensor.size}", *_quantization(prefix, tensor)]
+        arguments = self._output_arguments()
+        lines += [
+            f"#define MODEL_RAM_BYTES {self.plan.ram_bytes} /* without the stack */",
+            "",
+            "/* Computes the outputs, [channel][row][x] as the input, which may lie in flash.",
+            " * Returns HWP_OK, or HWP_CORRUPT where the stored weights were damaged. */",
+            f"int model_run(const int8_t *input, {arguments});",
+            "",
+            "/* The same with an input that is handed over row by row, as the network asks for",
+            " * it: it need never lie in memory as a whole. */",
+            f"int model_run_rows(hwp_read_row *read, void *context, {arguments});",
+            "",
+            "extern const hwp_network model_network;",
+            "",
+            "#endif",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _output_arguments(self) -> str:
+        return ", ".join(f"int8_t *{name}" for name in self._outputs())
+
+    def _outputs(self) -> list[str]:
+        return ["output" + (str(i) if i else "") for i in range(len(self.network.outputs))]
+
+    # ---- model.c --------------------------------------------------------------------------------
+
+    def model(self) -> str:
+        """Return model.c."""
+        self.lines = [
+            f"/* {_plain(self.network.name)}: weights, where tensors lie, the order of layers. */",
+            '#include "model.h"',
+            "",
+            "/* Tensors and layers by their numbers. */",
+            f"enum {{ {', '.join('T_' + name for name in self.tensor_names)} }};",
+            f"enum {{ {', '.join('L_' + name for name in self.names)} }};",
+        ]
+        parameters = [
+            self._parameters(planned, name)
+            for planned, name in zip(self.plan.layers, self.names, strict=True)
+        ]
+        self._array("hwp_tensor", "tensors", [self._tensor(name) for name in self.tensors])
+        self._count(TENSOR_BYTES * len(self.tensors))
+        rows = []
+        for planned, (kernel, constants) in zip(self.plan.layers, parameters, strict=True):
+            inputs = [f"T_{self._tensor_name(name)}" for name in planned.inputs[:2]] or ["0"]
+            output = f"T_{self._tensor_name(planned.output)}"
+            rows.append(
+                f"{{{kernel}, {constants}, {planned.rows}, {{{', '.join(inputs)}}}, {output}}}"
+            )
+        self._array("hwp_layer", "layers", rows)
+        self._count(LAYER_BYTES * len(rows))
+        steps = [f"L_{self.names[number]}" for number in self.plan.schedule]
+        self._numbers("uint8_t", "schedule", steps)
+        self._count(len(steps))
+        self._network()
+        return "\n".join(self.lines) + "\n"
+
+    def _network(self) -> None:
+        plan, given = self.plan, self.network.tensors[self.network.input]
+        channels, height, width = given.chw
+        outputs = [self.plan.renamed.get(name, name) for name in self.network.outputs]
+        copies = [
+            f"  hwp_copy_out(&model_network, T_{self._tensor_name(name)}, {argument});"
+            for name, argument in zip(outputs, self._outputs(), strict=True)
+        ]
+        self.lines += [
+            "",
+            f"static hwp_value arena[{plan.arena_bytes}];",
+            f"static uint32_t taps[{plan.taps}];",
+            f"static uint16_t first[{plan.windows}], done[{len(plan.layers)}];",
+            "static hwp_source source;",
+            "",
+            "const hwp_network model_network = {",
+            "    tensors, layers, schedule, arena, taps, first, done, &source,",
+            f"    {len(plan.schedule)}, {len(plan.layers)}, {plan.windows}}};",
+            "",
+            f"int model_run_rows(hwp_read_row *read, void *context, {self._output_arguments()}) {{",
+            "  const int status = hwp_run(&model_network, read, context);",
+            "  if (status != HWP_OK) return status;",
+            *copies,
+            "  return HWP_OK;",
+            "}",
+            "",
+            f"int model_run(const int8_t *input, {self._output_arguments()}) {{",
+            f"  hwp_array array = {{input, {channels}, {height}, {width}}};",
+            f"  return model_run_rows(hwp_read_array, &array, {', '.join(self._outputs())});",
+            "}",
+        ]
+
+    def _tensor_name(self, name: str) -> str:
+        return self.tensor_names[self.tensors.index(name)]
+
+    def _tensor(self, name: str) -> str:
+        place, tensor = self.plan.placements[name], self.network.tensors[name]
+        channels, height, width = place.chw
+        return (
+            f"{{{place.offset}, {channels}, {height}, {width}, {place.pitch}, {place.rows}, "
+            f"HWP_ZERO({tensor.zero_point}), {place.gap}, {place.window}}}"
+        )
+
+    def _parameters(self, planned: PlannedLayer, name: str) -> tuple[str, str]:
+        """Write what a layer needs; return its kernel and a pointer to that."""
+        layer = planned.layer
+        if layer is None:
+            return "hwp_input", "0"
+        if isinstance(layer, Reshape):
+            return "hwp_reshape", "0"
+        x, y = self.network.tensors[planned.inputs[0]], self.network.tensors[layer.output]
+        self._comment(layer.name, type(layer).__name__, x, y)
+        if isinstance(layer, (Conv2d, Linear)):
+            self._convolution(convolution_of(layer, x), name, layer)
+            return "hwp_conv2d", f"&layer_{name}"
+        if isinstance(layer, Add):
+            low, high = layer.clamp
+            ratios = f"{{{layer.ratios[0]}, {layer.ratios[1]}}}"
+            self._constant("hwp_add_parameters", name, f"{{{ratios}, {low}, {high}}}", ADD_BYTES)
+            return "hwp_add", f"&layer_{name}"
+        if isinstance(layer, GlobalAveragePool):
+            scale = _float(self.network.multipliers(layer)[0])
+            self._constant("hwp_global_pool_parameters", name, f"{{{scale}}}", GLOBAL_POOL_BYTES)
+            return "hwp_global_pool", f"&layer_{name}"
+        if isinstance(layer, Softmax):
+            self._floats(f"scale_{name}", softmax_table(x.scale, x.size))
+            return "hwp_softmax", f"scale_{name}"
+        if isinstance(layer, Concat):
+            inputs = ", ".join(f"T_{self._tensor_name(source)}" for source in planned.inputs)
+            text = f"{{{len(planned.inputs)}, {{{inputs}}}}}"
+            self._constant("hwp_concat_parameters", name, text, 1 + len(planned.inputs))
+            return "hwp_concat", f"&layer_{name}"
+        return self._pool(layer, name, x, y)
+
+    def _pool(
+        self, layer: MaxPool | AveragePool, name: str, x: QuantizedTensor, y: QuantizedTensor
+    ) -> tuple[str, str]:
+        count = layer.kernel[0] * layer.kernel[1]
+        scales, kernel, count_pads = "0", "hwp_max_pool", 0
+        if isinstance(layer, AveragePool):
+            kernel, scales, count_pads = "hwp_average_pool", f"scale_{name}", int(layer.count_pads)
+            counts = [count] if layer.count_pads else range(1, count + 1)
+            self._floats(scales, [pool_multiplier(x, y, pixels) for pixels in counts])
+        numbers = (*layer.kernel, *layer.strides, *layer.pads[:2], count_pads)
+        text = f"{{{scales}, {', '.join(map(str, numbers))}}}"
+        self._constant("hwp_pool_parameters", name, text, POOL_BYTES)
+        return kernel, f"&layer_{name}"
+
+    def _convolution(self, conv: Conv2d, name: str, layer: Conv2d | Linear) -> None:
+        place = self.plan.placements[self.plan.renamed.get(conv.inputs[0], conv.inputs[0])]
+        x = self.network.tensors[conv.inputs[0]]
+        scales = self.network.multipliers(layer)
+        _check_scales(conv, scales)
+        offsets = column_offsets(conv, place.chw[0], place.pitch)
+        rows = columns_of(conv.weight)
+        chosen = self.formats.get(conv.name)
+        stored = encode(rows, chosen, offsets) if chosen else smallest(rows)
+        self.stored[conv.name] = stored
+        arrays = []
+        for kind, part, data in (
+            ("uint8_t", "index", stored.index),
+            ("int8_t", "values", stored.values),
+            ("uint8_t", "counts", stored.counts),
+        ):
+            arrays.append(f"{part}_{name}" if data else "0")
+            if data:
+                numbers = np.frombuffer(data, np.int8 if kind == "int8_t" else np.uint8).tolist()
+                self._numbers(kind, f"{part}_{name}", map(str, numbers))
+                self._count(len(data))
+        sums = rows.astype(np.int64).sum(1)
+        folded = conv.bias.astype(np.int64) - x.zero_point * sums
+        biases = [f"HWP_BIAS({b}, {w})" for b, w in zip(folded, sums, strict=True)]
+        self._numbers("int32_t", f"bias_{name}", biases)
+        self._floats(f"scale_{name}", scales)
+        self._count(WORD_BYTES * len(biases))
+        outputs, per_group, kernel_rows, kernel_columns = conv.weight.shape
+        channels, _, _ = place.chw
+        row_columns, width, pitch = per_group * kernel_columns, kernel_columns, place.pitch
+        reciprocal = -(-65_536 // width)
+        if any(column * reciprocal >> 16 != column // width for column in range(row_columns)):
+            raise ExportError(
+                f"{conv.name!r} has {per_group} channels of {width} columns in each kernel row, "
+                "more than firmware's division holds",
+                hint="a narrower kernel, or fewer channels",
+            )
+        lengths = [len(stored.index), len(stored.values), len(stored.counts)]
+        # A step over the last kernel row is never taken, and may not fit.
+        step = conv.dilations[0] * channels * pitch if kernel_rows > 1 else 0
+        filters = (
+            f"{{hwp_decode_{stored.format}, {', '.join(arrays)}, {', '.join(map(str, lengths))},\n"
+            f"     {reciprocal}, {rows.shape[1]}, {stored.most}, {row_columns}, {step}, {pitch}, "
+            f"{width}, {conv.dilations[1]}, {stored.rice}}}"
+        )
+        reach = (kernel_rows - 1) * conv.dilations[0] + 1
+        numbers = (
+            outputs // conv.groups, per_group, reach, *conv.strides, *conv.pads[:2], *conv.clamp,
+        )  # fmt: skip
+        text = f"{{{filters},\n    bias_{name}, scale_{name}, {', '.join(map(str, numbers))}}}"
+        self._constant("hwp_conv2d_parameters", name, text, CONV_BYTES)
+
+    def _comment(self, name: str, kind: str, x: QuantizedTensor, y: QuantizedTensor) -> None:
+        shapes = f"{_by(x.shape)} -> {_by(y.shape)}"
+        self.lines += ["", f"/* {_plain(name)}: {kind}, {shapes} */"]
+
+    def _count(self, size: int) -> None:
+        """Add a constant to what flash holds: compilers begin each one on a word."""
+        self.constant_bytes += -(-size // WORD_BYTES) * WORD_BYTES
+
+    def _constant(self, kind: str, name: str, text: str, size: int) -> None:
+        self._count(size)
+        self.lines.append(f"static const {kind} layer_{name} = {text};")
+
+    def _array(self, kind: str, name: str, rows: Sequence[str]) -> None:
+        self.lines += ["", f"static const {kind} {name}[] = {{"]
+        self.lines += [f"    {row}," for row in rows] + ["};"]
+
+    def _floats(self, name: str, values: Iterable[np.float32]) -> None:
+        texts = [_float(value) for value in values]
+        self._count(WORD_BYTES * len(texts))
+        self._numbers("float", name, texts)
+
+    def _numbers(self, kind: str, name: str, numbers: Iterable[str]) -> None:
+        self.lines.append(f"static const {kind} {name}[] = {{")
+        line = "   "
+        for number in numbers:
+            if len(line) + len(number) > 97:
+                self.lines.append(line)
+                line = "   "
+            line += f" {number},"
+        self.lines += [line, "};"]
+
+    # ---- the example ----------------------------------------------------------------------------
+
+    def example(self) -> str:
+        """Return a program that runs the network once."""
+        outputs = self._outputs()
+        return "\n".join(
+            [
+                "/* Runs the network once, on rows as a sensor or a file would give them. */",
+                '#include "model.h"',
+                "",
+                *(f"static int8_t {name}[MODEL_{name.upper()}_SIZE];" for name in outputs),
+                "",
+                "static void read_row(void *context, unsigned row, int8_t *pixels,",
+                "                     unsigned pitch) {",
+                "  (void)context, (void)row;",
+                "  for (unsigned channel = 0; channel < MODEL_INPUT_CHANNELS; channel++)",
+                "    for (unsigned x = 0; x < MODEL_INPUT_WIDTH; x++)",
+                "      pixels[channel * pitch + x] = MODEL_INPUT_ZERO_POINT; /* your pixel */",
+                "}",
+                "",
+                "int main(void) {",
+                f"  return model_run_rows(read_row, 0, {', '.join(outputs)});",
+                "}",
+                "",
+            ]
+        )
+
+
+def _layer_name(planned: PlannedLayer) -> str:
+    return planned.layer.name if planned.layer else "input"
+
+
+def _check_scales(conv: Conv2d, scales: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
+    most = accumulator_bound(conv.weight, conv.bias) * float(scales.max(initial=0))
+    least = float(scales.min(initial=1))
+    if most >= MAX_SCALED or least < float(np.finfo(np.float32).tiny):
+        raise ExportError(
+            f"the scales of {conv.name!r} lie from {least:g} on and reach values of {most:g}, "
+            f"where firmware takes normal numbers and values below {MAX_SCALED:,}",
+            hint="calibrate with data as the network will see it",
+        )
+
+
+def _quantization(prefix: str, tensor: QuantizedTensor) -> list[str]:
+    return [
+        f"#define {prefix}_SCALE {_float(tensor.scale)} /* {float(tensor.scale):.6g} */",
+        f"#define {prefix}_ZERO_POINT {tensor.zero_point}",
+    ]
+
+
+def _float(value: np.float32) -> str:
+    return float(value).hex() + "f"
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _plain(name: str) -> str:
+    """Return a name that cannot end a comment."""
+    return re.sub(r"[^A-Za-z0-9_./-]", "_", name).replace("*/", "__").replace("/*", "__")
+
+
+def _identifiers(names: Sequence[str]) -> list[str]:
+    """Return ends of C identifiers, all different, that still look like the names."""
+    made: list[str] = []
+    for name in names:
+        plain = re.sub(r"\W", "_", name, flags=re.ASCII)
+        candidate, number = plain, 2
+        while candidate in made:
+            candidate, number = f"{plain}_{number}", number + 1
+        made.append(candidate)
+    return made
+
+
+CMAKE = """\
+# The network and its runtime as a static library: add_subdirectory(...), then link `model`.
+cmake_minimum_required(VERSION 3.13)
+project(model C)
+file(GLOB MODEL_SOURCES ${CMAKE_CURRENT_SOURCE_DIR}/src/*.c)
+add_library(model STATIC ${MODEL_SOURCES})
+target_include_directories(model PUBLIC src)
+target_compile_features(model PUBLIC c_std_11)
+target_compile_options(model PRIVATE -O2 -ffunction-sections -fdata-sections)
+"""
+ARDUINO = """\
+name={name}
+version=1.0.0
+author=hwprune
+maintainer=hwprune
+sentence=A sparse int8 network and its runtime.
+paragraph=Include model.h and call model_run.
+category=Data Processing
+url=
+architectures=*
+includes=model.h
+"""
+ZEPHYR_MODULE = """\
+name: hwprune_model
+build:
+  cmake: zephyr
+"""
+ZEPHYR_CMAKE = """\
+file(GLOB MODEL_SOURCES ${CMAKE_CURRENT_SOURCE_DIR}/../src/*.c)
+zephyr_library_named(hwprune_model)
+zephyr_library_sources(${MODEL_SOURCES})
+zephyr_include_directories(${CMAKE_CURRENT_SOURCE_DIR}/../src)
+"""

@@ -1,0 +1,153 @@
+"""Images link into a chip's regions, and boards compute what the reference says."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_networks import KINDS, random_input
+
+from hwprune.errors import InfeasibleError, TargetError, VerificationError
+from hwprune.firmware import emit, emulate, link, memory_plan, reference
+from hwprune.firmware.host import checksum
+from hwprune.firmware.network import IntegerNetwork
+
+BOARDS = {board.name: board for board in emulate.BOARDS}
+M4 = BOARDS["mps2-an386"].chip
+
+
+def need_compiler(core: str) -> None:
+    try:
+        link.compiler_for(core)
+    except link.ToolchainAbsentError as error:
+        pytest.skip(error.message)
+
+
+def need_machine(board: emulate.Board) -> None:
+    need_compiler(board.chip.core)
+    if shutil.which(board.program) is None:
+        pytest.skip(f"no {board.program}")
+    known = subprocess.run([board.program, "-M", "help"], capture_output=True, text=True).stdout
+    if board.name not in known:
+        pytest.skip(f"{board.program} has no {board.name}")
+
+
+@cache
+def residual() -> tuple[IntegerNetwork, memory_plan.MemoryPlan]:
+    made = KINDS["residual"](np.random.default_rng(1))
+    return made, memory_plan.plan(made)
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_every_tensor_on_every_board_equals_the_reference(name: str, tmp_path: Path) -> None:
+    board = BOARDS[name]
+    need_machine(board)
+    made, plan = residual()
+    x = random_input(np.random.default_rng(2), made)
+    expected = reference.run(made, x)
+    emit.write(made, tmp_path, plan)
+    done = emulate.run(tmp_path, plan, board, x)
+    assert len(done.sums) == len(x)
+    for i, of_run in enumerate(done.sums):
+        assert {n: checksum(expected[n][i]) for n in plan.placements} == of_run
+    assert 100 < done.stack_bytes <= link.STACK_BYTES
+    if done.instructions is not None:
+        assert set(done.instructions) == set(plan.placements)
+        assert all(done.instructions.values())
+
+
+# The kinds of layer that the residual network has not.
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"residual", "linear", "conv", "global_pool"}))
+@pytest.mark.parametrize("name", ["mps2-an385", "mps2-an386", "virt"])
+def test_every_kind_of_layer_on_a_core_of_each_arithmetic(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    need_machine(BOARDS[name])
+    rng = np.random.default_rng(7)
+    made = KINDS[kind](rng)
+    x = random_input(rng, made, samples=2)
+    expected = reference.run(made, x)
+    plan = memory_plan.plan(made)
+    emit.write(made, tmp_path, plan)
+    for i, of_run in enumerate(emulate.run(tmp_path, plan, BOARDS[name], x, count=False).sums):
+        assert {n: checksum(expected[n][i]) for n in plan.placements} == of_run
+
+
+@pytest.mark.parametrize("core", link.CORES)
+def test_an_image_links_for_every_core_and_its_constants_were_predicted(
+    core: str, tmp_path: Path
+) -> None:
+    need_compiler(core)
+    made, plan = residual()
+    emitted = emit.write(made, tmp_path, plan)
+    image = link.link(tmp_path, replace(M4, core=core))
+    listing = subprocess.run(
+        [link.CORES[core].tools + "nm", "-S", image.elf], capture_output=True, text=True, check=True
+    ).stdout
+    sizes = [int(line.split()[1], 16) for line in listing.splitlines() if " r " in line.lower()]
+    assert sum(-(-size // 4) * 4 for size in sizes) == emitted.constant_bytes
+    # The runtime, a start-up and vectors: 4 KiB and some for cores without a multiplier of 64 bits.
+    assert 0 < image.flash_bytes - emitted.constant_bytes < 6_000
+    assert image.ram_bytes >= plan.ram_bytes + image.stack_bytes
+
+
+@pytest.mark.parametrize("region", ["flash", "ram"])
+def test_one_byte_too_many_is_said_in_our_words(region: str, tmp_path: Path) -> None:
+    need_compiler(M4.core)
+    made, plan = residual()
+    emit.write(made, tmp_path, plan)
+    image = link.link(tmp_path, M4)
+    taken = image.flash_bytes if region == "flash" else image.ram_bytes
+    link.link(tmp_path, replace(M4, **{f"{region}_bytes": taken}))
+    with pytest.raises(InfeasibleError, match="the image takes") as caught:
+        link.link(tmp_path, replace(M4, **{f"{region}_bytes": taken - 1}))
+    assert ("RAM" if region == "ram" else "flash") in caught.value.message
+    assert M4.name in caught.value.message
+
+
+def test_what_cannot_be_built_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, plan = residual()
+    emit.write(made, tmp_path, plan)
+    with pytest.raises(TargetError, match="not for Xtensa LX7"):
+        link.link(tmp_path, replace(M4, core="Xtensa LX7"))
+    need_compiler(M4.core)
+    (tmp_path / "src" / "model.c").write_text("int broken")
+    with pytest.raises(VerificationError, match="the compiler for Cortex-M4F fails"):
+        link.link(tmp_path, M4)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(link.ToolchainAbsentError) as caught:
+        link.link(tmp_path, M4)
+    assert caught.value.hint == "apt-get install gcc-arm-none-eabi"
+    with pytest.raises(emulate.EmulatorAbsentError, match="qemu-system-arm"):
+        emulate.board_for("Cortex-M4F")
+
+
+def test_damaged_weights_end_a_run(tmp_path: Path) -> None:
+    need_machine(BOARDS["mps2-an386"])
+    made, plan = residual()
+    emit.write(made, tmp_path, plan)
+    model = tmp_path / "src" / "model.c"
+    text = model.read_text()
+    begin = text.index("counts_b[] = {\n    ") + len("counts_b[] = {\n    ")
+    model.write_text(text[:begin] + "255, " + text[begin:])
+    x = random_input(np.random.default_rng(2), made)
+    with pytest.raises(VerificationError, match="ended with status 4"):
+        emulate.run(tmp_path, plan, BOARDS["mps2-an386"], x)
+
+
+def test_a_run_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_machine(BOARDS["mps2-an386"])
+    made, plan = residual()
+    emit.write(made, tmp_path, plan)
+    run = tmp_path / "src" / "hwp_run.c"
+    run.write_text(run.read_text().replace("network->source->read = read;", "for (;;) {}"))
+    monkeypatch.setattr(emulate, "TIMEOUT_S", 2)
+    monkeypatch.setattr(link, "WARNINGS", ())
+    x = random_input(np.random.default_rng(2), made)
+    with pytest.raises(VerificationError, match="did not end within 2 s"):
+        emulate.run(tmp_path, plan, BOARDS["mps2-an386"], x, count=False)
