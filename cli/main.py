@@ -25,6 +25,7 @@ INTERNAL_ERROR, USAGE_ERROR, INTERRUPTED, TERMINATED, PIPE_CLOSED = 1, 2, 130, 1
 # listed. Help stands here, so that `hwprune --help` imports none of them.
 COMMANDS: dict[str, tuple[str, str]] = {
     "compile": ("hwprune.cli.compile", "Compile a trained network to fit a device's byte budget."),
+    "sweep": ("hwprune.cli.sweep", "Compile many times: targets, budgets, strategies, seeds."),
     "plan": ("hwprune.cli.plan", "Say what fits a budget, before any training."),
     "check": ("hwprune.cli.check", "Check artifacts: the gate for CI."),
     "bench": ("hwprune.cli.bench", "Measure latency and memory on this host."),

@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sparsity": set(),
     "encoding": set(),
     "report": set(),
+    "sweep": set(),
     "kernels": set(),
     "firmware": {"encoding", "targets"},
     "budget": {"encoding", "targets"},
@@ -57,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiler": STAGES | {"steps", "job"},
     "steps": STAGES | {"steps", "job"},  # the compiler's own stages, one file each
     "cli": {
+        "sweep",
         "tasks",
         "compiler",
         "job",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 
-from hwprune.report import charts, summary
+from hwprune.report import charts, comparison, summary
+from hwprune.report.comparison import Compared
 from hwprune.report.record import Record
 from hwprune.units import printable
 
@@ -16,17 +18,9 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 def html(record: Record) -> str:
     """Return a report as a self-contained page; every text of the record is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
     bars, left_out = charts.layer_bars(record)
     latency = summary.latency_rows(record)
-    return environment.get_template("report.html.j2").render(
+    return _template("report.html.j2").render(
         record=record,
         summary=summary,
         good=summary.passed(record),
@@ -41,6 +35,31 @@ def html(record: Record) -> str:
         width=charts.WIDTH,
         environment_rows=[(key, _value(value)) for key, value in record.environment.items()],
     )
+
+
+def comparison_html(runs: Sequence[Compared], title: str, notes: Sequence[str] = ()) -> str:
+    """Return several runs as a self-contained page, with their sizes against their accuracies."""
+    return _template("comparison.html.j2").render(
+        title=title,
+        scatter=comparison.scatter(runs),
+        columns=comparison.COLUMNS,
+        rows=comparison.rows(runs),
+        notes=notes,
+        width=comparison.WIDTH,
+        height=comparison.HEIGHT,
+    )
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    return environment.get_template(name)
 
 
 def _value(value: object) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from hwprune.report import summary
+from hwprune.report import comparison, summary
+from hwprune.report.comparison import Compared
 from hwprune.report.record import Record
 from hwprune.units import printable
 
@@ -15,6 +16,12 @@ _SPECIAL = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]<>#|~"} | {"\n
 def markdown(record: Record) -> str:
     """Return a report as GitHub-flavoured Markdown; all text of the record is escaped."""
     return "\n".join(_lines(record)) + "\n"
+
+
+def comparison_markdown(runs: Sequence[Compared], title: str, notes: Sequence[str] = ()) -> str:
+    """Return several runs as a table."""
+    lines = [f"# {_text(title)}", "", *_table(comparison.COLUMNS, comparison.rows(runs))]
+    return "\n".join([*lines, *map(_text, notes)]).rstrip() + "\n"
 
 
 def _lines(record: Record) -> Iterator[str]:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from hwprune.report.html import html
-from hwprune.report.markdown import markdown
-from hwprune.report.terminal import terminal
+from hwprune.report.html import comparison_html, html
+from hwprune.report.markdown import comparison_markdown, markdown
+from hwprune.report.terminal import comparison_terminal, terminal
 
-__all__ = ["html", "markdown", "terminal"]
+__all__ = [
+    "comparison_html",
+    "comparison_markdown",
+    "comparison_terminal",
+    "html",
+    "markdown",
+    "terminal",
+]

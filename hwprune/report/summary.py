@@ -67,7 +67,7 @@ def metric_rows(record: Record) -> list[tuple[str, str]]:
     """Return (state, metric), and the difference where both ends were measured."""
     metric = record.metric
     rows = [
-        (state, NOT_MEASURED if value is None else _of_metric(record, value))
+        (state, NOT_MEASURED if value is None else show_metric(record, value))
         for state, value in (
             ("dense", metric.dense),
             ("extreme (validation split)", metric.extreme),
@@ -86,7 +86,8 @@ def is_accuracy(record: Record) -> bool:
     return record.metric.name in (None, "accuracy")
 
 
-def _of_metric(record: Record, value: float) -> str:
+def show_metric(record: Record, value: float) -> str:
+    """Return a value of the record's metric for people."""
     return format_percent(value) if is_accuracy(record) else f"{value:.4g}"
 
 

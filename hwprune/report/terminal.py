@@ -8,12 +8,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwprune.report import summary
+from hwprune.report import comparison, summary
+from hwprune.report.comparison import Compared
 from hwprune.report.record import Record
 from hwprune.units import format_count
 
 _MOST_LAYERS = 60
 _RIGHT = frozenset({"nonzeros", "sparsity", "bytes", "p50", "p90", "load", "resident", "value"})
+_COMPARED = frozenset({"size", "metric", "drop", "seed"})
 
 
 def terminal(record: Record, console: Console) -> None:
@@ -43,6 +45,24 @@ def terminal(record: Record, console: Console) -> None:
         console.print(Text("\nNotes", style="bold"))
         for note in record.notes:
             console.print(Text(f"- {note}"), soft_wrap=True)
+
+
+def comparison_terminal(
+    runs: Sequence[Compared], console: Console, notes: Sequence[str] = ()
+) -> None:
+    """Print several runs as a table, without the columns that say the same of all."""
+    cells = comparison.rows(runs)
+    told = [
+        place
+        for place, column in enumerate(comparison.COLUMNS)
+        if column not in ("target", "strategy", "seed") or len({row[place] for row in cells}) > 1
+    ]
+    columns = [comparison.COLUMNS[place] for place in told]
+    console.print(
+        table(columns, ([row[place] for place in told] for row in cells), right=_RIGHT | _COMPARED)
+    )
+    for note in notes:
+        console.print(Text(note), soft_wrap=True)
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> Table:
