@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.encoding.choice import Chooser
-from hwprune.encoding.codec import spacing
-from hwprune.encoding.codecs import CODECS
+from hwprune.encoding.codecs import CODECS, spacing
 from hwprune.encoding.values import codebook_entries, values_size
 from hwprune.encoding.wire import field_bytes, tensor_field_bytes, varint_bytes
 from hwprune.ir import CodecName, ValueType

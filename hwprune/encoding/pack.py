@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprune.encoding.codec import MAX_WEIGHTS, MalformedIndexError, matrix_shape
-from hwprune.encoding.codecs import CODECS
+from hwprune.encoding.codecs import CODECS, MAX_WEIGHTS, MalformedIndexError, matrix_shape
 from hwprune.encoding.values import (
     CODEBOOK_ENTRIES,
     NIBBLE_TYPES,
@@ -129,15 +128,16 @@ def _check_nibbles(packed: Packed) -> None:
         raise VerificationError(f"{packed.name}: the last half byte is not 0")
 
 
-def check(packed: Packed) -> None:
-    """Refuse arrays that do not fit each other or the shape.
+def check(packed: Packed) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Return the stored positions and levels of arrays that fit each other and the shape.
 
     Raises:
         VerificationError: positions, values or codebook are not what a writer of ours makes.
     """
-    packed_positions(packed)
+    positions = packed_positions(packed)
     levels = levels_of(packed.arrays["values"].reshape(-1), packed.value_type, packed.nonzeros)
     _check_table(packed, packed.arrays.get("codebook"), levels)
+    return positions, levels
 
 
 def unpack(packed: Packed) -> NDArray[np.float32]:
@@ -146,12 +146,10 @@ def unpack(packed: Packed) -> NDArray[np.float32]:
     Raises:
         VerificationError: the arrays do not fit each other or the shape.
     """
-    positions = packed_positions(packed)
-    levels = levels_of(packed.arrays["values"].reshape(-1), packed.value_type, packed.nonzeros)
+    positions, levels = check(packed)
     flat = np.zeros(math.prod(packed.shape), dtype=levels.dtype)
     flat[positions] = levels
     table = packed.arrays.get("codebook", packed.arrays.get("scale"))
-    _check_table(packed, table, levels)
     try:
         dense = dequantise(flat.reshape(packed.shape), table, packed.value_type)
         return dense.reshape(packed.shape)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.encoding.codebook import FP16_MAX, FP16_MIN, centroids, nearest
-from hwprune.encoding.nibbles import from_nibbles, to_nibbles
+from hwprune.encoding.codecs import from_nibbles, to_nibbles
 from hwprune.ir import ValueType
 
 # The largest whole number of the types with a scale per channel.

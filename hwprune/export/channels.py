@@ -19,8 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hwprune.export.graph import Graph, input_names
-from hwprune.export.shapes import Shape, activation_shapes
+from hwprune.export.graph import Graph, Shape, activation_shapes, input_names
 
 Units = NDArray[np.int64]
 Flags = NDArray[np.bool_]

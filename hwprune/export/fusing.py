@@ -13,10 +13,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from hwprune.export.graph import Graph, attributes, name_of, only_reader, other_input
+from hwprune.export.graph import (
+    Graph,
+    Shape,
+    activation_shapes,
+    attributes,
+    name_of,
+    only_reader,
+    other_input,
+)
 from hwprune.export.operators import FUSIBLE, Activation
 from hwprune.export.prunable import WeightUse
-from hwprune.export.shapes import Shape, activation_shapes
 
 
 @dataclass(frozen=True, slots=True)

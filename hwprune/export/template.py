@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -22,12 +22,18 @@ from hwprune.encoding.values import LEVELS, NIBBLE_TYPES, channel_scales, codebo
 from hwprune.encoding.wire import field_bytes, tensor_field_bytes
 from hwprune.errors import ExportError, HwpruneError
 from hwprune.export.body import DOMAIN, DOMAIN_VERSION
-from hwprune.export.graph import Graph, message_of
+from hwprune.export.graph import Graph, attributes, input_names, message_of
 from hwprune.export.layout import Layout, layout_of
-from hwprune.export.nodes import Made, StoredForm, nodes_of, numbered
-from hwprune.export.operators import OPERATORS, count_name, known_function
+from hwprune.export.operators import (
+    OPERATOR_ATTRIBUTES,
+    OPERATORS,
+    Operator,
+    count_name,
+    expand,
+    known_function,
+)
 from hwprune.export.passes import short_names
-from hwprune.export.per_use_scale import stored_gain
+from hwprune.export.per_use_scale import nodes_behind, own_scale, stored_gain
 from hwprune.export.removal import Kept, Removal, without
 from hwprune.export.trace import Traced
 from hwprune.ir import CodecName, Masks, Packed, PrunableTensor, ValueType
@@ -36,6 +42,27 @@ PRODUCER = "hwprune"
 # Protocol buffers cannot hold more in one message, and external data are never written.
 MAX_FILE_BYTES = 2**31 - 1
 _FUNCTION_TAG_BYTES = 2  # ModelProto.functions is field 25
+
+
+# The operators, the nodes per use, and tensors by their names in the file.
+Made: TypeAlias = tuple[list[Operator], list[list[onnx.NodeProto]], dict[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredForm:
+    """The form in which a tensor is stored.
+
+    Attributes:
+        codec: how positions are stored.
+        value_type: how values are stored.
+        scale: the tensor's, where its values have one.
+        count: the number of its stored values, which only some value types write down.
+    """
+
+    codec: CodecName
+    value_type: ValueType
+    scale: NDArray[Any] | None
+    count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +244,8 @@ class Template:
                 groups[layout.parts(use)[-1]] = group
                 name, gain = layout.bias(use), layout.epilogue(use).gain
                 if gain and scale is not None:
-                    own_scale = own[numbered(key, "s", place)]
-                    gains[gain] = stored_gain(own_scale, scale, weights[gain])
+                    stored_scale = own[numbered(key, "s", place)]
+                    gains[gain] = stored_gain(stored_scale, scale, weights[gain])
                 if name in weights and bool(gain) == (gain in gains):
                     kind = value_type if name in layout.private else "fp32"
                     stored_biases[name] = compact_floats(weights[name], kind).astype(np.float32)
@@ -269,7 +296,80 @@ class Template:
         ]
 
     def _nodes(self, tensor: PrunableTensor, form: StoredForm) -> Made:
-        return nodes_of(self.graph, self.layout, tensor, form, inline=self.inline)
+        """Return the operators and nodes of one packed tensor, and what its uses own.
+
+        That is biases, and where it is shared, gains: in scales of their own, or as nodes behind
+        the layer where values have no scale.
+        """
+        graph, layout = self.graph, self.layout
+        names, key = layout.names, layout.keys[tensor.name]
+        codec, value_type, scale = form.codec, form.value_type, form.scale
+        operators: list[Operator] = []
+        nodes: list[list[onnx.NodeProto]] = []
+        biases: dict[str, NDArray[Any]] = {}
+        for place, use in enumerate(layout.uses[tensor.name]):
+            bias, after = layout.bias(use), layout.epilogue(use)
+            gain = after.gain
+            apart = bool(gain) and scale is None  # no scale to put the gain into
+            operator = Operator(
+                use.kind, codec, value_type, bool(bias), bool(after.residual), after.activation
+            )
+            if apart:
+                operator = Operator(use.kind, codec, value_type, bias=False)
+            scale_name, bias_name = f"{key}s", names.get(bias, bias)
+            if bias in layout.private:
+                bias_name = numbered(key, "b", place)
+                value = graph.tensors[bias]
+                biases[bias_name] = (
+                    value if apart else compact_floats(value.reshape(-1), value_type)
+                )
+            if gain:
+                scale_name = numbered(key, "s", place)
+                value = graph.tensors[gain]
+                biases[scale_name] = value if scale is None else own_scale(scale, value)
+            stored = {
+                "values": f"{key}v",
+                "index": f"{key}i",
+                "scale": scale_name,
+                "codebook": f"{key}c",
+                "bias": bias_name,
+                "residual": names.get(after.residual, after.residual),
+            }
+            source = input_names(use.node)[0]
+            inputs = [names.get(source, source)]
+            inputs += [stored[role] for role in operator.input_roles[1:]]
+            last = layout.output(use)
+            output = f"{key}_{place}p" if apart else names.get(last, last)
+            given = attributes(use.node)
+            kept = {k: given[k] for k in OPERATOR_ATTRIBUTES[use.kind] if k in given}
+            if after.alpha is not None and not apart:
+                kept["alpha"] = after.alpha
+            if codec != "dense":
+                kept["shape"] = list(tensor.shape)
+            if value_type in NIBBLE_TYPES:
+                kept["count"] = form.count
+            # onnxruntime wants node names unique: further readers of a shared tensor are numbered.
+            label = tensor.name if place == 0 else f"{tensor.name}#{place}"
+            node = helper.make_node(
+                operator.name, inputs, [output],
+                name=label, domain=DOMAIN, **kept,
+            )  # fmt: skip
+            operators.append(operator)
+            if self.inline:
+                inner = expand(node, f"{key}_{place}_", graph.opset)
+                dims = "x".join(map(str, tensor.shape))
+                inner[-1].name = f"{label}|{operator.name}|{dims}|{key}"
+                nodes.append(inner)
+            else:
+                nodes.append([node])
+            if apart:
+                known = {**names, gain: scale_name, bias: bias_name}
+                rest, more = nodes_behind(
+                    after.nodes, output, known, f"{key}_{place}", graph.tensors
+                )
+                nodes[-1] += rest
+                biases |= more
+        return operators, nodes, biases
 
     def _table_bytes(
         self, tensor: PrunableTensor, value_type: ValueType, scale: NDArray[Any] | None
@@ -337,3 +437,8 @@ def _carries_count(node: onnx.NodeProto) -> bool:
     if node.domain == DOMAIN:
         return any(entry.name == "count" for entry in node.attribute)
     return node.op_type == "Constant" and node.output[0].endswith(count_name("_"))
+
+
+def numbered(key: str, suffix: str, place: int) -> str:
+    """Return the name of a tensor that each use of a weight has of its own."""
+    return f"{key}{suffix}{place or ''}"

@@ -12,8 +12,7 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
 from hwprune.encoding import CODECS, MalformedIndexError, index_bound, spacing
-from hwprune.encoding.bits import MAX_PARAMETER
-from hwprune.encoding.codec import MAX_WEIGHTS, Codec, matrix_shape
+from hwprune.encoding.codecs import MAX_PARAMETER, MAX_WEIGHTS, Codec, matrix_shape
 from hwprune.ir import CodecName
 
 SPARSE = [codec for name, codec in CODECS.items() if name != "dense"]

@@ -13,10 +13,9 @@ from export_cases import random_masks, run
 from hwprune.encoding import unpack
 from hwprune.export.artifact import csr_arrays, read_artifact
 from hwprune.export.body import DOMAIN
-from hwprune.export.graph import Graph
+from hwprune.export.graph import Graph, activation_shapes
 from hwprune.export.operators import OPERATORS, altered_functions
 from hwprune.export.prunable import find_prunable
-from hwprune.export.shapes import activation_shapes
 from hwprune.export.template import Template, Written
 from hwprune.ir import CodecName
 
