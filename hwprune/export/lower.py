@@ -305,6 +305,111 @@ def _trilu(ops: Ops, node: ir.Node) -> ir.Value:
     return ops("Where", ops.constant(kept), source, ops.constant(nothing))
 
 
+def _grid_sample(ops: Ops, node: ir.Node) -> ir.Value:
+    """It came at opset 16: the corners around each place, gathered and weighted."""
+    given, source, grid = attributes(node), value_in(node, 0), value_in(node, 1)
+    mode, padding = given.get("mode", "bilinear"), given.get("padding_mode", "zeros")
+    sizes = ops.sizes(source)
+    if mode == "bicubic" or padding == "reflection" or len(sizes) != 4 or None in sizes[1:]:
+        raise CannotLowerError(f"{mode} with {padding} padding needs more, or its sizes vary")
+
+    def number(value: float) -> ir.Value:
+        return ops.constant(np.array(value, np.float32))
+
+    def corners(axis: int, size: int) -> list[tuple[ir.Value, ir.Value | None]]:
+        """Return the places on an axis, as whole numbers that exist, with their weights."""
+        last, end = number(0), number(size - 1)
+        scale = number((size - 1 if given.get("align_corners", 0) else size) / 2)
+        unit = ops("Reshape", ops("Gather", grid, ops.constant(np.array(axis)), axis=3), flat)
+        at = ops("Add", ops("Mul", unit, scale), number((size - 1) / 2))
+        if padding == "border":
+            at = ops("Clip", at, last, end)
+        places = [(ops("Round", at), None)]
+        if mode == "bilinear":
+            low = ops("Floor", at)
+            part = ops("Sub", at, low)
+            places = [(low, ops("Sub", number(1), part)), (ops("Add", low, number(1)), part)]
+        found: list[tuple[ir.Value, ir.Value | None]] = []
+        for place, weight in places:
+            inside = ops("Clip", place, last, end)
+            there = ops("Cast", ops("Equal", inside, place), to=int(ir.DataType.FLOAT))
+            found.append((inside, there if weight is None else ops("Mul", weight, there)))
+        return found
+
+    channels, height, width = (size or 0 for size in sizes[1:])
+    flat = ops.constant([0, 1, -1])
+    table = ops("Reshape", source, ops.constant([0, 0, -1]))
+    total = None
+    rows = corners(1, height)
+    for column, share in corners(0, width):
+        for row, other in rows:
+            index = ops("Cast", ops("Add", ops("Mul", row, number(width)), column), to=7)
+            index = ops("Expand", index, ops.constant([1, channels, 1]))
+            value = ops("GatherElements", table, index, axis=2)
+            value = ops("Mul", value, ops("Mul", share, other))
+            total = value if total is None else ops("Add", total, value)
+    across = ops("Slice", ops("Shape", grid), ops.constant([1]), ops.constant([3]))
+    return ops("Reshape", total, ops("Concat", ops.constant([0, 0]), across, axis=0))
+
+
+def _col2im(ops: Ops, node: ir.Node) -> ir.Value:
+    """It came at opset 18: a transposed convolution that puts each entry where it belongs."""
+    given, source = attributes(node), value_in(node, 0)
+    image, block = ops.known(1), ops.known(2)
+    rank, places, entries = len(image), int(np.prod(block)), ops.sizes(source)[1]
+    if entries is None:
+        raise CannotLowerError("its channels vary")
+    strides, dilations = (np.array(given.get(k, [1] * rank)) for k in ("strides", "dilations"))
+    pads = np.array(given.get("pads", [0] * 2 * rank))
+    room = image + pads[:rank] + pads[rank:] - dilations * (block - 1) - 1
+    weight = np.tile(np.eye(places, dtype=np.float32), (entries // places, 1))
+    return ops(
+        "ConvTranspose",
+        ops("Reshape", source, ops.constant([0, 0, *(room // strides + 1)])),
+        ops.constant(weight.reshape(entries, 1, *block)),
+        group=entries // places, strides=strides.tolist(), dilations=dilations.tolist(),
+        pads=pads.tolist(), output_padding=(room % strides).tolist(),
+    )  # fmt: skip
+
+
+def _dft(ops: Ops, node: ir.Node) -> ir.Value:
+    """It came at opset 17: a product with cosines and sines."""
+    given, source = attributes(node), value_in(node, 0)
+    sizes, axis = ops.sizes(source), given.get("axis", 1)
+    rank, inverse = len(sizes), given.get("inverse", 0)
+    size, parts = sizes[axis], sizes[-1]
+    length = size if optional_input(node, 1) is None else int(ops.known(1).reshape(()))
+    if size is None or parts is None or length != size or (inverse and given.get("onesided", 0)):
+        raise CannotLowerError("its length varies or is not that of its axis")
+    kept = size // 2 + 1 if given.get("onesided", 0) else size
+    angle = np.outer(np.arange(size), np.arange(kept)) % size * (2 * np.pi / size)
+    turn = np.exp((1j if inverse else -1j) * angle) / (size if inverse else 1)
+    # (entry, real or imaginary, frequency, real or imaginary)
+    matrix = np.stack([np.stack([z.real, z.imag], -1) for z in (turn, 1j * turn)], 1)[:, :parts]
+    order = [n for n in range(rank - 1) if n != axis % rank] + [axis % rank, rank - 1]
+    leading = [0] * (rank - 2)
+    rows = ops("Reshape", ops("Transpose", source, perm=order), ops.constant([*leading, -1]))
+    product = ops("MatMul", rows, ops.constant(matrix.reshape(size * parts, -1).astype(np.float32)))
+    both = ops("Reshape", product, ops.constant([*leading, kept, 2]))
+    return ops("Transpose", both, perm=np.argsort(order).tolist())
+
+
+def _stft(ops: Ops, node: ir.Node) -> ir.Value:
+    """It came at opset 17: a convolution with cosines and sines under the window."""
+    signal, step = value_in(node, 0), int(ops.known(1).reshape(()))
+    window = None if optional_input(node, 2) is None else ops.known(2)
+    size = len(window) if window is not None else int(ops.known(3).reshape(()))
+    if len(ops.sizes(signal)) == 3 and ops.sizes(signal)[2] != 1:
+        raise CannotLowerError("its signal is complex")
+    kept = size // 2 + 1 if attributes(node).get("onesided", 1) else size
+    angle = np.outer(np.arange(kept), np.arange(size)) % size * (-2 * np.pi / size)
+    waves = np.stack([np.cos(angle), np.sin(angle)], 1) * (1 if window is None else window)
+    filters = ops.constant(waves.reshape(2 * kept, 1, size).astype(np.float32))
+    rows = ops("Reshape", signal, ops.constant([0, 1, -1]))
+    frames = ops("Transpose", ops("Conv", rows, filters, strides=[step]), perm=[0, 2, 1])
+    return ops("Reshape", frames, ops.constant([0, 0, kept, 2]))
+
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
@@ -324,11 +429,15 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("GRU", "LSTM", "RNN"), _without(layout=0)),
     "BatchNormalization": _without(training_mode=0),
     "CastLike": _cast_like,
+    "Col2Im": _col2im,
+    "DFT": _dft,
+    "GridSample": _grid_sample,
     "HardSwish": _hard_swish,
     "LayerNormalization": _layer_normalization,
     "Mish": _mish,
     "Pad": _pad,
     "Reshape": _reshape,
+    "STFT": _stft,
     "Resize": _without(antialias=0, keep_aspect_ratio_policy="stretch", axes=None),
     "RoiAlign": _roi_align,
     "Shape": _shape,

@@ -149,6 +149,33 @@ KEPT: dict[str, list[Graph]] = {
         net("y = CastLike (x, t)", {"t": np.zeros(1, np.int32)}, out=TensorProto.INT32),
         net("y = CastLike (x, x)"),
     ],
+    "Col2Im": [
+        net(
+            f"y = Col2Im <{given}> (x, i, b)", {"i": _ints(*image), "b": _ints(*block)}, shape=shape
+        )
+        for given, image, block, shape in (
+            ("strides = [2, 2]", (6, 6), (2, 2), ("N", 12, 9)),
+            ("pads = [1, 1, 1, 1]", (4, 5), (3, 3), (2, 18, 20)),
+            ("strides = [2, 3], dilations = [2, 1]", (6, 7), (2, 2), (2, 4, 4)),
+        )
+    ],
+    "DFT": [
+        net("y = DFT <axis = 1, onesided = 1> (x)", shape=("N", 9, 1)),
+        net("y = DFT <axis = 1> (x)", shape=(2, 8, 1)),
+        net("y = DFT <axis = 2> (x)", shape=(2, 3, 5, 2)),
+        net("y = DFT <axis = 1, inverse = 1> (x)", shape=(2, 6, 3, 2)),
+    ],
+    "GridSample": [
+        net(
+            f'y = GridSample <mode = "{mode}", padding_mode = "{padding}", align_corners = {align}>'
+            " (x, g)",
+            {"g": np.linspace(-1.3, 1.2, 2 * 3 * 5 * 2, dtype=np.float32).reshape(2, 3, 5, 2)},
+            rank=4,
+        )
+        for mode in ("bilinear", "nearest")
+        for padding in ("zeros", "border")
+        for align in (0, 1)
+    ],
     "HardSwish": [net("y = HardSwish (x)")],
     "LayerNormalization": [
         net(
@@ -203,6 +230,14 @@ KEPT: dict[str, list[Graph]] = {
         net("y = Shape (x)", out=TensorProto.INT64),
         net("y = Shape <start = 1> (x)", out=TensorProto.INT64),
         net("y = Shape <start = -3, end = -1> (x)", out=TensorProto.INT64),
+    ],
+    "STFT": [
+        net("y = STFT (x, s, w)", {"s": _ints(3)[0], "w": _floats(8)}, shape=("N", 32, 1)),
+        net(
+            "y = STFT <onesided = 0> (x, s, , l)",
+            {"s": _ints(4)[0], "l": _ints(6)[0]},
+            shape=(2, 32, 1),
+        ),
     ],
     "Split": [
         net("y, r = Split <axis = 1> (x, s)", {"s": _ints(3, 1)}),
@@ -259,5 +294,11 @@ REFUSED = {
         {"w": _floats(1, 12, 4), "r": _floats(1, 12, 3)},
         shape=(2, 6, 4),
     ),
-    "GridSample": net("y = GridSample (x, g)", {"g": _floats(2, 3, 3, 2)}),
+    "GridSample by cubes": net(
+        'y = GridSample <mode = "bicubic"> (x, g)', {"g": _floats(2, 3, 3, 2)}
+    ),
+    "DFT of another length": net("y = DFT (x, l)", {"l": _ints(4)[0]}, shape=(2, 8, 1)),
+    "STFT of complex numbers": net(
+        "y = STFT (x, s, w)", {"s": _ints(3)[0], "w": _floats(8)}, shape=(2, 32, 2)
+    ),
 }
