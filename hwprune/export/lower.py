@@ -316,7 +316,7 @@ def _grid_sample(ops: Ops, node: ir.Node) -> ir.Value:
     def number(value: float) -> ir.Value:
         return ops.constant(np.array(value, np.float32))
 
-    def corners(axis: int, size: int) -> list[tuple[ir.Value, ir.Value | None]]:
+    def corners(axis: int, size: int) -> list[tuple[ir.Value, ir.Value]]:
         """Return the places on an axis, as whole numbers that exist, with their weights."""
         last, end = number(0), number(size - 1)
         scale = number((size - 1 if given.get("align_corners", 0) else size) / 2)
@@ -324,16 +324,16 @@ def _grid_sample(ops: Ops, node: ir.Node) -> ir.Value:
         at = ops("Add", ops("Mul", unit, scale), number((size - 1) / 2))
         if padding == "border":
             at = ops("Clip", at, last, end)
-        places = [(ops("Round", at), None)]
+        places = [(ops("Round", at), number(1))]
         if mode == "bilinear":
             low = ops("Floor", at)
             part = ops("Sub", at, low)
             places = [(low, ops("Sub", number(1), part)), (ops("Add", low, number(1)), part)]
-        found: list[tuple[ir.Value, ir.Value | None]] = []
+        found = []
         for place, weight in places:
             inside = ops("Clip", place, last, end)
             there = ops("Cast", ops("Equal", inside, place), to=int(ir.DataType.FLOAT))
-            found.append((inside, there if weight is None else ops("Mul", weight, there)))
+            found.append((inside, ops("Mul", weight, there)))
         return found
 
     channels, height, width = (size or 0 for size in sizes[1:])
