@@ -125,7 +125,7 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class PrunableTensor:
-    """A parameter that reaches the weight input of Conv, ConvTranspose, Gemm or MatMul.
+    """A parameter that reaches the weight input of a convolution, product, lookup or RNN.
 
     Attributes:
         name: the parameter's key in the state dict (the first one, where it is tied).

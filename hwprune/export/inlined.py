@@ -22,6 +22,8 @@ from hwprune.export.operators import OPERATORS, Operator, expand, serialised
 from hwprune.ir import CodecName, ValueType
 
 _KINDS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# What the body of a node ends in that only decodes a weight.
+_DECODED = "Identity"
 # Stands in a reference for what each layer says itself: its shape, and how many values there are.
 _OWN = -987_654_321
 _LARGEST_CONSTANT = 64
@@ -73,14 +75,15 @@ class InlinedLayers:
 
     def find(self, node: onnx.NodeProto) -> FoundLayer | None:
         """Return the packed layer that a node is the last of, None where it is not one."""
-        if node.domain or node.op_type not in _KINDS or len(node.input) < 2:
+        layer = node.op_type in _KINDS and len(node.input) > 1
+        if node.domain or not (layer or (node.op_type == _DECODED and node.input)):
             return None
-        bias = len(node.input) > 2 and bool(node.input[2])
+        bias = layer and len(node.input) > 2 and bool(node.input[2])
         if bias and not self._is_stored(node.input[2]):
             return None
-        claim, weight = claim_of(node), node.input[1]
+        claim, weight = claim_of(node), node.input[layer]
         turn = self.makers.get(weight)
-        starts = [(node.op_type, weight)]
+        starts = [(node.op_type if layer else "Weight", weight)]
         if node.op_type == "MatMul" and turn is not None and turn.op_type == "Transpose":
             starts.append(("Linear", turn.input[0]))
         for codec, value_type in _stored_forms():

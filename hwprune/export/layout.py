@@ -58,14 +58,17 @@ class Layout:
             for name in input_names(node)
         }
         read |= self.graph.output_names() | (self._biases - self.private)
+        read -= self.uses.keys()  # what reads one of these otherwise reads it decoded
         return tuple(name for name in self.graph.tensors if name in read)
 
     @cached_property
     def names(self) -> Mapping[str, str]:
-        """Return the short name of every inner value and remaining tensor."""
+        """Return the short name of every inner value, remaining tensor and decoded weight."""
         inner = {node for use in self._layers for node in self.parts(use)[:-1]}
         made = [node for node in self.graph.nodes if node not in inner]
-        return short_names(made, self.others, self.graph.interface_names())
+        names = short_names(made, self.others, self.graph.interface_names())
+        decoded = {name for name, found in self.uses.items() if found[0].kind == "Weight"}
+        return names | {name: f"{self.keys[name]}w" for name in decoded}
 
     @cached_property
     def keys(self) -> Mapping[str, str]:
@@ -88,10 +91,15 @@ class Layout:
 
     def epilogue(self, use: WeightUse) -> Epilogue:
         """Return what is fused with a layer's node."""
-        return self.epilogues.get(use.node, NOTHING)
+        return NOTHING if use.kind == "Weight" else self.epilogues.get(use.node, NOTHING)
 
     def parts(self, use: WeightUse) -> tuple[ir.Node, ...]:
-        """Return the nodes that become one, in order; the last one's output is theirs."""
+        """Return the nodes that become one, in order; the last one's output is theirs.
+
+        None give way to a node that only decodes a weight.
+        """
+        if use.kind == "Weight":
+            return ()
         before = () if use.transpose is None else (use.transpose,)
         return (*before, use.node, *self.epilogue(use).nodes)
 
@@ -101,6 +109,8 @@ class Layout:
 
     def bias(self, use: WeightUse) -> str:
         """Return the name of a layer's bias, empty without."""
+        if use.kind == "Weight":
+            return ""
         own = optional_input(use.node, 2)
         return self.epilogue(use).bias or ("" if own is None else name_of(own))
 
@@ -122,11 +132,13 @@ def layout_of(graph: Graph, prunable: Sequence[PrunableTensor], *, fuse: bool) -
         if isinstance(found, str):
             raise ExportError(f"{tensor.name} cannot be followed into the graph: {found}")
         uses[tensor.name] = found
-    layers = [use for found in uses.values() for use in found]
+    layers = [use for found in uses.values() for use in found if use.kind != "Weight"]
     fused = find_epilogues(graph, layers, fuse=fuse) if fuse or graph.gains else {}
     return Layout(graph, uses, fused)
 
 
 def _opens(key: str, name: str) -> bool:
     """Return whether a name could be one of the tensor with this key."""
-    return name.startswith(key) and re.fullmatch(r"[vic]|[bs]\d*|_.*", name[len(key) :]) is not None
+    return (
+        name.startswith(key) and re.fullmatch(r"[vicw]|[bs]\d*|_.*", name[len(key) :]) is not None
+    )

@@ -74,6 +74,8 @@ OPERATOR_ATTRIBUTES: dict[str, dict[str, int]] = {
     "MatMul": {},
     # y = x @ transpose(w): a linear layer over any number of leading axes
     "Linear": {},
+    # no layer: the decoded weight, for whatever reads it (LSTM, Gather, Einsum, Slice before those)
+    "Weight": {},
 }
 
 
@@ -109,7 +111,8 @@ class Operator:
     @property
     def input_roles(self) -> tuple[str, ...]:
         """Return the roles of its inputs, in order."""
-        roles = ["input", *weight_roles(self.codec, self.value_type)]
+        roles = [] if self.kind == "Weight" else ["input"]
+        roles += weight_roles(self.codec, self.value_type)
         if self.bias:
             roles.append("bias")
         if self.residual:
@@ -139,7 +142,7 @@ def _operators() -> list[Operator]:
     for kind, codec, value_type in product(OPERATOR_ATTRIBUTES, CODEC_LABELS, VALUE_LABELS):
         if codec == "dense" and value_type in NIBBLE_TYPES:
             continue  # bitmap and rice store every element for next to nothing
-        biases = (False,) if kind == "MatMul" else both
+        biases = (False,) if kind in ("MatMul", "Weight") else both
         residuals = both if kind in FUSIBLE else (False,)
         activations = tuple(ACTIVATION_LABELS) if kind in FUSIBLE else ("none",)
         found += [
@@ -242,6 +245,8 @@ def _sum(operator: Operator, weight: str, bias: list[str]) -> list[onnx.NodeProt
     """Return the nodes of op(x, w) + bias + residual: y, or a where an activation follows."""
     result = "y" if operator.activation == "none" else "a"
     inner = "p" if operator.residual else result
+    if operator.kind == "Weight":
+        return [make_node("Identity", [weight], result)]
     if operator.kind == "Linear":
         nodes = [
             make_node("Transpose", [weight], "t", perm=[1, 0]),

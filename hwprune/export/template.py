@@ -230,6 +230,7 @@ class Template:
             for tensor in self.prunable
         }
         groups: dict[ir.Node, list[onnx.NodeProto]] = {}
+        decoded: list[onnx.NodeProto] = []
         tensors: dict[str, NDArray[Any]] = {}
         stored_biases: dict[str, NDArray[np.float32]] = {}
         gains: dict[str, NDArray[np.float32]] = {}
@@ -240,6 +241,9 @@ class Template:
             form = StoredForm(stored.codec, value_type, scale, stored.nonzeros)
             operators, nodes, own = self._nodes(tensor, form)
             for place, (use, group) in enumerate(zip(layout.uses[tensor.name], nodes, strict=True)):
+                if use.kind == "Weight":
+                    decoded += group
+                    continue
                 # What it adds was made before its last part, not always before its first.
                 groups[layout.parts(use)[-1]] = group
                 name, gain = layout.bias(use), layout.epilogue(use).gain
@@ -253,7 +257,7 @@ class Template:
             tensors |= {f"{key}{role[0]}": array for role, array in stored.arrays.items()} | own
             if not self.inline:
                 needed |= dict.fromkeys(name for op in operators for name in op.functions)
-        written = [
+        written = decoded + [
             final
             for node in self.graph.nodes
             if node in groups or node not in layout.replaced
@@ -336,9 +340,9 @@ class Template:
                 "residual": names.get(after.residual, after.residual),
             }
             source = input_names(use.node)[0]
-            inputs = [names.get(source, source)]
-            inputs += [stored[role] for role in operator.input_roles[1:]]
-            last = layout.output(use)
+            stored["input"] = names.get(source, source)
+            inputs = [stored[role] for role in operator.input_roles]
+            last = tensor.name if use.kind == "Weight" else layout.output(use)
             output = f"{key}_{place}p" if apart else names.get(last, last)
             given = attributes(use.node)
             kept = {k: given[k] for k in OPERATOR_ATTRIBUTES[use.kind] if k in given}

@@ -202,10 +202,11 @@ class ModelFile:
         """Return the operators of its nodes that there may be kernels for, sorted.
 
         What is stored dense is left to onnxruntime's own operators, which are faster there, but for
-        depthwise convolutions.
+        depthwise convolutions; so is what only decodes a weight, once, as the file is loaded.
         """
         ours = {node.operator for node in self.nodes if node.domain == DOMAIN}
-        return tuple(sorted(name for name in ours if name.startswith(("Csr", "DenseDepthwise"))))
+        layers = {name for name in ours if not name.startswith("CsrWeight")}
+        return tuple(sorted(name for name in layers if name.startswith(("Csr", "DenseDepthwise"))))
 
     def densified(self, places: Collection[int]) -> tuple[bytes, int]:
         """Return the model with standard operators for some of its packed nodes, serialised.
