@@ -44,6 +44,12 @@ if TYPE_CHECKING:
     "training, and codebook256 never.",
 )  # fmt: skip
 @click.option(
+    "--firmware/--no-firmware", default=None,
+    help="Whether a microcontroller gets a C library and a linked image: int8 activations, "
+    "calibrated with --data, and every tensor compared on an emulated board. Made where it can be "
+    "without either; --firmware refuses where it cannot.",
+)  # fmt: skip
+@click.option(
     "--recipe", metavar="NAME|FILE.toml",
     help="How to train, and the strategy with its options, in a file; or one of the built-in "
     "recipes rewind, four-bit, flat and east. --epochs and --strategy come before what it says.",

@@ -9,15 +9,27 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from hwprune.errors import LimitError, VerificationError, worst_exit_code
 from hwprune.export.template import Written
+from hwprune.firmware.reference import quantize
 from hwprune.ir import Artifact, Masks, Plan, ValueType, Verdict
 from hwprune.job import Job, Say, Status
 from hwprune.sparsity import STRATEGIES
 from hwprune.steps.check_data import check_batch, check_data
 from hwprune.steps.checkpoint import discard_training_state, save_checkpoint
+from hwprune.steps.firmware import (
+    FOLDER,
+    Firmware,
+    firmware_layers,
+    make_firmware,
+    packed_for_image,
+    with_fitted_budget,
+)
 from hwprune.steps.output import OutputFolder, opened, write_file
 from hwprune.steps.packing import PackedModel, pack_model
 from hwprune.steps.planning import (
@@ -35,9 +47,10 @@ from hwprune.steps.value_type_selection import choose_value_type
 from hwprune.steps.verifying import Evaluation, measure_files, verify_file
 from hwprune.units import format_bytes, format_percent
 from hwprune.verify import limits as limit_rules
+from hwprune.verify.firmware import QLINEAR_NAME, FirmwareCheck, check_firmware
 
 # What goes with a file, in this order: the report, which holds the file's hash, after the file.
-_PUBLISHED = ("checkpoint", "report.json", "report.html")
+_PUBLISHED = ("checkpoint", FOLDER, "report.json", "report.html")
 
 
 def compile_model(job: Job, say: Say = lambda status: None) -> Artifact:
@@ -65,10 +78,16 @@ def compile_model(job: Job, say: Say = lambda status: None) -> Artifact:
             say(Status("data", note))
         say(Status("trace", f"tracing {job.model.name}"))
         prepared = prepare(job.model, job.target)
+        layers, why_not = firmware_layers(job, prepared.template)
         dense = prepared.template.write_dense()
         notes = [*prepared.notes, *(job.data.notes if job.data else ()), *matched]
+        notes += [why_not] if why_not else []
         whole = fits_dense(prepared.dense_bytes, job.target, job.budget_bytes)
-        made = _as_it_is(job, prepared, dense) if whole else _pruned(job, prepared, say)
+        firmware = layers is not None
+        if whole:
+            made: Compiled | None = _as_it_is(job, prepared, dense, firmware)
+        else:
+            made = _pruned(job, prepared, say, firmware)
         if folder is None or made is None:
             return job.world.receive(Artifact)
         return job.world.broadcast(
@@ -105,14 +124,19 @@ def finish(
     say(Status("verify", "checking the file in onnxruntime"))
     checked = verify_file(
         path, written, made.masks, model, made.prepared.template,
-        target=job.target, budget_bytes=job.budget_bytes, data=job.data,
+        # Of firmware it is the image that has to fit.
+        target=job.target, budget_bytes=len(written.data) if made.firmware else job.budget_bytes,
+        data=job.data,
     )  # fmt: skip
-    measured = None
+    measured, firmware, shipped = None, None, path
+    if made.firmware and not checked.problems:
+        firmware = _firmware(job, folder, made, say)
+        shipped = folder.staging / FOLDER / QLINEAR_NAME
     if not checked.problems:
         say(Status("measure", "accuracy and latency on this host"))
         measured = measure_files(
-            path,
-            None if written is dense else dense,
+            shipped,
+            None if written is dense and firmware is None else dense,
             job.data,
             folder=folder.staging,
             threads=job.threads,
@@ -120,17 +144,34 @@ def finish(
             with_kernels=checked.no_kernels is None,
             evaluation=evaluation,
         )
-    outcome = Outcome(job, made, checked, measured)
+    outcome = Outcome(job, made, checked, measured, firmware)
     record, verdict = _judge(record_of(outcome), outcome)
     record["seconds"] = time.perf_counter() - started
     return _publish(folder, record, verdict, say)
+
+
+def _firmware(
+    job: Job, folder: OutputFolder, made: Compiled, say: Say
+) -> tuple[Firmware, FirmwareCheck]:
+    """Write a microcontroller's C, link it and run it on an emulated board."""
+    assert job.data is not None
+    template = made.prepared.template if made.template is None else made.template
+    say(Status("calibrate", "int8 activations"))
+    place = folder.staging / FOLDER
+    found = make_firmware(template, made.written, job.data, job.target, place, job.model.name)
+    say(Status("link", f"for {job.target.name}, and running it on an emulated board"))
+    x = found.network.tensors[found.network.input]
+    some = np.asarray(job.data.validation.batch(np.arange(min(2, len(job.data.validation))))[0])
+    inputs = quantize(some, x)
+    budget = job.budget_bytes
+    return found, check_firmware(str(place), target=job.target, budget_bytes=budget, inputs=inputs)
 
 
 def _quiet(status: Status) -> None:
     """Say nothing: another process does."""
 
 
-def _as_it_is(job: Job, prepared: Prepared, dense: Written) -> Compiled:
+def _as_it_is(job: Job, prepared: Prepared, dense: Written, firmware: bool) -> Compiled:
     """Take the dense network, which fits."""
     if prepared.has_to_train:
         raise nothing_to_prune(prepared, job.budget_bytes)
@@ -139,14 +180,17 @@ def _as_it_is(job: Job, prepared: Prepared, dense: Written) -> Compiled:
         f"{format_bytes(prepared.dense_bytes)}"
     )
     notes = (fits, *left_unshared(prepared.model, job.sharing))
-    return Compiled(prepared, None, nothing_pruned(prepared), dense, None, notes)
+    return Compiled(prepared, None, nothing_pruned(prepared), dense, None, notes, firmware=firmware)
 
 
-def _pruned(job: Job, prepared: Prepared, say: Say) -> Compiled | None:
+def _pruned(job: Job, prepared: Prepared, say: Say, firmware: bool) -> Compiled | None:
     """Plan, prune, train and pack; None in a process that only trains with others."""
     if job.data is not None:
         check_batch(job.model)
     say(Status("plan", "solving the budget"))
+    asked = job
+    if firmware:
+        job = with_fitted_budget(job, prepared)
     prepared, candidates, shared = plan_shared(
         prepared, job.target, job.budget_bytes, job.value_types, job.sharing,
         asked=job.sharing_asked,
@@ -166,21 +210,33 @@ def _pruned(job: Job, prepared: Prepared, say: Say) -> Compiled | None:
     if not job.world.leads:
         return None
     say(Status("pack", "encoding"))
-    packed = pack_model(
-        model.module, template, pruned.masks, choice.value_type, pretrained,
-        budget_bytes=job.budget_bytes, revive=not prepared.has_to_train,
+    pack = partial(
+        pack_model, model.module, template, value_type=choice.value_type, pretrained=pretrained,
+        revive=not prepared.has_to_train,
     )  # fmt: skip
+    if firmware:
+        packed = packed_for_image(
+            pack, pruned.masks, job.budget_bytes, asked.budget_bytes, job.target
+        )
+    else:
+        packed = pack(pruned.masks, budget_bytes=job.budget_bytes)
     notes = (
         *shared, choice.note, *packing_notes(packed, choice.value_type),
         *_unshared_sparsity(prepared, packed.masks), *pruned.notes,
     )  # fmt: skip
-    return Compiled(prepared, chosen.plan, pruned, packed.written, packed.masks, notes)
+    return Compiled(
+        prepared, chosen.plan, pruned, packed.written, packed.masks, notes, packed.template,
+        firmware,
+    )  # fmt: skip
 
 
 def _judge(record: dict[str, Any], outcome: Outcome) -> tuple[dict[str, Any], Verdict]:
     """Compare the record with the limits and close it with a verdict."""
     results = [limit_rules.evaluate(limit, record) for limit in outcome.job.limits]
     codes = [VerificationError.exit_code] if outcome.checked.problems else []
+    codes += (
+        [step.exit_code for step in outcome.firmware[1].result.failures] if outcome.firmware else []
+    )
     codes += [LimitError.exit_code for result in results if not result.met]
     return with_verdict(record, outcome, results, exit_code=worst_exit_code(codes))
 
@@ -197,6 +253,8 @@ def _publish(folder: OutputFolder, record: dict[str, Any], verdict: Verdict, say
         place = folder.set_apart("rejected", *_PUBLISHED, name)
     else:
         folder.publish(name, *_PUBLISHED)
+        if record["firmware"] is None:
+            folder.discard(FOLDER)
     if name == "model.onnx":
         folder.discard("rejected.onnx", "rejected")
     discard_training_state(folder.path)

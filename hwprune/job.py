@@ -65,6 +65,7 @@ class Job:
             none do.
         sharing_asked: whether the user wished that; else the strategy does.
         value_types: the types of stored values to choose from.
+        firmware: whether a microcontroller's C is made; None for where it can be.
         recipe: how to train, and how long.
         seed: of everything that is random.
         limits: what the result must meet.
@@ -87,6 +88,7 @@ class Job:
     sharing: tuple[str, ...]
     sharing_asked: bool
     value_types: tuple[ValueType, ...]
+    firmware: bool | None
     recipe: Recipe
     seed: int
     limits: tuple[limit_rules.Limit, ...]
@@ -115,6 +117,7 @@ def resolve(
     share_weights: Sequence[str] = (),
     values: str = "auto",
     form: str | None = None,
+    firmware: bool | None = None,
     recipe: RecipeFile | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     epochs: int | None = None,
     seed: int = 0,
@@ -133,7 +136,8 @@ def resolve(
     ``strategy``, ``epochs`` and ``share_weights``. A file's options go with the strategy that it
     names. ``recipe`` is such a file, the name of a built-in one, or what a file would hold.
     ``values`` is a value type or ``auto``; ``form`` is ``functions`` or ``inlined``, the target's
-    without; ``metric`` names what the caller's own function measures; ``device`` may be ``auto``
+    without; ``firmware`` says whether a microcontroller's C is made (None: where it can
+    be); ``metric`` names what the caller's own function measures; ``device`` may be ``auto``
     (CUDA, else MPS, else the CPU), and with a ``world``, of ``hwprune.training.joined``, is the one
     that it was joined with.
 
@@ -164,6 +168,11 @@ def resolve(
     trains = data is not None and epochs > 0
     _check_model(model, trains=trains)
     budget = check_budget(target, budget_bytes)
+    if firmware and target.kind != "microcontroller":
+        raise UsageError(
+            f"{target.name} runs onnxruntime: firmware is for microcontrollers",
+            hint="leave --firmware out; `hwprune targets` lists the microcontrollers",
+        )
     _check_limits(wanted, target, data, metric)
     where = devices.resolve(device) if world is None else device
     how = Recipe(epochs=epochs, **asked.recipe)
@@ -181,6 +190,7 @@ def resolve(
         sharing=sharing,
         sharing_asked=bool(shared),
         value_types=value_types(target, values, also=tried),
+        firmware=firmware,
         recipe=how,
         seed=seed,
         limits=tuple(wanted),

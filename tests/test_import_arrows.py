@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"sparsity", "tasks"},
     "least_squares": {"sparsity", "tasks", "training"},
     "extreme": {"sparsity", "training"},
-    "verify": {"encoding", "export", "kernels", "targets", "tasks"},
+    "verify": {"encoding", "export", "firmware", "kernels", "targets", "tasks"},
     "job": STAGES | {"steps"},
     "compiler": STAGES | {"steps", "job"},
     "steps": STAGES | {"steps", "job"},  # the compiler's own stages, one file each

@@ -40,6 +40,7 @@ OPSET = 17
 IR_VERSION = 8
 CONTRIB = "com.microsoft"
 BATCH = "N"
+_QUANTIZED = "_int8"
 
 
 def to_onnx(network: IntegerNetwork, *, real: bool = True) -> onnx.ModelProto:
@@ -47,12 +48,14 @@ def to_onnx(network: IntegerNetwork, *, real: bool = True) -> onnx.ModelProto:
 
     Args:
         network: a valid one.
-        real: take and give float32, quantised at the door under the names ``input`` and
-            ``output0``, ...; else int8, and every tensor is an output.
+        real: take the input, under its name, and give the outputs as float32, quantised at the
+            door; else int8, and every tensor is an output.
     """
-    writer = _Writer(network)
+    writer = _Writer(network, network.input + _QUANTIZED * real)
     if real:
-        writer.node("QuantizeLinear", ["input", *writer.scale_of(network.input)], network.input)
+        writer.node(
+            "QuantizeLinear", [network.input, *writer.scale_of(network.input)], writer.input
+        )
     for layer in network.layers:
         writer.layer(layer)
     wanted = network.outputs if real else [layer.output for layer in network.layers]
@@ -64,7 +67,7 @@ def to_onnx(network: IntegerNetwork, *, real: bool = True) -> onnx.ModelProto:
     graph = helper.make_graph(
         writer.nodes,
         network.name,
-        [_value(network, network.input, "input" if real else network.input, kind)],
+        [_value(network, network.input, network.input, kind)],
         [_value(network, *named, kind) for named in zip(wanted, outputs, strict=True)],
         list(writer.initializers.values()),
         value_info=[
@@ -86,11 +89,11 @@ def _value(
 
 
 class _Writer:
-    """Nodes and initializers of one file."""
+    """Nodes and initializers of one file, in which the int8 input has a name of its own."""
 
-    def __init__(self, network: IntegerNetwork) -> None:
+    def __init__(self, network: IntegerNetwork, given: str) -> None:
         """Start with none."""
-        self.network = network
+        self.network, self.input = network, given
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
 
@@ -118,12 +121,12 @@ class _Writer:
     def layer(self, layer: IntegerLayer) -> None:
         """Add the nodes of a layer."""
         made, clamp = layer.output, (-128, 127)
+        values = [self.input if name == self.network.input else name for name in layer.inputs]
         if isinstance(layer, (Conv2d, Linear, Add)) and layer.clamp != clamp:
             made, clamp = f"{layer.output}_unclamped", layer.clamp
-        x = layer.inputs[0]
-        given = [x, *self.scale_of(x)]
+        x, rank = values[0], len(self.network.tensors[layer.inputs[0]].shape)
+        given = [x, *self.scale_of(layer.inputs[0])]
         scale = self.scale_of(layer.output)
-        rank = len(self.network.tensors[x].shape)
         if isinstance(layer, Conv2d):
             weight = self._weight(layer, layer.weight if rank == 3 else layer.weight[:, :, 0])
             window = _window(layer, rank) | {"dilations": _of_axes(layer.dilations, rank)}
@@ -136,8 +139,8 @@ class _Writer:
             weight = self._weight(layer, layer.weight)
             self.node("QGemm", [*given, *weight, bias, *scale], made, transB=1)
         elif isinstance(layer, Add):
-            other = layer.inputs[1]
-            self.node("QLinearAdd", [*given, other, *self.scale_of(other), *scale], made)
+            other = [values[1], *self.scale_of(layer.inputs[1])]
+            self.node("QLinearAdd", [*given, *other, *scale], made)
         elif isinstance(layer, MaxPool):
             kernel = _of_axes(layer.kernel, rank)
             self.node("MaxPool", [x], made, kernel_shape=kernel, **_window(layer, rank))
@@ -152,7 +155,7 @@ class _Writer:
         elif isinstance(layer, Softmax):
             self.node("QLinearSoftmax", [*given, *scale], made, axis=-1, opset=13)
         elif isinstance(layer, Concat):
-            self.node("Concat", layer.inputs, made, axis=1)
+            self.node("Concat", values, made, axis=1)
         elif isinstance(layer, Reshape):
             sizes = np.asarray([0, *self.network.tensors[layer.output].shape], np.int64)
             self.node("Reshape", [x, self.hold(f"{layer.output}_shape", sizes)], made)
@@ -212,6 +215,8 @@ class _Parser:
             info.name: tuple(size.dim_value for size in info.type.tensor_type.shape.dim)[1:]
             for info in (*self.graph.input, *self.graph.value_info)
         }
+        given = self.graph.input[0].name
+        self.renamed = {given + _QUANTIZED: given}
         self.clamps = {
             node.input[0]: (
                 node.output[0],
@@ -222,8 +227,8 @@ class _Parser:
         }
 
     def network(self) -> IntegerNetwork:
-        first, *nodes = self.graph.node
-        self.shapes[first.output[0]] = self.shapes["input"]
+        _, *nodes = self.graph.node
+        given = self.graph.input[0].name
         layers, outputs = [], []
         for node in nodes:
             if node.op_type == "DequantizeLinear":
@@ -235,16 +240,15 @@ class _Parser:
                 name, self.shapes[name], np.float32(self.held[f"{name}_scale"]),
                 int(self.held[f"{name}_zero_point"]),
             )
-            for name in (first.output[0], *(layer.output for layer in layers))
+            for name in (given, *(layer.output for layer in layers))
         }  # fmt: skip
-        return IntegerNetwork(
-            self.graph.name, tensors, first.output[0], tuple(outputs), tuple(layers)
-        )
+        return IntegerNetwork(self.graph.name, tensors, given, tuple(outputs), tuple(layers))
 
     def layer(self, node: onnx.NodeProto) -> IntegerLayer:
         output, clamp = self.clamps.get(node.output[0], (node.output[0], (-128, 127)))
         found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        named: dict[str, Any] = {"name": output, "inputs": (node.input[0],), "output": output}
+        inputs = [self.renamed.get(name, name) for name in node.input]
+        named: dict[str, Any] = {"name": output, "inputs": (inputs[0],), "output": output}
         window: dict[str, Any] = {
             key: _two(found[key]) for key in ("strides", "dilations") if key in found
         }
@@ -260,9 +264,8 @@ class _Parser:
         if node.op_type == "QGemm":
             return Linear(**named, weight=held[3], weight_scale=held[4], bias=held[6], clamp=clamp)
         if node.op_type == "QLinearAdd":
-            inputs = (node.input[0], node.input[3])
             ratios = [round(float(held[at] / held[6]) * ADD_DENOMINATOR) for at in (1, 4)]
-            named["inputs"] = inputs
+            named["inputs"] = (inputs[0], inputs[3])
             return Add(**named, ratios=(ratios[0], ratios[1]), clamp=clamp)
         if node.op_type == "MaxPool":
             return MaxPool(**named, kernel=_two(found["kernel_shape"]), **window)
@@ -270,7 +273,7 @@ class _Parser:
             kernel, counts = _two(found["kernel_shape"]), bool(found["count_include_pad"])
             return AveragePool(**named, kernel=kernel, count_pads=counts, **window)
         if node.op_type == "Concat":
-            return Concat(output, tuple(node.input), output)
+            return Concat(output, tuple(inputs), output)
         kinds: dict[str, type[Any]] = {
             "QLinearGlobalAveragePool": GlobalAveragePool,
             "QLinearSoftmax": Softmax,

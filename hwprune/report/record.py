@@ -21,7 +21,7 @@ REPORT_NAME = "report.json"
 # What is null in these explains itself.
 _SELF_EXPLAINING = (
     "environment", "recipe", "accuracy.trajectory", "metric.trajectory", "result.layers",
-    "verdict.limits",
+    "verdict.limits", "firmware",
 )  # fmt: skip
 
 # Bounds that every real number keeps, and that arithmetic on them does not leave.
@@ -202,6 +202,33 @@ class ParityPart(Section):
     top1_agreement: Fraction | None
 
 
+class FirmwarePart(Section):
+    """The C library of a microcontroller, in the folder ``firmware``.
+
+    ``flash_bytes`` (.text, .rodata, .data) and ``ram_bytes`` (.data, .bss, stack) are those of the
+    linked image, ``planned_ram_bytes`` what activations take of them. All ``tensors`` of ``inputs``
+    were equal on the emulated ``board``, where ``stack_bytes`` and ``instructions`` are measured.
+    ``calibration`` is how ranges of activations were found, ``error`` the mean squared error of the
+    outputs by their variance, ``formats`` how each layer's weights are stored, ``sha256`` the hash
+    of the network that all of it is made from.
+    """
+
+    flash_bytes: Count | None
+    ram_bytes: Count | None
+    planned_ram_bytes: Count | None
+    stack_bytes: Count | None
+    board: str | None
+    inputs: Count
+    tensors: Count
+    instructions: Count | None
+    instructions_by_layer: Mapping[str, Count] | None
+    constant_bytes: Count
+    calibration: str
+    error: Positive
+    formats: Mapping[str, str]
+    sha256: str
+
+
 class Record(Section):
     """The whole report.
 
@@ -230,6 +257,7 @@ class Record(Section):
     notes: tuple[str, ...] = ()
     recipe: Mapping[str, str | int | float | bool | None] = {}
     cost_epochs: Positive = 0
+    firmware: FirmwarePart | None = None
 
     @model_validator(mode="before")
     @classmethod

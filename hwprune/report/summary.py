@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from hwprune.report.record import LatencyRun, Record
+from hwprune.report.record import FirmwarePart, LatencyRun, Record
 from hwprune.units import format_bytes, format_count, format_percent, format_seconds
 
 NOT_MEASURED = "not measured"
@@ -33,9 +33,10 @@ def headline(record: Record) -> str:
     state = _KIND_OF_EXIT.get(verdict.exit_code, f"failed (exit code {verdict.exit_code})")
     if verdict.exit_code == 0 and "not linked" in verdict.scope:
         state = verdict.scope  # an ONNX file alone never fits a microcontroller
-    comparison = "of" if artifact.bytes <= budget.bytes else "over the budget of"
+    used = artifact.bytes if record.firmware is None else budget.used_bytes
+    comparison = "of" if used <= budget.bytes else "over the budget of"
     return (
-        f"{state[0].upper()}{state[1:]}: {format_bytes(artifact.bytes)} {comparison} "
+        f"{state[0].upper()}{state[1:]}: {format_bytes(used)} {comparison} "
         f"{format_bytes(budget.bytes)} for {record.target}"
     )
 
@@ -56,11 +57,27 @@ def facts(record: Record) -> Iterator[tuple[str, str]]:
         "strategy",
         f"{record.strategy}, {format_count(record.epochs, 'epoch')}, seed {record.seed}",
     )
+    if record.firmware is not None:
+        yield "firmware", " ".join(_of_firmware(record.firmware))
     if record.parity.relative_error is not None:
         agreement = record.parity.top1_agreement
         more = f", top-1 agreement {format_percent(agreement)}" if agreement is not None else ""
         yield "parity", f"relative error {record.parity.relative_error:.2g}{more}"
     yield "time", format_seconds(record.seconds)
+
+
+def _of_firmware(firmware: FirmwarePart) -> Iterator[str]:
+    """Yield sentences on the image of a microcontroller."""
+    if firmware.flash_bytes is None or firmware.ram_bytes is None:
+        yield f"{firmware.constant_bytes:,} B of constants, {firmware.planned_ram_bytes or 0:,} B "
+        yield "of RAM for activations by the plan."
+    else:
+        yield f"{firmware.flash_bytes:,} B of flash, {firmware.ram_bytes:,} B of RAM."
+    if firmware.board is not None:
+        equal = f"{format_count(firmware.tensors, 'tensor')} of {firmware.inputs} inputs"
+        yield f"Equal to onnxruntime on {firmware.board} in {equal}."
+    if firmware.instructions is not None:
+        yield f"{firmware.instructions:,} instructions an input."
 
 
 def metric_rows(record: Record) -> list[tuple[str, str]]:

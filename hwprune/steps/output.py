@@ -59,7 +59,8 @@ class OutputFolder:
         apart = self.staging / folder
         apart.mkdir()
         for name in names:
-            os.replace(self.staging / name, apart / name)
+            if (self.staging / name).exists():
+                os.replace(self.staging / name, apart / name)
         self.publish(folder)
         return self.path / folder
 

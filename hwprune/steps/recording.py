@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 
 from hwprune.encoding import bound_of
-from hwprune.export.template import Written
+from hwprune.export.template import Template, Written
 from hwprune.ir import LimitResult, Masks, Packed, Plan, SkippedTensor, Verdict
 from hwprune.job import Job
 from hwprune.report import record as reports
 from hwprune.report.html import html
+from hwprune.steps.firmware import Firmware
 from hwprune.steps.planning import Prepared
 from hwprune.steps.pruning import Pruned
 from hwprune.steps.verifying import Measured
 from hwprune.units import format_count
 from hwprune.verify import SCOPE_HOST, SCOPE_UNLINKED, CheckResult, environment
+from hwprune.verify.firmware import FirmwareCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Compiled:
         written: the file's content.
         masks: what it stores; None for a dense file.
         notes: sentences for people.
+        template: what the file was made of, without the channels that are gone.
+        firmware: whether firmware is made of it.
     """
 
     prepared: Prepared
@@ -43,6 +47,8 @@ class Compiled:
     written: Written
     masks: Masks | None
     notes: tuple[str, ...]
+    template: Template | None = None
+    firmware: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +60,28 @@ class Outcome:
         compiled: what was made.
         checked: what verification found.
         measured: accuracy and latency; None where the file does not run.
+        firmware: the C that was made and what was found of it; None where none is made.
     """
 
     job: Job
     compiled: Compiled
     checked: CheckResult
     measured: Measured | None
+    firmware: tuple[Firmware, FirmwareCheck] | None = None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Return what is wrong, in sentences."""
+        wrong = () if self.firmware is None else self.firmware[1].result.problems
+        return (*self.checked.problems, *(f"firmware: {problem}" for problem in wrong))
+
+    @property
+    def used_bytes(self) -> int:
+        """Return what the budget counts: the file, or the image that is made of it."""
+        if self.firmware is None:
+            return len(self.compiled.written.data)
+        made, found = self.firmware
+        return found.facts.flash_bytes or made.constant_bytes
 
 
 def record_of(outcome: Outcome) -> dict[str, Any]:
@@ -70,7 +92,7 @@ def record_of(outcome: Outcome) -> dict[str, Any]:
     weights = made.prepared.template.weights
     nonzeros = weights if masks is None else masks.nonzeros
     notes = list(made.notes)
-    notes += [f"problem: {problem}" for problem in outcome.checked.problems]
+    notes += [f"problem: {problem}" for problem in outcome.problems]
     notes += _skipped_notes(made.prepared.skipped)
     notes += _reasons(outcome)
     return {
@@ -91,8 +113,8 @@ def record_of(outcome: Outcome) -> dict[str, Any]:
             "bytes": job.budget_bytes,
             "floor_bytes": None if plan is None else plan.floor_bytes,
             "max_nonzeros": None if plan is None else plan.max_nonzeros,
-            "used_bytes": size,
-            "slack_bytes": job.budget_bytes - size,
+            "used_bytes": outcome.used_bytes,
+            "slack_bytes": job.budget_bytes - outcome.used_bytes,
         },
         "result": {
             "nonzeros": nonzeros,
@@ -114,6 +136,7 @@ def record_of(outcome: Outcome) -> dict[str, Any]:
         "seed": job.seed,
         "seconds": 0.0,
         "notes": notes,
+        "firmware": _firmware(outcome),
     }
 
 
@@ -123,14 +146,30 @@ def with_verdict(
     """Return the record with its verdict, and the verdict."""
     target = outcome.job.target
     scope = SCOPE_UNLINKED if target.runtime.kind == "firmware" else SCOPE_HOST
+    if outcome.firmware is not None:
+        scope = outcome.firmware[1].facts.scope
     verdict = Verdict(
-        fits=len(outcome.compiled.written.data) <= outcome.job.budget_bytes,
-        verified=not outcome.checked.problems,
+        fits=outcome.used_bytes <= outcome.job.budget_bytes,
+        verified=not outcome.problems,
         scope=scope,
         limits=tuple(limits),
         exit_code=exit_code,
     )
     return {**record, "verdict": asdict(verdict)}, verdict
+
+
+def _firmware(outcome: Outcome) -> dict[str, Any] | None:
+    if outcome.firmware is None:
+        return None
+    made, found = outcome.firmware
+    return {
+        **found.facts.as_record(),
+        "constant_bytes": made.constant_bytes,
+        "calibration": made.method,
+        "error": made.error,
+        "formats": dict(made.formats),
+        "sha256": made.sha256,
+    }
 
 
 def write_reports(record: Mapping[str, Any], folder: Path) -> None:

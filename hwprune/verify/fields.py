@@ -105,8 +105,10 @@ def _fields() -> list[Field]:
         ("budget.max_nonzeros", "count", "run", "budget.max_nonzeros"),
         ("epochs", "count", "run", "epochs"),
         ("seconds", "number", "run", "seconds"),
-        # The RAM that a device needs: known once firmware was linked or emulated, not before.
-        ("ram", "bytes", "firmware", "ram_bytes"),
+        # Of the image that was linked, and run on an emulated board.
+        ("ram", "bytes", "firmware", "firmware.ram_bytes"),
+        ("flash", "bytes", "firmware", "firmware.flash_bytes"),
+        ("instructions", "count", "firmware", "firmware.instructions"),
     ]
     fields = []
     for name, kind, need, place in table:

@@ -50,6 +50,11 @@ class Limit:
     relative: bool
     text: str
 
+    @property
+    def needs_firmware(self) -> bool:
+        """Return whether it is about a linked image."""
+        return FIELDS[self.field].need == "firmware"
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -121,8 +126,8 @@ def parse_limit(text: str, metric: str | None = None) -> Limit:
 def why_not(limit: Limit, context: Context) -> str | None:
     """Return why a run cannot measure what a limit asks for, None where it can."""
     field = field_of(limit.field)
-    if field.need == "firmware":
-        return "the RAM a device needs is known only from linked firmware, which is not built here"
+    if field.need == "firmware" and context.kind != "microcontroller":
+        return "flash, RAM and instructions are those of an image for a microcontroller"
     if field.need == "labels" and not context.labels:
         if context.metric is not None:
             return f"the metric of this task is {context.metric}, not accuracy"

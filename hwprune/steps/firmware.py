@@ -1,0 +1,322 @@
+"""From the pruned network to a microcontroller's C: int8 activations, memory, files.
+
+What a run for a microcontroller gives beside its ONNX file, where there are data and every layer
+has an integer form. The image is what the budget counts then: ``with_fitted_budget`` finds, before
+training, what the ONNX file may weigh for that.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from hwprune.encoding import unpack
+from hwprune.errors import ExportError, InfeasibleError, TargetError, UsageError
+from hwprune.export.graph import message_of
+from hwprune.export.template import Template, Written
+from hwprune.firmware import emit, link
+from hwprune.firmware.calibrate import METHODS, Method, histograms
+from hwprune.firmware.lower import FloatNetwork, quantize, read_layers
+from hwprune.firmware.network import IntegerNetwork
+from hwprune.firmware.qlinear import to_onnx
+from hwprune.ir import Data, Masks, Split, ValueType
+from hwprune.sparsity import rank_weights
+from hwprune.steps.output import write_file
+from hwprune.steps.packing import PackedModel
+from hwprune.steps.planning import Prepared, module_weights, plan_shared
+from hwprune.targets import Target
+from hwprune.units import format_bytes
+from hwprune.verify import runner
+from hwprune.verify.firmware import QLINEAR_NAME, chip_of, planned, sha256_of
+
+if TYPE_CHECKING:
+    from hwprune.job import Job
+
+FOLDER = "firmware"
+CALIBRATION_SAMPLES, _BATCH = 256, 32
+# A reserve for the runtime's code: what no core's takes more than.
+RUNTIME_BYTES = 5_120
+_ROUNDS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Firmware:
+    """A network as firmware.
+
+    Attributes:
+        network: of int8 tensors.
+        method: how ranges of activations were chosen.
+        error: mean squared error of the outputs by the variance of those in fp32.
+        formats: how each layer's weights are stored, by its name.
+        constant_bytes: what the constants take of the flash.
+        sha256: of the file that holds the network.
+    """
+
+    network: IntegerNetwork
+    method: Method
+    error: float
+    formats: Mapping[str, str]
+    constant_bytes: int
+    sha256: str
+
+
+# -- before training ------------------------------------------------------------------------------
+
+
+def firmware_layers(job: Job, template: Template) -> tuple[FloatNetwork | None, str]:
+    """Return the layers of the firmware that a job makes, or None and why it makes none.
+
+    RAM is checked in either case.
+
+    Raises:
+        ExportError: firmware was asked for, and a layer has no integer form.
+        UsageError: firmware, or a limit on it, was asked for, and cannot be made.
+        InfeasibleError: no plan of the memory fits.
+    """
+    if job.target.kind != "microcontroller":
+        return None, ""
+    why = ""
+    try:
+        layers = read_layers(float_model(template), job.model.name)
+        check_ram(layers, job.target)
+    except ExportError as error:
+        if job.firmware:
+            raise
+        why = error.message + (f" ({error.hint})" if error.hint else "")
+        _check_largest(template, job.target)
+    if job.firmware is False:
+        why = "firmware: not asked for (--no-firmware)"
+    elif job.data is None:
+        why = "firmware: not made: int8 activations are calibrated with --data"
+        if job.firmware:
+            raise UsageError(
+                "firmware needs data: int8 activations are calibrated with them",
+                hint="give --data, or leave --firmware out for the ONNX file alone",
+            )
+    if why:
+        asked = [limit.text for limit in job.limits if limit.needs_firmware]
+        if asked:
+            raise UsageError(
+                f"--require {asked[0]}: cannot be measured in this run: {why}",
+                hint="leave this limit out, or give what it needs",
+            )
+        return None, why
+    return layers, ""
+
+
+def check_ram(layers: FloatNetwork, target: Target) -> int:
+    """Return the RAM that a network takes, which its weights do not change.
+
+    Raises:
+        InfeasibleError: more than the target has; names the layer that peaks.
+    """
+    return planned(any_scales(layers), target).ram_bytes
+
+
+def any_scales(layers: FloatNetwork) -> IntegerNetwork:
+    """Return the integer network with scales of no meaning: of the right sizes in flash and RAM."""
+    names = (layers.input, *(layer.name for layer in layers.layers))
+    return quantize(layers, dict.fromkeys(names, (-1.0, 1.0)))
+
+
+def _check_largest(template: Template, target: Target) -> None:
+    """Refuse a network of which a single tensor is larger than the RAM.
+
+    Raises:
+        InfeasibleError: names the tensor's layer.
+    """
+    known = onnx.shape_inference.infer_shapes(float_model(template), data_prop=True).graph
+    sizes = {
+        info.name: [d.dim_value or 1 for d in info.type.tensor_type.shape.dim]
+        for info in (*known.input, *known.value_info, *known.output)
+    }
+    largest = max(sizes, key=lambda name: int(np.prod(sizes[name])))
+    size = int(np.prod(sizes[largest]))
+    if size > target.ram_bytes:
+        shape = "x".join(map(str, sizes[largest]))
+        raise InfeasibleError(
+            f"the tensor {largest!r} of {shape} takes {size:,} B as int8, and {target.name} has "
+            f"{format_bytes(target.ram_bytes)} of RAM",
+            hint="take a target with more RAM, or a smaller input",
+        )
+
+
+def with_fitted_budget(job: Job, prepared: Prepared) -> Job:
+    """Return the job with the budget of the ONNX file whose image is within the run's.
+
+    It is that of the pretrained weights: masks that training finds take nearly the same. The
+    runtime's code counts as a fixed reserve, so that no compiler that is or is not here has a say
+    in what is trained.
+
+    Raises:
+        InfeasibleError: the image does not fit even with hardly any weights.
+    """
+    kind: ValueType = "int8" if "int8" in job.value_types else job.value_types[0]
+    job = replace(job, value_types=(kind,))
+    goal = budget = job.budget_bytes
+    best = 0
+    for _ in range(_ROUNDS):
+        whole, found, _ = plan_shared(
+            prepared, job.target, budget, job.value_types, job.sharing, asked=job.sharing_asked
+        )
+        plan, template = found[kind].plan, whole.template
+        ranking = rank_weights(module_weights(whole.model.module, template), "lamp", plan.weights)
+        written = template.write_sparse(found[kind].masks(ranking), kind)
+        size = image_bytes(template, written, job.target, link_it=False)
+        if size <= goal:
+            best = max(best, budget)
+            if plan.limited_by == "weights" or goal - size < goal // 100:
+                break
+        budget += goal - size - (size > goal) * (goal // 200)
+        if budget <= 0:
+            raise InfeasibleError(
+                f"the image takes {size:,} B of flash with hardly any weights, more than the "
+                f"budget of {format_bytes(goal)}",
+                hint="raise --budget",
+            )
+    return replace(job, budget_bytes=best or budget)
+
+
+def packed_for_image(
+    pack: Callable[..., PackedModel], masks: Masks, budget_bytes: int, goal: int, target: Target
+) -> PackedModel:
+    """Return the file whose image fills its budget; the module's weights follow it.
+
+    Args:
+        pack: packs masks within ``budget_bytes``.
+        masks: what training left.
+        budget_bytes: of the ONNX file, from ``with_fitted_budget``.
+        goal: of the image.
+        target: the device.
+    """
+    for attempt in range(2 * _ROUNDS):
+        packed = pack(masks, budget_bytes=budget_bytes)
+        left = goal - image_bytes(packed.template, packed.written, target, link_it=True)
+        if left >= 0 and (attempt or left < goal // 100):
+            break
+        budget_bytes += left if left > 0 else left - 32 * (attempt + 1)
+    return packed
+
+
+def image_bytes(template: Template, written: Written, target: Target, *, link_it: bool) -> int:
+    """Return the flash that the image of a network takes, whatever its scales will be.
+
+    Args:
+        template: what the file was made of.
+        written: the file.
+        target: the device.
+        link_it: measure it, where a compiler is here; else the runtime's code is a fixed reserve.
+    """
+    network = any_scales(read_layers(float_model(template, written), "network"))
+    with tempfile.TemporaryDirectory() as room:
+        made = emit.write(network, Path(room), planned(network, target))
+        if link_it:
+            try:
+                return link.link(Path(room), chip_of(target)).flash_bytes
+            except (InfeasibleError, TargetError):  # larger than the flash; no compiler, no regions
+                pass
+        return made.constant_bytes + RUNTIME_BYTES
+
+
+# -- after packing --------------------------------------------------------------------------------
+
+
+def make_firmware(
+    template: Template, written: Written, data: Data, target: Target, folder: Path, name: str
+) -> Firmware:
+    """Calibrate, choose scales, and write the folder.
+
+    Args:
+        template: what the file was made of, without dead channels.
+        written: the file.
+        data: the training part is calibrated with; what ranges to take is judged on validation.
+        target: the device.
+        folder: is made.
+        name: of the network.
+
+    Raises:
+        DataError: samples that calibrate nothing.
+        ExportError, InfeasibleError: as ``firmware_layers``.
+    """
+    model = float_model(template, written)
+    layers = read_layers(model, name)
+    network, method, error = calibrated(model, layers, data)
+    made = emit.write(network, folder, planned(network, target))
+    write_file(folder / QLINEAR_NAME, to_onnx(network).SerializeToString(deterministic=True))
+    return Firmware(network, method, error, made.formats, made.constant_bytes, sha256_of(folder))
+
+
+def calibrated(
+    model: onnx.ModelProto, layers: FloatNetwork, data: Data
+) -> tuple[IntegerNetwork, Method, float]:
+    """Return the integer network whose outputs are nearest to those in fp32, and how near."""
+    found = histograms(model, layers.values, _batches(data.train))
+    judged = data.validation if len(data.validation) else data.train
+    batches = _batches(judged)
+    expected = _outputs(model, layers.input, batches)
+    best: tuple[IntegerNetwork, Method, float] | None = None
+    for method in METHODS:
+        ranges = {tensor: each.range(method) for tensor, each in found.items()}
+        ranges[layers.input] = found[layers.input].range("minmax")
+        network = quantize(layers, ranges)
+        outputs = _outputs(to_onnx(network), layers.input, batches)
+        error = max(
+            float(((one - other) ** 2).mean() / max(float(other.var()), 1e-30))
+            for one, other in zip(outputs, expected, strict=True)
+        )
+        if best is None or error < best[2]:
+            best = network, method, error
+    assert best is not None
+    return best
+
+
+def _batches(split: Split) -> list[NDArray[Any]]:
+    """Return samples from all over a split, in batches."""
+    count = min(CALIBRATION_SAMPLES, len(split))
+    places = np.linspace(0, len(split) - 1, count).astype(np.int64)
+    return [
+        np.asarray(split.batch(places[start : start + _BATCH])[0], np.float32)
+        for start in range(0, count, _BATCH)
+    ]
+
+
+def _outputs(
+    model: onnx.ModelProto, given: str, batches: list[NDArray[Any]]
+) -> list[NDArray[np.float32]]:
+    with tempfile.TemporaryDirectory() as room:
+        path = Path(room) / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        session = runner.open_session(str(path))
+        parts = [session.run(None, {given: batch}) for batch in batches]
+    return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+
+def float_model(template: Template, written: Written | None = None) -> onnx.ModelProto:
+    """Return the dense fp32 network that a file decodes to, under the names of parameters."""
+    graph, tensors = template.graph, dict(template.graph.tensors)
+    if written is not None:
+        tensors |= {name: unpack(packed) for name, packed in written.packed.items()}
+        tensors |= written.biases
+    structure = graph.structure
+    made = helper.make_graph(
+        [message_of(node) for node in graph.nodes],
+        "g",
+        [ir.to_proto(value) for value in structure.inputs],
+        [ir.to_proto(value) for value in structure.outputs],
+        [
+            numpy_helper.from_array(np.ascontiguousarray(array), name)
+            for name, array in tensors.items()
+        ],
+    )
+    return helper.make_model(
+        made, opset_imports=[helper.make_opsetid("", graph.opset)], ir_version=template.ir_version
+    )
