@@ -113,7 +113,7 @@ def measure(config: Config, network: Network) -> dict[str, Any]:
     from hwprune.export.artifact import read_artifact
     from hwprune.frontend import load_data, load_model
     from hwprune.job import resolve
-    from hwprune.steps.planning import plan_model
+    from hwprune.steps.fitting import plan_model
 
     target = load(config["target"])
     budget = config["budget_bytes"]

@@ -52,7 +52,8 @@ def command(
 ) -> None:
     """Check ONNX artifacts: the gate for CI.
 
-    ARTIFACT is a file or a folder. Without one, those of hwprune.toml are checked; what that file
+    ARTIFACT is a file or a folder; a microcontroller's firmware folder is linked and run again.
+    Without one, those of hwprune.toml are checked; what that file
     says of an artifact holds in addition to the options. Each must be one sound file whose
     operators mean what hwprune writes, not densified by another tool, unchanged since its
     report.json (where that lies beside it), within the target's budget, opset and IR version,
@@ -129,7 +130,10 @@ def _checked(
 ) -> CheckResult:
     from hwprune.verify import check
     from hwprune.verify.baseline import read
+    from hwprune.verify.firmware import check_firmware, is_firmware
 
+    if is_firmware(gated.path):
+        return check_firmware(gated.path, target=target, limits=limits).result
     before = None if baseline is None else read(baseline, gated.path, gated.may_worsen)
     return check(gated.path, target=target, limits=limits, baseline=before)
 

@@ -12,7 +12,7 @@ from hwprune.cli.modelling import collector_paused, load, model_options
 from hwprune.cli.options import VALUES, console, json_option
 
 if TYPE_CHECKING:
-    from hwprune.steps.planning import Fitting
+    from hwprune.steps.fitting import Fitting
     from hwprune.targets import Target
 
 _MOST_LAYERS = 40
@@ -36,7 +36,7 @@ def command(*, model: str, target: Target, as_json: bool, **asked: Any) -> None:
     """
     with collector_paused():
         loaded, _ = load(model, asked, mapped=True)
-        from hwprune.steps.planning import plan_model
+        from hwprune.steps.fitting import plan_model
 
         found = plan_model(loaded, target, **asked)
     if as_json:
@@ -65,6 +65,7 @@ def _document(model: str, target: Target, found: Fitting) -> dict[str, object]:
             }
             for kind, plan in found.plans.items()
         },
+        "image": None if found.image is None else asdict(found.image),
         "not_pruned": [asdict(tensor) for tensor in found.skipped],
         "notes": list(found.notes),
     }
@@ -88,6 +89,16 @@ def _print(model: str, target: Target, found: Fitting, *, to_stderr: bool) -> No
         out.print(
             f"  The dense fp32 model fits. Pruning starts at a budget below "
             f"{format_bytes(found.dense_bytes)}."
+        )
+    if found.image is not None:
+        image = found.image
+        streamed = f", {len(image.streamed)} tensors streamed by rows" if image.streamed else ""
+        out.print(
+            f"  image   about {format_bytes(image.flash_bytes)} of flash with int8 values; "
+            f"{format_bytes(image.ram_bytes)} of {format_bytes(target.ram_bytes)} RAM, the most at "
+            f"{image.peak!r}{streamed}",
+            soft_wrap=True,
+            markup=False,
         )
     table = Table(title="What fits", title_justify="left", box=None)
     for name in ("values", "nonzeros", "sparsity", "file", "slack", "floor", "codecs"):

@@ -23,9 +23,9 @@ from hwprune.sparsity import STRATEGIES
 from hwprune.steps.check_data import check_batch, check_data
 from hwprune.steps.checkpoint import discard_training_state, save_checkpoint
 from hwprune.steps.firmware import (
-    FOLDER,
     Firmware,
     firmware_layers,
+    fits_ram,
     make_firmware,
     packed_for_image,
     with_fitted_budget,
@@ -47,10 +47,10 @@ from hwprune.steps.value_type_selection import choose_value_type
 from hwprune.steps.verifying import Evaluation, measure_files, verify_file
 from hwprune.units import format_bytes, format_percent
 from hwprune.verify import limits as limit_rules
-from hwprune.verify.firmware import QLINEAR_NAME, FirmwareCheck, check_firmware
+from hwprune.verify.firmware import FIRMWARE_NAME, QLINEAR_NAME, FirmwareCheck, check_firmware
 
 # What goes with a file, in this order: the report, which holds the file's hash, after the file.
-_PUBLISHED = ("checkpoint", FOLDER, "report.json", "report.html")
+_PUBLISHED = ("checkpoint", FIRMWARE_NAME, "report.json", "report.html")
 
 
 def compile_model(job: Job, say: Say = lambda status: None) -> Artifact:
@@ -83,6 +83,7 @@ def compile_model(job: Job, say: Say = lambda status: None) -> Artifact:
         notes = [*prepared.notes, *(job.data.notes if job.data else ()), *matched]
         notes += [why_not] if why_not else []
         whole = fits_dense(prepared.dense_bytes, job.target, job.budget_bytes)
+        whole = whole and (layers is None or fits_ram(layers, job.target))
         firmware = layers is not None
         if whole:
             made: Compiled | None = _as_it_is(job, prepared, dense, firmware)
@@ -131,7 +132,7 @@ def finish(
     measured, firmware, shipped = None, None, path
     if made.firmware and not checked.problems:
         firmware = _firmware(job, folder, made, say)
-        shipped = folder.staging / FOLDER / QLINEAR_NAME
+        shipped = folder.staging / FIRMWARE_NAME / QLINEAR_NAME
     if not checked.problems:
         say(Status("measure", "accuracy and latency on this host"))
         measured = measure_files(
@@ -157,7 +158,7 @@ def _firmware(
     assert job.data is not None
     template = made.prepared.template if made.template is None else made.template
     say(Status("calibrate", "int8 activations"))
-    place = folder.staging / FOLDER
+    place = folder.staging / FIRMWARE_NAME
     found = make_firmware(template, made.written, job.data, job.target, place, job.model.name)
     say(Status("link", f"for {job.target.name}, and running it on an emulated board"))
     x = found.network.tensors[found.network.input]
@@ -254,7 +255,7 @@ def _publish(folder: OutputFolder, record: dict[str, Any], verdict: Verdict, say
     else:
         folder.publish(name, *_PUBLISHED)
         if record["firmware"] is None:
-            folder.discard(FOLDER)
+            folder.discard(FIRMWARE_NAME)
     if name == "model.onnx":
         folder.discard("rejected.onnx", "rejected")
     discard_training_state(folder.path)

@@ -23,7 +23,7 @@ from hwprune.encoding import unpack
 from hwprune.errors import ExportError, InfeasibleError, TargetError, UsageError
 from hwprune.export.graph import message_of
 from hwprune.export.template import Template, Written
-from hwprune.firmware import emit, link
+from hwprune.firmware import emit
 from hwprune.firmware.calibrate import METHODS, Method, histograms
 from hwprune.firmware.lower import FloatNetwork, quantize, read_layers
 from hwprune.firmware.network import IntegerNetwork
@@ -32,16 +32,15 @@ from hwprune.ir import Data, Masks, Split, ValueType
 from hwprune.sparsity import rank_weights
 from hwprune.steps.output import write_file
 from hwprune.steps.packing import PackedModel
-from hwprune.steps.planning import Prepared, module_weights, plan_shared
+from hwprune.steps.planning import Candidate, Prepared, module_weights, plan_shared
 from hwprune.targets import Target
 from hwprune.units import format_bytes
 from hwprune.verify import runner
-from hwprune.verify.firmware import QLINEAR_NAME, chip_of, planned, sha256_of
+from hwprune.verify.firmware import QLINEAR_NAME, linked, planned, sha256_of
 
 if TYPE_CHECKING:
     from hwprune.job import Job
 
-FOLDER = "firmware"
 CALIBRATION_SAMPLES, _BATCH = 256, 32
 # A reserve for the runtime's code: what no core's takes more than.
 RUNTIME_BYTES = 5_120
@@ -114,12 +113,28 @@ def firmware_layers(job: Job, template: Template) -> tuple[FloatNetwork | None, 
 
 
 def check_ram(layers: FloatNetwork, target: Target) -> int:
-    """Return the RAM that a network takes, which its weights do not change.
+    """Return the RAM that a network takes however many of its weights are removed.
 
     Raises:
         InfeasibleError: more than the target has; names the layer that peaks.
     """
-    return planned(any_scales(layers), target).ram_bytes
+    empty = [
+        replace(layer, weight=None if layer.weight is None else np.zeros_like(layer.weight))
+        for layer in layers.layers
+    ]
+    return planned(any_scales(replace(layers, layers=tuple(empty))), target).ram_bytes
+
+
+def fits_ram(layers: FloatNetwork, target: Target) -> bool:
+    """Return whether a network fits with the weights that it has.
+
+    The fullest filter decides: its weights are decoded into RAM.
+    """
+    try:
+        planned(any_scales(layers), target)
+    except InfeasibleError:
+        return False
+    return True
 
 
 def any_scales(layers: FloatNetwork) -> IntegerNetwork:
@@ -162,28 +177,16 @@ def with_fitted_budget(job: Job, prepared: Prepared) -> Job:
     """
     kind: ValueType = "int8" if "int8" in job.value_types else job.value_types[0]
     job = replace(job, value_types=(kind,))
-    goal = budget = job.budget_bytes
-    best = 0
-    for _ in range(_ROUNDS):
+
+    def left_at(budget: int) -> int:
         whole, found, _ = plan_shared(
             prepared, job.target, budget, job.value_types, job.sharing, asked=job.sharing_asked
         )
-        plan, template = found[kind].plan, whole.template
-        ranking = rank_weights(module_weights(whole.model.module, template), "lamp", plan.weights)
-        written = template.write_sparse(found[kind].masks(ranking), kind)
-        size = image_bytes(template, written, job.target, link_it=False)
-        if size <= goal:
-            best = max(best, budget)
-            if plan.limited_by == "weights" or goal - size < goal // 100:
-                break
-        budget += goal - size - (size > goal) * (goal // 200)
-        if budget <= 0:
-            raise InfeasibleError(
-                f"the image takes {size:,} B of flash with hardly any weights, more than the "
-                f"budget of {format_bytes(goal)}",
-                hint="raise --budget",
-            )
-    return replace(job, budget_bytes=best or budget)
+        plan, written = found[kind].plan, _as_planned(whole, found[kind], kind)
+        left = job.budget_bytes - image_bytes(whole.template, written, job.target, link_it=False)
+        return 0 if plan.limited_by == "weights" and left > 0 else left
+
+    return replace(job, budget_bytes=_largest_budget(left_at, job.budget_bytes, job.budget_bytes))
 
 
 def packed_for_image(
@@ -198,13 +201,51 @@ def packed_for_image(
         goal: of the image.
         target: the device.
     """
-    for attempt in range(2 * _ROUNDS):
-        packed = pack(masks, budget_bytes=budget_bytes)
-        left = goal - image_bytes(packed.template, packed.written, target, link_it=True)
-        if left >= 0 and (attempt or left < goal // 100):
+
+    def left_at(budget: int) -> int:
+        packed = pack(masks, budget_bytes=budget)
+        return goal - image_bytes(packed.template, packed.written, target, link_it=True)
+
+    return pack(masks, budget_bytes=_largest_budget(left_at, budget_bytes, goal))
+
+
+def _largest_budget(left_at: Callable[[int], int], start: int, goal: int) -> int:
+    """Return the largest budget of the ONNX file at which the image fits.
+
+    Args:
+        left_at: bytes of the image's budget that are left; raises InfeasibleError where the weights
+            are too many for the RAM, or the budget is below what any file takes.
+        start: where to begin.
+        goal: the image's budget.
+
+    Raises:
+        InfeasibleError: at no budget.
+    """
+    low, high, budget = 0, 0, start
+    refused: InfeasibleError | None = None
+    for _ in range(_ROUNDS):
+        try:
+            left = left_at(budget)
+        except InfeasibleError as error:
+            refused = refused or error
+            left = -budget // 5
+        if left >= 0:
+            low = budget
+        else:
+            high = budget
+        if 0 <= left <= goal // 100 or (low and high and high - low <= goal // 200):
             break
-        budget_bytes += left if left > 0 else left - 32 * (attempt + 1)
-    return packed
+        if low and high:
+            budget = (low + high) // 2
+        else:
+            budget = max(1, budget + left - (goal // 200 if left < 0 else 0))
+    if low:
+        return low
+    raise refused or InfeasibleError(
+        f"the image takes more than the budget of {format_bytes(goal)} of flash with hardly any "
+        "weights",
+        hint="raise --budget",
+    )
 
 
 def image_bytes(template: Template, written: Written, target: Target, *, link_it: bool) -> int:
@@ -215,16 +256,69 @@ def image_bytes(template: Template, written: Written, target: Target, *, link_it
         written: the file.
         target: the device.
         link_it: measure it, where a compiler is here; else the runtime's code is a fixed reserve.
+
+    Raises:
+        InfeasibleError: its weights are too many for the RAM.
     """
     network = any_scales(read_layers(float_model(template, written), "network"))
+    plan = planned(network, target)
     with tempfile.TemporaryDirectory() as room:
-        made = emit.write(network, Path(room), planned(network, target))
+        made = emit.write(network, Path(room), plan)
         if link_it:
             try:
-                return link.link(Path(room), chip_of(target)).flash_bytes
+                return linked(Path(room), target).flash_bytes
             except (InfeasibleError, TargetError):  # larger than the flash; no compiler, no regions
                 pass
         return made.constant_bytes + RUNTIME_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePlan:
+    """What an image of a plan takes.
+
+    Attributes:
+        flash_bytes: constants to the byte, and a reserve for the runtime's code.
+        ram_bytes: activations and what weights are decoded into; the stack comes on top.
+        peak: the layer at which the most is in use.
+        streamed: tensors of which only some rows are in memory at a time.
+    """
+
+    flash_bytes: int
+    ram_bytes: int
+    peak: str
+    streamed: tuple[str, ...]
+
+
+def planned_image(
+    prepared: Prepared, found: Mapping[ValueType, Candidate], target: Target
+) -> tuple[ImagePlan | None, tuple[str, ...]]:
+    """Return what the image of the int8 plan takes, or None with sentences that say why not.
+
+    Raises:
+        InfeasibleError: RAM is too small for it; names the layer that peaks.
+    """
+    if target.kind != "microcontroller" or "int8" not in found:
+        return None, ()
+    try:
+        check_ram(read_layers(float_model(prepared.template), "network"), target)
+    except ExportError as error:
+        _check_largest(prepared.template, target)
+        return None, (error.message + (f" ({error.hint})" if error.hint else ""),)
+    written = _as_planned(prepared, found["int8"], "int8")
+    network = any_scales(read_layers(float_model(prepared.template, written), "network"))
+    plan = planned(network, target)
+    with tempfile.TemporaryDirectory() as room:
+        constants = emit.write(network, Path(room), plan).constant_bytes
+    image = ImagePlan(constants + RUNTIME_BYTES, plan.ram_bytes, plan.peak, plan.streamed)
+    return image, ()
+
+
+def _as_planned(prepared: Prepared, candidate: Candidate, kind: ValueType) -> Written:
+    """Return the file of a plan over the pretrained weights."""
+    template = prepared.template
+    weights = module_weights(prepared.model.module, template)
+    ranking = rank_weights(weights, "lamp", candidate.plan.weights)
+    return template.write_sparse(candidate.masks(ranking), kind)
 
 
 # -- after packing --------------------------------------------------------------------------------

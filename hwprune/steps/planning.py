@@ -17,7 +17,7 @@ from hwprune.export.template import Template
 from hwprune.export.trace import tensors_of, trace
 from hwprune.ir import Masks, Model, Plan, Ranking, SkippedTensor, ValueType
 from hwprune.sparsity import Strategy, make, rank_weights
-from hwprune.steps.sharing import resolve_sharing, with_shared_weights
+from hwprune.steps.sharing import with_shared_weights
 from hwprune.targets import Target
 from hwprune.units import format_bytes
 
@@ -335,34 +335,6 @@ def left_unshared(model: Model, sharing: Sequence[str]) -> tuple[str, ...]:
 # -- without compiling ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Fitting:
-    """What fits a target: what ``hwprune plan`` says.
-
-    Attributes:
-        budget_bytes: what the file may weigh.
-        dense_bytes: the dense fp32 file.
-        fits_dense: whether that fits, on this target.
-        weights: how many may be pruned.
-        plans: by value type.
-        skipped: parameters that stay dense.
-        notes: sentences for people.
-    """
-
-    budget_bytes: int
-    dense_bytes: int
-    fits_dense: bool
-    weights: int
-    plans: Mapping[ValueType, Plan]
-    skipped: tuple[SkippedTensor, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def strategies(self) -> dict[ValueType, str]:
-        """Return what ``--strategy auto`` takes in a run of enough steps, and why."""
-        return {kind: " ".join(auto_strategy(each).notes) for kind, each in self.plans.items()}
-
-
 def auto_strategy(found: Plan, *, steps: int = 0, density: float | None = None) -> Strategy:
     """Return what ``--strategy auto`` takes; nothing is pruned where every weight fits.
 
@@ -377,48 +349,3 @@ def auto_strategy(found: Plan, *, steps: int = 0, density: float | None = None) 
         density = max(1, found.max_nonzeros) / found.weights
     convolutional = any(len(layer.shape) > 2 for layer in found.layers)
     return make("auto", density=density, steps=steps, convolutional=convolutional)
-
-
-def plan_model(
-    model: Model,
-    target: Target,
-    *,
-    budget_bytes: int | None = None,
-    values: str = "auto",
-    share_weights: Sequence[str] = (),
-    form: str | None = None,
-) -> Fitting:
-    """Return what fits a target, before any training.
-
-    Args:
-        model: the trained network; its module is not changed.
-        target: the device.
-        budget_bytes: of the file; None for the target's own.
-        values: a value type, or ``auto`` for all that the target can decode without training.
-        share_weights: which layers are to share theirs, as ``--share-weights`` spells it.
-        form: ``functions`` or ``inlined``; the target's without.
-
-    Raises:
-        UsageError, ExportError, InfeasibleError.
-    """
-    target = target.in_form(form)
-    kinds = value_types(target, values)
-    budget = check_budget(target, budget_bytes)
-    sharing = resolve_sharing(share_weights, "", trains=True)
-    prepared = prepare(model, target)
-    fits = fits_dense(prepared.dense_bytes, target, budget)
-    if fits:  # then that is what compile writes
-        found = candidates_of(prepared, kinds, budget)
-        notes = left_unshared(model, sharing)
-    else:
-        asked = bool(share_weights)
-        prepared, found, notes = plan_shared(prepared, target, budget, kinds, sharing, asked=asked)
-    return Fitting(
-        budget,
-        prepared.dense_bytes,
-        fits,
-        prepared.template.weights,
-        {kind: each.plan for kind, each in found.items()},
-        prepared.skipped,
-        (*prepared.notes, *notes),
-    )

@@ -29,7 +29,7 @@ from hwprune.errors import (
 )
 from hwprune.firmware import emit, emulate, link, memory_plan, reference
 from hwprune.firmware.host import checksum
-from hwprune.firmware.link import Chip, ToolchainAbsentError
+from hwprune.firmware.link import Chip, LinkedImage
 from hwprune.firmware.memory_plan import MemoryPlan
 from hwprune.firmware.network import Int8Array, IntegerNetwork
 from hwprune.firmware.qlinear import from_onnx, to_onnx
@@ -40,11 +40,13 @@ from hwprune.verify import runner, sidecar_report
 from hwprune.verify.limits import Limit, evaluate, explain
 from hwprune.verify.outcome import CheckResult, Log, Skipped
 
+FIRMWARE_NAME = "firmware"  # in a run's folder
 QLINEAR_NAME = "model.qlinear.onnx"
 SCOPE_LINKED = "linked, not run"
 SCOPE_NOT_LINKED = "not linked, not run"
 _RANDOM_INPUTS = 2  # that a folder is run with, beside those that its maker gives
 _WORD = 4
+STACK_BYTES = 640  # what a run may use of the stack, and an image leaves to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def planned(network: IntegerNetwork, target: Target) -> MemoryPlan:
         InfeasibleError: no plan fits; names the layer that peaks and the bytes.
     """
     outputs = sum(network.tensors[name].size + _WORD for name in network.outputs)
-    return memory_plan.plan(network, target.ram_bytes - link.STACK_BYTES - outputs - _WORD)
+    return memory_plan.plan(network, target.ram_bytes - STACK_BYTES - outputs - _WORD)
 
 
 def chip_of(target: Target) -> Chip:
@@ -140,6 +142,17 @@ def chip_of(target: Target) -> Chip:
             hint="add both, with their source: docs/targets.md",
         )
     return Chip(target.name, target.core.split()[-1], **regions.model_dump())
+
+
+def linked(folder: Path, target: Target) -> LinkedImage:
+    """Link a folder for a target.
+
+    Raises:
+        TargetError: no regions, no compiler, or a core that none is known for.
+        InfeasibleError: the image does not fit flash or RAM.
+        VerificationError: the compiler refuses the folder.
+    """
+    return link.link(folder, chip_of(target), stack_bytes=STACK_BYTES)
 
 
 def check_firmware(
@@ -258,8 +271,8 @@ class _FolderCheck:
     def links(self, folder: Path) -> str:
         assert self.target is not None
         try:
-            image = link.link(folder, chip_of(self.target))
-        except (ToolchainAbsentError, TargetError) as why:
+            image = linked(folder, self.target)
+        except TargetError as why:
             raise self._skipped(why) from None
         self.facts = replace(self.facts, flash_bytes=image.flash_bytes, ram_bytes=image.ram_bytes)
         if self.budget_bytes is not None and image.flash_bytes > self.budget_bytes:
@@ -307,6 +320,11 @@ class _FolderCheck:
                         f"{name!r} is not the same on {board.name} for input {place}",
                         hint="the C, the compiler or a constant is not what was verified",
                     )
+        if found.stack_bytes > STACK_BYTES:
+            raise VerificationError(
+                f"a run uses {found.stack_bytes:,} B of stack, the image leaves {STACK_BYTES:,}",
+                hint="this is a defect of hwprune: please report it with the folder",
+            )
         self.facts = replace(
             self.facts, board=board.name, stack_bytes=found.stack_bytes, inputs=len(x),
             tensors=len(found.sums[0]), instructions=found.instructions,

@@ -23,6 +23,7 @@ from hwprune import toml
 from hwprune.errors import HwpruneError, UsageError
 from hwprune.targets import Target, load
 from hwprune.verify.baseline import parse_allowances
+from hwprune.verify.firmware import FIRMWARE_NAME, is_firmware
 from hwprune.verify.limits import Limit, parse_limit
 
 NAME = "hwprune.toml"
@@ -79,7 +80,8 @@ def read(path: str | os.PathLike[str]) -> list[Gated]:
 def files_of(path: str) -> list[str]:
     """Return the artifacts that a path stands for: itself, or those in a folder.
 
-    A run's folder stands for its model.onnx, any other one for all .onnx files below it.
+    A run's folder stands for its model.onnx and its firmware, a firmware folder for itself, any
+    other one for all .onnx files below it.
 
     Raises:
         UsageError: a folder without one.
@@ -87,8 +89,11 @@ def files_of(path: str) -> list[str]:
     folder = Path(path)
     if not folder.is_dir():
         return [path]
+    if is_firmware(path):
+        return [path]
     if (folder / "model.onnx").is_file():
-        return [str(folder / "model.onnx")]
+        parts = [str(folder / "model.onnx"), str(folder / FIRMWARE_NAME)]
+        return [part for part in parts if part.endswith(".onnx") or is_firmware(part)]
     found = sorted(str(file) for file in folder.rglob("*.onnx") if file.name != _REJECTED)
     if not found:
         raise UsageError(

@@ -126,7 +126,7 @@ def parse_limit(text: str, metric: str | None = None) -> Limit:
 def why_not(limit: Limit, context: Context) -> str | None:
     """Return why a run cannot measure what a limit asks for, None where it can."""
     field = field_of(limit.field)
-    if field.need == "firmware" and context.kind != "microcontroller":
+    if field.need == "firmware" and (context.kind == "linux" or not context.run):
         return "flash, RAM and instructions are those of an image for a microcontroller"
     if field.need == "labels" and not context.labels:
         if context.metric is not None:

@@ -66,7 +66,7 @@ class TestEast:
     def words(self, recipe: Path, out: Path, *more: object) -> tuple[object, ...]:
         return (
             "--target", "nrf52840", "--data", "digits", "--budget", KIB12, "--values", "int8",
-            "--recipe", recipe, "-o", out, "--json", *more,
+            "--no-firmware", "--recipe", recipe, "-o", out, "--json", *more,
         )  # fmt: skip
 
     def test_from_scratch(self, hwprune: Runner, recipe: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 WORDS = (
     "--target", "nrf52840", "--budget", "12KiB", "--data", "digits", "--values", "int8",
-    "--epochs", "3", "--checkpoint-every", "0",
+    "--no-firmware", "--epochs", "3", "--checkpoint-every", "0",
 )  # fmt: skip
 CHECKPOINT = Path(".resume") / "run.safetensors"
 STEPS_PER_EPOCH = (1797 - 359 - 144) // 128

@@ -23,7 +23,7 @@ class TestStrategies:
     def compile(self, hwprune: Runner, model: Path, out: Path, *more: object) -> dict[str, Any]:
         ran = hwprune(
             "compile", model, "--target", "nrf52840", "--data", "digits", "--budget", KIB12,
-            "-o", out, "--json", *more,
+            "--no-firmware", "-o", out, "--json", *more,
         )  # fmt: skip
         assert ran.code == 0, ran.err
         size = (out / "model.onnx").stat().st_size
@@ -101,7 +101,8 @@ class TestStrategies:
     def test_quantising_alone_may_be_enough(
         self, hwprune: Runner, digits_pt: Path, tmp_path: Path
     ) -> None:
-        words = ("compile", digits_pt, "--target", "nrf52840", "--data", "digits", "--budget")
+        words = ("compile", digits_pt, "--target", "nrf52840", "--data", "digits")
+        words = (*words, "--no-firmware", "--budget")
         ran = hwprune(*words, "80KiB", "--strategy", "dense", "-o", tmp_path / "a", "--json")
         assert ran.code == 0, ran.err
         record = ran.document
@@ -131,7 +132,7 @@ class TestStrategies:
             assert ran.code == 0, ran.err
             assert (out / "model.onnx").stat().st_size <= floor + extra
             assert hwprune("check", out / "model.onnx").code == 0
-        more = ("--data", "digits", "--epochs", 1, "-o", tmp_path / "trained")
+        more = ("--data", "digits", "--no-firmware", "--epochs", 1, "-o", tmp_path / "trained")
         ran = hwprune("compile", *words, "--budget", floor + 40, *more)
         assert ran.code == 0, ran.err  # below the budget there is no room to prune into
         hwprune.refused(

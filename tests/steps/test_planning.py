@@ -18,12 +18,12 @@ from hwprune.errors import InfeasibleError, UsageError
 from hwprune.ir import Data, Masks, Model, TensorSpec
 from hwprune.sampling import Sampled, evenly_spread
 from hwprune.sparsity import rank_weights
+from hwprune.steps.fitting import plan_model
 from hwprune.steps.planning import (
     AUTO_VALUE_TYPES,
     Prepared,
     candidates_of,
     check_budget,
-    plan_model,
     prepare,
     value_types,
 )
