@@ -56,8 +56,9 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--epochs", type=click.IntRange(0), metavar="N",
-    help="Passes over the training data (default: the recipe's, else 12); 0 trains nothing: "
-    "what survives is fitted to the dense network by least squares, without labels.",
+    help="Passes over the training data (default: the recipe's, else 12; of an ONNX file 0); "
+    "0 trains nothing: what survives is fitted to the dense network by least squares, without "
+    "labels.",
 )  # fmt: skip
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
@@ -100,12 +101,12 @@ def command(
 ) -> None:
     """Compile MODEL into the most accurate sparse file that fits a device's byte budget.
 
-    MODEL is a state dict (.pt .pth .safetensors), a torch.export program (.pt2), or with
-    --unsafe-load a pickled module. Without MODEL the network that --arch names is trained from
-    random weights. The output folder gets model.onnx, report.json, report.html and
-    checkpoint/; a file that is not verified or misses a --require is kept as rejected.onnx, and
-    beside an earlier model.onnx, which stays whole, in rejected/. An interrupted run leaves a
-    checkpoint there: repeat the command with --resume.
+    MODEL is a state dict (.pt .pth .safetensors), a torch.export program (.pt2), an ONNX file
+    (.onnx; pruned and fitted, not trained), or with --unsafe-load a pickled module. Without
+    MODEL the network that --arch names is trained from random weights. The output folder gets
+    model.onnx, report.json, report.html and checkpoint/; a file that is not verified or misses
+    a --require is kept as rejected.onnx, and beside an earlier model.onnx, which stays whole, in
+    rejected/. An interrupted run leaves a checkpoint there: repeat the command with --resume.
 
     Several GPUs or processes: torchrun --nproc-per-node N -m hwprune.cli compile MODEL ...
 

@@ -57,20 +57,20 @@ class Model:
     Attributes:
         name: a short name for files and reports (the stem of the model's file).
         source: the path that was read, as given.
-        kind: what the file was: state-dict, exported-program, torchscript or pickled-module.
+        kind: what the file was: state-dict, exported-program, torchscript, onnx or pickled-module.
         module: the ``torch.nn.Module`` in eval mode; opaque here, so that this file needs no torch.
         arch: the architecture's specification (such as ``cifar-resnet20``), None where the file
             carries it.
         inputs: one specification per input, in the order of the forward method.
-        trainable: False where the graph is frozen (TorchScript).
-        batchnorm_frozen: True where BN cannot be put in training mode (an exported program).
+        trainable: False where the graph is frozen (TorchScript, ONNX).
+        batchnorm_frozen: True where BN cannot be put in training mode (what was exported).
         trained: False where the weights are random: there is nothing yet to be kept or imitated.
         notes: sentences for the report: what was recognised, unwrapped or left out.
     """
 
     name: str
     source: str
-    kind: Literal["state-dict", "exported-program", "torchscript", "pickled-module"]
+    kind: Literal["state-dict", "exported-program", "torchscript", "onnx", "pickled-module"]
     module: Any
     arch: str | None
     inputs: tuple[TensorSpec, ...]

@@ -161,7 +161,8 @@ def resolve(
         strategy_options = asked.options if name == asked.strategy else {}
     check_options(name, strategy_options)
     if epochs is None:
-        epochs = DEFAULT_EPOCHS if asked.epochs is None else asked.epochs
+        usual = DEFAULT_EPOCHS if model.trainable else 0
+        epochs = usual if asked.epochs is None else asked.epochs
     if not isinstance(epochs, int) or epochs < 0:
         raise UsageError(f"epochs is {epochs!r}", hint="expected a whole number, 0 or more")
     check_seed(seed)
@@ -221,10 +222,16 @@ def _check_model(model: Model, *, trains: bool) -> None:
             f"{model.source} has random weights, and there is nothing to train it with",
             hint="give --data and --epochs above 0, or a trained MODEL",
         )
-    if not model.trainable:
+    if model.kind == "torchscript":
         raise ModelError(
             f"{model.source} is a TorchScript archive: it can be planned, not compiled",
             hint="save the state dict: torch.save(model.state_dict(), 'model.pt')",
+        )
+    if trains and not model.trainable:
+        raise ModelError(
+            f"{model.source} is an ONNX file, which is pruned and fitted but not trained: its BN "
+            "is folded or frozen",
+            hint="give --epochs 0, or the PyTorch model that it was exported from",
         )
 
 

@@ -12,12 +12,13 @@ import logging
 import re
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -78,7 +79,7 @@ def first_names(module: Any) -> dict[str, str]:
 
 
 def trace(model: Model) -> Traced:
-    """Trace a model's structure.
+    """Trace a model's structure; an ONNX file's is its own graph.
 
     Raises:
         ExportError: torch cannot export it, or the batch comes out fixed; the message names the
@@ -86,6 +87,8 @@ def trace(model: Model) -> Traced:
     """
     import torch
 
+    if model.kind == "onnx":
+        return _of_file(model)
     args = tuple(
         _example(spec.with_batch(_TRACE_BATCH), spec.dtype, torch) for spec in model.inputs
     )
@@ -210,8 +213,6 @@ def _where_fixed(model: Model, args: tuple[Any, ...], dynamic: Any) -> str:
 
 def _structure(ir_model: Any, model: Model) -> Traced:
     """Take the parameters out of an exported model and optimise what is left."""
-    import onnxscript.optimizer
-
     canonical = first_names(model.module)
     parameters: dict[str, str] = {}
     for name, value in list(ir_model.graph.initializers.items()):
@@ -222,6 +223,25 @@ def _structure(ir_model: Any, model: Model) -> Traced:
         del ir_model.graph.initializers[name]
         value.const_value = None
         ir_model.graph.inputs.append(value)
+    return _slimmed(ir_model, model, parameters, canonical)
+
+
+def _of_file(model: Model) -> Traced:
+    """Return the structure of an ONNX file: its own graph."""
+    proto = model.module.proto
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    inferred.graph.ClearField("output")  # they stay as the file says
+    inferred.graph.output.extend(proto.graph.output)
+    names = first_names(model.module)
+    return _slimmed(ir.from_proto(inferred), model, names, names)
+
+
+def _slimmed(
+    ir_model: Any, model: Model, parameters: Mapping[str, str], canonical: Mapping[str, str]
+) -> Traced:
+    """Optimise a graph whose parameters are inputs; ``parameters`` says which ones, by name."""
+    import onnxscript.optimizer
+
     with _quiet():
         onnxscript.optimizer.optimize(ir_model)
     if ir_model.functions:
@@ -274,6 +294,8 @@ def _fix_batch_names(structure: ir.Graph, model: Model) -> tuple[str, ...]:
     notes = []
     names: dict[str, str] = {}
     for value, spec in zip(structure.inputs, model.inputs, strict=True):
+        if model.kind == "onnx":  # its names are the file's
+            break
         assert value.shape is not None
         for axis, called in _dynamic_axes(spec).items():
             found = value.shape[axis]

@@ -12,7 +12,9 @@ from typing import Literal
 from hwprune.errors import ModelError, UnsafeModelError
 from hwprune.units import format_bytes
 
-FileKind = Literal["torch-zip", "torch-legacy", "safetensors", "exported-program", "torchscript"]
+FileKind = Literal[
+    "torch-zip", "torch-legacy", "safetensors", "exported-program", "torchscript", "onnx"
+]
 
 _ZIP = b"PK\x03\x04"
 # torch.save before 1.6 begins with this number, pickled (torch/serialization.py, MAGIC_NUMBER).
@@ -56,6 +58,9 @@ def identify(path: str) -> IdentifiedFile:
         return IdentifiedFile(path, "torch-legacy")
     if _is_safetensors(path, head):
         return IdentifiedFile(path, "safetensors")
+    # ir_version, then another field of ModelProto
+    if head[0] == 0x08 and len(head) > 2 and head[1] < 0x20 and head[2] & 7 in (0, 2):
+        return IdentifiedFile(path, "onnx")
     raise _not_a_model(path, head)
 
 
@@ -123,11 +128,6 @@ def _is_safetensors(path: str, head: bytes) -> bool:
 
 
 def _not_a_model(path: str, head: bytes) -> ModelError:
-    if head[0] == 0x08 and len(head) > 2 and head[1] < 0x20 and head[2] & 7 in (0, 2):
-        return ModelError(
-            f"{path} looks like an ONNX file; ONNX as input is not supported yet",
-            hint="give the PyTorch model that it was exported from: a state dict or a .pt2 program",
-        )
     if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return UnsafeModelError(
             f"{path} is a bare Python pickle: reading it could run any code, and it is not what "
@@ -148,6 +148,6 @@ def _not_a_model(path: str, head: bytes) -> ModelError:
         )
     return ModelError(
         f"{path} is not a model file: its first bytes are {head[:8].hex(' ')}",
-        hint="expected a state dict (.pt .pth .safetensors), a torch.export program (.pt2) "
-        "or TorchScript",
+        hint="expected a state dict (.pt .pth .safetensors), a torch.export program (.pt2), "
+        "TorchScript or ONNX",
     )

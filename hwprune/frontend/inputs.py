@@ -93,8 +93,6 @@ def choose_inputs(
     notes: tuple[str, ...] = ()
     if sources.given:
         inputs = _in_order(sources.given, sources.names)
-        if len(sources.sample_shapes) == len(inputs):
-            inputs = tuple(map(_tried_with, inputs, sources.sample_shapes))
         if not any(spec.shape and spec.shape[0] is not None for spec in sources.known):
             inputs = tuple(_free_batch(spec) for spec in inputs)
     elif sources.known:
@@ -117,6 +115,8 @@ def choose_inputs(
             "the shape of the network's input is not known: its file and architecture do not say",
             hint="add --input NAME:SHAPE:DTYPE, such as --input x:Nx3x32x32:float32, or --data",
         )
+    if len(sources.sample_shapes) == len(inputs):
+        inputs = tuple(map(_tried_with, inputs, sources.sample_shapes))
     _compare_with_samples(inputs, sources.sample_shapes)
     if fixed_batch:
         inputs = tuple(replace(spec, shape=spec.with_batch(1)) for spec in inputs)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hwprune.errors import ModelError, UsageError
-from hwprune.frontend import exported, folders, pickled, scripted, state
+from hwprune.frontend import exported, folders, onnx_file, pickled, scripted, state
 from hwprune.frontend.arch import Arch, find_arch
 from hwprune.frontend.archive import SAVE_AGAIN, IdentifiedFile, identify
 from hwprune.frontend.inputs import InputSources, choose_inputs, parse_input
 from hwprune.frontend.prepare import fold, give_norms_weights, own_memory, prepare
-from hwprune.frontend.probe import forward_names, probe
+from hwprune.frontend.probe import example_inputs, forward_names, probe
 from hwprune.frontend.recognise import (
     Mismatch,
     aligned,
@@ -47,7 +47,8 @@ def load_model(
     """Load a trained network. Its kind is read from the file's bytes, never from its name.
 
     Args:
-        path: a state dict, a torch.export program, a TorchScript archive or a pickled module;
+        path: a state dict, a torch.export program, a TorchScript archive, an ONNX file or a
+            pickled module;
             the folder of a state dict (a run's ``checkpoint``, or what ``save_pretrained`` wrote);
             a module in memory, which is copied; or None for ``arch`` with random weights.
         arch: what a state dict was saved from; None recognises the built-in architectures.
@@ -92,12 +93,18 @@ def load_model(
         state.check_memory(model.module.state_dict(), model.source)
         state.check_finite(model.module.state_dict(), model.source)
     _check_precision(model)
+    if fixed_batch and model.kind == "onnx":
+        raise UsageError(
+            "an ONNX file keeps the sizes that it states", hint="leave --fixed-batch out"
+        )
     sources = replace(sources, names=forward_names(model.module))
     specs, notes = choose_inputs(sources, fixed_batch=fixed_batch)
     if model.kind in ("state-dict", "pickled-module"):
         notes += prepare(model.module, specs, seed=seed)
     else:
         probe(model.module, specs)
+    if model.kind == "onnx" and (why := model.module.try_torch(example_inputs(specs, batch=2))):
+        notes += (f"the file's layers cannot be fitted to data: {why}",)
     return replace(model, inputs=specs, notes=(*model.notes, *notes))
 
 
@@ -124,6 +131,12 @@ def _read(
     elif files[0].kind == "torchscript":
         model = _model(path, files[0].kind, scripted.read(files[0]), ())
         model = replace(model, trainable=False, batchnorm_frozen=True)
+    elif files[0].kind == "onnx":
+        network, specs = onnx_file.read(files[0])
+        model = _model(path, files[0].kind, network, ())
+        model = replace(model, trainable=False, batchnorm_frozen=True)
+        specs = onnx_file.sized(specs, sources.given, path)
+        sources = replace(sources, given=(), known=specs)
     else:
         prefix, _, name = (chosen.name if chosen else "").partition(":")
         payload, notes, foreign = (

@@ -66,8 +66,8 @@ def check_batch(model: Model) -> None:
 
 def _fixed(model: Model) -> bool:
     """Return whether the module itself, and not only its file, is bound to one batch size."""
-    return model.kind == "exported-program" and any(
-        spec.shape and spec.shape[0] is not None for spec in model.inputs
+    return model.kind in ("exported-program", "onnx") and any(
+        spec.shape and None not in spec.shape for spec in model.inputs
     )
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from hwprune.frontend.zoo import ARCHITECTURES
 
 sys.path.insert(0, str(Path(__file__).parent))  # for e2e_tools
+sys.path.append(str(Path(__file__).parents[1] / "frontend"))  # for onnx_nets
 
 from e2e_tools import Runner
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from hwprune.frontend.zoo import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(Path(__file__).parent))  # for onnx_nets
 
 
 @pytest.fixture(scope="session")
