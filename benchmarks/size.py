@@ -219,7 +219,8 @@ def measure_network(config: Mapping[str, Any], data: Path | None) -> dict[str, A
 def measure_accuracy(config: Mapping[str, Any], data: Path) -> dict[str, Any]:
     """Return the test accuracy of a file whose values were only rounded."""
     from hwprune.frontend import load_data
-    from hwprune.verify.accuracy import accuracy_of
+    from hwprune.tasks import CLASSIFICATION
+    from hwprune.verify import metric_of
 
     prepared, _ = prepared_network(config["network"], data)
     masks = lamp_masks(prepared, config["sparsity"])
@@ -229,7 +230,7 @@ def measure_accuracy(config: Mapping[str, Any], data: Path) -> dict[str, Any]:
         path = Path(folder) / "model.onnx"
         path.write_bytes(written.data)
         return {
-            "accuracy": accuracy_of(str(path), images.test),
+            "accuracy": metric_of(str(path), images.test, CLASSIFICATION),
             "samples": len(images.test),
             "artifact_bytes": len(written.data),
             "retrained": False,

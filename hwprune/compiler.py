@@ -73,7 +73,7 @@ def compile_model(job: Job, say: Say = lambda status: None) -> Artifact:
     if not job.world.leads:
         say = _quiet
     with opened(job.output) if job.world.leads else nullcontext() as folder:
-        matched = () if job.data is None else check_data(job.model, job.data)
+        matched = () if job.data is None else check_data(job.model, job.data, job.task)
         for note in matched:
             say(Status("data", note))
         say(Status("trace", f"tracing {job.model.name}"))
@@ -139,6 +139,7 @@ def finish(
             shipped,
             None if written is dense and firmware is None else dense,
             job.data,
+            job.task,
             folder=folder.staging,
             threads=job.threads,
             with_latency=job.runs_here,

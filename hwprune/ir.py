@@ -85,8 +85,8 @@ class Split(Protocol):
     """One part of a data set. Images stay in their compact form until ``batch`` is called."""
 
     @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """(n,) class indices, or None where the data carry none."""
+    def labels(self) -> Any:
+        """(n,) class indices; any array or tree of arrays, samples first; or None."""
 
     def __len__(self) -> int:
         """Return the number of samples."""

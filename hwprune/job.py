@@ -14,6 +14,7 @@ from hwprune.sparsity import check_options
 from hwprune.steps.planning import check_budget, value_types
 from hwprune.steps.sharing import resolve_sharing
 from hwprune.targets import Target
+from hwprune.tasks import CLASSIFICATION, IMITATION, Task
 from hwprune.training import SINGLE_PROCESS, Recipe, World, devices, recipe_file
 from hwprune.training.recipe_file import RecipeFile
 from hwprune.verify import kernels_unavailable_reason
@@ -57,6 +58,7 @@ class Job:
         model: the network; its module is trained in place.
         target: the device, as it takes a file of the form that was asked for.
         data: what it is trained and measured on; None for neither.
+        task: what the network is for.
         output: the folder to write.
         budget_bytes: what the file may weigh.
         strategy: a key of ``hwprune.sparsity.STRATEGIES``.
@@ -81,6 +83,7 @@ class Job:
     model: Model
     target: Target
     data: Data | None
+    task: Task
     output: Path
     budget_bytes: int
     strategy: str
@@ -111,6 +114,7 @@ def resolve(
     data: Data | None,
     output: Path,
     *,
+    task: Task | None = None,
     budget_bytes: int | None = None,
     strategy: str | None = None,
     strategy_options: Mapping[str, Any] | None = None,
@@ -150,7 +154,12 @@ def resolve(
     asked = recipe
     if not isinstance(asked, RecipeFile):
         asked = recipe_file.load({} if asked is None else asked)
-    if metric is not None and spelled(metric) in set(FIELDS) - {"metric", "accuracy"}:
+    if task is None:
+        labelled = data is not None and data.train.labels is not None
+        task = CLASSIFICATION if labelled else IMITATION
+    elif metric is None:
+        metric = task.metric.name
+    if spelled(metric or "") in set(FIELDS) - {"metric", "accuracy"}:
         raise UsageError(
             f"a metric cannot be called {metric}: that is another number of the report",
             hint="give it a name of its own",
@@ -174,16 +183,19 @@ def resolve(
             f"{target.name} runs onnxruntime: firmware is for microcontrollers",
             hint="leave --firmware out; `hwprune targets` lists the microcontrollers",
         )
-    _check_limits(wanted, target, data, metric)
+    if data is not None:
+        metric = task.metric.name if task.measurable(data.test) and len(data.test) else None
+    _check_limits(wanted, target, metric)
     where = devices.resolve(device) if world is None else device
     how = Recipe(epochs=epochs, **asked.recipe)
     shared = tuple(share_weights) or asked.share_weights
     sharing = resolve_sharing(shared, name, trains=trains)
-    tried = TRIED_VALUE_TYPES if may_try(data, how) else ()
+    tried = TRIED_VALUE_TYPES if may_try(data, task, how) else ()
     return Job(
         model=model,
         target=target,
         data=data,
+        task=task,
         output=output,
         budget_bytes=budget,
         strategy=name,
@@ -210,10 +222,10 @@ def check_seed(seed: int) -> None:
         raise UsageError(f"seed is {seed!r}", hint=f"expected a whole number from 0 to {MAX_SEED}")
 
 
-def may_try(data: Data | None, recipe: Recipe) -> bool:
+def may_try(data: Data | None, task: Task, recipe: Recipe) -> bool:
     """Return whether value types may be compared by training: then the four-bit ones join."""
-    labels = data is not None and data.validation.labels is not None
-    return labels and recipe.epochs > 0 and recipe.race > 0 and recipe.quantise_from < 1
+    measurable = data is not None and task.measurable(data.validation)
+    return measurable and recipe.epochs > 0 and recipe.race > 0 and recipe.quantise_from < 1
 
 
 def _check_model(model: Model, *, trains: bool) -> None:
@@ -235,14 +247,11 @@ def _check_model(model: Model, *, trains: bool) -> None:
         )
 
 
-def _check_limits(
-    limits: Sequence[limit_rules.Limit], target: Target, data: Data | None, metric: str | None
-) -> None:
-    labels = data is not None and data.test.labels is not None and len(data.test) > 0
+def _check_limits(limits: Sequence[limit_rules.Limit], target: Target, metric: str | None) -> None:
     context = limit_rules.Context(
         kind=target.kind,
-        labels=labels or metric == "accuracy",
-        metric="accuracy" if labels else metric,
+        labels=metric == "accuracy",
+        metric=metric,
         latency=target.runtime.kind == "onnxruntime",
         no_kernels=kernels_unavailable_reason(target=target),
     )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.ir import Split
+from hwprune.trees import tree_map
 
 
 def evenly_spread(total: int, count: int) -> NDArray[np.int64]:
@@ -33,9 +34,10 @@ class Sampled:
     chosen: NDArray[np.int64]
 
     @property
-    def labels(self) -> NDArray[np.int64] | None:
+    def labels(self) -> Any:
         """Return their labels."""
-        return None if self.whole.labels is None else self.whole.labels[self.chosen]
+        whole = self.whole.labels
+        return None if whole is None else tree_map(lambda part: part[self.chosen], whole)
 
     def __len__(self) -> int:
         """Return how many there are."""

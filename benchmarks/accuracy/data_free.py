@@ -146,8 +146,8 @@ def _distil(
         train_batchnorm=config.get("train_batchnorm", True),
         checkpoint=checkpoint,
         progress=lambda event: (
-            print(f"  {event.message}, agreement {event.accuracy}", flush=True)
-            if event.accuracy is not None
+            print(f"  {event.message}, agreement {event.metric}", flush=True)
+            if event.metric is not None
             else None
         ),
     )

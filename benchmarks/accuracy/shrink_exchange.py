@@ -118,15 +118,15 @@ def _run_small(config: Config, seed: int, folder: Path, experiment: Experiment) 
     experiment.add(
         config, seed, watch.seconds, result.cost_epochs,
         accuracy=accuracy(network, data.test),
-        validation_accuracy=result.final_accuracy,
-        dense_validation_accuracy=result.dense_accuracy,
+        validation_accuracy=result.final_metric,
+        dense_validation_accuracy=result.dense_metric,
         dense_accuracy=accuracy(teacher, data.test),
         nonzeros=result.masks.nonzeros,
         steps=result.steps,
         precision=result.precision,
         notes=list(result.notes),
     )  # fmt: skip
-    print(f"  {watch.seconds:.0f} s, validation {100 * result.final_accuracy:.2f} %", flush=True)
+    print(f"  {watch.seconds:.0f} s, validation {100 * result.final_metric:.2f} %", flush=True)
 
 
 def _own_options() -> argparse.Namespace:

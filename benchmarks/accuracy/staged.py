@@ -73,7 +73,7 @@ def points(
             "nonzeros": point["nonzeros"],
             "sparsity": round(1 - point["nonzeros"] / weights, 6),
             "accuracy": point["observed"],
-            "validation_accuracy": point["accuracy"],
+            "validation_accuracy": point["metric"],
         }
         for point in ends
     ]

@@ -112,14 +112,14 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
     stages = {}
     if "stages" in config:
         weights = result.masks.weights
-        found = staged.points(result.trajectory, weights, tested, result.final_accuracy)
+        found = staged.points(result.trajectory, weights, tested, result.final_metric)
         stages = {"stages": found}
     experiment.add(
         config, seed, max(watch.seconds, result.seconds), result.cost_epochs,
         accuracy=tested,
-        validation_accuracy=result.final_accuracy,
-        dense_validation_accuracy=result.dense_accuracy,
-        extreme_validation_accuracy=result.extreme_accuracy,
+        validation_accuracy=result.final_metric,
+        dense_validation_accuracy=result.dense_metric,
+        extreme_validation_accuracy=result.extreme_metric,
         nonzeros=result.masks.nonzeros,
         sparsity=1 - result.masks.nonzeros / (result.masks.weights + saved),
         steps=result.steps,
@@ -133,9 +133,10 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
         dense_sha256=None if scratch else source_digest(model),
         **stages,
         trajectory=[
-            {key: point[key] for key in ("epoch", "action", "nonzeros", "accuracy")}
+            {key: point[key] for key in ("epoch", "action", "nonzeros")}
+            | {"accuracy": point["metric"]}
             for point in result.trajectory
-            if point["accuracy"] is not None
+            if point["metric"] is not None
         ],
         notes=list(result.notes),
     )  # fmt: skip
@@ -173,8 +174,8 @@ def _course(config: Config, prepared: Any, saved: int) -> dict[str, Any]:
 
 
 def _tell(event: Any, watch: Stopwatch) -> None:
-    if event.accuracy is not None:
-        accuracy = f"{100 * event.accuracy:.2f} %"
+    if event.metric is not None:
+        accuracy = f"{100 * event.metric:.2f} %"
         print(f"  {watch.seconds:6.0f} s  {event.message}, validation {accuracy}", flush=True)
 
 

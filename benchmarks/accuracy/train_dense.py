@@ -116,7 +116,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment, **how: 
     experiment.add(
         config, seed, result.seconds, result.epochs,
         accuracy=test_accuracy(module, data, device),
-        validation_accuracy=result.final_accuracy,
+        validation_accuracy=result.final_metric,
         sha256=digest(path),
         file=path.name,
         bytes=path.stat().st_size,
@@ -131,8 +131,8 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment, **how: 
 
 
 def _tell(event: Any) -> None:
-    if event.accuracy is not None:
-        loss = f"loss {event.loss:.3f}, validation {100 * event.accuracy:.2f} %"
+    if event.metric is not None:
+        loss = f"loss {event.loss:.3f}, validation {100 * event.metric:.2f} %"
         print(f"  {event.message}, {loss}", flush=True)
     elif "continued" in event.message:
         print(f"  {event.message}", flush=True)

@@ -8,8 +8,7 @@ measurement (benchmarks/accuracy/data_free.py) shows that it fails.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +21,11 @@ from hwprune.least_squares.saliency import reconstruction_scores
 from hwprune.least_squares.synthesis import Synthetic, affordable, synthesise
 from hwprune.sampling import evenly_spread
 from hwprune.sparsity import rank, rank_weights
+from hwprune.tasks import IMITATION, Task
 from hwprune.training import recalibrate_batchnorm
-from hwprune.training.batches import Batch, Batches
-from hwprune.training.modes import logits_of, place, set_mode
+from hwprune.training.batches import Batches
+from hwprune.training.evaluate import Judge
+from hwprune.training.modes import place
 from hwprune.training.sparse import SparseParameters, to_numpy
 from hwprune.units import format_percent
 
@@ -40,8 +41,8 @@ _INSTEAD = {
     "none": "give --data: a few hundred inputs do",
     "mask": "give --data, a few hundred unlabelled inputs do",
 }
-# Samples of validation that the two ways of mending are compared on, and of one forward pass.
-_VALIDATED, _BATCH = 1000, 250
+# Samples of validation that the two ways of mending are compared on.
+_VALIDATED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,13 @@ class Fitted:
 
     Attributes:
         masks: which connections are kept.
-        accuracy: on validation, against labels; None without these.
+        metric: on validation, against labels; None without these.
         trajectory: for the report.
         notes: sentences for the report.
     """
 
     masks: Masks
-    accuracy: float | None
+    metric: float | None
     trajectory: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
 
@@ -89,7 +90,7 @@ class OneShot:
         # Sums are kept in float64, which Apple's GPUs do not have.
         self._device = "cpu" if device == "mps" else device
 
-    def on_data(self, data: Data, *, recalibrates: bool) -> Fitted:
+    def on_data(self, data: Data, *, task: Task, recalibrates: bool) -> Fitted:
         """Prune and fit on inputs of the training part.
 
         What BN recalibration of the pruned weights would give is measured on validation too, where
@@ -98,27 +99,32 @@ class OneShot:
         masks = self._prune(data.train)
         other = copy.deepcopy(self.module)
         report = self._fit(masks, data.train)
-        measure = _Measure(data, self._dense, self._device)
-        reached = {"least squares": measure(self.module)}
+        judge = self._judge(data, task)
+        reached = {"least squares": self._measured(judge, self.module)}
         if recalibrates and recalibrate_batchnorm(
             other, data.train, device=self._device, seed=self.seed
         ):
-            reached["BN recalibration"] = measure(other)
+            reached["BN recalibration"] = self._measured(judge, other)
         notes = [
             "nothing was trained: connections were chosen once, and what was left of each layer "
             "was fitted to the dense network's outputs by least squares on "
             f"{report.samples:,} inputs of the training data, without labels (--epochs 0)"
         ]
-        if reached["least squares"] < reached.get("BN recalibration", -math.inf):
+        best = max(reached, key=lambda way: judge.metric.score(reached[way]))
+        if best != "least squares":
             self.module.load_state_dict(other.state_dict())
             notes.append(
                 "BN recalibration of the pruned weights did better than least squares here"
             )
-        measured = ", ".join(f"{name} {format_percent(value)}" for name, value in reached.items())
-        notes += [f"{measure.metric} on validation: {measured}", *_left_alone(report)]
+        measured = ", ".join(
+            f"{name} {judge.metric.show(value)}" for name, value in reached.items()
+        )
+        fidelity = judge.metric is IMITATION.metric
+        what = "variance of the dense outputs that is kept" if fidelity else judge.name
+        notes += [f"{what} on validation: {measured}", *_left_alone(report)]
         notes += _limits("data", masks)
-        accuracy = max(reached.values()) if measure.labels else None
-        return Fitted(masks, accuracy, _trajectory(masks, accuracy), tuple(notes))
+        metric = reached[best] if task.measurable(data.validation) else None
+        return Fitted(masks, metric, _trajectory(masks, metric), tuple(notes))
 
     def before_training(self, split: Split) -> tuple[Masks, str]:
         """Prune and fit, for training to go on from; return the masks and a note."""
@@ -187,72 +193,29 @@ class OneShot:
         )  # fmt: skip
         return self._apply(rank(scores))
 
+    def _judge(self, data: Data, task: Task) -> Judge:
+        """Return what measures on part of validation; without labels on all outputs."""
+        size = len(data.validation)
+        chosen = torch.from_numpy(evenly_spread(size, min(_VALIDATED, size)))
+        batches = Batches(
+            data.validation, device=self._device, resident_bytes=0, channels_last=False
+        )
+        place(self._dense, self._device, channels_last=False)
+        task = task if task.measurable(data.validation) else IMITATION
+        return Judge(task, batches, chosen, self._dense)
+
+    def _measured(self, judge: Judge, module: nn.Module) -> float:
+        home = next(module.parameters()).device
+        place(module, self._device, channels_last=False)
+        found = judge(module)
+        place(module, home, channels_last=False)
+        return found
+
     def _fit(self, masks: Masks, split: Split) -> Reconstruction:
         return least_squares(
             self.module, self._dense, split, self.names, masks, device=self._device, seed=self.seed,
             progress=lambda name, at, of: self._tell(f"refitting {name}", at, of),
         )  # fmt: skip
-
-
-class _Measure:
-    """How good a network is on part of validation: 1 is as good as can be."""
-
-    def __init__(self, data: Data, dense: nn.Module, device: str) -> None:
-        self._batches = Batches(
-            data.validation, device=device, resident_bytes=0, channels_last=False
-        )
-        size = len(data.validation)
-        chosen = evenly_spread(size, min(_VALIDATED, size))
-        self._order = torch.split(torch.from_numpy(chosen), _BATCH)
-        self._dense, self._device = dense, device
-        self.labels = self._batches.labels is not None
-        self.metric = "accuracy" if self.labels else "variance of the dense outputs that is kept"
-
-    def __call__(self, module: nn.Module) -> float:
-        """Return the share of right answers; without labels, of the dense outputs' variance."""
-        home = next(module.parameters()).device
-        found = self._accuracy(module) if self.labels else self._kept(module)
-        place(module, home, channels_last=False)
-        return found if math.isfinite(found) else -math.inf
-
-    def _accuracy(self, module: nn.Module) -> float:
-        right = [
-            torch.eq(logits_of(module, batch.inputs).argmax(dim=1), batch.labels)
-            for batch in self._run(module)
-            if batch.labels is not None
-        ]
-        return float(torch.cat(right).float().mean())
-
-    def _kept(self, module: nn.Module) -> float:
-        """Return the mean over all outputs: each is compared, whatever its shape and unit."""
-        kept = []
-        for one, two in zip(self._answers(module), self._answers(self._dense), strict=True):
-            spread = (two - two.mean(0)).square().sum().clamp_min(1e-30)
-            kept.append(1 - (one - two).square().sum() / spread)
-        return float(torch.stack(kept).mean())
-
-    def _answers(self, module: nn.Module) -> list[torch.Tensor]:
-        """Return each output of floats, of all samples."""
-        found = [list(_floats(module(*batch.inputs))) for batch in self._run(module)]
-        return [torch.cat(parts).double() for parts in zip(*found, strict=True)]
-
-    def _run(self, module: nn.Module) -> Iterator[Batch]:
-        place(module, self._device, channels_last=False)
-        set_mode(module, training=False)
-        with torch.no_grad():
-            yield from self._batches.take(self._order)
-
-
-def _floats(found: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of floats that a network returned, in order."""
-    if isinstance(found, torch.Tensor):
-        if found.is_floating_point() and found.ndim:
-            yield found
-    elif isinstance(found, Mapping):
-        yield from _floats(list(found.values()))
-    elif isinstance(found, (list, tuple)):
-        for each in found:
-            yield from _floats(each)
 
 
 def _left_alone(report: Reconstruction) -> list[str]:
@@ -280,10 +243,10 @@ def _limits(way: str, masks: Masks) -> list[str]:
     return notes
 
 
-def _trajectory(masks: Masks, accuracy: float | None = None) -> tuple[dict[str, Any], ...]:
+def _trajectory(masks: Masks, metric: float | None = None) -> tuple[dict[str, Any], ...]:
     unknown = dict.fromkeys(("loss", "lr", "seconds"))
     size = {"nonzeros": masks.nonzeros, "density": masks.nonzeros / masks.weights}
     return tuple(
-        {"epoch": 0.0, "step": 0, "action": action, **size, "accuracy": reached, **unknown}
-        for action, reached in (("prune", None), ("least squares", accuracy))
+        {"epoch": 0.0, "step": 0, "action": action, **size, "metric": reached, **unknown}
+        for action, reached in (("prune", None), ("least squares", metric))
     )

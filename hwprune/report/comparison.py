@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hwprune.report.record import Record
-from hwprune.report.summary import NOT_MEASURED, is_accuracy, show_metric
+from hwprune.report.summary import NOT_MEASURED, in_percent, show_metric
 from hwprune.units import format_percent
 
 COLUMNS = (
@@ -138,7 +138,7 @@ def _drop(record: Record) -> str:
     if dense is None or final is None:
         return ""
     drop = final - dense if record.metric.higher_is_better is False else dense - final
-    return f"{100 * drop:+.2f} points" if is_accuracy(record) else f"{drop:+.3g}"
+    return f"{100 * drop:+.2f} points" if in_percent(record) else f"{drop:+.3g}"
 
 
 @dataclass(frozen=True, slots=True)

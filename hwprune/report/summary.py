@@ -94,25 +94,25 @@ def metric_rows(record: Record) -> list[tuple[str, str]]:
     if metric.dense is not None and metric.final is not None:
         difference = metric.final - metric.dense
         points = f"{100 * difference:+.2f} points"
-        rows.append(("final - dense", points if is_accuracy(record) else f"{difference:+.4g}"))
+        rows.append(("final - dense", points if in_percent(record) else f"{difference:+.4g}"))
     return rows
 
 
-def is_accuracy(record: Record) -> bool:
-    """Return whether the metric is a share, which people read in per cent."""
-    return record.metric.name in (None, "accuracy")
+def in_percent(record: Record) -> bool:
+    """Return whether the metric is one that people read in per cent."""
+    return record.metric.name in (None, "accuracy", "agreement", "fidelity")
 
 
 def show_metric(record: Record, value: float) -> str:
     """Return a value of the record's metric for people."""
-    return format_percent(value) if is_accuracy(record) else f"{value:.4g}"
+    return format_percent(value) if in_percent(record) else f"{value:.4g}"
 
 
 def metric_title(record: Record) -> str:
     """Return what the rows of the metric are of."""
     metric = record.metric
     title = (record.accuracy.metric or "accuracy").capitalize()
-    if not is_accuracy(record):
+    if not in_percent(record):
         title = f"{metric.name}, {'higher' if metric.higher_is_better else 'lower'} is better"
     if metric.split is None:
         return title

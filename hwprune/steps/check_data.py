@@ -5,29 +5,28 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
-from hwprune.errors import DataError, ModelError
+from hwprune.errors import DataError, HwpruneError, ModelError
 from hwprune.frontend.data import check_labels
 from hwprune.frontend.inputs import describe
 from hwprune.ir import Data, Model
 from hwprune.sampling import evenly_spread, sample_shapes
+from hwprune.tasks import Task
 
 # Enough to tell a network that works from one that guesses, and quick on a large one.
-_SAMPLES, _BATCH = 256, 64
+_SAMPLES = 256
 # Of fewer samples nobody can say that a network guesses.
 _TELLING = 32
 
 
-def check_data(model: Model, data: Data) -> tuple[str, ...]:
-    """Run the network on a few validation samples.
+def check_data(model: Model, data: Data, task: Task) -> tuple[str, ...]:
+    """Run the network on a few validation samples, and measure what it says.
 
     Returns:
         notes: that its accuracy is near chance, which another normalisation often explains.
 
     Raises:
         DataError: samples of another shape than the network reads, or labels that it cannot give.
-        ModelError: labels, but the network does not return one row of class scores per sample.
+        ModelError: the network has not the output that the task takes.
     """
     count = min(_SAMPLES, len(data.validation))
     if not count:
@@ -36,17 +35,18 @@ def check_data(model: Model, data: Data) -> tuple[str, ...]:
         )
     chosen = evenly_spread(len(data.validation), count)
     _check_shapes(model, sample_shapes(data.validation), data)
-    labels = data.validation.labels
-    if labels is None or _fixed(model):
+    if not task.measurable(data.validation) or _fixed(model):
         return ()
-    right, outputs = 0, 0
-    for start in range(0, count, _BATCH):
-        indices = chosen[start : start + _BATCH]
-        scores = _scores(model, data, indices)
-        outputs = scores.shape[1]
-        right += int(np.count_nonzero(scores.argmax(axis=1) == labels[indices]))
-    check_labels(data, outputs=outputs)
-    return _near_chance(right / count, count, data)
+    outputs, value = _measured(model, data, task, chosen)
+    if task.takes_classes:
+        check_labels(data, outputs=outputs.shape[1])
+    if not math.isfinite(value):
+        raise DataError(
+            f"{data.name}: {task.metric.name} of the dense network on {count} validation samples"
+            f" is {value}, which is no finite number",
+            hint="are the labels right, and is this the task and the metric that they are for?",
+        )
+    return _near_chance(value, count, data) if task.takes_classes else ()
 
 
 def check_batch(model: Model) -> None:
@@ -82,16 +82,27 @@ def _check_shapes(model: Model, shapes: list[tuple[int, ...]], data: Data) -> No
         )
 
 
-def _scores(model: Model, data: Data, indices: Any) -> Any:
+def _measured(model: Model, data: Data, task: Task, chosen: Any) -> tuple[Any, float]:
+    """Return the output that counts, of two samples, and the metric of all that were chosen."""
     import torch
 
+    from hwprune.training.batches import Batches
+    from hwprune.training.evaluate import Judge
+    from hwprune.training.losses import check_labels as check_values
+    from hwprune.training.losses import forward
     from hwprune.training.modes import logits_of
 
-    arrays = data.validation.batch(indices)
+    batches = Batches(data.validation, device="cpu", resident_bytes=0, channels_last=False)
     try:
         with torch.no_grad():
-            return logits_of(model.module, tuple(map(torch.from_numpy, arrays))).numpy()
-    except ModelError:
+            (few,) = batches.take((torch.from_numpy(chosen[:2]),))
+            if task.takes_classes:
+                logits_of(model.module, few.inputs)
+            outputs = task.counted(forward(model.module, few.inputs))
+        if not task.takes_classes:
+            check_values(task, batches.labels, outputs)
+        return outputs, Judge(task, batches, torch.from_numpy(chosen), None)(model.module)
+    except HwpruneError:
         raise
     except Exception as error:  # whatever a stranger's forward method raises
         line = next(iter(str(error).splitlines()), type(error).__name__)

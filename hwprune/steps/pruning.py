@@ -16,9 +16,10 @@ from hwprune.sparsity import STRATEGIES, Fill, Strategy, full, make
 from hwprune.steps.checkpoint import training_state
 from hwprune.steps.planning import Candidate, Prepared, auto_strategy
 from hwprune.steps.weight_quantizer import weight_quantizer
+from hwprune.tasks import Task
 from hwprune.training import Progress, finetune
 from hwprune.training.batches import steps_per_epoch
-from hwprune.units import format_bytes, format_percent
+from hwprune.units import format_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,9 @@ class Pruned:
         strategy: the name of the strategy that ran.
         masks: what is kept.
         epochs: epochs spent.
-        extreme_accuracy: on validation, in the state with the fewest connections.
-        validation_accuracy: on validation at the end, in torch, before packing.
+        metric: the name of what was measured on validation; None where nothing was.
+        extreme_metric: on validation, in the state with the fewest connections.
+        validation_metric: on validation at the end, in torch, before packing.
         trajectory: one dict per change of the masks and per epoch.
         notes: sentences for the report.
         recipe: how it was trained; empty where nothing was.
@@ -40,8 +42,9 @@ class Pruned:
     strategy: str
     masks: Masks
     epochs: int = 0
-    extreme_accuracy: float | None = None
-    validation_accuracy: float | None = None
+    metric: str | None = None
+    extreme_metric: float | None = None
+    validation_metric: float | None = None
     trajectory: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -105,11 +108,14 @@ def prune_and_regrow(
         shapes = tuple(spec.with_batch(1)[1:] for spec in specs) if floats else None
         fitted = one_shot.without_data(shapes)
     else:
-        fitted = one_shot.on_data(job.data, recalibrates=not prepared.model.batchnorm_frozen)
+        fitted = one_shot.on_data(
+            job.data, task=job.task, recalibrates=not prepared.model.batchnorm_frozen
+        )
     return Pruned(
         "one-shot",
         fitted.masks,
-        validation_accuracy=fitted.accuracy,
+        metric=None if fitted.metric is None else job.task.metric.name,
+        validation_metric=fitted.metric,
         trajectory=fitted.trajectory,
         notes=fitted.notes,
     )
@@ -129,7 +135,7 @@ def _train(
     teacher = copy.deepcopy(prepared.teacher)
     # Where weights are shared there is no dense network of the same layers to be fitted to.
     fits = STRATEGIES[strategy.name].starts_from_fit and prepared.unshared is None
-    if data.train.labels is None and fits:
+    if fits and not job.task.measurable(data.train):
         masks, note = _one_shot(job, prepared, candidate, say).before_training(data.train)
         notes.append(note)
         fill = lambda ranking, fraction: masks  # noqa: E731 (they are chosen already)
@@ -142,8 +148,9 @@ def _train(
         recipe=job.recipe,
         teacher=teacher,
         seed=job.seed,
+        task=job.task,
         device=job.device,
-        progress=_progress(say),
+        progress=_progress(say, job.task),
         train_batchnorm=not model.batchnorm_frozen,
         checkpoint=training_state(job, candidate.plan),
         world=job.world,
@@ -162,8 +169,9 @@ def _train(
         strategy.name,
         result.masks,
         result.epochs,
-        result.extreme_accuracy,
-        result.final_accuracy if result.metric == "accuracy" else None,
+        result.metric,
+        result.extreme_metric,
+        result.final_metric if result.metric == job.task.metric.name else None,
         result.trajectory,
         tuple(notes),
         {**asdict(job.recipe), **options},
@@ -179,14 +187,12 @@ def _one_shot(job: Job, prepared: Prepared, candidate: Candidate, say: Say) -> O
     )  # fmt: skip
 
 
-def _progress(say: Say) -> Any:
+def _progress(say: Say, task: Task) -> Any:
     """Return what reports the progress of a training."""
 
     def progress(event: Progress) -> None:
-        accuracy = (
-            "" if event.accuracy is None else f", validation {format_percent(event.accuracy)}"
-        )
+        metric = "" if event.metric is None else f", validation {task.metric.show(event.metric)}"
         loss = "" if event.loss is None else f", loss {event.loss:.3f}"
-        say(Status("train", f"{event.message}{loss}{accuracy}", event.step, event.of))
+        say(Status("train", f"{event.message}{loss}{metric}", event.step, event.of))
 
     return progress

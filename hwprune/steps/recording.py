@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -126,7 +127,7 @@ def record_of(outcome: Outcome) -> dict[str, Any]:
             "layers": _layers(made),
         },
         "metric": metric,
-        "accuracy": _accuracy(metric, pruned.trajectory),
+        "accuracy": _accuracy(metric, pruned),
         "latency": _latency(outcome.measured),
         "parity": dict.fromkeys(("relative_error", "top1_agreement"))
         if outcome.checked.parity is None
@@ -230,34 +231,52 @@ def _stored_shape(packed: Packed | None, shape: tuple[int, ...]) -> dict[str, An
 
 def _metric(outcome: Outcome) -> dict[str, Any]:
     found = None if outcome.measured is None else outcome.measured.metric
-    pruned = outcome.compiled.pruned
-    part: dict[str, Any] = dict.fromkeys(
-        ("name", "higher_is_better", "split", "samples", "dense", "final")
-    )
+    pruned, task = outcome.compiled.pruned, outcome.job.task
+    part: dict[str, Any] = dict.fromkeys(("split", "samples", "dense", "final"))
+    name, better = pruned.metric, True
     if found is not None:
+        name, better = found.name, found.higher_is_better
         part = {
-            "name": found.name,
-            "higher_is_better": found.higher_is_better,
             "split": None if found.samples is None else "test",
             "samples": found.samples,
             # Without a plan the dense file is the one that is shipped.
-            "dense": found.final if outcome.compiled.plan is None else found.dense,
-            "final": found.final,
+            "dense": _finite(found.final if outcome.compiled.plan is None else found.dense),
+            "final": _finite(found.final),
         }
-    points = [reports.as_value(point) for point in pruned.trajectory]
-    return {**part, "extreme": pruned.extreme_accuracy, "trajectory": points}
+    elif name == task.metric.name:
+        better = task.metric.higher_is_better
+    return {
+        "name": name,
+        "higher_is_better": None if name is None else better,
+        **part,
+        "extreme": _finite(pruned.extreme_metric),
+        "trajectory": _trajectory(pruned, "value"),
+    }
 
 
-def _accuracy(metric: Mapping[str, Any], trajectory: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the same where the metric is accuracy."""
+def _accuracy(metric: Mapping[str, Any], pruned: Pruned) -> dict[str, Any]:
+    """Return the same where the metric is accuracy, or agreement with the dense network."""
     names = ("dense", "extreme", "final", "split", "samples")
-    if metric["name"] not in (None, "accuracy"):
+    shares = all(0 <= (metric[name] or 0) <= 1 for name in names[:3])
+    if metric["name"] not in (None, "accuracy", "agreement") or not shares:
         return {**dict.fromkeys((*names, "metric")), "trajectory": []}
     return {
         **{name: metric[name] for name in names},
-        "metric": None if metric["name"] is None else "top-1 accuracy",
-        "trajectory": list(trajectory),
+        "metric": None if metric["final"] is None else "top-1 accuracy",
+        "trajectory": _trajectory(pruned, "accuracy"),
     }
+
+
+def _trajectory(pruned: Pruned, name: str) -> list[dict[str, Any]]:
+    """Return the trajectory with the metric under that name."""
+    return [
+        {**{k: v for k, v in point.items() if k != "metric"}, name: _finite(point["metric"])}
+        for point in pruned.trajectory
+    ]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _latency(measured: Measured | None) -> dict[str, Any]:
@@ -313,29 +332,32 @@ def _reasons(outcome: Outcome) -> list[str]:
         ]
     if outcome.checked.speeds is not None:
         notes.append(f"native kernels against stock onnxruntime: {outcome.checked.speeds}")
-    if pruned.extreme_accuracy is None:
-        notes.append("accuracy.extreme: the strategy did not go below the budget")
+    found = None if measured is None else measured.metric
+    section = "accuracy" if found is None or found.name == "accuracy" else "metric"
+    if pruned.extreme_metric is None:
+        notes.append(f"{section}.extreme: the strategy did not go below the budget")
     else:
         notes.append(
-            "accuracy.extreme: of the validation split while training, the other two of the test "
+            f"{section}.extreme: of the validation split while training, the other two of the test "
             "split: the difference between them is not what regrowth gained"
         )
-    found = None if measured is None else measured.metric
     if found is None:
         if outcome.job.data is None:
             notes.append("accuracy: no --data was given")
         elif measured is not None:
             notes.append("accuracy: the test split has no labels")
-    else:
-        if found.name != "accuracy":
-            notes.append(f"accuracy: what is measured is {found.name}; see metric")
-        if found.samples is None:
-            whose = "on what the caller's function takes"
-            notes += [f"metric.split: measured {whose}", f"metric.samples: measured {whose}"]
-    before, after = pruned.validation_accuracy, None if found is None else found.validation
+        return notes
+    if section == "metric":
+        notes.append(f"accuracy: what is measured is {found.name}; see metric")
+    if not math.isfinite(found.final):
+        notes.append(f"metric.final: {found.name} of the file is no finite number")
+    if found.samples is None:
+        whose = "on what the caller's function takes"
+        notes += [f"metric.split: measured {whose}", f"metric.samples: measured {whose}"]
+    before, after, show = pruned.validation_metric, found.validation, outcome.job.task.metric.show
     if before is not None and after is not None:
         notes.append(
-            f"quantising: validation accuracy {100 * before:.2f} % in torch before packing, "
-            f"{100 * after:.2f} % in the file"
+            f"quantising: validation {found.name} {show(before)} in torch before packing, "
+            f"{show(after)} in the file"
         )
     return notes

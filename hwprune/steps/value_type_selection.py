@@ -14,9 +14,9 @@ part. Where that is too little to learn anything, there are none.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,10 @@ from hwprune.sampling import Sampled, evenly_spread
 from hwprune.sparsity import make, rank_weights
 from hwprune.steps.planning import AUTO_VALUE_TYPES, Candidate, Prepared, module_weights
 from hwprune.steps.weight_quantizer import weight_quantizer
+from hwprune.tasks import Metric
 from hwprune.training import Recipe, finetune, recalibrate_batchnorm
 from hwprune.training.batches import Batches
-from hwprune.training.evaluate import share_of
+from hwprune.training.evaluate import Judge
 
 _SAMPLES = 1000
 # Of the types that are compared before training, the most that are tried.
@@ -78,21 +79,20 @@ def choose_value_type(
     plain = [kind for kind in candidates if kind in AUTO_VALUE_TYPES] or list(candidates)
     by_error = min(plain, key=errors.__getitem__)
     listed = ", ".join(f"{kind} {100 * errors[kind]:.2f} %" for kind in plain)
-    if data is None or data.validation.labels is None:
+    if data is None or not job.task.measurable(data.validation):
         note = f"values: {by_error}, by the squared error of the stored weights ({listed})"
         return Choice(by_error, note)
-    samples = min(_SAMPLES, len(data.validation))
-    accuracies = {kind: _screen(job, data, prepared, masks[kind], kind, samples) for kind in plain}
-    close = _level(accuracies, samples)
+    screened = {kind: _screen(job, data, prepared, masks[kind], kind) for kind in plain}
+    close = _level(job.task.metric, screened)
     chosen = min(close, key=errors.__getitem__)
-    measured = ", ".join(f"{kind} {100 * value:.1f} %" for kind, value in accuracies.items())
-    if may_try(data, job.recipe):
+    measured = _listed(job.task.metric, screened)
+    if may_try(data, job.task, job.recipe):
         entrants = sorted(close, key=errors.__getitem__)[:_WIDE]
         entrants += [kind for kind in candidates if kind not in plain]
         tried = _trials(job, data, prepared, candidates, entrants, errors, say)
         if tried is not None:
             return tried
-    how = "validation accuracy before training" if len(close) == 1 else (
+    how = f"validation {job.task.metric.name} before training" if len(close) == 1 else (
         f"error of the stored weights ({listed}), validation before training being level"
     )  # fmt: skip
     return Choice(chosen, f"values: {chosen}, by {how} (screened: {measured})")
@@ -129,11 +129,20 @@ def _as_stored(
     return rounded(np.where(mask, weight, np.float32(0)), kind, axis)
 
 
-def _level(accuracies: Mapping[ValueType, float], samples: int) -> list[ValueType]:
+def _level(metric: Metric, rows: Mapping[ValueType, Any]) -> list[ValueType]:
     """Return the candidates within one standard error of the best."""
-    best = max(accuracies.values())
-    margin = math.sqrt(max(best * (1 - best), 1 / samples) / samples)
-    return [kind for kind, accuracy in accuracies.items() if accuracy >= best - margin]
+    scores = {kind: metric.score(metric.value(each)) for kind, each in rows.items()}
+    best = max(scores, key=scores.__getitem__)
+    margin = metric.standard_error(rows[best])
+    return [kind for kind, score in scores.items() if score >= scores[best] - margin]
+
+
+def _listed(metric: Metric, rows: Mapping[ValueType, Any]) -> str:
+    values = {kind: metric.value(each) for kind, each in rows.items()}
+    return ", ".join(
+        f"{kind} {100 * value:.1f} %" if metric.percent else f"{kind} {value:.4g}"
+        for kind, value in values.items()
+    )
 
 
 def _trials(
@@ -165,15 +174,19 @@ def _trials(
         ema_decay=0.0,
         interpolate=0,
     )
-    accuracies: dict[ValueType, float] = {}
+    metric, found = job.task.metric, dict[ValueType, Any]()
     for number, kind in enumerate(entrants):
         say(Status("values", f"trying {kind}", number, len(entrants)))
-        accuracies[kind] = _try(job, part, prepared, candidates[kind], short)
-    close = _level(accuracies, len(data.validation))
+        found[kind] = _try(job, part, prepared, candidates[kind], short)
+    close = _level(metric, found)
     chosen = min(close, key=errors.__getitem__)
     spent = len(entrants) * epochs * samples / size
-    measured = ", ".join(f"{kind} {100 * value:.1f} %" for kind, value in accuracies.items())
-    how = "validation accuracy" if len(close) == 1 else "error of the weights, validation level,"
+    measured = _listed(metric, found)
+    how = (
+        f"validation {metric.name}"
+        if len(close) == 1
+        else "error of the weights, validation level,"
+    )
     note = (
         f"values: {chosen}, by {how} after a short training of each ({measured}; {spent:.2g} "
         "epochs in all, beside those of the run)"
@@ -181,8 +194,8 @@ def _trials(
     return Choice(chosen, note, spent)
 
 
-def _try(job: Job, data: Data, prepared: Prepared, candidate: Candidate, recipe: Recipe) -> float:
-    """Return the validation accuracy of one candidate after a short training."""
+def _try(job: Job, data: Data, prepared: Prepared, candidate: Candidate, recipe: Recipe) -> Any:
+    """Return what the metric of one candidate is taken of, after a short training."""
     module = copy.deepcopy(prepared.model.module)
     result = finetune(
         module,
@@ -193,19 +206,18 @@ def _try(job: Job, data: Data, prepared: Prepared, candidate: Candidate, recipe:
         recipe=recipe,
         teacher=copy.deepcopy(prepared.teacher),
         seed=job.seed,
+        task=job.task,
         device=job.device,
         train_batchnorm=not prepared.model.batchnorm_frozen,
         hooks=extreme_hooks,
         store=weight_quantizer(prepared.template, module, candidate.plan.value_type),
         world=job.world,
     )
-    return result.final_accuracy
+    return result.rows
 
 
-def _screen(
-    job: Job, data: Data, prepared: Prepared, masks: Masks, kind: ValueType, samples: int
-) -> float:
-    """Return the validation accuracy of a type before training, on part of the split."""
+def _screen(job: Job, data: Data, prepared: Prepared, masks: Masks, kind: ValueType) -> Any:
+    """Return what the metric of a type is taken of before training, on part of validation."""
     import torch
 
     module = copy.deepcopy(prepared.model.module)
@@ -218,8 +230,6 @@ def _screen(
             parameters[name].copy_(torch.from_numpy(stored))
     if not prepared.model.batchnorm_frozen:
         recalibrate_batchnorm(module, data.train, samples=_SAMPLES, batch=128, seed=job.seed)
-    part = Sampled(data.validation, evenly_spread(len(data.validation), samples))
-    batches = Batches(part, device="cpu", resident_bytes=0, channels_last=False)
-    labels = batches.labels
-    assert labels is not None
-    return share_of(module, batches, labels)
+    batches = Batches(data.validation, device="cpu", resident_bytes=0, channels_last=False)
+    chosen = evenly_spread(batches.size, min(_SAMPLES, batches.size))
+    return Judge(job.task, batches, torch.from_numpy(chosen), None).rows(module)

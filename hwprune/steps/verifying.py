@@ -16,7 +16,8 @@ from hwprune.export.template import Template, Written
 from hwprune.ir import Data, Masks, Model
 from hwprune.steps.output import write_file
 from hwprune.targets import Target
-from hwprune.verify import CheckResult, Made, accuracy, check, latency, memory, parity
+from hwprune.tasks import Task
+from hwprune.verify import CheckResult, Made, check, latency, memory, metric_of, parity
 from hwprune.verify.runner import open_session
 
 _SAMPLES, _SAMPLES_OF_ROUNDING = 64, 16
@@ -219,6 +220,7 @@ def measure_files(
     path: Path,
     dense: Written | None,
     data: Data | None,
+    task: Task,
     *,
     folder: Path,
     threads: int,
@@ -231,8 +233,9 @@ def measure_files(
     Args:
         path: the file that is shipped.
         dense: the dense file, None where it is the one that is shipped.
-        data: for accuracy.
-        evaluation: the caller's own metric, in place of accuracy.
+        data: for the metric.
+        task: says which metric that is.
+        evaluation: the caller's own metric instead.
         folder: where the dense file may be put for the time.
         threads: of onnxruntime while measuring latency.
         with_latency: whether this host's latency says anything about the target.
@@ -255,14 +258,15 @@ def measure_files(
         found = MetricValues(
             evaluation.name, evaluation.higher_is_better, of.get("dense"), of["stock"]
         )
-    elif data is not None and data.test.labels is not None and len(data.test):
-        of = {label: accuracy.accuracy_of(file, data.test) for label, file in files.items()}
-        validation = None
-        if data.validation.labels is not None and len(data.validation):
-            validation = accuracy.accuracy_of(files["stock"], data.validation)
+    elif data is not None and task.measurable(data.test) and len(data.test):
+        of = {label: metric_of(file, data.test, task) for label, file in files.items()}
+        validation, metric = None, task.metric
+        if task.measurable(data.validation) and len(data.validation):
+            validation = metric_of(files["stock"], data.validation, task)
         found = MetricValues(
-            "accuracy", True, of.get("dense"), of["stock"], len(data.test), validation
-        )
+            metric.name, metric.higher_is_better, of.get("dense"), of["stock"], len(data.test),
+            validation,
+        )  # fmt: skip
     results: dict[str, latency.LatencyResult] = {}
     resident: dict[str, memory.MemoryResult] = {}
     if with_latency:

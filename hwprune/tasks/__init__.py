@@ -1,5 +1,6 @@
 """What a network is for, and how well it does that: measured by NumPy alone."""
 
 from hwprune.tasks.metrics import METRICS, Metric
+from hwprune.tasks.task import CLASSIFICATION, IMITATION, TASKS, Task
 
-__all__ = ["METRICS", "Metric"]
+__all__ = ["CLASSIFICATION", "IMITATION", "METRICS", "TASKS", "Metric", "Task"]

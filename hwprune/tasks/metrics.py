@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hwprune.errors import DataError
 from hwprune.trees import leaves, tree_map
+from hwprune.units import format_percent
 
 Array = NDArray[Any]
 
@@ -34,6 +35,7 @@ class Metric:
         rows: (outputs, labels) -> an array or tree of arrays, a row for each sample.
         number: rows -> the metric.
         is_share: it is the share of samples that are right.
+        percent: people read it in per cent.
     """
 
     name: str
@@ -41,13 +43,19 @@ class Metric:
     rows: Callable[[Any, Any], Any]
     number: Callable[[Any], Any]
     is_share: bool = False
+    percent: bool = False
 
     def value(self, rows: Any) -> float:
         """Return the metric; NaN where it is no number."""
+        found = self.number(rows)
         try:
-            return float(self.number(rows))
+            return float(found)
         except (TypeError, ValueError):
             return math.nan
+
+    def show(self, value: float) -> str:
+        """Return a value for people."""
+        return format_percent(value) if self.percent else f"{value:.4g}"
 
     def score(self, value: float) -> float:
         """Return what is larger for what is better; minus infinity for what is no finite number."""
@@ -232,10 +240,38 @@ def _surprises(outputs: Array, labels: Array) -> Array:
     return np.stack([np.where(counted, surprise, 0).sum(axis=1), counted.sum(axis=1)], axis=1)
 
 
+# -- against the dense network --------------------------------------------------------------------
+
+
+def answers_of(outputs: Any) -> tuple[tuple[Array, Array], ...]:
+    """Return what ``rows_kept`` compares with: of each output of floats, how far samples vary."""
+    floats = [each for _, each in leaves(outputs) if each.dtype.kind == "f" and each.ndim]
+    wide = [each.reshape(len(each), -1).astype(np.float64) for each in floats]
+    return tuple((each, np.square(each - each.mean(axis=0)).sum(axis=1)) for each in wide)
+
+
+def rows_kept(outputs: Any, answers: Sequence[tuple[Array, Array]]) -> Array:
+    """Return (n, outputs, 2): squared errors, and squares of what the dense network varies by."""
+    floats = [each for _, each in leaves(outputs) if each.dtype.kind == "f" and each.ndim]
+    rows = [
+        (np.square(mine.reshape(len(mine), -1) - dense).sum(axis=1), spread)
+        for mine, (dense, spread) in zip(floats, answers, strict=True)
+    ]
+    return np.moveaxis(np.array(rows, np.float64), -1, 0)
+
+
+def share_kept(rows: Array) -> float:
+    """Return how much of the variance is kept, the mean over all outputs; 1 is all of it."""
+    errors, spread = rows.sum(axis=0).T
+    return float(np.mean(1 - errors / np.maximum(spread, 1e-30)))
+
+
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", True, _right, lambda rows: np.count_nonzero(rows) / len(rows), True),
+        Metric(
+            "accuracy", True, _right, lambda rows: np.count_nonzero(rows) / len(rows), True, True
+        ),
         Metric("macro_f1", True, _confusions, _macro_f1),
         Metric("auroc", True, _scores, _auroc),
         Metric("miou", True, _overlaps, _miou),

@@ -144,7 +144,7 @@ class Pool:
             sparse: the module's prunable parameters.
             finish: recalibrates BN, having pruned to the budget again if more than the present
                 connections live.
-            measure: the validation metric of the module.
+            measure: how good the module is on validation; more is better.
         """
         if not self._held:
             return 0
@@ -156,10 +156,10 @@ class Pool:
             put(self._module, trial)
             _let_live(sparse)
             finish()
-            accuracy = measure()
-            if accuracy >= best:
+            score = measure()
+            if score >= best:
                 # The mean goes on as it was before pruning: an order must not decide who lives.
-                best, mean, joined = accuracy, trial, joined + 1
+                best, mean, joined = score, trial, joined + 1
                 kept, masks = _copy_of(self._module), sparse.masks
         put(self._module, kept)
         sparse.set_masks(masks)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from hwprune.errors import DataError
 from hwprune.ir import Split
+from hwprune.trees import tree_map
 
 Augment = Literal["none", "shift", "crop-flip"]
 
@@ -29,10 +30,10 @@ _ALL = slice(None)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Inputs as the network takes them, one tensor each, and (b,) labels or None."""
+    """Inputs as the network takes them, one tensor each, and labels: a tree, or None."""
 
     inputs: tuple[torch.Tensor, ...]
-    labels: torch.Tensor | None
+    labels: Any
 
 
 @runtime_checkable
@@ -56,7 +57,7 @@ class Batches:
         channels_last: hand out 4-D inputs in NHWC memory order.
 
     Raises:
-        DataError: the split is empty, or its labels are not one integer per sample.
+        DataError: the split is empty, or has more labels or fewer.
     """
 
     def __init__(
@@ -69,15 +70,9 @@ class Batches:
         self.size = len(split)
         if self.size == 0:
             raise DataError("a split of the data has no samples", hint="check the data source")
-        self._labels: torch.Tensor | None = None
+        self._labels: Any = None
         if split.labels is not None:
-            if split.labels.shape != (self.size,):
-                raise DataError(
-                    f"labels of shape {split.labels.shape} for {self.size} samples",
-                    hint="one class index per sample is expected",
-                )
-            labels = np.ascontiguousarray(split.labels, dtype=np.int64)
-            self._labels = torch.from_numpy(labels).to(self._device)
+            self._labels = tree_map(self._label, split.labels)
         self._affine: tuple[torch.Tensor, ...] | None = None
         if isinstance(split, CompactSplit) and (affine := split.affine()) is not None:
             self._affine = tuple(torch.from_numpy(each).to(self._device) for each in affine)
@@ -87,9 +82,18 @@ class Batches:
         if sample_bytes * self.size <= resident_bytes:
             self._held = self._hold(first)
 
+    def _label(self, labels: NDArray[Any]) -> torch.Tensor:
+        if labels.ndim < 1 or len(labels) != self.size:
+            raise DataError(
+                f"labels of shape {labels.shape} for {self.size} samples",
+                hint="one label per sample is expected, samples first",
+            )
+        kind = np.float32 if labels.dtype.kind == "f" else np.int64
+        return torch.from_numpy(np.ascontiguousarray(labels, dtype=kind)).to(self._device)
+
     @property
-    def labels(self) -> torch.Tensor | None:
-        """(n,) labels on the device, or None."""
+    def labels(self) -> Any:
+        """Labels on the device, samples first: a tensor or a tree of them, or None."""
         return self._labels
 
     def __iter__(self) -> Iterator[Batch]:
@@ -129,7 +133,10 @@ class Batches:
 
     def _batch(self, parts: list[torch.Tensor], index: torch.Tensor) -> Batch:
         inputs = tuple(self._ordered(part.to(self._device)) for part in parts)
-        return Batch(inputs, None if self._labels is None else self._labels[index.to(self._device)])
+        return Batch(inputs, self._labels_of(index.to(self._device)))
+
+    def _labels_of(self, index: torch.Tensor) -> Any:
+        return None if self._labels is None else tree_map(lambda part: part[index], self._labels)
 
     def _ordered(self, part: torch.Tensor) -> torch.Tensor:
         if self._channels_last and part.ndim == 4:
@@ -167,7 +174,7 @@ class Batches:
             if last:
                 part = part.permute(0, 3, 1, 2)
             inputs.append(part)
-        return Batch(tuple(inputs), None if self._labels is None else self._labels[index])
+        return Batch(tuple(inputs), self._labels_of(index))
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

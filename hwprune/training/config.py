@@ -9,6 +9,7 @@ from torch import nn
 
 from hwprune.ir import Data, Split
 from hwprune.sparsity import Fill, Strategy
+from hwprune.tasks import CLASSIFICATION, Task
 from hwprune.training.batches import Batches
 from hwprune.training.checkpoints import Checkpoint
 from hwprune.training.distributed import SINGLE_PROCESS, World
@@ -30,6 +31,7 @@ class FinetuneConfig:
     recipe: Recipe
     teacher: nn.Module | None
     seed: int
+    task: Task = CLASSIFICATION
     device: str = "cpu"
     progress: Callable[[Progress], None] | None = None
     train_batchnorm: bool = True

@@ -15,6 +15,7 @@ from torch import nn
 from hwprune.errors import DataError, UsageError
 from hwprune.ir import Data
 from hwprune.sparsity import Fill, MaskEvent, Strategy
+from hwprune.tasks import CLASSIFICATION, IMITATION, Task
 from hwprune.training import precision
 from hwprune.training.averaging import MovingAverage, Pool, module_state, put
 from hwprune.training.batches import Batch, augment, epoch_order, steps_per_epoch
@@ -27,7 +28,7 @@ from hwprune.training.events import collapsed
 from hwprune.training.evidence import GradientStats
 from hwprune.training.hooks import Hook, HookMaker, Proposal, Stage
 from hwprune.training.identity import identity_of, surroundings_of
-from hwprune.training.losses import check_labels, loss_of
+from hwprune.training.losses import Objective, check_labels, forward, nothing_to_learn_from
 from hwprune.training.masters import MasterWeights, Quantizer
 from hwprune.training.modes import (
     borrowed,
@@ -61,6 +62,7 @@ def finetune(
     recipe: Recipe,
     teacher: nn.Module | None,
     seed: int,
+    task: Task = CLASSIFICATION,
     device: str = "cpu",
     progress: Callable[[Progress], None] | None = None,
     train_batchnorm: bool = True,
@@ -76,7 +78,7 @@ def finetune(
     random state is left as it was. Batches are drawn alike whatever the strategy.
 
     Args:
-        module: a classifier; ends in eval mode on the device it came from.
+        module: the network; ends in eval mode on the device it came from.
         data: trained on ``train``, measured on ``validation``; ``test`` is not read.
         names: keys of the prunable parameters.
         strategy: what happens to the masks, and when.
@@ -84,6 +86,7 @@ def finetune(
         recipe: how to train.
         teacher: the dense model that is imitated, or None; may be ``module`` itself (copied).
         seed: of the order of samples, augmentation and dropout.
+        task: what the network is for: its loss and its metric.
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         progress: called now and then with a sign of life.
         train_batchnorm: False keeps BN in eval mode with its statistics as they are.
@@ -99,15 +102,12 @@ def finetune(
     Raises:
         CheckpointError: the checkpoint is damaged, or is one of another run.
         DataError: neither labels nor a teacher, an empty split, or a label out of range.
-        ModelError: the network does not return one row of class scores per sample.
+        ModelError: the network has not the output that the task takes.
         UsageError: the loss is not a number any more, or nothing can be pruned.
         HwpruneError: a pruned weight is not zero (a bug).
     """
-    if data.train.labels is None and teacher is None:
-        raise DataError(
-            "there is nothing to learn from: the data have no labels and no teacher was given",
-            hint="give labelled data, or the dense model as teacher",
-        )
+    if teacher is None and not task.measurable(data.train):
+        raise nothing_to_learn_from()
     home = next(module.parameters()).device
     if teacher is not None and share_parameters(teacher, module):
         teacher = copy.deepcopy(teacher)
@@ -115,7 +115,7 @@ def finetune(
     with seeded(seed + 7919 * world.rank, device), borrowed(module):
         config = FinetuneConfig(
             module=module, data=data, names=names, strategy=strategy, fill=fill, recipe=recipe,
-            teacher=teacher, seed=seed, device=device, progress=progress, store=store,
+            teacher=teacher, seed=seed, task=task, device=device, progress=progress, store=store,
             train_batchnorm=train_batchnorm, checkpoint=checkpoint, world=world, observe=observe,
             hooks=hooks,
         )  # fmt: skip
@@ -153,6 +153,9 @@ class Run:
             config.world,
         )  # fmt: skip
         self.batches = config.batches(config.data.train)
+        self.objective = Objective(config.task, recipe, self.batches, config.teacher)
+        labelled = config.task.measurable(config.data.train)
+        self.asks_teacher = not labelled or recipe.distillation_weight > 0
         self.epochs = strategy.epochs(recipe.epochs)
         if recipe.per_round:
             self.epochs *= len(strategy.restarts) + 1
@@ -209,26 +212,33 @@ class Run:
     def train(self) -> TrainResult:
         """Run from start to end."""
         set_mode(self.module, training=False)
+        task = self.config.task
         with torch.no_grad():
-            check_labels(self.batches.labels, logits_of(self.module, self._few()).shape[1])
+            few = self._few()
+            if task.takes_classes:
+                logits_of(self.module, few)
+            check_labels(task, self.batches.labels, task.counted(forward(self.module, few)))
         self.validator = Validator(self.config)
-        if self.validator.metric == "agreement":
+        if self.validator.judge.name == "agreement":
             note = "no labels: accuracy stands for agreement with the dense model"
+            self.journal.notes.append(note)
+        elif self.validator.judge.name == IMITATION.metric.name:
+            note = "no labels: what is measured is the share of the dense outputs' variance kept"
             self.journal.notes.append(note)
         self._begin()
         while self.epoch < self.epochs:
-            self.accuracy = self._epoch()
+            self.metric = self._epoch()
             if problem := self.checkpoints.keep(self.state_dict):
                 self.journal.notes.append(problem)
                 self.journal.say(self.epoch, self.step, message=problem)
-        accuracy = self.accuracy
+        metric = self.metric
         self.engine.change_masks(at_end=True)
         if self.step == 0 and self.config.strategy.events:
             self.recalibrate()
-            accuracy = self.measure()
+            metric = self.measure()
         elif self.journal.trajectory and self.journal.trajectory[-1]["action"] != "train":
-            accuracy = self.measure()
-        return self._result(self._settle(accuracy))
+            metric = self.measure()
+        return self._result(self._settle(metric))
 
     def _epoch(self) -> float:
         """Train one epoch, check the zeros, measure, and return the validation metric."""
@@ -247,19 +257,20 @@ class Run:
                 journal.say(self.epoch + 1, self.step, loss=float(total) / done)
         self.epoch += 1
         self.sparse.check()
-        accuracy, loss = self.measure(), float(total) / done
-        self.record("train", accuracy=accuracy, loss=loss)
+        metric, loss = self.measure(), float(total) / done
+        self.record("train", metric=metric, loss=loss)
         if config.observe is not None and self.step / self.steps in self.restarts:
             with self.shipped():
                 journal.trajectory[-1]["observed"] = config.observe(self.module)
         message = f"epoch {self.epoch} of {self.epochs}"
-        journal.say(self.epoch, self.step, loss=loss, accuracy=accuracy, message=message)
-        best = self.best[0] if self.best else -1.0
-        if clean and self.recipe.checkpoint == "best" and accuracy > best:
-            self.best = (accuracy, self.epoch, {n: t.clone() for n, t in self.solution().items()})
+        journal.say(self.epoch, self.step, loss=loss, metric=metric, message=message)
+        score = self.validator.judge.metric.score
+        better = self.best is None or score(metric) > score(self.best[0])
+        if clean and self.recipe.checkpoint == "best" and better:
+            self.best = (metric, self.epoch, {n: t.clone() for n, t in self.solution().items()})
         if clean and self.epoch < self.epochs:
             self.pool.add(self.solution())
-        return accuracy
+        return metric
 
     def _step(self, batch: Batch) -> torch.Tensor:
         """Take one optimiser step and return the loss, without waiting for it."""
@@ -289,21 +300,21 @@ class Run:
             batch: what to learn from.
             eager: run the network as it is, where ordinary steps go through ``torch.compile``.
         """
-        config, recipe = self.config, self.recipe
+        config = self.config
         eager = eager or any(hook.eager for hook in self.hooks.values())
         network, teacher = (self.module, config.teacher) if eager else (self.network, self.teacher)
         self.optimizer.zero_grad(set_to_none=True)
         kind = torch.device(config.device).type
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             answers = None
-            if teacher is not None and (batch.labels is None or recipe.distillation_weight > 0):
+            if teacher is not None and self.asks_teacher:
                 with torch.no_grad():
-                    answers = logits_of(teacher, batch.inputs)
-            logits = logits_of(network, batch.inputs)
-        loss = loss_of(logits, batch.labels, answers, recipe)
+                    answers = forward(teacher, batch.inputs)
+            outputs = forward(network, batch.inputs)
+        loss = self.objective(outputs, batch, answers)
         loss.backward()  # type: ignore[no-untyped-call]
         return config.world.mean_gradients(
-            self.module, loss.detach(), logits.shape[0], config.batch_size
+            self.module, loss.detach(), len(batch.inputs[0]), config.batch_size
         )
 
     def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
@@ -348,7 +359,7 @@ class Run:
         if self.epochs == 0:
             self.recalibrate()
         self.extreme = (living, self.measure())
-        self.record("extreme", accuracy=self.extreme[1])
+        self.record("extreme", metric=self.extreme[1])
         set_mode(self.module, training=self.epochs > 0, train_batchnorm=self.config.train_batchnorm)
 
     def _changed(self, event: MaskEvent, proposal: Proposal) -> None:
@@ -396,13 +407,14 @@ class Run:
 
     # -- the end ----------------------------------------------------------------------------------
 
-    def _settle(self, accuracy: float) -> float:
+    def _settle(self, metric: float) -> float:
         """Put what is to be shipped into the module, for good, and return its metric."""
         self.masters.reveal()
         for hook in self.hooks.values():
             hook.finish()
-        if self.best is not None and self.best[0] > accuracy:
-            accuracy, self.best_epoch, state = self.best
+        score = self.validator.judge.metric.score
+        if self.best is not None and score(self.best[0]) > score(metric):
+            metric, self.best_epoch, state = self.best
             put(self.module, state)
         before, tried = self.sparse.masks, list[Proposal]()
         last = MaskEvent(1.0, "prune", budget_fraction=1.0)
@@ -417,7 +429,7 @@ class Run:
 
         def measure() -> float:
             with self.masters.shown():
-                return self.validator.measure()
+                return score(self.validator.measure())
 
         with torch.no_grad():
             joined = self.pool.merge(self.sparse, finish, measure)
@@ -425,14 +437,15 @@ class Run:
             for hook in self.hooks.values():  # others did not join
                 hook.after_mask_change(last, proposal)
         if joined:
-            accuracy = measure()
-            self.record("average", accuracy=accuracy)
+            with self.masters.shown():
+                metric = self.validator.measure()
+            self.record("average", metric=metric)
             self.journal.notes.append(f"averaged with {joined} of its earlier solutions")
         if self.masters.finish():
-            accuracy = self.validator.measure()
-        return accuracy
+            metric = self.validator.measure()
+        return metric
 
-    def _result(self, accuracy: float) -> TrainResult:
+    def _result(self, metric: float) -> TrainResult:
         self.sparse.check()
         for hook in self.hooks.values():
             self.journal.notes += hook.notes
@@ -445,11 +458,12 @@ class Run:
             cost_epochs=self.epochs * (2.0 if self.recipe.sharpness else 1.0),
             steps=self.step,
             seconds=self.journal.seconds,
-            metric=self.validator.metric,
-            dense_accuracy=self.dense_accuracy,
-            extreme_accuracy=None if self.extreme is None else self.extreme[1],
+            metric=self.validator.judge.name,
+            dense_metric=self.dense_metric,
+            extreme_metric=None if self.extreme is None else self.extreme[1],
             extreme_nonzeros=None if self.extreme is None else self.extreme[0],
-            final_accuracy=accuracy,
+            final_metric=metric,
+            rows=self.validator.rows,
             best_epoch=self.best_epoch,
             precision=self.precision,
             notes=tuple(self.journal.notes),
@@ -464,7 +478,7 @@ class Run:
     # -- what is told -----------------------------------------------------------------------------
 
     def record(
-        self, action: str, *, accuracy: float | None = None, loss: float | None = None
+        self, action: str, *, metric: float | None = None, loss: float | None = None
     ) -> None:
         """Add a point to the trajectory."""
         kept = self.sparse.masks.nonzeros
@@ -475,7 +489,7 @@ class Run:
             action=action,
             nonzeros=kept,
             density=kept / self.sparse.weights,
-            accuracy=accuracy,
+            metric=metric,
             loss=loss,
             lr=self.recipe.rate(self.step / self.steps, self.restarts) if self.steps else None,
         )
@@ -499,7 +513,14 @@ class Run:
         """Continue from the checkpoint, or measure the dense network."""
         saved, said = self.checkpoints.read()
         if saved is None:
-            self.dense_accuracy = self.accuracy = self.measure()
+            self.dense_metric = self.metric = self.measure()
+            if not math.isfinite(self.dense_metric):
+                raise DataError(
+                    f"the {self.validator.judge.name} of the dense network is"
+                    f" {self.dense_metric}, which is no finite number",
+                    hint="is this the right task, and are the labels of its validation samples"
+                    " right?",
+                )
         else:
             self.load_state_dict(saved)
             done = f"continued after epoch {self.epoch} of {self.epochs}, from a checkpoint"
@@ -525,7 +546,7 @@ class Run:
             # Dropout: every process draws for its own samples.
             "global generators": self.config.world.gather(global_generators(self.config.device)),
             "progress": [self.step, self.epoch, self.changed_at],
-            "accuracies": [self.dense_accuracy, self.accuracy],
+            "metrics": [self.dense_metric, self.metric],
             "extreme": self.extreme,
             "best": self.best,
         }
@@ -544,5 +565,5 @@ class Run:
         if rank < len(state["global generators"]):
             set_global_generators(state["global generators"][rank], self.config.device)
         _, self.epoch, self.changed_at = state["progress"]
-        self.dense_accuracy, self.accuracy = state["accuracies"]
+        self.dense_metric, self.metric = state["metrics"]
         self.extreme, self.best = state["extreme"], state["best"]

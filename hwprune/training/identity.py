@@ -16,9 +16,10 @@ from hwprune.ir import Split
 from hwprune.sampling import evenly_spread
 from hwprune.training.checkpoints import Identity
 from hwprune.training.config import FinetuneConfig
+from hwprune.trees import leaves
 
 # The rooms whose code decides what a training step does.
-_ROOMS = ("training", "extreme", "least_squares", "sparsity", "budget", "encoding")
+_ROOMS = ("training", "extreme", "least_squares", "sparsity", "budget", "encoding", "tasks")
 # Samples of a split that are looked at: the whole of a large data set would take minutes.
 _LOOKED_AT = 256
 # Fields of the recipe that say how steps are computed: other kernels, other last bits.
@@ -40,6 +41,7 @@ def identity_of(config: FinetuneConfig) -> Identity:
         "the training data": splits[0],
         "the validation data": splits[1],
         "augmentation": config.data.augment,
+        "task": f"{config.task.name} {config.task.output or ''} {config.task.source}".strip(),
         "strategy": _short(repr(config.strategy), config.strategy.name),
         "teacher": None if config.teacher is None else _module_digest(config.teacher),
         "seed": config.seed,
@@ -97,7 +99,9 @@ def _module_digest(module: torch.nn.Module) -> str:
 def _split_digest(split: Split) -> str:
     digest = hashlib.sha256()
     if split.labels is not None:
-        digest.update(np.ascontiguousarray(split.labels).data)
+        for path, labels in leaves(split.labels):
+            digest.update(path.encode())
+            digest.update(np.ascontiguousarray(labels).data)
     count = len(split)
     chosen = np.unique(evenly_spread(count, _LOOKED_AT))
     few = chosen[:4]

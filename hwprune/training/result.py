@@ -22,7 +22,7 @@ class Progress:
         step: optimiser steps done.
         of: optimiser steps in all.
         loss: mean training loss of this epoch so far, None before the first step.
-        accuracy: validation accuracy, where it was just measured.
+        metric: on validation, where it was just measured.
         message: a short line for people.
     """
 
@@ -30,7 +30,7 @@ class Progress:
     step: int
     of: int
     loss: float | None
-    accuracy: float | None
+    metric: float | None
     message: str
 
 
@@ -42,18 +42,20 @@ class TrainResult:
         masks: the final masks; every weight outside them is exactly zero.
         trajectory: one dict per change of the masks and per epoch: epoch, step, action (``prune``,
             ``regrow``, ``train``, or ``average`` of several solutions), nonzeros, density,
-            accuracy, loss, lr, seconds (since the start). What was not measured at that point is
+            metric, loss, lr, seconds (since the start). What was not measured at that point is
             None. Where the caller observes, the ends of rounds have ``observed`` too.
         epochs: epochs spent.
         cost_epochs: what they cost, in epochs of one forward and backward pass a sample.
         steps: optimiser steps taken.
         seconds: wall time, evaluation included.
-        metric: ``accuracy`` against labels, or ``agreement`` with the dense model without them.
-        dense_accuracy: the metric before anything was pruned, on the validation split.
-        extreme_accuracy: the metric in the state with the fewest connections, just before it is
+        metric: the name of the task's metric; without labels ``agreement`` with the dense model,
+            or ``fidelity`` to its outputs.
+        dense_metric: the metric before anything was pruned, on the validation split.
+        extreme_metric: the metric in the state with the fewest connections, just before it is
             regrown; None where nothing is regrown.
         extreme_nonzeros: how many connections lived then.
-        final_accuracy: the metric of the weights that are returned, on the validation split.
+        final_metric: the metric of the weights that are returned, on the validation split.
+        rows: what the metric was last taken of, None where a run went on after its last epoch.
         best_epoch: the epoch (from 1) whose weights are returned; None without training.
         precision: ``fp32`` or ``bf16``.
         notes: sentences for the report.
@@ -65,11 +67,12 @@ class TrainResult:
     cost_epochs: float
     steps: int
     seconds: float
-    metric: Literal["accuracy", "agreement"]
-    dense_accuracy: float
-    extreme_accuracy: float | None
+    metric: str
+    dense_metric: float
+    extreme_metric: float | None
     extreme_nonzeros: int | None
-    final_accuracy: float
+    final_metric: float
+    rows: Any
     best_epoch: int | None
     precision: Literal["fp32", "bf16"]
     notes: tuple[str, ...] = ()
@@ -122,7 +125,7 @@ class Journal:
         step: int,
         *,
         loss: float | None = None,
-        accuracy: float | None = None,
+        metric: float | None = None,
         message: str = "",
     ) -> None:
         """Give a sign of life: always with a message, otherwise if one is due."""
@@ -130,4 +133,4 @@ class Journal:
             return
         self._pulse = time.perf_counter()
         message = message or f"epoch {epoch} of {self._epochs}"
-        self._progress(Progress(epoch, step, self._steps, loss, accuracy, message))
+        self._progress(Progress(epoch, step, self._steps, loss, metric, message))

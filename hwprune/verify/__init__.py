@@ -1,6 +1,5 @@
 """Is the file what was promised? Measured on this host, without torch."""
 
-from hwprune.verify.accuracy import accuracy_of
 from hwprune.verify.check import Made, check, compare_kernels, kernels_unavailable_reason
 from hwprune.verify.host import cpu_name, environment, host_label
 from hwprune.verify.latency import LatencyResult, measure
@@ -14,6 +13,7 @@ from hwprune.verify.limits import (
     why_not,
 )
 from hwprune.verify.memory import MemoryResult, resident
+from hwprune.verify.metric import metric_of
 from hwprune.verify.outcome import SCOPE_HOST, SCOPE_UNLINKED, CheckResult, Step
 from hwprune.verify.parity import Parity, compare
 
@@ -28,7 +28,6 @@ __all__ = [
     "MemoryResult",
     "Parity",
     "Step",
-    "accuracy_of",
     "check",
     "compare",
     "compare_kernels",
@@ -39,6 +38,7 @@ __all__ = [
     "host_label",
     "kernels_unavailable_reason",
     "measure",
+    "metric_of",
     "parse_limit",
     "require_measurable",
     "resident",

@@ -85,7 +85,7 @@ class TestStrategies:
         accuracy = ran.document["accuracy"]
         assert accuracy["final"] is accuracy["dense"] is None
         notes = " ".join(ran.document["notes"])
-        assert "agreement with the dense model" in notes
+        assert "the share of the dense outputs' variance" in notes
         assert "the test split has no labels" in notes
 
     def test_without_data_it_says_what_it_cannot_do(

@@ -304,7 +304,7 @@ def test_a_run_is_continued_to_the_bit_in_every_phase(
     states = [each.state_dict() for each in (whole, module)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert result.final_accuracy == expected.final_accuracy
+    assert result.final_metric == expected.final_metric
     assert any("continued after epoch" in note for note in result.notes)
 
 
@@ -329,4 +329,4 @@ def test_a_phase_that_outlasts_the_steps_ends_all_the_same(data: Data) -> None:
     module, result = tune(data, strategy, recipe=dataclasses.replace(RECIPE, epochs=1))
     assert not is_phased(module)
     # The last step was taken without, and what is reported is the plain network's.
-    assert accuracy(module, data.validation) == result.final_accuracy
+    assert accuracy(module, data.validation) == result.final_metric

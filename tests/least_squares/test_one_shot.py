@@ -19,7 +19,9 @@ from hwprune.ir import Data, Masks, Ranking
 from hwprune.least_squares import OneShot, one_shot
 from hwprune.least_squares.one_shot import FAILS_ABOVE, GOOD_TO
 from hwprune.sparsity import make
+from hwprune.tasks import CLASSIFICATION, IMITATION
 from hwprune.training import Recipe, finetune
+from hwprune.training.batches import Batches
 
 NAMES = ("0.weight", "3.weight", "6.weight", "8.weight")
 SHAPES = ((1, 8, 8),)
@@ -89,9 +91,9 @@ def weights_of(network: nn.Module) -> dict[str, Any]:
 
 
 def test_data_are_fitted_to_and_measured(network: nn.Module, data: Data) -> None:
-    fitted = once(network, 0.1).on_data(data, recalibrates=True)
-    assert fitted.accuracy is not None
-    assert fitted.accuracy > 0.6
+    fitted = once(network, 0.1).on_data(data, task=CLASSIFICATION, recalibrates=True)
+    assert fitted.metric is not None
+    assert fitted.metric > 0.6
     for name, weight in weights_of(network).items():
         assert not np.any(weight[~fitted.masks[name]])
     assert [point["action"] for point in fitted.trajectory] == ["prune", "least squares"]
@@ -102,11 +104,11 @@ def test_data_are_fitted_to_and_measured(network: nn.Module, data: Data) -> None
 
 def test_labels_are_not_needed_and_change_no_weight(network: nn.Module, data: Data) -> None:
     kept = {key: value.clone() for key, value in network.state_dict().items()}
-    one = once(network, 0.2).on_data(data, recalibrates=True)
+    one = once(network, 0.2).on_data(data, task=CLASSIFICATION, recalibrates=True)
     weights = weights_of(network)
     network.load_state_dict(kept)
-    two = once(network, 0.2).on_data(without_labels(data), recalibrates=True)
-    assert two.accuracy is None
+    two = once(network, 0.2).on_data(without_labels(data), task=CLASSIFICATION, recalibrates=True)
+    assert two.metric is None
     assert "variance of the dense outputs that is kept on validation" in " ".join(two.notes)
     assert all(np.array_equal(one.masks[name], two.masks[name]) for name in one.masks)
     assert all(np.array_equal(weights[name], now) for name, now in weights_of(network).items())
@@ -116,16 +118,16 @@ def test_the_better_of_the_two_is_kept(
     network: nn.Module, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = iter([0.3, 0.9])
-    monkeypatch.setattr(one_shot._Measure, "__call__", lambda self, module: next(shares))
-    fitted = once(network, 0.2).on_data(data, recalibrates=True)
-    assert fitted.accuracy == 0.9
+    monkeypatch.setattr(one_shot.Judge, "__call__", lambda self, module: next(shares))
+    fitted = once(network, 0.2).on_data(data, task=CLASSIFICATION, recalibrates=True)
+    assert fitted.metric == 0.9
     assert "did better than least squares here" in " ".join(fitted.notes)
 
 
 def test_no_data_but_bn(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     before = weights_of(network)
     fitted = once(network, 0.4).without_data(SHAPES)
-    assert fitted.accuracy is None
+    assert fitted.metric is None
     notes = " ".join(fitted.notes)
     assert "nothing was trained" in notes
     assert "inputs made from what its BN layers remember" in notes
@@ -202,7 +204,8 @@ class TwoHeads(nn.Module):
 def test_without_labels_every_output_is_compared(data: Data) -> None:
     bare = without_labels(data)
     dense = TwoHeads().eval()
-    measure = one_shot._Measure(bare, dense, "cpu")
+    batches = Batches(bare.validation, device="cpu", resident_bytes=0, channels_last=False)
+    measure = one_shot.Judge(IMITATION, batches, torch.arange(batches.size), dense)
     assert measure(copy.deepcopy(dense)) == 1.0
     for head in ("number", "map"):
         broken = copy.deepcopy(dense)
@@ -211,8 +214,8 @@ def test_without_labels_every_output_is_compared(data: Data) -> None:
         assert measure(broken) < 0.6
     names = ("body.weight", "number.weight", "map.weight")
     one = OneShot(copy.deepcopy(dense), names, fill(0.5), seed=0, device="cpu", tell=tell)
-    fitted = one.on_data(bare, recalibrates=True)
-    assert fitted.accuracy is None
+    fitted = one.on_data(bare, task=IMITATION, recalibrates=True)
+    assert fitted.metric is None
     assert measure(one.module) > 0.8
     assert "variance of the dense outputs that is kept on validation" in " ".join(fitted.notes)
 
@@ -221,7 +224,7 @@ def test_what_is_not_finite_is_left_to_the_mask(network: nn.Module, data: Data) 
     with torch.no_grad():
         network[3].weight.fill_(1e38)
     before = weights_of(network)
-    fitted = once(network, 0.3).on_data(data, recalibrates=True)
+    fitted = once(network, 0.3).on_data(data, task=CLASSIFICATION, recalibrates=True)
     notes = " ".join(fitted.notes)
     for name, weight in weights_of(network).items():
         if name != "0.weight":

@@ -12,6 +12,7 @@ from torch import nn
 from hwprune.frontend import load_data
 from hwprune.ir import Model, TensorSpec
 from hwprune.steps.check_data import check_data
+from hwprune.tasks import CLASSIFICATION
 
 
 @pytest.mark.parametrize(
@@ -30,4 +31,5 @@ def test_only_what_is_no_better_than_guessing_is_called_chance(
     guesses.bias = nn.Parameter(torch.tensor([0.0, 1.0]))  # always class 1
     spec = TensorSpec("x", (None, 4), "float32")
     model = Model("net", "net.pt", "state-dict", guesses, None, (spec,))
-    assert len(check_data(model, load_data(f"npz:{tmp_path / 'd.npz'}"))) == hints
+    data = load_data(f"npz:{tmp_path / 'd.npz'}")
+    assert len(check_data(model, data, CLASSIFICATION)) == hints

@@ -21,6 +21,7 @@ from hwprune.steps.packing import PackedModel
 from hwprune.steps.planning import Prepared, prepare
 from hwprune.steps.verifying import measure_files, verify_file
 from hwprune.targets import load
+from hwprune.tasks import CLASSIFICATION
 from hwprune.verify import CheckResult, parity
 
 BUDGET = 9_000
@@ -69,7 +70,8 @@ def test_both_speeds_are_compared_and_measured(prepared: At, tmp_path: Path) -> 
     assert found.speeds is not None
     assert found.speeds.relative_error <= 1e-5
     measured = measure_files(
-        tmp_path / "model.onnx", now.template.write_dense(), None, folder=tmp_path, threads=1,
+        tmp_path / "model.onnx", now.template.write_dense(), None, CLASSIFICATION, folder=tmp_path,
+        threads=1,
         with_latency=True, with_kernels=True,
     )  # fmt: skip
     assert set(measured.latency) == set(measured.memory) == {"dense", "stock", "kernels"}

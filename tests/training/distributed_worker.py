@@ -77,8 +77,8 @@ def train(kind: str, world: World, **changes: Any) -> dict[str, Any]:
     return {
         "masks": {name: result.masks[name].tolist() for name in result.masks},
         "weights": {k: v.tolist() for k, v in module.state_dict().items()},
-        "accuracy": result.final_accuracy,
-        "dense_accuracy": result.dense_accuracy,
+        "accuracy": result.final_metric,
+        "dense_metric": result.dense_metric,
         "losses": [p["loss"] for p in result.trajectory if p["action"] == "train"],
         "digest": digest(module),
         "notes": result.notes,

@@ -12,9 +12,10 @@ from hwprune.errors import DataError, ModelError, UsageError
 from hwprune.frontend.sources.normalize import Normalizer
 from hwprune.frontend.sources.parts import ArrayPart
 from hwprune.frontend.sources.splits import NormalizedSplit
+from hwprune.tasks import CLASSIFICATION
 from hwprune.training import Recipe, precision, recalibrate_batchnorm
 from hwprune.training.batches import Batch, Batches, augment, epoch_order, steps_per_epoch
-from hwprune.training.losses import loss_of
+from hwprune.training.losses import Objective
 from hwprune.training.modes import logits_of, place, set_mode
 
 
@@ -110,12 +111,19 @@ def test_the_loss_is_a_mixture() -> None:
     soft = 4 * nn.functional.kl_div(
         (logits / 2).log_softmax(1), (teacher / 2).softmax(1), reduction="batchmean"
     )
-    assert torch.isclose(loss_of(logits, labels, None, recipe), hard)
-    assert torch.isclose(loss_of(logits, None, teacher, recipe), soft)
-    mixed = loss_of(logits, labels, teacher, recipe)
+    split = nets.digits(samples=60).train
+    batches = Batches(split, device="cpu", resident_bytes=0, channels_last=False)
+
+    def loss_of(labels: torch.Tensor | None, answers: torch.Tensor | None) -> torch.Tensor:
+        objective = Objective(CLASSIFICATION, recipe, batches, None)
+        return objective(logits, Batch((logits,), labels), answers)
+
+    assert torch.isclose(loss_of(labels, None), hard)
+    assert torch.isclose(loss_of(None, teacher), soft)
+    mixed = loss_of(labels, teacher)
     assert torch.isclose(mixed, 0.75 * hard + 0.25 * soft)
     with pytest.raises(DataError):
-        loss_of(logits, None, None, recipe)
+        loss_of(None, None)
 
 
 def test_recalibration_takes_the_statistics_of_the_data() -> None:

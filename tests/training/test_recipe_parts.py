@@ -98,7 +98,7 @@ def test_what_is_off_changes_no_bit(data: Data, start: nn.Module) -> None:
     first = tune(plain, data, OFF)
     second = tune(other, data, OFF, store=Grid(0.1))  # in force from progress 1: never
     assert same(plain.state_dict(), other.state_dict())
-    assert first.final_accuracy == second.final_accuracy
+    assert first.final_metric == second.final_metric
     third = copy.deepcopy(start)
     tune(third, data, QUICK)  # nothing rounds
     assert same(plain.state_dict(), third.state_dict())
@@ -148,8 +148,8 @@ def test_what_is_measured_and_kept_is_the_average(data: Data, start: nn.Module) 
     result = tune(averaged, data, dataclasses.replace(OFF, ema_decay=0.9))
     assert not torch.equal(plain[4].weight, averaged[4].weight)
     assert not torch.equal(plain[1].running_var, averaged[1].running_var)
-    assert accuracy(averaged, data.validation) == result.final_accuracy
-    assert result.trajectory[-1]["accuracy"] == result.final_accuracy
+    assert accuracy(averaged, data.validation) == result.final_metric
+    assert result.trajectory[-1]["metric"] == result.final_metric
 
 
 def test_a_solution_joins_only_where_validation_does_not_fall() -> None:
@@ -196,9 +196,9 @@ def test_interpolation_in_a_run_fills_the_same_budget(data: Data, start: nn.Modu
     result = tune(module, data, recipe, strategy=strategy)
     points = [point for point in result.trajectory if point["action"] == "average"]
     for point in points:
-        assert point["accuracy"] >= result.trajectory[-2]["accuracy"]
+        assert point["metric"] >= result.trajectory[-2]["metric"]
     assert result.masks.nonzeros == 700
-    assert accuracy(module, data.validation) == result.final_accuracy
+    assert accuracy(module, data.validation) == result.final_metric
     for name in nets.NAMES:
         weight = dict(module.named_parameters())[name].detach().numpy()
         assert not np.any(weight[~result.masks[name]])
@@ -400,10 +400,10 @@ def test_a_run_ends_with_stored_values(data: Data, start: nn.Module, checkpoint:
         levels = weight / 0.03
         assert torch.allclose(levels, levels.round(), atol=1e-4)
         assert np.array_equal(weight.numpy() != 0, result.masks[name])
-    assert accuracy(module, data.validation) == result.final_accuracy
+    assert accuracy(module, data.validation) == result.final_metric
     trained = [p for p in result.trajectory if p["action"] == "train"]
     if checkpoint == "final":
-        assert trained[-1]["accuracy"] == result.final_accuracy
+        assert trained[-1]["metric"] == result.final_metric
     else:
         # Epoch 2 began without rounding: only the last one is of the kind that is kept.
         assert result.best_epoch == 3

@@ -102,7 +102,7 @@ def test_the_same_bits(data: Data, tmp_path: Path, recipe: str, after: int) -> N
     module, result = tune(data, checkpoint, **options)
     assert same(whole, module)
     assert without_seconds(result) == without_seconds(expected)
-    for field in ("final_accuracy", "extreme_accuracy", "best_epoch", "steps", "dense_accuracy"):
+    for field in ("final_metric", "extreme_metric", "best_epoch", "steps", "dense_metric"):
         assert getattr(result, field) == getattr(expected, field)
     assert f"continued after epoch {after} of {EPOCHS}, from a checkpoint" in result.notes
     seconds = [point["seconds"] for point in result.trajectory]

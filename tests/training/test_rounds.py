@@ -33,7 +33,7 @@ def test_a_dense_network_is_trained_from_scratch() -> None:
     result = tune(module, strategy=dense, recipe=dataclasses.replace(RECIPE, epochs=5))
     assert result.epochs == 5
     assert result.masks.nonzeros == nets.WEIGHTS
-    assert result.final_accuracy > result.dense_accuracy + 0.4
+    assert result.final_metric > result.dense_metric + 0.4
 
 
 def test_what_is_observed_is_the_network_at_the_end_of_each_round(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_what_is_observed_is_the_network_at_the_end_of_each_round(tmp_path: Path
     assert [(p["epoch"], p["action"], p["nonzeros"]) for p in points] == [(1.0, "train", seen[0])]
     assert 0 < points[0]["observed"] < 1
     # It was looked at, and that was all.
-    assert result.final_accuracy == alone.final_accuracy
+    assert result.final_metric == alone.final_metric
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), module.parameters()))  # noqa: B905
 
 

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from hwprune.errors import ArtifactError, DataError, UsageError, VerificationError
-from hwprune.verify import accuracy_of, check, environment, latency, measure, resident, runner
+from hwprune.tasks import CLASSIFICATION
+from hwprune.verify import check, environment, latency, measure, metric_of, resident, runner
 
 WriteArtifact = Callable[..., Path]
 
@@ -41,7 +42,7 @@ def test_accuracy_is_that_of_the_file(write_artifact: WriteArtifact, batch: int 
     answers = outputs_of(path, samples).argmax(axis=1)
     wrong = np.where(np.arange(10) < 3, (answers + 1) % 5, answers)
     samples.labels = wrong.astype(np.int64)
-    assert accuracy_of(str(path), samples, batch=3) == pytest.approx(0.7)
+    assert metric_of(str(path), samples, CLASSIFICATION, batch=3) == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize(("count", "labels"), [(3, None), (0, np.zeros(0, np.int64))])
@@ -49,7 +50,7 @@ def test_accuracy_needs_labelled_samples(
     write_artifact: WriteArtifact, count: int, labels: NDArray[np.int64] | None
 ) -> None:
     with pytest.raises(DataError, match="labelled samples"):
-        accuracy_of(str(write_artifact()), Samples(count, labels))
+        metric_of(str(write_artifact()), Samples(count, labels), CLASSIFICATION)
 
 
 def test_latency_of_two_files(write_artifact: WriteArtifact) -> None:
