@@ -44,7 +44,7 @@ from hwprune.steps.planning import (
 from hwprune.steps.pruning import nothing_pruned, prune_and_regrow, strategy_for
 from hwprune.steps.recording import Compiled, Outcome, record_of, with_verdict, write_reports
 from hwprune.steps.value_type_selection import choose_value_type
-from hwprune.steps.verifying import Evaluation, measure_files, verify_file
+from hwprune.steps.verifying import Evaluation, check_export, measure_files, verify_file
 from hwprune.units import format_bytes, format_percent
 from hwprune.verify import limits as limit_rules
 from hwprune.verify.firmware import FIRMWARE_NAME, QLINEAR_NAME, FirmwareCheck, check_firmware
@@ -80,6 +80,8 @@ def compile_model(job: Job, say: Say = lambda status: None) -> Artifact:
         prepared = prepare(job.model, job.target)
         layers, why_not = firmware_layers(job, prepared.template)
         dense = prepared.template.write_dense()
+        if folder is not None:
+            check_export(job.model, dense, folder.staging / "dense.onnx")
         notes = [*prepared.notes, *(job.data.notes if job.data else ()), *matched]
         notes += [why_not] if why_not else []
         whole = fits_dense(prepared.dense_bytes, job.target, job.budget_bytes)

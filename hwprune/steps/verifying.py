@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hwprune.errors import ExportError, VerificationError
 from hwprune.export.pipeline import decoded_parameters, renewed
 from hwprune.export.template import Template, Written
 from hwprune.ir import Data, Masks, Model
 from hwprune.steps.output import write_file
 from hwprune.targets import Target
 from hwprune.tasks import Task
-from hwprune.verify import CheckResult, Made, check, latency, memory, metric_of, parity
+from hwprune.verify import CheckResult, Made, check, latency, memory, metric_of, parity, runner
 from hwprune.verify.runner import open_session
 
-_SAMPLES, _SAMPLES_OF_ROUNDING = 64, 16
+_SAMPLES, _SAMPLES_OF_ROUNDING, _SAMPLES_OF_EXPORT = 64, 16, 3
+# An exported network that differs by more of its range is another network.
+_GROSS = 1e-2
 _ULP = 2.0**-23  # float32's relative spacing
 # What onnxruntime computes by rational functions: right to an ulp of 1, however small the value is.
 _GATES, _GATED = ("sigmoid", "tanh", "erf"), ("silu", "gelu", "mish")  # these times the input
@@ -64,22 +67,64 @@ def verify_file(
     return check(str(path), target=target, made=made)
 
 
+def check_export(model: Model, dense: Written, path: Path) -> None:
+    """Compare the dense file with its network, before anything is trained.
+
+    Only gross differences count: an operator that was exported as another one, a size that came out
+    fixed. What rounding does is left to ``verify_file``.
+
+    Args:
+        model: the network.
+        dense: its file before pruning.
+        path: where to write it for onnxruntime.
+
+    Raises:
+        ExportError: it computes something else, or does not run.
+    """
+    write_file(path, dense.data)
+    try:
+        session = runner.open_session(str(path))
+        names = [entry.name for entry in session.get_outputs()]
+        count = runner.fixed_batch(session) or _SAMPLES_OF_EXPORT
+        inputs = _drawn(model, count)
+        try:
+            expected = _run(copy.deepcopy(model.module), inputs)
+        except (RuntimeError, IndexError, ValueError):  # it takes none that are made up
+            return
+        found = parity.compare(
+            runner.run(session, inputs), expected, limit=_GROSS, names=names, each=False
+        )
+    except VerificationError as error:
+        wrong = error.message.replace(str(path), "the file")
+    else:
+        if found.relative_error <= _GROSS:
+            return
+        wrong = f"outputs differ by {found.relative_error:.1e} of their range"
+    raise ExportError(
+        f"{model.name} is another network once it is exported: {wrong}",
+        hint="torch's exporter may write an operator as another one; say it with other operators",
+    )
+
+
 def _samples(model: Model, data: Data | None) -> Arrays | None:
     inputs = model.inputs
     fixed = next((spec.shape[0] for spec in inputs if spec.shape and spec.shape[0]), None)
     count = fixed or _SAMPLES
     if data is None or len(data.validation) < count:
-        if not any(spec.free for spec in inputs):
-            return None
-        draw = np.random.default_rng(0)  # of the sizes that the user said, which no file holds
-        shapes = [(spec.with_batch(count), spec.dtype) for spec in inputs]
-        return [
-            draw.standard_normal(shape).astype(dtype)
-            if dtype == "float32"
-            else draw.integers(0, 2, shape).astype(dtype)
-            for shape, dtype in shapes
-        ]
+        # of the sizes that the user said, which no file holds
+        return _drawn(model, count) if any(spec.free for spec in inputs) else None
     return [np.asarray(a) for a in data.validation.batch(np.arange(count, dtype=np.int64))]
+
+
+def _drawn(model: Model, count: int) -> Arrays:
+    draw = np.random.default_rng(0)
+    shapes = [(spec.with_batch(count), spec.dtype) for spec in model.inputs]
+    return [
+        draw.standard_normal(shape).astype(dtype)
+        if dtype == "float32"
+        else draw.integers(0, 2, shape).astype(dtype)
+        for shape, dtype in shapes
+    ]
 
 
 def _few(model: Model, inputs: Arrays) -> Arrays:

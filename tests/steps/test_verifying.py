@@ -14,12 +14,14 @@ import torch
 from steps_tools import At, pack, verify, weights_in
 from torch import nn
 
+import hwprune
+from hwprune.errors import ExportError
 from hwprune.export.template import Written
 from hwprune.ir import Masks, Model, TensorSpec
 from hwprune.kernels import library
 from hwprune.steps.packing import PackedModel
 from hwprune.steps.planning import Prepared, prepare
-from hwprune.steps.verifying import measure_files, verify_file
+from hwprune.steps.verifying import check_export, measure_files, verify_file
 from hwprune.targets import load
 from hwprune.tasks import CLASSIFICATION
 from hwprune.verify import CheckResult, parity
@@ -164,6 +166,36 @@ def test_one_wrong_weight_is_caught(
     found = judged(made, changed(made.template.write_dense(), factor, size), tmp_path)
     assert [step.name for step in found.failures] == ["same as the network"]
     assert "outputs differ from the torch network" in found.problems[0]
+
+
+def test_an_export_that_is_another_network_is_refused(tmp_path: Path) -> None:
+    """Before training: an operator that torch exports as another one, or a size that is fixed."""
+    made = boxes_at(1.0)
+    dense = made.template.write_dense()
+    check_export(made.model, dense, tmp_path / "dense.onnx")
+    with pytest.raises(ExportError, match=r"boxes is another network.* outputs differ by .*range"):
+        check_export(made.model, changed(dense, 1e3, 0.5), tmp_path / "dense.onnx")
+    fixed = onnx.load_from_string(dense.data)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    fixed.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 25
+    with pytest.raises(ExportError, match="boxes is another network once it is exported: "):
+        check_export(
+            made.model, replace(dense, data=fixed.SerializeToString()), tmp_path / "dense.onnx"
+        )
+
+
+def test_nothing_is_trained_of_a_network_that_exports_as_another(tmp_path: Path) -> None:
+    class Halved(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            return y if torch.compiler.is_exporting() else y / 2
+
+    with pytest.raises(ExportError, match="halved is another network once it is exported"):
+        hwprune.compile(
+            Halved(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), target="raspberry-pi-5",
+            example_input=torch.zeros(1, 8), budget=2000, epochs=0, output=tmp_path / "out",
+        )  # fmt: skip
+    assert not list((tmp_path / "out").glob("*.onnx"))
 
 
 def test_a_file_that_is_not_the_written_one_is_caught(prepared: At, tmp_path: Path) -> None:
