@@ -321,21 +321,28 @@ class _ModelWriter:
         self._count(WORD_BYTES * len(biases))
         outputs, per_group, kernel_rows, kernel_columns = conv.weight.shape
         channels, _, _ = place.chw
-        row_columns, width, pitch = per_group * kernel_columns, kernel_columns, place.pitch
+        row_columns, width = per_group * kernel_columns, kernel_columns
+        step = conv.dilations[0] * channels * place.pitch
+        if step == per_group * place.pitch:  # kernel rows follow one another as channels do
+            row_columns *= kernel_rows
+        elif kernel_rows == 1:  # a step over the last kernel row is never taken, and may not fit
+            step = 0
         reciprocal = -(-65_536 // width)
-        if any(column * reciprocal >> 16 != column // width for column in range(row_columns)):
+        inexact = [c for c in range(row_columns) if c * reciprocal >> 16 != c // width]
+        if inexact and row_columns > per_group * width:
+            row_columns = per_group * width
+            inexact = [c for c in inexact if c < row_columns]
+        if inexact:
             raise ExportError(
                 f"{conv.name!r} has {per_group} channels of {width} columns in each kernel row, "
                 "more than firmware's division holds",
                 hint="a narrower kernel, or fewer channels",
             )
         lengths = [len(stored.index), len(stored.values), len(stored.counts)]
-        # A step over the last kernel row is never taken, and may not fit.
-        step = conv.dilations[0] * channels * pitch if kernel_rows > 1 else 0
         filters = (
             f"{{hwp_decode_{stored.format}, {', '.join(arrays)}, {', '.join(map(str, lengths))},\n"
-            f"     {reciprocal}, {rows.shape[1]}, {stored.most}, {row_columns}, {step}, {pitch}, "
-            f"{width}, {conv.dilations[1]}, {stored.rice}}}"
+            f"     {reciprocal}, {rows.shape[1]}, {stored.most}, {row_columns}, {step}, "
+            f"{place.pitch - width * conv.dilations[1]}, {conv.dilations[1]}, {stored.rice}}}"
         )
         reach = (kernel_rows - 1) * conv.dilations[0] + 1
         numbers = (

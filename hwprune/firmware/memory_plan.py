@@ -11,7 +11,7 @@ streamed: all of them take turns, row by row, until what comes behind can go on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -38,6 +38,8 @@ MAX_OFFSET = 65_535
 # The descriptors hold gaps, pads, strides and kernels in one byte each, numbers of things too.
 MAX_BYTE = 255
 TAP_BYTES = 4
+# Words behind a list of taps at which a loop ends.
+END_TAPS = 2
 # What the state of a schedule takes: a row number a window and a layer, and where input comes from.
 ROW_BYTES = 2
 SOURCE_BYTES = 8
@@ -182,19 +184,68 @@ def plan(network: IntegerNetwork, ram_bytes: int | None = None) -> MemoryPlan:
     """
     layers, renamed = _lowered(network)
     gaps = _gaps(network, layers)
+    planner = _Planner(network, renamed, gaps, ram_bytes)
     least: MemoryPlan | None = None
     for candidates in _candidates(layers):
-        made = [_planned(network, candidate, renamed, gaps) for candidate in candidates]
-        fitting = [p for p in made if ram_bytes is None or p.ram_bytes <= ram_bytes]
+        made = [plan for candidate in candidates for plan in planner.plans(candidate)]
+        fitting = [plan for plan in made if planner.fits(plan)]
         if fitting:
-            return min(fitting, key=lambda p: (p.instructions, p.ram_bytes))
-        least = min([*made, *([least] if least else [])], key=lambda p: p.ram_bytes)
+            best = min(fitting, key=_rank)
+            return planner.refined(best) if ram_bytes is not None else best
+        least = min([*made, *([least] if least else [])], key=lambda plan: plan.ram_bytes)
     assert least is not None
     raise InfeasibleError(
         f"the network needs {format_bytes(least.ram_bytes)} of RAM at {least.peak!r}, where "
         f"{format_bytes(ram_bytes or 0)} are left for it",
         hint="take a target with more RAM, or a smaller input: rows and channels count alike",
     )
+
+
+def _rank(plan: MemoryPlan) -> tuple[float, int]:
+    return plan.instructions, plan.ram_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    """Makes the plans of a network whose layers have their rows a pass."""
+
+    network: IntegerNetwork
+    renamed: Mapping[str, str]
+    gaps: Mapping[str, int]
+    limit: int | None
+
+    def plans(self, layers: tuple[PlannedLayer, ...]) -> list[MemoryPlan]:
+        """Return a plan for each preference of where sums go."""
+        return [
+            _planned(self.network, layers, self.renamed, self.gaps, whole_first)
+            for whole_first in (True, False)
+        ]
+
+    def fits(self, plan: MemoryPlan) -> bool:
+        """Return whether a plan's RAM is within the limit."""
+        return self.limit is None or plan.ram_bytes <= self.limit
+
+    def refined(self, best: MemoryPlan) -> MemoryPlan:
+        """Give layers, and sums with what makes an operand, more rows a pass where they fit."""
+        readers = _readers(best.layers)
+        groups = [{number} for number in range(len(best.layers))]
+        for number, planned in enumerate(best.layers):
+            groups += [
+                {number, reader}
+                for reader in readers[planned.output]
+                if isinstance(best.layers[reader].layer, Add)
+            ]
+        for group in groups:
+            for rows in reversed(PASSES):
+                layers = tuple(
+                    replace(planned, rows=max(planned.rows, min(rows, planned.height)))
+                    if number in group
+                    else planned
+                    for number, planned in enumerate(best.layers)
+                )
+                if layers != best.layers:
+                    best = min([best, *filter(self.fits, self.plans(layers))], key=_rank)
+        return best
 
 
 def _candidates(layers: tuple[PlannedLayer, ...]) -> Iterable[list[tuple[PlannedLayer, ...]]]:
@@ -397,6 +448,7 @@ def _planned(
     layers: tuple[PlannedLayer, ...],
     renamed: Mapping[str, str],
     gaps: Mapping[str, int],
+    whole_first: bool,
 ) -> MemoryPlan:
     outputs = {renamed.get(name, name) for name in network.outputs}
     scheduler = _Scheduler(layers, outputs)
@@ -406,24 +458,21 @@ def _planned(
     lives, steps = scheduler.lives, scheduler.steps
     for name in outputs:
         lives[name].died = len(steps)
-    shared = _shared(scheduler)
+    shared = _shared(scheduler, whole_first)
     windows: dict[str, list[str]] = {}
     for name in lives:
         windows.setdefault(shared.get(name, name), []).append(name)
-    wanted = []
+    wanted: list[Wanted] = []
     for owner, names in windows.items():
         chw = network.tensors[owner].chw
         rows = max(lives[name].held for name in names)
         span = min(lives[name].born for name in names), max(lives[name].died for name in names)
         wanted.append((Placement(owner, chw, gaps[owner], rows, 0, 0), span))
-    wanted.sort(key=lambda pair: (-pair[0].size, pair[0].tensor))
+    begins = min((_packed(wanted, order) for order in _ORDERS), key=lambda ends: ends[1])[0]
     placements: dict[str, Placement] = {}
     taken: list[tuple[int, int, tuple[int, int]]] = []  # begin, end, span of steps
     for window, (place, span) in enumerate(wanted):
-        begin = 0
-        for other, end, (born, died) in sorted(taken):
-            if span[0] <= died and born <= span[1] and begin + place.size > other:
-                begin = max(begin, end)
+        begin = begins[place.tensor]
         taken.append((begin, begin + place.size, span))
         for name in windows[place.tensor]:
             placements[name] = replace(place, tensor=name, window=window, offset=begin + place.gap)
@@ -442,17 +491,44 @@ def _planned(
         ordered,
         dict(renamed),
         max(end for _, end, _ in taken) + slack,
-        1 + max((int(count.max()) for count in counts), default=0),
+        END_TAPS + max((int(count.max()) for count in counts), default=0),
         layers[steps[min(int(np.argmax(in_use)), len(steps) - 1)]].output,
         _cost(network, layers, ordered, steps),
     )
 
 
-def _shared(scheduler: _Scheduler) -> dict[str, str]:
+Wanted = tuple[Placement, tuple[int, int]]
+"""A window and the steps from which to which it is needed."""
+# In which order windows are placed, each as low as it fits: the best of some is near the best.
+_ORDERS: tuple[Callable[[Wanted], tuple[int, ...]], ...] = (
+    lambda wanted: (-wanted[0].size,),
+    lambda wanted: (wanted[1][0] - wanted[1][1], -wanted[0].size),
+    lambda wanted: (wanted[1][0], -wanted[0].size),
+    lambda wanted: (-wanted[1][1], -wanted[0].size),
+)
+
+
+def _packed(
+    wanted: Sequence[Wanted], order: Callable[[Wanted], tuple[int, ...]]
+) -> tuple[dict[str, int], int]:
+    """Return where each window begins, and the bytes of all."""
+    begins: dict[str, int] = {}
+    taken: list[tuple[int, int, int, int]] = []
+    for place, (born, died) in sorted(wanted, key=lambda pair: (*order(pair), pair[0].tensor)):
+        begin = 0
+        for other, end, other_born, other_died in sorted(taken):
+            if born <= other_died and other_born <= died and begin + place.size > other:
+                begin = max(begin, end)
+        taken.append((begin, begin + place.size, born, died))
+        begins[place.tensor] = begin
+    return begins, max(end for _, end, _, _ in taken)
+
+
+def _shared(scheduler: _Scheduler, whole_first: bool) -> dict[str, str]:
     """Return the sums that take the place of an operand, by name, and with whom they share it.
 
     Either the operand is all there and read by nobody else any more, or its rows are made for the
-    sum alone, each time right before it.
+    sum alone, each time right before it. Where both can be had, ``whole_first`` decides.
     """
     shared: dict[str, str] = {}
     lives, layers = scheduler.lives, scheduler.layers
@@ -460,6 +536,7 @@ def _shared(scheduler: _Scheduler) -> dict[str, str]:
     for number, planned in enumerate(layers):
         if not isinstance(planned.layer, Add):
             continue
+        places: dict[bool, str] = {}
         for operand in dict.fromkeys(planned.inputs):
             maker = layers[scheduler.maker[operand]]
             others = [reader for reader in scheduler.readers[operand] if reader != number]
@@ -467,8 +544,9 @@ def _shared(scheduler: _Scheduler) -> dict[str, str]:
             whole = lives[operand].held == maker.height and unread
             private = not others and maker.rows == planned.rows and operand not in shared
             if operand not in scheduler.kept and (whole or private):
-                shared[planned.output] = shared.get(operand, operand)
-                break
+                places.setdefault(whole, shared.get(operand, operand))
+        if places:
+            shared[planned.output] = places.get(whole_first) or next(iter(places.values()))
     return shared
 
 

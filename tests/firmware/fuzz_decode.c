@@ -37,15 +37,15 @@ int main(void) {
     filters.reciprocal = (65536u + width - 1) / width;
     filters.columns = (uint16_t)(width * channels * rows);
     filters.row_columns = (uint16_t)(width * channels);
-    filters.pitch = (uint16_t)(width + next(5));
-    filters.row_step = (uint16_t)(channels * filters.pitch);
-    filters.kernel_width = (uint8_t)width;
+    filters.channel_skip = (int16_t)next(5);
+    const unsigned pitch = width + (unsigned)filters.channel_skip;
+    filters.row_step = (uint16_t)(channels * pitch);
     filters.dilation = 1;
     filters.rice = (uint8_t)next(16);
     filters.most_taps = (uint16_t)(1 + next(filters.columns));
     uint32_t *taps = malloc((filters.most_taps + 1u) * sizeof *taps);
     hwp_cursor cursor = {filters.index, filters.values, filters.counts, 0, 0};
-    const uint32_t most = (rows - 1) * filters.row_step + (channels - 1) * filters.pitch + width - 1;
+    const uint32_t most = (rows - 1) * filters.row_step + (channels - 1) * pitch + width - 1;
     for (unsigned filter = 0; filter < 4; filter++) {
       uint32_t *end = filters.decode(&filters, &cursor, taps);
       if (!end) {

@@ -83,7 +83,7 @@ typedef struct hwp_network {
   const hwp_layer *layers;
   const uint8_t *schedule; /* the layer of each step */
   hwp_value *arena;
-  uint32_t *taps;          /* room for the largest filter's nonzeros and an end mark */
+  uint32_t *taps;          /* room for the largest filter's nonzeros and an end mark of two */
   uint16_t *first;         /* [window] the row that it begins with */
   uint16_t *done;          /* [layer] the rows made so far */
   hwp_source *source;      /* of the input, while the network runs */
@@ -140,13 +140,12 @@ typedef struct hwp_filters {
   uint32_t index_bytes;
   uint32_t value_bytes;
   uint32_t count_bytes;
-  uint32_t reciprocal;    /* 65536 / kernel_width, rounded up: column * it >> 16 divides */
+  uint32_t reciprocal;    /* 65536 / the kernel's width, rounded up: column * it >> 16 divides */
   uint16_t columns;       /* of a filter */
   uint16_t most_taps;     /* nonzeros of the fullest filter */
   uint16_t row_columns;   /* of one kernel row */
   uint16_t row_step;      /* bytes from one kernel row to the next */
-  uint16_t pitch;         /* bytes from one channel's window to the next one's */
-  uint8_t kernel_width;
+  int16_t channel_skip;   /* bytes from the end of a channel's window to the next one's begin */
   uint8_t dilation;       /* along a row */
   uint8_t rice;           /* parameter of the Rice code */
 } hwp_filters;

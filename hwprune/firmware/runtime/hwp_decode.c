@@ -1,28 +1,32 @@
-/* Decoders: the nonzeros of one filter after the other, as taps. Each bounds all that it reads. */
+/* Decoders: the nonzeros of one filter after the other, as taps. Each bounds all that it reads.
+ *
+ * In two loops, each of which a core has registers for: the first one writes weights and columns,
+ * the second one puts offsets in the columns' place. */
 #include "hwp_internal.h"
 
-/* Turns columns, which only grow within a filter, into offsets. */
-typedef struct {
-  uint32_t row; /* the first column of the kernel row */
-  uint32_t row_offset;
-} hwp_columns;
+HWP_INLINE uint32_t tap_of(int weight, uint32_t place) {
+  return (uint32_t)weight << 16 | place;
+}
 
-HWP_INLINE uint32_t offset_of(const hwp_filters *filters, hwp_columns *columns, uint32_t column) {
-  while (column - columns->row >= filters->row_columns) {
-    columns->row += filters->row_columns;
-    columns->row_offset += filters->row_step;
+/* Turns columns, which only grow within a filter, into offsets. Returns the end. */
+static uint32_t *placed(const hwp_filters *filters, uint32_t *taps, uint32_t *end) {
+  const uint32_t reciprocal = filters->reciprocal, row_columns = filters->row_columns;
+  const uint32_t skip = (uint32_t)filters->channel_skip, dilation = filters->dilation;
+  uint32_t row = 0, row_offset = 0; /* the kernel row's first column, and where that lies */
+  for (; taps != end; taps++) {
+    const uint32_t tap = *taps;
+    uint32_t column = (tap & 0xffffu) - row;
+    for (; column >= row_columns; column -= row_columns) {
+      row += row_columns;
+      row_offset += filters->row_step;
+    }
+    const uint32_t channel = column * reciprocal >> 16;
+    *taps = (tap & 0xffff0000u) | (column * dilation + channel * skip + row_offset);
   }
-  const uint32_t in_row = column - columns->row;
-  const uint32_t channel = in_row * filters->reciprocal >> 16;
-  const uint32_t x = in_row - channel * filters->kernel_width;
-  return channel * filters->pitch + x * filters->dilation + columns->row_offset;
+  return end;
 }
 
-HWP_INLINE uint32_t tap_of(int weight, uint32_t offset) {
-  return (uint32_t)weight << 16 | offset;
-}
-
-/* How many nonzeros the next filter has; more than columns where the stream is corrupt. */
+/* How many nonzeros the next filter has; too many where the stream is corrupt. */
 static unsigned next_count(const hwp_filters *filters, hwp_cursor *cursor) {
   const uint8_t *end = filters->counts + filters->count_bytes;
   unsigned count = 0, part;
@@ -40,99 +44,110 @@ static int has_values(const hwp_filters *filters, const hwp_cursor *cursor, unsi
          count <= filters->value_bytes - (uint32_t)(cursor->value - filters->values);
 }
 
+/* Zeros before the highest one of a word that is not 0. */
+HWP_INLINE unsigned leading_zeros(uint32_t bits) {
+#if defined(__ARM_FEATURE_CLZ) || !(defined(__arm__) || defined(__riscv))
+  return (unsigned)__builtin_clz(bits);
+#else /* codes are short: no table, no library */
+  unsigned count = 0;
+  for (; !(bits >> 31); bits <<= 1) count++;
+  return count;
+#endif
+}
+
 uint32_t *hwp_decode_rice(const hwp_filters *filters, hwp_cursor *cursor, uint32_t *taps) {
-  const uint8_t *end = filters->index + filters->index_bytes;
-  hwp_columns columns = {0, 0};
-  uint32_t column = 0, bits = cursor->bits;
-  unsigned held = cursor->held, count = next_count(filters, cursor);
-  const unsigned rice = filters->rice;
+  const unsigned count = next_count(filters, cursor), rice = filters->rice;
   if (!has_values(filters, cursor, count)) return NULL;
-  for (; count; count--) {
-    for (;;) { /* the quotient: as many zeros as it says, then a one */
-      if (!held) {
-        if (cursor->index == end) return NULL;
-        bits = (uint32_t)*cursor->index++ << 24;
-        held = 8;
-      }
-      held--;
-      const uint32_t before = bits;
-      bits <<= 1;
-      if (before >> 31) break;
-      column += 1u << rice;
-      if (column >= filters->columns) return NULL;
+  const uint8_t *index = cursor->index, *index_end = filters->index + filters->index_bytes;
+  const int8_t *value = cursor->value;
+  const uint32_t columns = filters->columns;
+  uint32_t column = 0, bits = cursor->bits, *at = taps, *end = taps + count;
+  unsigned held = cursor->held;
+  while (at != end) {
+    for (; held <= 24 && index != index_end; held += 8) bits |= (uint32_t)*index++ << (24 - held);
+    /* The quotient: as many zeros as it says, then a one. A long one fills the word with zeros. */
+    if (!bits) {
+      if (index == index_end) return NULL;
+      column += held << rice;
+      held = 0;
+      if (column >= columns) return NULL;
+      continue;
     }
-    if (rice) {
-      while (held < rice) {
-        if (cursor->index == end) return NULL;
-        bits |= (uint32_t)*cursor->index++ << (24 - held);
-        held += 8;
-      }
-      column += bits >> (32 - rice);
-      bits <<= rice;
-      held -= rice;
+    const unsigned zeros = leading_zeros(bits);
+    bits = bits << zeros << 1;
+    held -= zeros + 1;
+    column += zeros << rice;
+    if (held < rice) {
+      for (; held <= 24 && index != index_end; held += 8) bits |= (uint32_t)*index++ << (24 - held);
+      if (held < rice) return NULL;
     }
-    if (column >= filters->columns) return NULL;
-    *taps++ = tap_of(*cursor->value++, offset_of(filters, &columns, column));
-    column++;
+    column += bits >> 1 >> (31 - rice);
+    bits <<= rice;
+    held -= rice;
+    if (column >= columns) return NULL;
+    *at++ = tap_of(*value++, column++);
   }
+  cursor->value = value;
+  cursor->index = index;
   cursor->bits = bits;
   cursor->held = held;
-  return taps;
+  return placed(filters, taps, end);
 }
 
 uint32_t *hwp_decode_gap8(const hwp_filters *filters, hwp_cursor *cursor, uint32_t *taps) {
-  const uint8_t *end = filters->index + filters->index_bytes;
-  hwp_columns columns = {0, 0};
-  uint32_t column = 0;
-  unsigned count = next_count(filters, cursor);
+  const unsigned count = next_count(filters, cursor);
   if (!has_values(filters, cursor, count)) return NULL;
-  while (count) {
-    if (cursor->index == end) return NULL;
-    const unsigned gap = *cursor->index++;
+  const uint8_t *index = cursor->index, *index_end = filters->index + filters->index_bytes;
+  const int8_t *value = cursor->value;
+  uint32_t column = 0, *at = taps, *end = taps + count;
+  while (at != end) {
+    if (index == index_end) return NULL;
+    const unsigned gap = *index++;
     column += gap;
     if (gap == 255) continue;
     if (column >= filters->columns) return NULL;
-    *taps++ = tap_of(*cursor->value++, offset_of(filters, &columns, column));
-    column++;
-    count--;
+    *at++ = tap_of(*value++, column++);
   }
-  return taps;
+  cursor->value = value;
+  cursor->index = index;
+  return placed(filters, taps, end);
 }
 
 uint32_t *hwp_decode_bitmap(const hwp_filters *filters, hwp_cursor *cursor, uint32_t *taps) {
-  const int8_t *values_end = filters->values + filters->value_bytes;
+  const int8_t *value = cursor->value, *values_end = filters->values + filters->value_bytes;
   const uint32_t *last = taps + filters->most_taps;
-  hwp_columns columns = {0, 0};
   const uint32_t bytes = (filters->columns + 7u) >> 3;
+  uint32_t *at = taps;
   if (filters->index_bytes - (uint32_t)(cursor->index - filters->index) < bytes) return NULL;
   for (uint32_t first = 0; first < filters->columns; first += 8) {
     uint32_t column = first;
     for (unsigned mask = *cursor->index++; mask; mask >>= 1, column++) {
       if (!(mask & 1)) continue;
-      if (cursor->value == values_end || column >= filters->columns || taps == last) return NULL;
-      *taps++ = tap_of(*cursor->value++, offset_of(filters, &columns, column));
+      if (value == values_end || column >= filters->columns || at == last) return NULL;
+      *at++ = tap_of(*value++, column);
     }
   }
-  return taps;
+  cursor->value = value;
+  return placed(filters, taps, at);
 }
 
 uint32_t *hwp_decode_dense(const hwp_filters *filters, hwp_cursor *cursor, uint32_t *taps) {
   const int8_t *values_end = filters->values + filters->value_bytes;
   const uint32_t *last = taps + filters->most_taps;
-  hwp_columns columns = {0, 0};
+  uint32_t *at = taps;
   if (values_end - cursor->value < filters->columns) return NULL;
   for (uint32_t column = 0; column < filters->columns; column++) {
     const int weight = *cursor->value++;
     if (!weight) continue;
-    if (taps == last) return NULL;
-    *taps++ = tap_of(weight, offset_of(filters, &columns, column));
+    if (at == last) return NULL;
+    *at++ = tap_of(weight, column);
   }
-  return taps;
+  return placed(filters, taps, at);
 }
 
 uint32_t *hwp_decode_words(const hwp_filters *filters, hwp_cursor *cursor, uint32_t *taps) {
-  hwp_columns columns = {0, 0};
-  const uint32_t most = offset_of(filters, &columns, filters->columns - 1u);
+  uint32_t most = filters->columns - 1u;
+  (void)placed(filters, &most, &most + 1);
   const unsigned count = next_count(filters, cursor);
   if (count > filters->most_taps ||
       count > (filters->index_bytes - (uint32_t)(cursor->index - filters->index)) / 4)

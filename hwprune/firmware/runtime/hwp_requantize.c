@@ -74,6 +74,18 @@ static uint64_t to_single(uint64_t value) {
 
 int32_t hwp_scaled_exactly(int32_t sum, float scale) {
   const parts factor = parts_of(scale);
+  /* A product of 64 bits first: fractions of 32 bits are only this near to one half when single
+   * precision may round otherwise. */
+  const uint32_t near = 1u << 17;
+  if (factor.exponent >= 17 && factor.exponent <= 55) {
+    const int64_t product = (int64_t)sum * (int32_t)factor.mantissa;
+    const int64_t whole = product >> factor.exponent;
+    const uint32_t fraction = factor.exponent >= 32
+                                  ? (uint32_t)(product >> (factor.exponent - 32))
+                                  : (uint32_t)product << (32 - factor.exponent);
+    if (fraction - (0x80000000u - near) > 2 * near && whole < 512 && whole >= -512)
+      return (int32_t)whole + (int32_t)(fraction >> 31);
+  }
   const uint64_t limit = (uint64_t)1 << 20;
   const int drop = factor.exponent;
   const uint64_t size = to_single(sum < 0 ? (uint64_t) - (int64_t)sum : (uint64_t)sum);
