@@ -45,7 +45,7 @@ BOARD = Path(__file__).parent / "runtime" / "board"
 MAX_SCALED = 1 << 30
 # Bytes of the runtime's descriptors on a 32-bit core; biases and scales are words.
 NETWORK_BYTES, TENSOR_BYTES, LAYER_BYTES = 36, 20, 16
-CONV_BYTES, ADD_BYTES, POOL_BYTES, GLOBAL_POOL_BYTES = 68, 6, 12, 4
+CONV_BYTES, ADD_BYTES, POOL_BYTES, GLOBAL_POOL_BYTES = 64, 6, 12, 8
 WORD_BYTES = 4
 
 
@@ -194,7 +194,8 @@ class _ModelWriter:
             inputs = [f"T_{self._tensor_name(name)}" for name in planned.inputs[:2]] or ["0"]
             output = f"T_{self._tensor_name(planned.output)}"
             rows.append(
-                f"{{{kernel}, {constants}, {planned.rows}, {{{', '.join(inputs)}}}, {output}}}"
+                f"{{{kernel}, {constants}, {planned.rows}, {planned.height}, "
+                f"{{{', '.join(inputs)}}}, {output}}}"
             )
         self._array("hwp_layer", "layers", rows)
         self._count(LAYER_BYTES * len(rows))
@@ -265,8 +266,11 @@ class _ModelWriter:
             self._constant("hwp_add_parameters", name, f"{{{ratios}, {low}, {high}}}", ADD_BYTES)
             return "hwp_add", f"&layer_{name}"
         if isinstance(layer, GlobalAveragePool):
-            scale = _float(self.network.multipliers(layer)[0])
-            self._constant("hwp_global_pool_parameters", name, f"{{{scale}}}", GLOBAL_POOL_BYTES)
+            sums = f"sums_{name}" if planned in self.plan.summing else "0"
+            if planned in self.plan.summing:
+                self.lines.append(f"static int32_t {sums}[{y.chw[0]}];")
+            text = f"{{{_float(self.network.multipliers(layer)[0])}, {sums}}}"
+            self._constant("hwp_global_pool_parameters", name, text, GLOBAL_POOL_BYTES)
             return "hwp_global_pool", f"&layer_{name}"
         if isinstance(layer, Softmax):
             self._floats(f"scale_{name}", softmax_table(x.scale, x.size))

@@ -24,6 +24,7 @@ from hwprune.firmware.network import (
     AveragePool,
     Concat,
     Conv2d,
+    GlobalAveragePool,
     IntegerLayer,
     IntegerNetwork,
     Linear,
@@ -43,6 +44,8 @@ END_TAPS = 2
 # What the state of a schedule takes: a row number a window and a layer, and where input comes from.
 ROW_BYTES = 2
 SOURCE_BYTES = 8
+# Of a channel's sum over rows, where that takes several passes.
+SUM_BYTES = 4
 # The most pixels that are summed at once, and how far words reach beyond the last of them.
 PIXELS = 8
 WORD_SLACK = 8
@@ -62,8 +65,8 @@ class PlannedLayer:
         inputs: the tensors that it reads, reshapings that move nothing left out.
         output: the tensor that it makes.
         window: how its rows lie over the input's; None where it reads all of its inputs.
-        height: rows of the output.
-        rows: made at a time.
+        height: rows of the output; of the input, where it sums them up to one.
+        rows: made, or taken, at a time.
     """
 
     layer: IntegerLayer | None
@@ -72,6 +75,11 @@ class PlannedLayer:
     window: RowWindow | None
     height: int
     rows: int
+
+    @property
+    def sums_rows(self) -> bool:
+        """Return whether it goes over the rows of its input to make a single one."""
+        return isinstance(self.layer, GlobalAveragePool) and self.height > 1
 
     def needs(self, first: int, end: int, height: int) -> tuple[int, int]:
         """Return which rows of inputs of this height its rows ``first`` to ``end`` are made of."""
@@ -162,7 +170,19 @@ class MemoryPlan:
     def ram_bytes(self) -> int:
         """Return the RAM of the network: the arena, the taps and the schedule's state."""
         state = ROW_BYTES * (self.windows + len(self.layers)) + SOURCE_BYTES
-        return _aligned(self.arena_bytes) + TAP_BYTES * self.taps + _aligned(state)
+        sums = sum(self.placements[planned.output].chw[0] for planned in self.summing)
+        return (
+            _aligned(self.arena_bytes) + TAP_BYTES * self.taps + _aligned(state) + SUM_BYTES * sums
+        )
+
+    @property
+    def summing(self) -> list[PlannedLayer]:
+        """Return the layers that keep sums of each channel between passes."""
+        return [
+            planned
+            for planned in self.layers
+            if planned.sums_rows and planned.rows < planned.height
+        ]
 
     @cached_property
     def streamed(self) -> tuple[str, ...]:
@@ -287,7 +307,8 @@ def _lowered(network: IntegerNetwork) -> tuple[tuple[PlannedLayer, ...], dict[st
         if isinstance(layer, Reshape) and _moves_nothing(network, layer, inputs[0]):
             renamed[layer.output] = inputs[0]
             continue
-        height = network.tensors[layer.output].chw[1]
+        summed = isinstance(layer, GlobalAveragePool)
+        height = network.tensors[inputs[0] if summed else layer.output].chw[1]
         window = _row_window(layer)
         kept.append(PlannedLayer(layer, inputs, layer.output, window, height, height))
     if len(kept) > MAX_BYTE:
@@ -310,7 +331,8 @@ def _row_window(layer: IntegerLayer) -> RowWindow | None:
         return RowWindow(layer.strides[0], layer.pads[0], reach)
     if isinstance(layer, (MaxPool, AveragePool)):
         return RowWindow(layer.strides[0], layer.pads[0], layer.kernel[0])
-    return RowWindow(1, 0, 1) if isinstance(layer, (Add, Concat)) else None
+    by_row = isinstance(layer, (Add, Concat, GlobalAveragePool))
+    return RowWindow(1, 0, 1) if by_row else None
 
 
 def convolution_of(layer: Conv2d | Linear, source: QuantizedTensor) -> Conv2d:
@@ -419,10 +441,13 @@ class _Scheduler:
             first, end = life.made, min(life.made + planned.rows, planned.height)
             for name in planned.inputs:
                 maker = self.maker[name]
-                self.make(maker, planned.needs(first, end, self.layers[maker].height)[1])
+                height = self.layers[maker].height
+                whole = self.layers[maker].sums_rows
+                self.make(maker, height if whole else planned.needs(first, end, height)[1])
             step = len(self.steps)
             self.steps.append(number)
-            life.held = max(life.held, end - self.unneeded(planned.output))
+            held = 1 if planned.sums_rows else end - self.unneeded(planned.output)
+            life.held = max(life.held, held)
             life.made = end
             life.born = step if life.born < 0 else life.born
             life.died = step

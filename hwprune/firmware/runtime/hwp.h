@@ -57,7 +57,7 @@ typedef struct {
 struct hwp_layer;
 struct hwp_network;
 
-/* Makes rows first to end - 1 of a layer's output. Returns HWP_OK, or HWP_CORRUPT where the stored
+/* Makes rows first to end - 1 of a layer's output (takes these rows of its input, where it sums them). Returns HWP_OK, or HWP_CORRUPT where the stored
  * weights are not what a compiler wrote; nothing outside of arrays is read then either. */
 typedef int hwp_kernel(const struct hwp_network *network, const struct hwp_layer *layer,
                        unsigned first, unsigned end);
@@ -66,6 +66,7 @@ typedef struct hwp_layer {
   hwp_kernel *run;
   const void *parameters;
   uint16_t rows;     /* made at a time */
+  uint16_t height;   /* rows of the output; of the input, where a layer sums them up to one */
   uint8_t input[2];  /* tensors; unused ones are 0 */
   uint8_t output;
 } hwp_layer;
@@ -192,6 +193,7 @@ typedef struct {
 
 typedef struct {
   float scale;
+  int32_t *sums; /* [channel] between passes; NULL where there is one */
 } hwp_global_pool_parameters;
 
 typedef struct {

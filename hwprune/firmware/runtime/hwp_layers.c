@@ -110,16 +110,21 @@ int hwp_global_pool(const hwp_network *network, const hwp_layer *layer, unsigned
                     unsigned end) {
   const hwp_global_pool_parameters *pool = layer->parameters;
   const hwp_tensor *input = hwp_input_of(network, layer), *output = hwp_output_of(network, layer);
+  const hwp_value *channel_begin = hwp_row(network, input, (int)first);
+  hwp_value *y = hwp_row(network, output, 0);
   hwp_scale scale;
-  (void)first, (void)end; /* there is one row */
   hwp_prepare(&scale, pool->scale);
   for (unsigned channel = 0; channel < output->channels; channel++) {
-    const hwp_value *at = hwp_row(network, input, 0) + channel * input->pitch;
-    int32_t sum = -(int32_t)input->height * input->width * input->zero;
-    for (unsigned row = 0; row < input->height; row++, at += hwp_row_bytes(input))
+    const hwp_value *at = channel_begin;
+    int32_t sum = first ? pool->sums[channel] : -(int32_t)input->height * input->width * input->zero;
+    for (unsigned row = first; row < end; row++, at += hwp_row_bytes(input))
       for (unsigned x = 0; x < input->width; x++) sum += at[x];
-    hwp_row(network, output, 0)[channel * output->pitch] =
-        hwp_requantize(sum, &scale, output->zero);
+    if (end < input->height)
+      pool->sums[channel] = sum;
+    else
+      *y = hwp_requantize(sum, &scale, output->zero);
+    channel_begin += input->pitch;
+    y += output->pitch;
   }
   return HWP_OK;
 }

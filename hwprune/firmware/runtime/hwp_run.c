@@ -38,15 +38,19 @@ int hwp_run(const hwp_network *network, hwp_read_row *read, void *context) {
     const unsigned index = network->schedule[step];
     const hwp_layer *layer = network->layers + index;
     const hwp_tensor *output = hwp_output_of(network, layer);
-    const unsigned begin = network->done[index], left = output->height - begin;
+    const unsigned begin = network->done[index], left = layer->height - begin;
     const unsigned end = begin + (left < layer->rows ? left : layer->rows);
 #ifdef HWP_TRACE
     hwp_trace_begin(index);
 #endif
-    slide(network, output, begin, end);
+    const int sums = layer->height != output->height;
+    if (!sums) slide(network, output, begin, end);
     const int status = layer->run(network, layer, begin, end);
     if (status != HWP_OK) return status;
-    fill_gaps(network, output, begin, end);
+    if (!sums)
+      fill_gaps(network, output, begin, end);
+    else if (end == layer->height)
+      fill_gaps(network, output, 0, output->height);
     network->done[index] = (uint16_t)end;
 #ifdef HWP_TRACE
     hwp_trace_end(network, index, begin, end);
