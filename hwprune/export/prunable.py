@@ -65,9 +65,11 @@ def weight_uses(graph: Graph, name: str) -> list[WeightUse] | str:
     if len({use.channel_axis for use in uses}) > 1:
         return "shared by layers that disagree on its output channels"
     if others:
-        # A scale per column of a table and of a stack of matrices: fewer than rows.
-        columns = "Gather" in others[0].op_type or array.ndim > 2
-        axis = uses[0].channel_axis if uses else (array.ndim - 1) * columns
+        # A table, and a stack of matrices, has a scale per column: fewer than rows. ONNX's own
+        # weights of a recurrent layer are (directions, gates, inputs).
+        rows = others[0].op_type in ("LSTM", "GRU", "RNN") or array.ndim == 2
+        axis = array.ndim - (2 if rows and "Gather" not in others[0].op_type else 1)
+        axis = uses[0].channel_axis if uses else axis
         uses.insert(0, WeightUse(others[0], "Weight", axis))
     return uses or "nothing reads it"
 

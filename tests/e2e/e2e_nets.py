@@ -138,6 +138,16 @@ class Attention(nn.Module):
         return self.head(self.norm(x + self.attend(x, x, x, need_weights=False)[0]).mean(1))
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.gates = nn.Embedding(200, 16), nn.LSTM(16, 32, batch_first=True)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.gates(self.words(x))[0][:, -1])
+
+
 class Warp(nn.Module):
     """Reads its input at places that are computed: GridSample is new in opset 16."""
 

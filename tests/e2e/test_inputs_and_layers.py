@@ -31,6 +31,7 @@ CASES: dict[str, tuple[tuple[str, ...], int]] = {
     "Tokens": (("x:Nx5x16:float32",), 1024 + 640),
     "Two": (("left:Nx16:float32", "right:Nx8:float32"), 1024 + 512 + 640),
     "Attention": (("x:Nx6x32:float32",), -1),
+    "Recurrent": (("x:Nx6:int64",), 200 * 16 + 128 * 16 + 128 * 32 + 320),
     "LooseNorm": (IMAGE, 32 * 27 + 32 * 32 * 9 + 320),
     "Named": (("x:Nx64:float32",), 64 * 64 + 192),
 }
@@ -90,9 +91,10 @@ def test_each_kind_of_layer(hwprune: Runner, nets: Path, tmp_path: Path, name: s
     for batch in (1, 3):
         feeds = {}
         for text in inputs:
-            key, shape, _ = text.split(":")
+            key, shape, dtype = text.split(":")
             sizes = [batch if size == "N" else int(size) for size in shape.split("x")]
-            feeds[key] = generator.standard_normal(sizes).astype(np.float32)
+            numbers = generator.standard_normal(sizes)
+            feeds[key] = (np.abs(40 * numbers) if dtype == "int64" else numbers).astype(dtype)
         with torch.no_grad():
             expected = tensors(network(*map(torch.from_numpy, feeds.values())))
         found = session.run(None, feeds)
