@@ -12,12 +12,18 @@ import click
 
 from hwprune.cli.main import print_json
 from hwprune.cli.modelling import collector_paused, load, model_options, require_torch
-from hwprune.cli.options import VALUES, console, json_option, require_option
+from hwprune.cli.options import VALUES, Parsed, console, json_option, require_option
 from hwprune.errors import UsageError
 
 if TYPE_CHECKING:
     from hwprune.targets import Target
     from hwprune.verify import Limit
+
+
+def _max_drop(text: str) -> float | None:
+    from hwprune.job import parse_max_drop
+
+    return parse_max_drop(text)
 
 
 @click.command("compile")
@@ -80,6 +86,11 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @require_option
 @click.option(
+    "--max-drop", metavar="DROP|off", type=Parsed("drop", _max_drop),
+    help="What accuracy or the task's metric may lose, such as 5%; off allows anything. Without "
+    "it, and without a --require on it: 2 points, or a tenth of what is above chance.",
+)  # fmt: skip
+@click.option(
     "-o", "--output", type=click.Path(), metavar="DIR",
     help="The output folder (default ./<model>-<target>/).",
 )  # fmt: skip
@@ -110,8 +121,8 @@ def command(
 
     Several GPUs or processes: torchrun --nproc-per-node N -m hwprune.cli compile MODEL ...
 
-    Exit codes: 0 fits and verified; 2 bad usage or input; 3 a limit is not met; 4 no pruning
-    reaches the budget; 5 verification failed.
+    Exit codes: 0 fits, verified, and about as good as before; 2 bad usage or input; 3 a limit is
+    not met, or accuracy fell (--max-drop); 4 no pruning reaches the budget; 5 verification failed.
     """
     from hwprune.cli.watching import watching
     from hwprune.report import record as reports

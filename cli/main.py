@@ -64,12 +64,30 @@ class LazyGroup(click.Group):
             close = difflib.get_close_matches(name, self.list_commands(ctx), n=2)
             hint = f" Did you mean {' or '.join(close)}?" if close else ""
             raise click.UsageError(f"No such command {name!r}.{hint}", ctx)
-        return super().resolve_command(ctx, args)
+        found, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            _refuse_repeats(command, found or "", rest, ctx)
+        return found, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+def _refuse_repeats(command: click.Command, name: str, args: list[str], ctx: click.Context) -> None:
+    """Refuse an option that takes one value and is there twice: click would take the last.
+
+    Raises:
+        click.UsageError: names the option.
+    """
+    inner = click.Context(command, info_name=name, parent=ctx)
+    seen: set[str | None] = set()
+    for option in command.make_parser(inner).parse_args(list(args))[2]:
+        once = isinstance(option, click.Option) and not (option.multiple or option.is_flag)
+        if once and option.name in seen:
+            raise click.UsageError(f"Option {option.opts[0]!r} is there twice.", inner)
+        seen.add(option.name)
 
 
 def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:

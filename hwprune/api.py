@@ -39,6 +39,7 @@ def compile(
     epochs: int | None = None,
     seed: int = 0,
     require: Sequence[str] = (),
+    max_drop: float | str | None = None,
     output: str | os.PathLike[str] | None = None,
     recipe: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     device: str = "auto",
@@ -67,6 +68,8 @@ def compile(
         epochs: passes over the training data; the recipe's, else 12.
         seed: of everything that is random.
         require: limits such as ``"accuracy>=0.91"``.
+        max_drop: what the metric may lose, such as ``0.02`` or ``"2%"``, or ``"off"``; without,
+            two points of accuracy, or a tenth of what there was where that is less.
         output: the folder to write; a new temporary one without.
         recipe: a recipe file, the name of a built-in one, or what such a file holds: fields of
             ``hwprune.training.Recipe`` that differ from their defaults.
@@ -107,6 +110,7 @@ def compile(
             epochs=epochs,
             seed=seed,
             limits=(require,) if isinstance(require, str) else tuple(require),
+            max_drop=max_drop,
             device=device,
             resume=resume,
             command=("hwprune.compile",),

@@ -6,6 +6,7 @@ prepare (trace, fixed cost) -> plan -> choose values -> prune and regrow while t
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,7 +18,7 @@ import numpy as np
 from hwprune.errors import LimitError, VerificationError, worst_exit_code
 from hwprune.export.template import Written
 from hwprune.firmware.reference import quantize
-from hwprune.ir import Artifact, Masks, Plan, ValueType, Verdict
+from hwprune.ir import Artifact, Data, Masks, Plan, ValueType, Verdict
 from hwprune.job import Job, Say, Status
 from hwprune.sparsity import STRATEGIES
 from hwprune.steps.check_data import check_batch, check_data
@@ -179,9 +180,11 @@ def _as_it_is(job: Job, prepared: Prepared, dense: Written, firmware: bool) -> C
     """Take the dense network, which fits."""
     if prepared.has_to_train:
         raise nothing_to_prune(prepared, job.budget_bytes)
+    half = f"--budget {max(1, prepared.dense_bytes // 2048)}KiB"
+    data = "" if job.data is not None else " --data SPEC"
     fits = (
         "the dense fp32 model fits, so it was written as it is; pruning starts at a budget below "
-        f"{format_bytes(prepared.dense_bytes)}"
+        f"{format_bytes(prepared.dense_bytes)}: go on with {' '.join(job.command)} {half}{data}"
     )
     notes = (fits, *left_unshared(prepared.model, job.sharing))
     return Compiled(prepared, None, nothing_pruned(prepared), dense, None, notes, firmware=firmware)
@@ -236,13 +239,26 @@ def _pruned(job: Job, prepared: Prepared, say: Say, firmware: bool) -> Compiled 
 
 def _judge(record: dict[str, Any], outcome: Outcome) -> tuple[dict[str, Any], Verdict]:
     """Compare the record with the limits and close it with a verdict."""
-    results = [limit_rules.evaluate(limit, record) for limit in outcome.job.limits]
+    job = outcome.job
+    limits = list(job.limits)
+    own = limit_rules.guard(record, limits, job.max_drop, _classes(job.data))
+    if own is not None and own.value < math.inf:
+        limits.append(own)
+    results = [limit_rules.evaluate(limit, record) for limit in limits]
     codes = [VerificationError.exit_code] if outcome.checked.problems else []
     codes += (
         [step.exit_code for step in outcome.firmware[1].result.failures] if outcome.firmware else []
     )
     codes += [LimitError.exit_code for result in results if not result.met]
     return with_verdict(record, outcome, results, exit_code=worst_exit_code(codes))
+
+
+def _classes(data: Data | None) -> int:
+    """Return how many classes the test labels have; 0 where labels are no classes."""
+    labels = None if data is None else data.test.labels
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        return 0
+    return len(np.unique(labels))
 
 
 def _publish(folder: OutputFolder, record: dict[str, Any], verdict: Verdict, say: Say) -> Artifact:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from hwprune.targets import Target
 from hwprune.tasks import CLASSIFICATION, IMITATION, Task
 from hwprune.training import SINGLE_PROCESS, Recipe, World, devices, recipe_file
 from hwprune.training.recipe_file import RecipeFile
+from hwprune.units import parse_fraction
 from hwprune.verify import kernels_unavailable_reason
 from hwprune.verify import limits as limit_rules
 from hwprune.verify.fields import FIELDS, spelled
@@ -71,6 +73,8 @@ class Job:
         recipe: how to train, and how long.
         seed: of everything that is random.
         limits: what the result must meet.
+        max_drop: what the metric may lose, in its own unit: None for what ``limits.guard`` says,
+            infinity for anything.
         device: where to train: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         world: the processes that compile together, each of which does the same job.
         resume: continue the run that was interrupted in the output folder; start where there is
@@ -95,6 +99,7 @@ class Job:
     recipe: Recipe
     seed: int
     limits: tuple[limit_rules.Limit, ...]
+    max_drop: float | None
     device: str
     world: World
     resume: bool
@@ -126,6 +131,7 @@ def resolve(
     epochs: int | None = None,
     seed: int = 0,
     limits: Sequence[str] = (),
+    max_drop: float | str | None = None,
     metric: str | None = None,
     device: str = "auto",
     world: World | None = None,
@@ -143,7 +149,7 @@ def resolve(
     without; ``firmware`` says whether a microcontroller's C is made (None: where it can
     be); ``metric`` names what the caller's own function measures; ``device`` may be ``auto``
     (CUDA, else MPS, else the CPU), and with a ``world``, of ``hwprune.training.joined``, is the one
-    that it was joined with.
+    that it was joined with. ``max_drop`` is what the metric may lose, or ``off``.
 
     Raises:
         UsageError: something that there is not, or that cannot be done with this model, target and
@@ -169,11 +175,17 @@ def resolve(
     if strategy_options is None:
         strategy_options = asked.options if name == asked.strategy else {}
     check_options(name, strategy_options)
+    asked_epochs = epochs
     if epochs is None:
         usual = DEFAULT_EPOCHS if model.trainable else 0
         epochs = usual if asked.epochs is None else asked.epochs
     if not isinstance(epochs, int) or epochs < 0:
         raise UsageError(f"epochs is {epochs!r}", hint="expected a whole number, 0 or more")
+    if asked_epochs and data is None:
+        raise UsageError(
+            f"--epochs {asked_epochs} without data: there is nothing to train on",
+            hint="give --data, or --epochs 0, which fits what survives to what BN layers remember",
+        )
     check_seed(seed)
     trains = data is not None and epochs > 0
     _check_model(model, trains=trains)
@@ -207,6 +219,7 @@ def resolve(
         recipe=how,
         seed=seed,
         limits=tuple(wanted),
+        max_drop=parse_max_drop(max_drop),
         device=where,
         world=SINGLE_PROCESS if world is None else world,
         resume=resume,
@@ -214,6 +227,24 @@ def resolve(
         threads=threads,
         command=tuple(command),
     )
+
+
+def parse_max_drop(given: float | str | None) -> float | None:
+    """Return what the metric may lose: ``2%``, ``0.02``, ``off`` for anything, None as it is.
+
+    Raises:
+        UsageError: none of these, or less than nothing.
+    """
+    if given is None or given == "auto":
+        return None
+    if given == "off":
+        return math.inf
+    found = parse_fraction(given) if isinstance(given, str) else float(given)
+    if not found >= 0:
+        raise UsageError(
+            f"{given!r} is no drop of a metric", hint="give 2%, 0.02, or off; 0 allows none"
+        )
+    return found
 
 
 def check_seed(seed: int) -> None:

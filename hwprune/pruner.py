@@ -304,7 +304,7 @@ class Pruner:
             strategy_options=self._job.strategy_options, values=self._kind, seed=self._job.seed,
             epochs=0, device="cpu", command=self._job.command,
             limits=(require,) if isinstance(require, str) else tuple(require),
-            metric=None if evaluate is None else metric,
+            metric=None if evaluate is None else metric, max_drop="off",
         )  # fmt: skip
         copied, template = self._prepared.model.module, self._prepared.template
         self._take(copied, self._module if model is None else model, calibration)

@@ -15,6 +15,7 @@ _KIND_OF_EXIT = {
     4: "infeasible",
     5: "verification failed",
 }
+_LIMIT = 3
 RUNTIMES = (
     ("dense", "dense file"),
     ("stock", "artifact, stock onnxruntime"),
@@ -31,6 +32,12 @@ def headline(record: Record) -> str:
     """Return the verdict in one sentence."""
     verdict, artifact, budget = record.verdict, record.artifact, record.budget
     state = _KIND_OF_EXIT.get(verdict.exit_code, f"failed (exit code {verdict.exit_code})")
+    if verdict.exit_code == _LIMIT and (fell := _fell(record)) is not None:
+        state = f"fits, but {fell}"
+    if verdict.exit_code == 0 and record.strategy == "dense" and record.result.sparsity == 0:
+        state = f"fits as it is, and nothing was pruned{_unmeasured(record)}"
+    elif verdict.exit_code == 0:
+        state += _unmeasured(record)
     if verdict.exit_code == 0 and "not linked" in verdict.scope:
         state = verdict.scope  # an ONNX file alone never fits a microcontroller
     used = artifact.bytes if record.firmware is None else budget.used_bytes
@@ -39,6 +46,24 @@ def headline(record: Record) -> str:
         f"{state[0].upper()}{state[1:]}: {format_bytes(used)} {comparison} "
         f"{format_bytes(budget.bytes)} for {record.target}"
     )
+
+
+def _fell(record: Record) -> str | None:
+    """Return how much worse the file is, where that alone made it miss its limits."""
+    metric = record.metric
+    missed = [limit.field for limit in record.verdict.limits if not limit.met]
+    if not record.verdict.fits or set(missed) != {"metric_drop"}:
+        return None
+    if metric.dense is None or metric.final is None:
+        return None
+    name = metric.name or "accuracy"
+    before, after = show_metric(record, metric.dense), show_metric(record, metric.final)
+    way = "rose" if metric.higher_is_better is False else "fell"
+    return f"{name} {way} from {before} to {after}"
+
+
+def _unmeasured(record: Record) -> str:
+    return "" if record.metric.final is not None else "; accuracy unknown"
 
 
 def facts(record: Record) -> Iterator[tuple[str, str]]:

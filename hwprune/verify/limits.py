@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from hwprune.errors import UsageError
 from hwprune.ir import LimitResult
 from hwprune.tasks.metrics import METRICS
 from hwprune.units import parse_bytes, parse_fraction, parse_milliseconds
-from hwprune.verify.fields import FIELDS, Field, Kind, field_of, show, spelled
+from hwprune.verify.fields import FIELDS, Field, Kind, field_of, lookup, show, spelled
 
 OPS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -27,6 +27,8 @@ OPS: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
+# What the metric may lose without being asked: points of accuracy, and a share of what there was.
+GUARD_POINTS, GUARD_SHARE = 0.02, 0.1
 _FORM = re.compile(r"\s*([^\s<>=!~]+)\s*([<>=!~]+)\s*(.*?)\s*", re.DOTALL)
 _RELATIVE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*[xX×]")
 _EXAMPLE = "write FIELD OP VALUE, such as 'size<=512KiB', 'accuracy>=91%' or 'latency.p50<=0.5x'"
@@ -183,6 +185,42 @@ def evaluate(limit: Limit, record: Mapping[str, Any]) -> LimitResult:
         bound *= dense
     met = value is not None and OPS[limit.op](value, bound)
     return LimitResult(limit.field, limit.op, bound, value, met)
+
+
+def guard(
+    record: Mapping[str, Any], limits: Sequence[Limit], allowed: float | None, classes: int
+) -> Limit | None:
+    """Return the limit on what the metric may lose, where nobody set one on it.
+
+    Two points of accuracy, or a tenth of what the dense network has above chance where that is
+    less; a tenth of the dense network's value of any other metric.
+
+    Args:
+        record: the report.
+        limits: those that were asked for: one on the metric, or on what it lost, comes first.
+        allowed: what it may lose, in the metric's own unit; None for the above.
+        classes: how many there are, for chance; 0 where that is not known.
+    """
+    section = record.get("metric")
+    name = section.get("name") if isinstance(section, Mapping) else None
+    drop = field_of("metric_drop")
+    if drop.value(record) is None or any(_is_quality(limit.field) for limit in limits):
+        return None
+    if allowed is None:
+        dense = lookup(record, ("metric", "dense")) or 0.0
+        if name == "accuracy":
+            above = dense - 1 / classes if classes else dense
+            allowed = min(GUARD_POINTS, max(0.0, GUARD_SHARE * above))
+        else:
+            allowed = GUARD_SHARE * abs(dense)
+    text = f"metric_drop<={allowed:.4g}"
+    return Limit("metric_drop", "<=", allowed, False, text)
+
+
+def _is_quality(name: str) -> bool:
+    """Return whether a limit is on how well the task is done."""
+    field = field_of(name)
+    return field.need in ("labels", "metric") and not name.endswith((".dense", ".extreme"))
 
 
 def explain(limit: Limit, result: LimitResult) -> str:

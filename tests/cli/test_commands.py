@@ -280,7 +280,6 @@ def test_report_as_json(hwprune: Run, run_folder: Path, sample_record: dict[str,
 
 def test_report_refusals(hwprune: Run, run_folder: Path) -> None:
     assert hwprune("report", run_folder / "gone")[0] == 2
-    assert hwprune("report", run_folder, run_folder)[0] == 2  # one run
     for name in ("out.pdf", "out"):
         code, _, err = hwprune("report", run_folder, "-o", run_folder / name)
         assert code == 2

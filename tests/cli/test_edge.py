@@ -146,7 +146,11 @@ def test_exit_codes_of_a_command_are_kept(command_that: Fail) -> None:
     ("arguments", "says"),
     [
         (["chekc"], "No such command 'chekc'. Did you mean check?"),
-        (["check"], "Missing argument"),
+        (["inspect"], "Missing argument"),
+        (
+            ["check", "x.onnx", "--target", "rp2040", "--target", "rp2350"],
+            "'--target' is there twice",
+        ),
         (["check", "x.onnx", "--requir", "size<=1"], "--require"),
         (["check", "x.onnx", "--require", "siez<=1"], "did you mean size"),
         (["check", "x.onnx", "--target", "jetson-nan"], "jetson-nano"),

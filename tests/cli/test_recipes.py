@@ -46,8 +46,9 @@ def test_the_command_line_comes_before_the_file(recipe: Path) -> None:
 def test_without_a_file_all_is_as_asked_or_the_default() -> None:
     assert job().recipe == Recipe(epochs=DEFAULT_EPOCHS)
     assert (job().strategy, job().strategy_options) == (DEFAULT_STRATEGY, {})
-    found = job(epochs=3, strategy="one-shot", recipe={"cutout": 4})
+    found = job(strategy="one-shot", recipe={"cutout": 4, "epochs": 3})
     assert (found.strategy, found.recipe) == ("one-shot", Recipe(epochs=3, cutout=4))
+    assert job(epochs=0).recipe == Recipe(epochs=0)
     assert job(budget_bytes=1000).budget_bytes == 1000
     assert job().budget_bytes == load("raspberry-pi-5").budget_bytes
 
@@ -60,6 +61,9 @@ def test_without_a_file_all_is_as_asked_or_the_default() -> None:
         ({"recipe": ""}, '"" is not a recipe'),
         ({"strategy_options": {"till": 1}}, "has no option 'till'"),
         ({"epochs": -1}, "epochs is -1"),
+        ({"epochs": 3}, "--epochs 3 without data"),
+        ({"max_drop": "much"}, "'much'"),
+        ({"max_drop": -0.1}, "is no drop of a metric"),
         ({"seed": 2**32}, "seed is 4294967296"),
         ({"budget_bytes": 0}, "the budget is 0 bytes"),
         ({"limits": ["accuracy>=0.5"]}, "accuracy needs data with labels"),

@@ -139,6 +139,36 @@ def test_limits_are_shown_with_their_units(
     assert rows == [(f"{field} <= {shown_as}", "not measured", "NO")]
 
 
+def test_a_file_that_fits_and_is_bad_says_so_first(sample_record: dict[str, Any]) -> None:
+    sample_record["verdict"] |= {
+        "exit_code": 3,
+        "limits": [{"field": "metric_drop", "op": "<=", "limit": 0.02, "value": 0.8, "met": False}],
+    }
+    sample_record["metric"] |= {"dense": 0.978, "final": 0.128}
+    headline = summary.headline(from_mapping(sample_record))
+    assert headline.startswith("Fits, but accuracy fell from 97.80 % to 12.80 %: 65,100 B")
+    sample_record["metric"] |= {
+        "name": "rmse", "higher_is_better": False, "dense": 0.1, "final": 0.5,
+    }  # fmt: skip
+    headline = summary.headline(from_mapping(sample_record))
+    assert headline.startswith("Fits, but rmse rose from 0.1 to 0.5: ")
+    sample_record["verdict"]["limits"] += [
+        {"field": "size", "op": "<=", "limit": 1, "value": 2, "met": False}
+    ]
+    assert summary.headline(from_mapping(sample_record)).startswith("A limit is not met: ")
+
+
+def test_what_was_not_done_is_said_first(sample_record: dict[str, Any]) -> None:
+    for part in ("accuracy", "metric"):
+        sample_record[part] = dict.fromkeys(sample_record[part]) | {"trajectory": []}
+    headline = summary.headline(from_mapping(sample_record))
+    assert headline.startswith("Fits and verified; accuracy unknown: ")
+    sample_record["strategy"] = "dense"
+    sample_record["result"]["sparsity"] = 0.0
+    headline = summary.headline(from_mapping(sample_record))
+    assert headline.startswith("Fits as it is, and nothing was pruned; accuracy unknown: ")
+
+
 def test_over_budget_is_said(sample_record: dict[str, Any]) -> None:
     sample_record["budget"] |= {"bytes": 60_000, "slack_bytes": -5100}
     sample_record["verdict"] |= {"fits": False, "exit_code": 3}

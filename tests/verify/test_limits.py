@@ -13,6 +13,7 @@ from hwprune.verify.limits import (
     Context,
     evaluate,
     explain,
+    guard,
     parse_limit,
     require_measurable,
     why_not,
@@ -217,3 +218,49 @@ def test_what_cannot_be_measured_is_refused_before(
     if not possible:
         with pytest.raises(UsageError, match="cannot be measured"):
             require_measurable([parse_limit("size<=1"), limit], context)
+
+
+# -- the guard on what the metric may lose --------------------------------------------------------
+
+
+def _measured(dense: float | None, final: float, **more: Any) -> dict[str, Any]:
+    accuracy = {"name": "accuracy", "higher_is_better": True}
+    return {"metric": {**accuracy, "dense": dense, "final": final, **more}}
+
+
+@pytest.mark.parametrize(
+    ("dense", "classes", "at_most"),
+    [(0.9805, 10, 0.02), (0.25, 10, 0.015), (0.1, 10, 0.0), (0.05, 10, 0.0), (0.15, 0, 0.015)],
+)
+def test_accuracy_may_lose_two_points_or_a_tenth_of_what_is_above_chance(
+    dense: float, classes: int, at_most: float
+) -> None:
+    record = _measured(dense, dense - at_most - 1e-6)
+    limit = guard(record, [], None, classes)
+    assert limit is not None
+    assert limit.value == pytest.approx(at_most)
+    assert not evaluate(limit, record).met
+    assert evaluate(limit, _measured(dense, dense - at_most + 1e-6)).met
+
+
+def test_another_metric_may_lose_a_tenth_of_what_it_was() -> None:
+    rmse = {"name": "rmse", "higher_is_better": False}
+    limit = guard(_measured(0.2, 0.3, **rmse), [], None, 0)
+    assert limit is not None
+    assert limit.value == pytest.approx(0.02)
+    assert not evaluate(limit, _measured(0.2, 0.221, **rmse)).met
+    assert evaluate(limit, _measured(0.2, 0.219, **rmse)).met
+    assert evaluate(limit, _measured(0.2, 0.1, **rmse)).met
+
+
+def test_the_guard_is_off_where_somebody_said_what_counts() -> None:
+    record = _measured(0.9, 0.1)
+    for text in ("accuracy>=5%", "accuracy_drop<=90%", "metric>=0", "metric_drop<=1", "f1>=0"):
+        assert guard(record, [parse_limit(text, "f1")], None, 10) is None
+    for text in ("size<=1MiB", "accuracy.dense>=0.5"):
+        assert guard(record, [parse_limit(text)], None, 10) is not None
+    asked = guard(record, [], 0.9, 10)
+    assert asked is not None
+    assert evaluate(asked, record).met
+    assert guard(_measured(None, 0.1), [], None, 10) is None  # nothing to compare with
+    assert guard({}, [], None, 10) is None
