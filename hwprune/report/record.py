@@ -302,9 +302,11 @@ def unexplained(record: Record) -> list[str]:
 
 
 def _nulls(value: Any, path: str = "") -> Iterator[str]:
+    if path in _SELF_EXPLAINING:
+        return
     if value is None:
         yield path
-    elif isinstance(value, dict) and path not in _SELF_EXPLAINING:
+    elif isinstance(value, dict):
         for key, inner in value.items():
             yield from _nulls(inner, f"{path}.{key}" if path else key)
 
