@@ -9,6 +9,8 @@
 #   make aarch64  build the kernels for 64-bit Arm, test them under qemu-user
 #   make runtimes install onnxruntime 1.11.1, 1.15.1 and 1.17.3 apart, for the tests that run files
 #                 in them (1.11.1 where there is a Python 3.10 or 3.9 for it)
+#   make integrations  install Lightning, transformers and ultralytics into .venv-integrations, run
+#                 the tests that train in them
 #   make clean    remove what these made, .venv included
 #
 # PYTHON chooses the interpreter (3.10 to 3.13): make demo PYTHON=python3.12
@@ -22,7 +24,7 @@ STAMP  := $(VENV)/.hwprune-installed
 ROOT   := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all check kernels sanitize aarch64 runtimes clean
+.PHONY: help install demo test test-slow test-all check kernels sanitize aarch64 runtimes integrations clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -107,7 +109,23 @@ runtimes:
 	  { rm -rf $$folder; echo "SKIPPED: onnxruntime $$version cannot be installed here."; }; \
 	done
 
+# Other people's trainers, beside the pinned torch: all that they share with us is that of .venv.
+TRAINERS := .venv-integrations
+integrations: $(STAMP) kernels
+	@cmp -s requirements-integrations.txt $(TRAINERS)/installed || \
+	{ rm -rf $(TRAINERS) && $(BIN)/python -m venv $(TRAINERS) && \
+	  shared=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  own=$$($(TRAINERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  echo "import site; site.addsitedir('$$shared')" >"$$own/shared.pth" && \
+	  $(TRAINERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    --requirement requirements-integrations.txt && \
+	  cp requirements-integrations.txt $(TRAINERS)/installed; } || rm -rf $(TRAINERS)
+	@if test -e $(TRAINERS)/installed; then \
+	  env OMP_NUM_THREADS=1 $(TRAINERS)/bin/python -m pytest -n logical --dist loadfile \
+	    tests/integrations $(PYTEST_ARGS); \
+	else echo "SKIPPED: Lightning, transformers and ultralytics cannot be installed here."; fi
+
 clean:
 	rm -f hwprune/kernels/libhwprune_kernels.so
-	rm -rf $(VENV) demo-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TRAINERS) demo-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -146,6 +146,12 @@ class Pruner:
                 hint="steps is how often the optimiser will step, in all",
             )
         self._sparse = SparseParameters(self._module, names)
+        # Of the dense network, what the copy forgets once it holds a trained one.
+        self._others = {
+            name: value.clone()
+            for name, value in copied.module.state_dict().items()
+            if name not in self._sparse.parameters
+        }
         self._notes = [*copied.notes, choice.note]
         inputs = [example_input] if isinstance(example_input, torch.Tensor) else example_input
         few = tuple(part[:2].detach().cpu() for part in inputs)
@@ -265,8 +271,8 @@ class Pruner:
             calibration: batches, as a loader yields them, of whose inputs BN's statistics are taken
                 anew; the module's own stay without.
             require: limits such as ``"size<=16KiB"``.
-            evaluate: called with an ``onnxruntime.InferenceSession`` of the dense file and of the
-                verified one; what it returns stands in the report's ``metric``.
+            evaluate: called with an ``onnxruntime.InferenceSession`` of the verified file, and of
+                the network as it was given; what it returns stands in the report's ``metric``.
             metric: what that is called there, and in ``require``.
             higher_is_better: and which way it is good; that of ``rmse``, ``miou`` and the other
                 built-in metrics is known.
@@ -307,8 +313,10 @@ class Pruner:
             metric=None if evaluate is None else metric, max_drop="off",
         )  # fmt: skip
         copied, template = self._prepared.model.module, self._prepared.template
+        pretrained = {n: _on_cpu(value) for n, value in self._sparse.pretrained.items()}
+        copied.load_state_dict({**pretrained, **self._others})
+        dense = self._prepared.write_dense()
         self._take(copied, self._module if model is None else model, calibration)
-        dense = template.write_dense()
         packed = pack_model(
             copied, template, self.masks, self._kind,
             {n: np.asarray(array) for n, array in self._sparse.pretrained_values().items()},
@@ -383,6 +391,7 @@ class Pruner:
             "density": self._strategy.density,
             "steps": self._steps,
             "pretrained": dict(self._sparse.pretrained),
+            "others": dict(self._others),
             "engine": self._engine.state_dict(),
         }
 
@@ -416,6 +425,7 @@ class Pruner:
             self._sparse.pretrained[name] = torch.empty_like(
                 self._sparse.parameters[name].data
             ).copy_(tensor)
+        self._others = {name: value.clone() for name, value in state["others"].items()}
         # Planned for the weights before anything was pruned, not for those that are here now.
         strategy = self._strategy
         if strategy.events:
@@ -429,7 +439,15 @@ class Pruner:
         self._engine.progress = progress
         for optimizer in optimizers:
             self._engine.attach(optimizer)
+        before = [parameter.detach().clone() for parameter in self._sparse.parameters.values()]
         self._engine.load_state_dict(state["engine"])
+        after = self._sparse.parameters.values()
+        if not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+            raise UsageError(
+                "the module does not hold the weights of the checkpoint: some that are pruned in"
+                " the Pruner's state are not zero",
+                hint="load the module's state first, then the optimiser's, then the Pruner's",
+            )
 
     # -- what may be wrong ------------------------------------------------------------------------
 

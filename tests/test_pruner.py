@@ -437,24 +437,6 @@ def test_an_average_is_stored_before_it_is_measured(tmp_path: Path, values: str)
     assert artifact.report["parity"]["relative_error"] < 1e-5
 
 
-def test_the_page_runs_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "loop.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        exec(compile(example, "docs/loop.md", "exec"), names)
-    artifact = names["artifact"]
-    assert artifact.verdict.exit_code == 0
-    assert 0.995 * 6144 <= artifact.bytes <= 6144
-    session = hwprune.session(artifact.path)
-    inputs, targets = names["inputs"], names["targets"]
-    (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
-    error = np.square(found - targets.numpy()).mean() / np.square(targets.numpy()).mean()
-    assert error < 0.2  # it has learnt something
-
-
 def test_a_compiled_module_is_traced_once() -> None:
     model = network()
     optimizer = sgd(model)
@@ -488,6 +470,17 @@ def test_the_buckets_of_several_processes_stay_valid() -> None:
     finally:
         torch.distributed.destroy_process_group()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_module_has_to_be_loaded_before_its_pruner() -> None:
+    model = network()
+    optimizer = sgd(model)
+    pruner = made(model, optimizer)
+    train(model, optimizer, range(20))
+    other = network()
+    with pytest.raises(UsageError, match="does not hold the weights of the checkpoint") as caught:
+        made(other, sgd(other)).load_state_dict(pruner.state_dict())
+    assert "first" in (caught.value.hint or "")
 
 
 def test_a_resumed_pruner_keeps_the_plan_of_the_unpruned_weights() -> None:
@@ -768,19 +761,23 @@ def test_two_processes_prune_alike_and_as_one_does(tmp_path: Path) -> None:
 
 
 def test_the_callers_own_metric_is_taken_of_the_verified_file(tmp_path: Path) -> None:
+    images, targets = batch(99)
     model = network()
+    with torch.no_grad():
+        given = float(nn.functional.mse_loss(model.eval()(images), targets).sqrt())
     optimizer = sgd(model)
     pruner = made(model, optimizer)
-    train(model, optimizer, range(STEPS))
-    images, targets = batch(99)
+    train(model, optimizer, range(STEPS // 2))
+    saved = resumable(model, optimizer, pruner)
+    train(model, optimizer, range(STEPS // 2, STEPS))
 
     def error(session: Any) -> Any:
         (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         return np.sqrt(np.square(found - targets.numpy()).mean())
 
-    for given in (math.nan, math.inf, None, "good"):
+    for wrong in (math.nan, math.inf, None, "good"):
         with pytest.raises(UsageError, match="no finite number") as caught:
-            pruner.export(tmp_path / "out", evaluate=lambda _, given=given: given, metric="rmse")
+            pruner.export(tmp_path / "out", evaluate=lambda _, wrong=wrong: wrong, metric="rmse")
         assert "evaluate(session)" in (caught.value.hint or "")
         assert not list((tmp_path / "out").glob("*"))
     with pytest.raises(UsageError, match="which is no function"):
@@ -798,14 +795,22 @@ def test_the_callers_own_metric_is_taken_of_the_verified_file(tmp_path: Path) ->
     assert pruner.export(
         tmp_path / "other", require="error<=0.001x", **options
     ).verdict.exit_code == 3  # fmt: skip
-    for wrong, says in (("rmse<=1", "is Error, not rmse"), ("accuracy>=1", "is Error, not")):
+    for limit, says in (("rmse<=1", "is Error, not rmse"), ("accuracy>=1", "is Error, not")):
         with pytest.raises(UsageError, match=says):
-            pruner.export(tmp_path / "other", require=wrong, **options)
+            pruner.export(tmp_path / "other", require=limit, **options)
     with pytest.raises(UsageError, match="cannot be called size"):
         pruner.export(tmp_path / "other", evaluate=error, metric="size", higher_is_better=True)
     with torch.no_grad():
         expected = float(nn.functional.mse_loss(model.eval()(images), targets).sqrt())
     assert found["final"] == pytest.approx(expected, abs=1e-3)
+    assert found["dense"] == pytest.approx(given, abs=1e-5)  # as it was before anything was trained
+    model.load_state_dict(saved[0])
+    pruner.detach()
+    pruner = made(model, optimizer)
+    pruner.load_state_dict(saved[2])
+    train(model, optimizer, range(STEPS // 2, STEPS))
+    resumed = pruner.export(tmp_path / "resumed", **options).report["metric"]
+    assert resumed["dense"] == found["dense"]
 
 
 if __name__ == "__main__":

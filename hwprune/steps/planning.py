@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from hwprune.budget import Prefixes, fit, plan, ranking_limit
 from hwprune.encoding import FileCost
 from hwprune.errors import InfeasibleError, UsageError
-from hwprune.export.pipeline import template_of
-from hwprune.export.template import Template
+from hwprune.export.pipeline import renewed, template_of
+from hwprune.export.template import Template, Written
 from hwprune.export.trace import tensors_of, trace
 from hwprune.ir import Masks, Model, Plan, Ranking, SkippedTensor, ValueType
 from hwprune.sparsity import Strategy, make, rank_weights
@@ -68,6 +68,10 @@ class Prepared:
     def has_to_train(self) -> bool:
         """Return whether its weights mean nothing yet: random ones, or layers that just share."""
         return bool(self.saved_weights) or not self.model.trained
+
+    def write_dense(self) -> Written:
+        """Return the dense file of the module's present weights."""
+        return renewed(self.template, self.model.module).write_dense()
 
 
 @dataclass(frozen=True, slots=True)
