@@ -51,9 +51,9 @@ PIXELS = 8
 WORD_SLACK = 8
 # Rows a pass that are tried, the last one for all.
 PASSES = (1, 2, 4, 8, 16, 65_535)
-# What decoding a nonzero, a multiply-accumulate and moving a byte cost, in instructions: to compare
-# plans of one network.
-DECODE_COST, MAC_COST, MOVE_COST = 13.0, 2.4, 5.0
+# What decoding a filter and each of its nonzeros, a multiply-accumulate, and moving a byte cost, in
+# instructions of a Cortex-M4: to compare plans of one network.
+FILTER_COST, DECODE_COST, MAC_COST, MOVE_COST = 150.0, 42.0, 2.2, 5.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -589,7 +589,8 @@ def _cost(
         if isinstance(planned.layer, (Conv2d, Linear)):
             nonzeros = int(np.count_nonzero(planned.layer.weight))
             pixels = network.tensors[planned.output].size / len(planned.layer.weight)
-            total += nonzeros * (DECODE_COST * passes + MAC_COST * pixels)
+            decoding = DECODE_COST * nonzeros + FILTER_COST * len(planned.layer.weight)
+            total += decoding * passes + MAC_COST * pixels * nonzeros
     return total
 
 
