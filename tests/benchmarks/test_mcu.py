@@ -1,4 +1,4 @@
-"""The networks of the microcontroller benchmark are those of MLPerf Tiny, with the zeros they say."""
+"""The microcontroller benchmark has the networks of MLPerf Tiny, with the zeros they say."""
 
 from __future__ import annotations
 
