@@ -17,7 +17,13 @@ from hwprune.frontend import exported, folders, onnx_file, pickled, scripted, st
 from hwprune.frontend.arch import Arch, find_arch
 from hwprune.frontend.archive import SAVE_AGAIN, IdentifiedFile, identify
 from hwprune.frontend.inputs import InputSources, choose_inputs, parse_input
-from hwprune.frontend.prepare import fold, give_norms_weights, own_memory, prepare
+from hwprune.frontend.prepare import (
+    fold,
+    give_norms_weights,
+    make_plain,
+    own_memory,
+    prepare,
+)
 from hwprune.frontend.probe import example_inputs, forward_names, probe
 from hwprune.frontend.recognise import (
     Mismatch,
@@ -308,7 +314,8 @@ def _compared(
     named, notes = aligned(tensors, module, path)
     mismatch = compare(shapes_of(named), shapes_of(module.state_dict()))
     plain = _make(arch).eval() if mismatch and not arch.meta else module
-    if plain is not module and (fold(plain), give_norms_weights(plain)) != ((), False):
+    changes = (fold, give_norms_weights, lambda plain: make_plain(plain, tensors))
+    if plain is not module and any([bool(change(plain)) for change in changes]):
         other, other_notes = aligned(tensors, plain, path)
         if not compare(shapes_of(other), shapes_of(plain.state_dict())):
             return plain, other, other_notes, Mismatch((), (), (), len(other))

@@ -7,18 +7,26 @@ these runs, and none of them can be pruned, written or loaded into as it is.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
+from torch.overrides import TorchFunctionMode
 
 from hwprune.errors import ModelError
 from hwprune.frontend.inputs import describe
-from hwprune.frontend.probe import example_inputs, named_tensors, probe
+from hwprune.frontend.probe import example_inputs, fresh_copy, named_tensors, probe
 from hwprune.frontend.user_code import FAILURES, first_line
 from hwprune.ir import TensorSpec
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "linear")
+# A layer whose weight was computed and is plain now has a buffer of this name: what computes it
+# anew does not load such weights without a word.
+_PLAIN = "weight_is_plain"
 
 
 def prepare(module: nn.Module, inputs: tuple[TensorSpec, ...], *, seed: int = 0) -> tuple[str, ...]:
@@ -40,7 +48,7 @@ def prepare(module: nn.Module, inputs: tuple[TensorSpec, ...], *, seed: int = 0)
     own_memory(module)
     notes: tuple[str, ...] = ()
     give_norms_weights(module)
-    if folded := fold(module):
+    if folded := (*fold(module), *fold_layers(module, inputs)):
         notes = (
             f"weights that were computed at every call are now plain ones: {', '.join(folded[:4])}"
             + (f" and {len(folded) - 4} more" if len(folded) > 4 else ""),
@@ -147,6 +155,107 @@ def _fold_one(owner: nn.Module) -> list[str]:
         del owner._forward_pre_hooks[key]
         names.append(name)
     return names
+
+
+class _Weights(TorchFunctionMode):
+    """Notes the weights that convolutions and linear layers are called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if getattr(func, "__name__", "") in _FUNCTIONS:
+            self.found.append(given["weight"] if "weight" in given else args[1])
+        return func(*args, **given)
+
+
+def fold_layers(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
+    """Make plain layers of those that compute their weight from another at each call, in place.
+
+    Weight standardisation (arXiv 1903.10520) is a convolution of a class of its own. One whose
+    output is that of torch's layer with the weight that it called the operator with becomes that
+    layer; one whose weight depends on its input, or that does more, stays.
+
+    Args:
+        module: in eval mode.
+        inputs: what it reads.
+
+    Returns:
+        The folded weights by name.
+    """
+    tried = fresh_copy(module)
+    parts = {
+        name: part
+        for name, part in tried.named_modules()
+        if (kind := _kind(part)) is not None and type(part).forward is not kind.forward
+    }
+    if not parts or tried is module:  # what cannot be copied stays as it is
+        return ()
+    read: dict[nn.Module, Any] = {}
+    for part in parts.values():
+        part.register_forward_pre_hook(read.__setitem__)
+    folded = []
+    tensors = [id(tensor) for _, tensor in named_tensors(module)]
+    with torch.no_grad():
+        try:
+            tried(*example_inputs(inputs, batch=2))
+        except FAILURES:  # probe says so
+            return ()
+        for name, part in parts.items():
+            alone = tensors.count(id(part.weight)) == 1 and len(read.get(part, ())) == 1
+            weight = _computed(part, *read[part]) if alone else None
+            if weight is not None:
+                layer: Any = module.get_submodule(name)
+                layer.weight.data = weight.clone()
+                _make_plain(layer)
+                folded.append(f"{name}.weight")
+    return tuple(folded)
+
+
+def _kind(part: nn.Module) -> type[nn.Module] | None:
+    return next((kind for kind in _LAYERS if isinstance(part, kind)), None)
+
+
+def _make_plain(part: nn.Module) -> None:
+    kind = _kind(part)
+    assert kind is not None
+    part.__class__ = kind
+    part.register_buffer(_PLAIN, torch.ones(()))
+
+
+def _computed(part: Any, value: Tensor) -> Tensor | None:
+    """Return the weight that a layer computes, where it does nothing else; ``part`` is changed."""
+    with _Weights() as noted:
+        expected = part(value)
+        part(-value)
+    if len(noted.found) != 2 or not torch.equal(*noted.found):
+        return None
+    weight = noted.found[0].detach()
+    if weight.shape != part.weight.shape or torch.equal(weight, part.weight):
+        return None
+    part.weight = nn.Parameter(weight)
+    _make_plain(part)
+    found = part(value)
+    same = found.shape == expected.shape and torch.allclose(found, expected, 1e-5, 1e-6)
+    return weight if same else None
+
+
+def make_plain(module: nn.Module, names: Iterable[str]) -> bool:
+    """Make those layers plain that were so when tensors of these names were saved, in place.
+
+    Returns:
+        Whether there was one.
+    """
+    parts = dict(module.named_modules())
+    owners = [name.removesuffix(f".{_PLAIN}") for name in names if name.endswith(f".{_PLAIN}")]
+    found = [parts[name] for name in owners if name in parts and _kind(parts[name]) is not None]
+    for part in found:
+        _make_plain(part)
+    return bool(found)
 
 
 def _forget(owner: nn.Module, *names: str) -> None:

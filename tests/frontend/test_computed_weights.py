@@ -1,0 +1,118 @@
+"""Layers that compute their weight at each call become plain ones, with the weight that runs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hwprune.frontend import load_model
+from hwprune.frontend.prepare import fold_layers, prepare
+from hwprune.ir import TensorSpec
+
+IMAGE = (TensorSpec("x", (None, 3, 8, 8), "float32"),)
+SOURCE = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        w = w / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+        return F.conv2d(x, w, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = Standardised(3, 8, 3, padding=1), Standardised(8, 8, 3, groups=2)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.b(torch.relu(self.a(x)))).mean((2, 3)))
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    file = tmp_path / "net.py"
+    file.write_text(SOURCE)
+    return file
+
+
+def network() -> nn.Module:
+    space: dict[str, type[nn.Module]] = {}
+    exec(SOURCE, space)
+    torch.manual_seed(0)
+    return space["Net"]().eval()
+
+
+def test_a_standardised_convolution_is_folded_to_the_weight_that_runs() -> None:
+    module, x = network(), torch.randn(2, 3, 8, 8)
+    expected, before = module(x), copy.deepcopy(module)
+    notes = prepare(module, IMAGE)
+    assert type(module.a) is nn.Conv2d
+    assert type(module.b) is nn.Conv2d
+    assert torch.allclose(module(x), expected, atol=1e-5)
+    assert module.a.weight.mean((1, 2, 3)).abs().max() < 1e-6
+    assert any("a.weight, b.weight" in note for note in notes)
+    assert not torch.equal(before.a.weight, module.a.weight)
+
+
+class Mixed(nn.Conv2d):
+    """Its weight depends on its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight * x.mean().sigmoid(), self.bias)
+
+
+class Padding(nn.Conv2d):
+    """It does more than torch's layer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight * 2, self.bias)
+
+
+class Adapted(nn.Linear):
+    """It is two layers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight * 2) + F.linear(x, self.weight)
+
+
+@pytest.mark.parametrize("part", [Mixed(3, 3, 3), Padding(3, 3, 3), Adapted(8, 8)])
+def test_what_does_more_than_compute_a_weight_stays(part: nn.Module) -> None:
+    module = nn.Sequential(part).eval()
+    state = copy.deepcopy(module.state_dict())
+    assert fold_layers(module, IMAGE) == ()
+    assert module[0] is part
+    assert type(part) in (Mixed, Padding, Adapted)
+    assert state.keys() == module.state_dict().keys()
+    assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in state.items())
+
+
+def test_a_tied_weight_stays() -> None:
+    module = network()
+    module.other = nn.Conv2d(3, 8, 3)
+    module.other.weight = module.a.weight
+    assert fold_layers(module, IMAGE) == ("b.weight",)
+
+
+def test_a_folded_checkpoint_reads_back_and_fits_no_network_that_computes_anew(
+    source: Path, tmp_path: Path
+) -> None:
+    module, x = network(), torch.randn(2, 3, 8, 8)
+    torch.save(module.state_dict(), tmp_path / "model.pt")
+    arch = f"{source}:Net"
+    first = load_model(str(tmp_path / "model.pt"), arch=arch, inputs=("x:Nx3x8x8",)).module
+    with torch.no_grad():
+        first.a.weight[:, 0] = 0  # pruned: standardising this again would be another weight
+    torch.save(first.state_dict(), tmp_path / "pruned.pt")
+    again = load_model(str(tmp_path / "pruned.pt"), arch=arch, inputs=("x:Nx3x8x8",)).module
+    assert torch.allclose(again(x), first(x), atol=1e-6)
+    with pytest.raises(RuntimeError, match="weight_is_plain"):
+        module.load_state_dict(first.state_dict())
