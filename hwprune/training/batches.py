@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,6 +20,7 @@ from hwprune.ir import Split
 from hwprune.trees import tree_map
 
 Augment = Literal["none", "shift", "crop-flip"]
+Rows = slice | torch.Tensor
 
 # Samples that are read from a split at once while it is converted.
 _CHUNK = 2048
@@ -30,10 +31,19 @@ _ALL = slice(None)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Inputs as the network takes them, one tensor each, and labels: a tree, or None."""
+    """Samples.
+
+    Attributes:
+        inputs: as the network takes them, one tensor each.
+        labels: a tree, samples first, or None.
+        index: (b,) which samples of the split they are, on the CPU.
+        answers: outputs of the dense network, or None.
+    """
 
     inputs: tuple[torch.Tensor, ...]
     labels: Any
+    index: torch.Tensor | None = None
+    answers: Any = None
 
 
 @runtime_checkable
@@ -133,7 +143,7 @@ class Batches:
 
     def _batch(self, parts: list[torch.Tensor], index: torch.Tensor) -> Batch:
         inputs = tuple(self._ordered(part.to(self._device)) for part in parts)
-        return Batch(inputs, self._labels_of(index.to(self._device)))
+        return Batch(inputs, self._labels_of(index.to(self._device)), index)
 
     def _labels_of(self, index: torch.Tensor) -> Any:
         return None if self._labels is None else tree_map(lambda part: part[index], self._labels)
@@ -161,11 +171,11 @@ class Batches:
 
     def _gather(self, index: torch.Tensor) -> Batch:
         assert self._held is not None  # take() asks first
-        index = sent(index, self._device)
+        there = sent(index, self._device)
         inputs = []
         for store in self._held:
             last = self._channels_last and store.ndim == 4
-            part = store.index_select(0, index)
+            part = store.index_select(0, there)
             if self._affine is not None:
                 shape = (-1,) if last else (-1, *(1,) * (store.ndim - 2))
                 factor, shift = (each.reshape(shape) for each in self._affine)
@@ -174,7 +184,7 @@ class Batches:
             if last:
                 part = part.permute(0, 3, 1, 2)
             inputs.append(part)
-        return Batch(tuple(inputs), self._labels_of(index))
+        return Batch(tuple(inputs), self._labels_of(there), index)
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -188,7 +198,7 @@ def augment(
     generator: torch.Generator,
     *,
     cutout: int = 0,
-    rows: slice = _ALL,
+    rows: Rows = _ALL,
     of: int | None = None,
 ) -> Batch:
     """Return the batch with every 4-D input moved (and mirrored, and cut), one draw per sample.
@@ -203,15 +213,15 @@ def augment(
         generator: a CPU generator: the draws are the same whatever the device.
         cutout: the side of the square that is set to zero, in pixels; 0 draws nothing. Its centre
             lies anywhere in the image, so a part of it may fall outside (arXiv 1708.04552).
-        rows: which samples of a larger batch these are: one process's share of it.
-        of: how many that batch has; draws are made for all of them, in every process alike.
+        rows: which samples of a larger batch, or of the split, these are.
+        of: how many that has; draws are made for all of them, whatever ``rows`` is.
     """
     batch = _moved(batch, kind, generator, rows, of)
     return _cut(batch, cutout, generator, rows, of) if cutout else batch
 
 
 def _moved(
-    batch: Batch, kind: Augment, generator: torch.Generator, rows: slice, of: int | None
+    batch: Batch, kind: Augment, generator: torch.Generator, rows: Rows, of: int | None
 ) -> Batch:
     if kind == "none" or all(part.ndim != 4 for part in batch.inputs):
         return batch
@@ -222,7 +232,7 @@ def _moved(
         _move(part, offsets, flips if kind == "crop-flip" else None) if part.ndim == 4 else part
         for part in batch.inputs
     )
-    return Batch(moved, batch.labels)
+    return replace(batch, inputs=moved)
 
 
 def _move(images: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor | None) -> torch.Tensor:
@@ -246,7 +256,7 @@ def _move(images: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor | Non
     return moved if images.is_contiguous(memory_format=torch.channels_last) else moved.contiguous()
 
 
-def _cut(batch: Batch, side: int, generator: torch.Generator, rows: slice, of: int | None) -> Batch:
+def _cut(batch: Batch, side: int, generator: torch.Generator, rows: Rows, of: int | None) -> Batch:
     """Zero one square of every 4-D input; the inputs of a sample share the place."""
     images = [part for part in batch.inputs if part.ndim == 4]
     if not images:
@@ -263,8 +273,8 @@ def _cut(batch: Batch, side: int, generator: torch.Generator, rows: slice, of: i
         hole = down[:, None, :, None] & across[:, None, None, :]
         return part.clone().masked_fill_(hole, 0.0)  # a clone keeps the memory order
 
-    return Batch(
-        tuple(cut(part) if part.ndim == 4 else part for part in batch.inputs), batch.labels
+    return replace(
+        batch, inputs=tuple(cut(part) if part.ndim == 4 else part for part in batch.inputs)
     )
 
 

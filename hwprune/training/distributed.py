@@ -69,6 +69,10 @@ class World:
                 f"a batch of {count} samples cannot be shared by {self.size} processes",
                 hint="start fewer processes, or raise batch_size: each needs two samples a batch",
             )
+        return self.share(count)
+
+    def share(self, count: int) -> slice:
+        """Return this process's part of ``count`` samples that BN does not normalise by."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def mean_gradients(

@@ -135,12 +135,9 @@ class Validator:
 
     def __init__(self, config: FinetuneConfig) -> None:
         """Hold this process's share of the split."""
-        self._config, world = config, config.world
+        self._config = config
         batches = config.batches(config.data.validation)
-        share = slice(
-            batches.size * world.rank // world.size, batches.size * (world.rank + 1) // world.size
-        )
-        chosen = torch.arange(batches.size)[share]
+        chosen = torch.arange(batches.size)[config.world.share(batches.size)]
         self.judge = Judge(config.task, batches, chosen, config.teacher or config.module)
         self.rows: Any = None
 

@@ -21,6 +21,7 @@ from hwprune.training.averaging import MovingAverage, Pool, module_state, put
 from hwprune.training.batches import Batch, augment, epoch_order, steps_per_epoch
 from hwprune.training.checkpoints import Checkpoint, CheckpointManager
 from hwprune.training.config import FinetuneConfig
+from hwprune.training.devices import kept_memory
 from hwprune.training.distributed import SINGLE_PROCESS, World
 from hwprune.training.engine import Engine, due, value_phase
 from hwprune.training.evaluate import Validator
@@ -47,6 +48,7 @@ from hwprune.training.recipe import Recipe
 from hwprune.training.result import Journal, Progress, TrainResult
 from hwprune.training.sharpness import Sharpness
 from hwprune.training.sparse import SparseParameters
+from hwprune.training.teacher import Teacher
 
 # Steps between two looks at the loss on a device where looking waits for the queue.
 _LOOK = 25
@@ -112,7 +114,7 @@ def finetune(
     if teacher is not None and share_parameters(teacher, module):
         teacher = copy.deepcopy(teacher)
     # Dropout draws from the global generator: each process has samples of its own to draw for.
-    with seeded(seed + 7919 * world.rank, device), borrowed(module):
+    with seeded(seed + 7919 * world.rank, device), borrowed(module), kept_memory(device):
         config = FinetuneConfig(
             module=module, data=data, names=names, strategy=strategy, fill=fill, recipe=recipe,
             teacher=teacher, seed=seed, task=task, device=device, progress=progress, store=store,
@@ -154,8 +156,6 @@ class Run:
         )  # fmt: skip
         self.batches = config.batches(config.data.train)
         self.objective = Objective(config.task, recipe, self.batches, config.teacher)
-        labelled = config.task.measurable(config.data.train)
-        self.asks_teacher = not labelled or recipe.distillation_weight > 0
         self.epochs = strategy.epochs(recipe.epochs)
         if recipe.per_round:
             self.epochs *= len(strategy.restarts) + 1
@@ -190,15 +190,18 @@ class Run:
         later = [hook.settled_from for hook in self.hooks.values()]
         self.settled_from = max([*changes, start, *later], default=0)
 
-        self.network, self.teacher = module, config.teacher
+        self.network, teacher = module, config.teacher
         if recipe.compiled:
             self.network = cast("nn.Module", torch.compile(module))
-            if config.teacher is not None:
-                self.teacher = cast("nn.Module", torch.compile(config.teacher))
+            teacher = cast("nn.Module", torch.compile(teacher)) if teacher is not None else None
         wanted = recipe.precision if self.epochs else "fp32"
         self.precision: Literal["fp32", "bf16"] = config.world.broadcast(
             precision.choose(wanted, config.device)
         )
+        self.teacher: Teacher | None = None
+        labelled = config.task.measurable(config.data.train)
+        if teacher is not None and (not labelled or recipe.distillation_weight > 0):
+            self.teacher = Teacher(teacher, config, self.batches, self.epochs, self.autocast)
         self.optimizer = sgd(module, recipe)
         self.engine.attach(self.optimizer)
         self.pool = Pool(module, recipe.interpolate)
@@ -257,7 +260,8 @@ class Run:
                 journal.say(self.epoch + 1, self.step, loss=float(total) / done)
         self.epoch += 1
         self.sparse.check()
-        metric, loss = self.measure(), float(total) / done
+        exact = self.epoch == self.epochs or self.recipe.checkpoint == "best"
+        metric, loss = self.measure(exact=exact), float(total) / done
         self.record("train", metric=metric, loss=loss)
         if config.observe is not None and self.step / self.steps in self.restarts:
             with self.shipped():
@@ -282,7 +286,10 @@ class Run:
         self.engine.before_step()
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(at, self.restarts)
-        batch = self.augmented(batch, self.generator)
+        if self.teacher is not None and self.teacher.views:
+            batch = self.teacher.view(batch, self.epoch)
+        else:
+            batch = self.drawn(batch, self.generator)
         loss = self.backward(batch)
         for hook in self.hooks.values():
             hook.after_backward(lambda: self.backward(batch))
@@ -302,27 +309,28 @@ class Run:
         """
         config = self.config
         eager = eager or any(hook.eager for hook in self.hooks.values())
-        network, teacher = (self.module, config.teacher) if eager else (self.network, self.teacher)
+        network = self.module if eager else self.network
         self.optimizer.zero_grad(set_to_none=True)
-        kind = torch.device(config.device).type
-        with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            answers = None
-            if teacher is not None and self.asks_teacher:
-                with torch.no_grad():
-                    answers = forward(teacher, batch.inputs)
+        with self.autocast():
             outputs = forward(network, batch.inputs)
-        loss = self.objective(outputs, batch, answers)
+        loss = self.objective(outputs, batch, batch.answers)
         loss.backward()  # type: ignore[no-untyped-call]
         return config.world.mean_gradients(
             self.module, loss.detach(), len(batch.inputs[0]), config.batch_size
         )
 
-    def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Return this process's share of a training batch as data and recipe want it changed."""
-        return augment(
+    def drawn(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Return this process's share of a training batch, changed anew, with the answers to it."""
+        batch = augment(
             batch, self.config.data.augment, generator, cutout=self.recipe.cutout,
             rows=self.config.rows, of=self.config.batch_size,
         )  # fmt: skip
+        return batch if self.teacher is None else self.teacher.ask(batch)
+
+    def autocast(self) -> torch.autocast:
+        """Return the arithmetic of a step."""
+        kind = torch.device(self.config.device).type
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     @property
     def step(self) -> int:
@@ -343,7 +351,7 @@ class Run:
             for _ in range(self.recipe.gradient_batches):
                 index = torch.randperm(self.batches.size, generator=self.probe)
                 for batch in self.batches.take((index[: config.batch_size][config.rows],)):
-                    self.backward(self.augmented(batch, self.probe), eager=True)
+                    self.backward(self.drawn(batch, self.probe), eager=True)
                 for name, gradient in self.sparse.gradients().items():
                     sums[name] = sums[name].add_(gradient) if name in sums else gradient
                 self.optimizer.zero_grad(set_to_none=True)
@@ -387,9 +395,9 @@ class Run:
                 stack.enter_context(hook.for_measuring())
             yield
 
-    def measure(self) -> float:
-        """Return the validation metric of what would be shipped now."""
-        with self.shipped():
+    def measure(self, *, exact: bool = True) -> float:
+        """Return the validation metric of what would be shipped; else in a step's precision."""
+        with self.shipped(), nullcontext() if exact else self.autocast():
             return self.validator.measure()
 
     def solution(self) -> dict[str, torch.Tensor]:

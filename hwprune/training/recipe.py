@@ -37,6 +37,10 @@ class Recipe:
         label_smoothing: on the labels' part of the loss.
         cutout: the side, in pixels, of a square that is set to zero (the mean of normalised data)
             at a random place of every image (arXiv 1708.04552); 0 for none.
+        views: where a dense network teaches, how many augmented views of each sample there are, in
+            turn, one an epoch. Its answers to each are had once and kept, as fp16, if they take no
+            more than ``resident_bytes`` in all; otherwise, or with 0, each step draws its own views
+            and asks anew.
         sharpness: the radius of sharpness-aware steps (arXiv 2010.01412), 0 for ordinary ones. Such
             a step takes a second forward and backward pass, so an epoch costs as much as two.
         ema_decay: what is kept and measured is the moving average of the weights, with this decay
@@ -80,6 +84,7 @@ class Recipe:
     temperature: float = 3.0
     label_smoothing: float = 0.0
     cutout: int = 0
+    views: int = 4
     sharpness: float = 0.0
     ema_decay: float = 0.0
     interpolate: int = 0
@@ -110,6 +115,7 @@ class Recipe:
                 ("temperature", self.temperature > 0, "above 0"),
                 ("label_smoothing", 0 <= self.label_smoothing < 1, "[0, 1)"),
                 ("cutout", self.cutout >= 0, "0 or more"),
+                ("views", self.views >= 0, "0 or more"),
                 ("sharpness", 0 <= self.sharpness < math.inf, "0 or more"),
                 ("ema_decay", 0 <= self.ema_decay < 1, "[0, 1)"),
                 ("interpolate", self.interpolate >= 0, "0 or more"),

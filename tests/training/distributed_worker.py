@@ -20,7 +20,7 @@ from hwprune.extreme.sharing import share
 from hwprune.sparsity import make
 from hwprune.training import Checkpoint, Recipe, World, finetune, joined
 
-RECIPE = Recipe(epochs=2, batch_size=31, precision="fp32", learning_rate=0.02, cutout=2)
+RECIPE = Recipe(epochs=2, batch_size=31, precision="fp32", learning_rate=0.02, cutout=2, views=1)
 
 
 def without_batchnorm() -> nn.Module:
@@ -68,7 +68,7 @@ def train(kind: str, world: World, **changes: Any) -> dict[str, Any]:
         "strategy": make("bidirectional-single", density=0.3, depth=0.6, steps=2),
         "fill": nets.fill_count(300),
         "recipe": RECIPE,
-        "teacher": None,
+        "teacher": module,
         "seed": 1,
         "world": world,
         "hooks": extreme_hooks,

@@ -241,15 +241,15 @@ def test_batches_are_drawn_alike_whatever_the_strategy(
     data: Data, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[list[torch.Tensor]] = []
-    real = Run.augmented
+    real = Run.drawn
 
-    def augmented(self: Run, batch: Batch, generator: torch.Generator) -> Batch:
+    def collect(self: Run, batch: Batch, generator: torch.Generator) -> Batch:
         found = real(self, batch, generator)
         if generator is self.generator:
             drawn[-1].append(found.inputs[0].clone())
         return found
 
-    monkeypatch.setattr(Run, "augmented", augmented)
+    monkeypatch.setattr(Run, "drawn", collect)
     for name in ("one-shot", "bidirectional", "rigl"):  # how often gradients are asked for differs
         drawn.append([])
         tune(copy.deepcopy(trained), data, make(name, density=0.1))
