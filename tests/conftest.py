@@ -131,7 +131,12 @@ def sample_record() -> dict[str, Any]:
         "target": "raspberry-pi-zero-2w",
         "strategy": "bidirectional",
         "epochs": 4,
-        "artifact": {"path": "model.onnx", "bytes": 65100, "sha256": "ab" * 32},
+        "artifact": {
+            "path": "model.onnx",
+            "bytes": 65100,
+            "sha256": "ab" * 32,
+            "form": "functions",
+        },
         "budget": {
             "bytes": 65536,
             "floor_bytes": 9000,

@@ -59,11 +59,12 @@ class VerdictPart(Section):
 
 
 class ArtifactPart(Section):
-    """The file; ``path`` is relative to the report's folder."""
+    """The file; ``path`` is relative to the report's folder, ``form`` how layers are packed."""
 
     path: str
     bytes: Count
     sha256: str
+    form: Literal["functions", "inlined", "dense"] | None = None
 
 
 class BudgetPart(Section):

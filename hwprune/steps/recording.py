@@ -109,6 +109,7 @@ def record_of(outcome: Outcome) -> dict[str, Any]:
             "path": "model.onnx",
             "bytes": size,
             "sha256": hashlib.sha256(written.data).hexdigest(),
+            "form": _form(made),
         },
         "budget": {
             "bytes": job.budget_bytes,
@@ -178,6 +179,12 @@ def write_reports(record: Mapping[str, Any], folder: Path) -> None:
     checked = reports.from_mapping(record)
     reports.write(checked, folder / "report.json")
     reports.write_text(html(reports.read(folder / "report.json")), folder / "report.html")
+
+
+def _form(made: Compiled) -> str:
+    if not made.written.packed:
+        return "dense"
+    return "inlined" if made.prepared.template.inline else "functions"
 
 
 def _layers(made: Compiled) -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ def measure(
             load_ms=float(np.median(loads[label])),
             runs=runs,
             threads=threads,
-            batch=len(given[label][0]) if given[label] and given[label][0].ndim else 1,
+            batch=runner.batch_of(sessions[label], given[label]),
             host=host_label(),
             onnxruntime=str(ort.__version__),
         )

@@ -97,9 +97,21 @@ def run(session: Any, arrays: Arrays) -> list[NDArray[Any]]:
         raise VerificationError(f"onnxruntime fails to run the file: {first_line(error)}") from None
 
 
+def _batch_axis(entry: Any) -> int:
+    """Return the axis of an input that counts samples: the one called N, else the first."""
+    return entry.shape.index("N") if "N" in entry.shape else 0
+
+
+def batch_of(session: Any, arrays: Arrays) -> int:
+    """Return how many samples the inputs hold."""
+    if not arrays or not arrays[0].ndim:
+        return 1
+    return int(arrays[0].shape[_batch_axis(session.get_inputs()[0])])
+
+
 def fixed_batch(session: Any) -> int | None:
     """Return the batch that the file's inputs are fixed to, None where it is free."""
-    sizes = {entry.shape[0] for entry in session.get_inputs() if entry.shape}
+    sizes = {entry.shape[_batch_axis(entry)] for entry in session.get_inputs() if entry.shape}
     fixed = [size for size in sizes if isinstance(size, int)]
     return fixed[0] if len(fixed) == 1 and len(sizes) == 1 else None
 
@@ -137,7 +149,7 @@ def _random(entry: Any, batch: int, generator: np.random.Generator) -> NDArray[A
         if isinstance(size, int):
             shape.append(size)
         else:
-            shape.append(batch if axis == 0 or size == "N" else _FREE_SIZE)
+            shape.append(batch if axis == _batch_axis(entry) else _FREE_SIZE)
     if dtype.startswith("float"):
         return generator.standard_normal(shape).astype(dtype)
     return generator.integers(0, 2, shape).astype(dtype)

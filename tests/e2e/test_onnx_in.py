@@ -46,6 +46,7 @@ def test_the_file_keeps_its_interface(
         "stem.weight", "body", "head.weight",
     }  # fmt: skip
     assert 0.1 < report["result"]["sparsity"] < 0.9
+    assert report["artifact"]["form"] == form
     assert report["parity"]["relative_error"] < 1e-4
     assert interface(out / "model.onnx") == interface(given)
     for shape in ((1, 3, 8, 8), (5, 3, 12, 20)):
@@ -80,6 +81,7 @@ def test_what_hwprune_left_dense_may_come_back(tmp_path: Path) -> None:
         write(tmp_path), target="raspberry-pi-5", budget="1MiB", output=tmp_path / "dense"
     )
     assert first.report["result"]["sparsity"] == 0
+    assert first.report["artifact"]["form"] == "dense"
     second = compile_network(
         first.path, target="raspberry-pi-5", budget="10KiB", output=tmp_path / "sparse"
     )

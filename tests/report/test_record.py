@@ -48,7 +48,7 @@ def test_the_file_is_what_other_programs_expect(
     ]  # fmt: skip
     assert set(document["verdict"]) == {"fits", "verified", "scope", "limits", "exit_code"}
     assert set(document["verdict"]["limits"][0]) == {"field", "op", "limit", "value", "met"}
-    assert set(document["artifact"]) == {"path", "bytes", "sha256"}
+    assert set(document["artifact"]) == {"path", "bytes", "sha256", "form"}
     assert set(document["budget"]) == {
         "bytes", "floor_bytes", "max_nonzeros", "used_bytes", "slack_bytes",
     }  # fmt: skip

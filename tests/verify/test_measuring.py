@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import helper
 
 from hwprune.errors import ArtifactError, DataError, UsageError, VerificationError
 from hwprune.tasks import CLASSIFICATION
@@ -116,6 +118,19 @@ def test_random_inputs_follow_the_seed(write_artifact: WriteArtifact) -> None:
     assert one.shape == (2, 3, 4, 4)
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
+
+
+def test_the_batch_is_the_axis_called_n(tmp_path: Path) -> None:
+    shape = [20, "N", 8]
+    one, two = (helper.make_tensor_value_info(name, 1, shape) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [one], [two])
+    opset = helper.make_opsetid("", 13)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "a.onnx")
+    path = str(tmp_path / "a.onnx")
+    session = runner.open_session(path)
+    assert runner.fixed_batch(session) is None
+    assert runner.random_inputs(session, batch=3)[0].shape == (20, 3, 8)
+    assert [measure({"a": path}, runs=1, batch=b)["a"].batch for b in (None, 3)] == [1, 3]
 
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
