@@ -223,8 +223,9 @@ def _pruned(job: Job, prepared: Prepared, say: Say, firmware: bool) -> Compiled 
     )  # fmt: skip
     if firmware:
         packed = packed_for_image(
-            pack, pruned.masks, job.budget_bytes, asked.budget_bytes, job.target
-        )
+            model.module, pack, pruned.masks,
+            budget_bytes=job.budget_bytes, goal=asked.budget_bytes, target=job.target,
+        )  # fmt: skip
     else:
         packed = pack(pruned.masks, budget_bytes=job.budget_bytes)
     notes = (

@@ -190,23 +190,30 @@ def with_fitted_budget(job: Job, prepared: Prepared) -> Job:
 
 
 def packed_for_image(
-    pack: Callable[..., PackedModel], masks: Masks, budget_bytes: int, goal: int, target: Target
-) -> PackedModel:
+    module: Any, pack: Callable[..., PackedModel], masks: Masks,
+    *, budget_bytes: int, goal: int, target: Target,
+) -> PackedModel:  # fmt: skip
     """Return the file whose image fills its budget; the module's weights follow it.
 
     Args:
-        pack: packs masks within ``budget_bytes``.
+        module: the network with its trained weights.
+        pack: packs masks within ``budget_bytes``, and zeroes what does not fit in the module.
         masks: what training left.
         budget_bytes: of the ONNX file, from ``with_fitted_budget``.
         goal: of the image.
         target: the device.
     """
+    trained = {name: value.clone() for name, value in module.state_dict().items()}
+
+    def at(budget: int) -> PackedModel:
+        module.load_state_dict(trained)
+        return pack(masks, budget_bytes=budget)
 
     def left_at(budget: int) -> int:
-        packed = pack(masks, budget_bytes=budget)
+        packed = at(budget)
         return goal - image_bytes(packed.template, packed.written, target, link_it=True)
 
-    return pack(masks, budget_bytes=_largest_budget(left_at, budget_bytes, goal))
+    return at(_largest_budget(left_at, budget_bytes, goal))
 
 
 def _largest_budget(left_at: Callable[[int], int], start: int, goal: int) -> int:
