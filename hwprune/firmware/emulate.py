@@ -63,6 +63,7 @@ BOARDS = (
 STANDS_FOR = {
     "Cortex-M0+": "Cortex-M0",
     "Cortex-M4": "Cortex-M4F",
+    "Cortex-M85": "Cortex-M55",
     "RV32IMC": "RV32IMAC",
 }
 

@@ -63,6 +63,8 @@ CORES: dict[str, CoreBuild] = {
     "Cortex-M7": _arm("cortex-m7", "fpv5-sp-d16"),
     "Cortex-M33": _arm("cortex-m33", "fpv5-sp-d16"),
     "Cortex-M55": CoreBuild(ARM, ("-mthumb", "-mcpu=cortex-m55", "-mfloat-abi=hard")),
+    # GCC 12 does not know it; it runs all of the M55's instructions.
+    "Cortex-M85": CoreBuild(ARM, ("-mthumb", "-mcpu=cortex-m55", "-mfloat-abi=hard")),
     "RV32IMC": CoreBuild(RISCV, ("-march=rv32imc", *_RV32)),
     "RV32IMAC": CoreBuild(RISCV, ("-march=rv32imac", *_RV32)),
 }

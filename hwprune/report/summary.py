@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from hwprune.report.record import FirmwarePart, LatencyRun, Record
 from hwprune.units import format_bytes, format_count, format_percent, format_seconds
 
+# Of a scope that leaves something out: an ONNX file alone never fits a microcontroller.
+_UNDONE = ("not linked", "not run")
 NOT_MEASURED = "not measured"
 _KIND_OF_EXIT = {
     0: "fits and verified",
@@ -28,6 +30,13 @@ def passed(record: Record) -> bool:
     return record.verdict.exit_code == 0
 
 
+def mark(record: Record) -> str:
+    """Return ✓ where all was done and is right, ✗ where something is wrong, else ○."""
+    if not passed(record):
+        return "✗"
+    return "○" if any(part in record.verdict.scope for part in _UNDONE) else "✓"
+
+
 def headline(record: Record) -> str:
     """Return the verdict in one sentence."""
     verdict, artifact, budget = record.verdict, record.artifact, record.budget
@@ -38,8 +47,8 @@ def headline(record: Record) -> str:
         state = f"fits as it is, and nothing was pruned{_unmeasured(record)}"
     elif verdict.exit_code == 0:
         state += _unmeasured(record)
-    if verdict.exit_code == 0 and "not linked" in verdict.scope:
-        state = verdict.scope  # an ONNX file alone never fits a microcontroller
+    if mark(record) == "○":
+        state = verdict.scope
     used = artifact.bytes if record.firmware is None else budget.used_bytes
     comparison = "of" if used <= budget.bytes else "over the budget of"
     return (

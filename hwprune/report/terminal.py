@@ -14,17 +14,17 @@ from hwprune.report.record import Record
 from hwprune.units import format_count
 
 _MOST_LAYERS = 60
+_STYLES = {"✓": "bold green", "○": "bold yellow", "✗": "bold red"}
 _RIGHT = frozenset({"nonzeros", "sparsity", "bytes", "p50", "p90", "load", "resident", "value"})
 _COMPARED = frozenset({"size", "metric", "drop", "seed"})
 
 
 def terminal(record: Record, console: Console) -> None:
     """Print a report. Names from the file are printed as they are, never read as markup."""
-    good = summary.passed(record)
     console.print(
         Text(
-            f"{'✓' if good else '✗'} {summary.headline(record)}",
-            style="bold green" if good else "bold red",
+            f"{summary.mark(record)} {summary.headline(record)}",
+            style=_STYLES[summary.mark(record)],
         ),
         soft_wrap=True,
     )

@@ -145,7 +145,8 @@ def chip_of(target: Target) -> Chip:
             f"the profile of {target.name} has no memory.flash_origin and memory.ram_origin",
             hint="add both, with their source: docs/targets.md",
         )
-    return Chip(target.name, target.core.split()[-1], **regions.model_dump())
+    core = next((word for word in target.core.split() if word in link.CORES), target.core)
+    return Chip(target.name, core, **regions.model_dump())
 
 
 def linked(folder: Path, target: Target) -> LinkedImage:

@@ -201,6 +201,26 @@ def test_the_terminal_shows_the_verdict_first(sample_record: dict[str, Any]) -> 
     assert any("layer3.<b>conv</b>.weight" in line and "690" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("scope", "mark"),
+    [
+        ("linked, run on QEMU microbit, bit-equal", "✓ Fits and verified"),
+        ("linked, not run", "○ Linked, not run"),
+        ("not linked, not run", "○ Not linked, not run"),
+        ("onnx-size-only, not linked", "○ Onnx-size-only, not linked"),
+    ],
+)
+def test_only_what_was_run_gets_a_tick(
+    sample_record: dict[str, Any], scope: str, mark: str
+) -> None:
+    sample_record["verdict"] |= {"scope": scope}
+    found = from_mapping(sample_record)
+    assert shown(found).startswith(mark)
+    assert mark[0] in render.html(found)
+    sample_record["verdict"] |= {"exit_code": 5}
+    assert shown(from_mapping(sample_record)).startswith("✗ Verification failed")
+
+
 def test_the_terminal_does_not_read_markup(sample_record: dict[str, Any]) -> None:
     sample_record["notes"] = ["[bold red]not markup[/bold red] [/]"]
     assert "[bold red]not markup[/bold red] [/]" in shown(from_mapping(sample_record))
