@@ -478,6 +478,12 @@ class Pruner:
                 f"{missing[0]} is no parameter of the module: it is computed from others",
                 hint="remove parametrisations such as weight_norm before training",
             )
+        folded = self._job.model.module.state_dict().keys() - self._module.state_dict().keys()
+        if computed := [name for name in names if f"{name}_is_plain" in folded]:
+            raise UsageError(
+                f"{computed[0]} is not what its layer multiplies by: that is computed at each call",
+                hint="use a plain layer in a loop of your own; hwprune.compile folds such a weight",
+            )
         held = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
         lost = [n for n in names if id(named[n]) not in held and named[n].requires_grad]
         if lost:

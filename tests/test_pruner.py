@@ -250,6 +250,17 @@ def test_what_cannot_be_done_is_said_before_training(case: str) -> None:
     made(model, sgd(model)).detach()  # nothing of the refused one is left
 
 
+class Standardised(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight - self.weight.mean(1, keepdim=True), self.bias)
+
+
+def test_a_weight_that_is_computed_at_each_call_is_refused() -> None:
+    model = nn.Sequential(Standardised(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    with pytest.raises(UsageError, match=r"0\.weight is not what its layer multiplies by"):
+        made(model, sgd(model), example_input=torch.zeros(1, 64), budget="10KiB")
+
+
 def test_parameters_have_to_be_the_optimisers() -> None:
     model = network()
     assert isinstance(model, Regressor)
