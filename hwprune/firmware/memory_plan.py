@@ -47,7 +47,7 @@ SOURCE_BYTES = 8
 # Of a channel's sum over rows, where that takes several passes.
 SUM_BYTES = 4
 # The most pixels that are summed at once, and how far words reach beyond the last of them.
-PIXELS = 8
+PIXELS = 16
 WORD_SLACK = 8
 # Rows a pass that are tried, the last one for all.
 PASSES = (1, 2, 4, 8, 16, 65_535)

@@ -16,6 +16,7 @@ static void make_pixels(const hwp_row_job *job) {
   }
 }
 
+#ifndef HWP_ROW_HELIUM
 /* Passes of HWP_PIXELS pixels, and a last one of which a part is stored. That reads beyond the row:
  * memory goes on behind it. */
 static void make_passes(const hwp_row_job *job) {
@@ -46,6 +47,8 @@ static void make_passes(const hwp_row_job *job) {
     if (!passes) return;
   }
 }
+
+#endif
 
 /* Ends a list as loops in assembly need it: with a word of 0, at an even place. A tap of weight 0
  * that reads what the last one reads is put before it where there is an odd number. */
@@ -85,11 +88,16 @@ static void clamp_row(const hwp_row_job *job, const hwp_conv2d_parameters *conv)
 }
 
 static row_maker *maker_for(const hwp_row_job *job) {
+#ifdef HWP_ROW_HELIUM
+  if (job->width > 1) return job->stride == 1 ? hwp_row_next : hwp_row_apart;
+  return make_pixels;
+#else
   if (job->width == 1 || job->stride > 2) return make_pixels;
 #ifdef HWP_PASSES_FLOAT
   if (job->width % HWP_PIXELS == 0) return job->stride == 1 ? hwp_passes_next : hwp_passes_second;
 #endif
   return make_passes;
+#endif
 }
 
 int hwp_conv2d(const hwp_network *network, const hwp_layer *layer, unsigned first, unsigned end) {

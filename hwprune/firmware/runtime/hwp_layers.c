@@ -13,7 +13,7 @@ int hwp_add(const hwp_network *network, const hwp_layer *layer, unsigned first, 
   const hwp_tensor *left = hwp_input_of(network, layer);
   const hwp_tensor *right = network->tensors + layer->input[1];
   const int32_t left_ratio = add->ratio[0], right_ratio = add->ratio[1];
-  const int32_t low = add->low + HWP_OFFSET, high = add->high + HWP_OFFSET;
+  const int clamps = add->low > -128 || add->high < 127;
   /* All that does not depend on the pixels, the output's zero point included. */
   const int32_t constant =
       output->zero * 64 - left_ratio * left->zero - right_ratio * right->zero;
@@ -23,7 +23,9 @@ int hwp_add(const hwp_network *network, const hwp_layer *layer, unsigned first, 
     hwp_value *y = hwp_row(network, output, (int)row);
     for (unsigned channel = 0; channel < output->channels; channel++) {
       for (unsigned x = 0; x < output->width; x++)
-        y[x] = hwp_clamp(rounded_64th(left_ratio * a[x] + right_ratio * b[x] + constant), low, high);
+        y[x] = hwp_saturate(rounded_64th(left_ratio * a[x] + right_ratio * b[x] + constant));
+      for (unsigned x = 0; clamps && x < output->width; x++)
+        y[x] = hwp_clamp(y[x], add->low + HWP_OFFSET, add->high + HWP_OFFSET);
       a += left->pitch;
       b += right->pitch;
       y += output->pitch;

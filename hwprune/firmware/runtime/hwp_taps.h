@@ -28,6 +28,14 @@
 #define HWP_TAPS_THUMB1 1
 #endif
 #endif
+/* Helium with floats makes whole rows, at 1.0 instructions a product and less. */
+#if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 2) && HWP_FLOAT && !HWP_UNSIGNED && \
+    !defined(HWP_PLAIN_C)
+#define HWP_ROW_HELIUM 1
+#include <arm_mve.h>
+#endif
+
+#define HWP_APART static __attribute__((noinline))
 
 /* One row of one filter's output. The first seven fields are read in assembly. */
 typedef struct {
@@ -51,9 +59,9 @@ HWP_INLINE int32_t hwp_sum_one(const hwp_row_job *job, const hwp_value *x) {
   return sum;
 }
 
+#ifndef HWP_ROW_HELIUM
 /* hwp_sum_next and hwp_sum_second: the sums of HWP_PIXELS pixels that lie one or two bytes apart, from
  * the one at x on. Functions of their own, so that each has all registers to itself. */
-#define HWP_APART static __attribute__((noinline))
 
 /* The loops below take two taps a turn and end at a word of 0 in the place of a first one, which
  * spares the register of the list's end. A list of odd length has a tap of weight 0 behind it. */
@@ -194,6 +202,60 @@ HWP_APART void hwp_sum_next(const hwp_row_job *job, const hwp_value *x, int32_t 
 HWP_APART void hwp_sum_second(const hwp_row_job *job, const hwp_value *x, int32_t *sums) {
   hwp_sum_plain(job, x, 2, sums);
 }
+#endif
+
+#else
+/* Four sums to four pixels, of which the first `left` are stored. */
+HWP_INLINE void hwp_store_four(const hwp_row_job *job, hwp_value *y, int32x4_t sums,
+                               uint32_t left) {
+  const float32x4_t product = vmulq_n_f32(vcvtq_f32_s32(sums), job->scale);
+  int32x4_t value = vaddq_n_s32(vcvtnq_s32_f32(product), job->zero);
+  value = vminq_s32(vmaxq_s32(value, vdupq_n_s32(-128)), vdupq_n_s32(127));
+  vstrbq_p_s32(y, value, vctp32q(left));
+}
+
+/* Up to 16 pixels a pass, or 8 where no more are left; pixels `stride` bytes apart are gathered. */
+HWP_INLINE void hwp_row_helium(const hwp_row_job *job, unsigned stride) {
+  const uint32x4_t apart = vmulq_n_u32(vidupq_n_u32(0, 1), stride);
+  const hwp_value *x = job->x;
+  hwp_value *y = job->y;
+#define HWP_FOUR(i)                                                              \
+  (stride == 1 ? vldrbq_s32(at + 4 * (i))                                        \
+               : vldrbq_gather_offset_s32(at + 4 * (i) * stride, apart))
+  for (uint32_t left = job->width;;) {
+    int32x4_t a = vdupq_n_s32(job->bias), b = a, c = a, d = a;
+    if (left <= 8) {
+      for (const uint32_t *tap = job->taps; tap != job->end; tap++) {
+        const hwp_value *at = x + (*tap & 0xffffu);
+        const int32_t weight = (int32_t)*tap >> 16;
+        a = vmlaq_n_s32(a, HWP_FOUR(0), weight);
+        b = vmlaq_n_s32(b, HWP_FOUR(1), weight);
+      }
+      hwp_store_four(job, y, a, left);
+      if (left > 4) hwp_store_four(job, y + 4, b, left - 4);
+      return;
+    }
+    for (const uint32_t *tap = job->taps; tap != job->end; tap++) {
+      const hwp_value *at = x + (*tap & 0xffffu);
+      const int32_t weight = (int32_t)*tap >> 16;
+      a = vmlaq_n_s32(a, HWP_FOUR(0), weight);
+      b = vmlaq_n_s32(b, HWP_FOUR(1), weight);
+      c = vmlaq_n_s32(c, HWP_FOUR(2), weight);
+      d = vmlaq_n_s32(d, HWP_FOUR(3), weight);
+    }
+    hwp_store_four(job, y, a, left);
+    hwp_store_four(job, y + 4, b, left - 4);
+    hwp_store_four(job, y + 8, c, left - 8);
+    if (left > 12) hwp_store_four(job, y + 12, d, left - 12);
+    if (left <= 16) return;
+    left -= 16;
+    x += 16 * stride;
+    y += 16;
+  }
+#undef HWP_FOUR
+}
+HWP_APART void hwp_row_next(const hwp_row_job *job) { hwp_row_helium(job, 1); }
+HWP_APART void hwp_row_apart(const hwp_row_job *job) { hwp_row_helium(job, job->stride); }
 #endif
 
 #endif
