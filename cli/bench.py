@@ -9,6 +9,7 @@ import click
 
 from hwprune.cli.main import print_json
 from hwprune.cli.options import console, json_option, target_option, threads_option
+from hwprune.errors import UsageError
 
 if TYPE_CHECKING:
     from hwprune.targets import Target
@@ -26,6 +27,23 @@ if TYPE_CHECKING:
 @click.option(
     "--runs", type=click.IntRange(1), default=200, show_default=True, help="Timed runs a file."
 )
+@click.option(
+    "--on", "where", metavar="ssh://USER@HOST[:PORT]",
+    help="Measure on that device, which needs Python, NumPy and onnxruntime; nothing stays there.",
+)  # fmt: skip
+@click.option(
+    "--remote-python", default="python3", show_default=True, metavar="PATH",
+    help="The Python there.",
+)  # fmt: skip
+@click.option(
+    "--kernels-library",
+    type=click.Path(),
+    metavar="FILE",
+    help="Native kernels for its processor, where those of this installation are for another.",
+)
+@click.option(
+    "--record", type=click.Path(dir_okay=False), metavar="FILE", help="Write a record as JSON."
+)
 @json_option
 def command(
     *,
@@ -35,14 +53,30 @@ def command(
     batch: int | None,
     against: str | None,
     runs: int,
+    where: str | None,
+    remote_python: str,
+    kernels_library: str | None,
+    record: str | None,
     as_json: bool,
 ) -> None:
-    """Measure ARTIFACT on this host: latency, load time, resident memory.
+    """Measure ARTIFACT: latency, load time, resident memory, on this host or on a device.
 
     An artifact that hwprune's native kernels can run is measured at both of its speeds, after their
     outputs were compared. The numbers are this host's and are labelled so; with --target, it is
     first made sure that the artifact is one that the target could run.
     """
+    if where is not None:
+        for option, given in (("--against", against), ("--target", target)):
+            if given is not None:
+                raise UsageError(f"{option} is not for --on", hint="measure one file on the device")
+        found_there = _on_device(
+            artifact, where, remote_python, kernels_library, runs=runs, threads=threads, batch=batch
+        )
+        _write_record(found_there, record)
+        if as_json:
+            print_json(found_there)
+        _print_there(found_there, to_stderr=as_json)
+        return
     from hwprune.export.artifact import read_artifact
     from hwprune.verify import (
         compare_kernels,
@@ -66,23 +100,121 @@ def command(
     latency = measure(files, threads=threads, batch=batch, runs=runs, kernels={"kernels"})
     memory = {label: resident(path, kernels=label == "kernels") for label, path in files.items()}
     host = latency["artifact"].host
+    results = {
+        label: _document(path, latency[label], memory[label]) for label, path in files.items()
+    }
+    document = {
+        "host": host,
+        "onnxruntime": latency["artifact"].onnxruntime,
+        "target": target.name if target else None,
+        "results": results,
+        "ratio_p50": _ratio(latency, "artifact"),
+        "ratio_p50_kernels": _ratio(latency, "kernels"),
+        "environment": environment(),
+        "notes": notes,
+    }
+    _write_record(document, record)
     if as_json:
-        results = {
-            label: _document(path, latency[label], memory[label]) for label, path in files.items()
-        }
-        print_json(
-            {
-                "host": host,
-                "onnxruntime": latency["artifact"].onnxruntime,
-                "target": target.name if target else None,
-                "results": results,
-                "ratio_p50": _ratio(latency, "artifact"),
-                "ratio_p50_kernels": _ratio(latency, "kernels"),
-                "environment": environment(),
-                "notes": notes,
-            }
-        )
+        print_json(document)
     _print(files, latency, memory, notes, to_stderr=as_json)
+
+
+def _on_device(
+    artifact: str,
+    where: str,
+    python: str,
+    kernels_library: str | None,
+    *,
+    runs: int,
+    threads: int,
+    batch: int | None,
+) -> dict[str, Any]:
+    """Measure on a device that ssh reaches, with inputs that are made here."""
+    import hashlib
+    import io
+    from pathlib import Path
+
+    import numpy as np
+
+    from hwprune.export.artifact import read_artifact
+    from hwprune.kernels import library
+    from hwprune.kernels.session import operator_names
+    from hwprune.remote import measure_there, parse_destination
+    from hwprune.verify import runner
+
+    destination = parse_destination(where, python)
+    found = read_artifact(artifact)
+    session = runner.open_session(artifact)
+    arrays = runner.random_inputs(session, batch=batch)
+    archive = io.BytesIO()
+    names = [entry.name for entry in session.get_inputs()]
+    np.savez(archive, **dict(zip(names, arrays, strict=True)))
+    data = Path(artifact).read_bytes()
+    measured = measure_there(
+        destination, data, archive.getvalue(), runs=runs, threads=threads,
+        kernels=found.form == "functions" and any(map(library.knows, operator_names(data))),
+        library_path=None if kernels_library is None else Path(kernels_library),
+    )  # fmt: skip
+    sizes = [len(array) for array in arrays if array.ndim]
+    return {
+        "on": str(destination),
+        "path": artifact,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "threads": threads,
+        "batch": sizes[0] if sizes else 1,
+        **measured,
+    }
+
+
+def _write_record(document: dict[str, Any], path: str | None) -> None:
+    if path is not None:
+        import json
+
+        from hwprune.report.record import write_text
+
+        write_text(json.dumps({"schema_version": 1, **document}, indent=2) + "\n", path)
+
+
+def _print_there(found: dict[str, Any], *, to_stderr: bool) -> None:
+    from rich.text import Text
+
+    from hwprune.report.terminal import table
+    from hwprune.units import format_bytes
+
+    out, device, results = console(stderr=to_stderr), found["device"], found["results"]
+    out.print(
+        Text(
+            f"Measured on {found['on']}: {device['cpu']}, {device['cores']} cores, "
+            f"{device['machine']}, onnxruntime {device['onnxruntime']}",
+            style="bold",
+        ),
+        soft_wrap=True,
+    )
+    out.print(f"{found['path']}, {format_bytes(found['bytes'])}, {found['threads']} threads")
+    rows = [
+        (
+            name,
+            f"{result['p50_ms']:.3f} ms",
+            f"{result['p90_ms']:.3f} ms",
+            f"{result['load_ms']:.1f} ms",
+            "-" if result["added_bytes"] is None else f"{result['added_bytes'] / 2**20:.1f} MiB",
+        )
+        for label, name in (("stock", "stock onnxruntime"), ("kernels", "native kernels"))
+        if (result := results.get(label)) is not None
+    ]
+    columns = ("p50", "p90", "load", "by load")
+    out.print(table(("", *columns), rows, right=columns))
+    if found["no_kernels"] is not None:
+        out.print(f"note: native kernels: not run, {found['no_kernels']}", soft_wrap=True)
+    else:
+        out.print(
+            f"note: {results['kernels_status']}, outputs differ by {results['difference']:.1e}"
+        )
+    for when in ("before", "after"):
+        known = {key: value for key, value in found[when].items() if value is not None}
+        told = ", ".join(f"{key} {value}" for key, value in known.items())
+        out.print(f"note: {when}: {told or 'temperature and governor are not known'}")
 
 
 def _suits(opset: int, ir_version: int, target: Target) -> str:
@@ -91,8 +223,6 @@ def _suits(opset: int, ir_version: int, target: Target) -> str:
     Raises:
         UsageError: a microcontroller, or a file that the target's runtime cannot read.
     """
-    from hwprune.errors import UsageError
-
     if target.kind == "microcontroller":
         raise UsageError(
             f"{target.name} is a microcontroller: a latency of this host says nothing about it",

@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encoding": set(),
     "report": set(),
     "sweep": set(),
+    "remote": {"kernels"},
     "kernels": set(),
     "firmware": {"encoding", "targets"},
     "budget": {"encoding", "targets"},
@@ -59,6 +60,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiler": STAGES | {"steps", "job"},
     "steps": STAGES | {"steps", "job"},  # the compiler's own stages, one file each
     "cli": {
+        "remote",
+        "kernels",
         "sweep",
         "tasks",
         "compiler",

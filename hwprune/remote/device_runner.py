@@ -1,0 +1,176 @@
+# mypy: ignore-errors
+"""What runs on the device: one file, needing nothing but Python 3.8, NumPy and onnxruntime.
+
+It is sent over stdin and never stored. It says what machine it is on, takes the files, measures in
+a temporary folder, prints one line of JSON, and takes the folder away, however it ends. It has no
+type hints: old Pythons read it.
+"""
+
+import gc
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+import time
+
+
+def facts():
+    """Return what the machine and its Python are."""
+    found = {"machine": platform.machine(), "python": platform.python_version(), "cpu": _cpu()}
+    found["cores"] = os.cpu_count()
+    for name in ("numpy", "onnxruntime"):
+        try:
+            found[name] = __import__(name).__version__
+        except Exception as error:  # noqa: PERF203 - a wheel for another machine fails somehow
+            found[name] = None
+            found[name + "_error"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def _cpu():
+    try:
+        with open("/proc/device-tree/model") as file:  # boards: "Raspberry Pi 5 Model B Rev 1.0"
+            return file.read().strip("\0\n ")
+    except (OSError, UnicodeDecodeError):
+        pass
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except (OSError, UnicodeDecodeError):
+        pass
+    return platform.processor() or platform.machine()
+
+
+def state():
+    """Return what moves a latency: temperature in degrees Celsius, governor, clock in MHz."""
+    cpu = "/sys/devices/system/cpu/cpu0/cpufreq/"
+    degrees = _number("/sys/class/thermal/thermal_zone0/temp", 1000.0)
+    clock = _number(cpu + "scaling_cur_freq", 1000.0)
+    return {"celsius": degrees, "governor": _text(cpu + "scaling_governor"), "clock_mhz": clock}
+
+
+def _text(path):
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _number(path, unit):
+    try:
+        return float(_text(path) or "") / unit
+    except ValueError:
+        return None
+
+
+def receive(folder, files, stream):
+    """Write the files that come, under names that the other side made up."""
+    for name, size in files:
+        path = os.path.join(folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            while size:
+                part = stream.read(min(size, 1 << 20))
+                if not part:
+                    raise EOFError("the connection ended while files were sent")
+                file.write(part)
+                size -= len(part)
+
+
+def resident_bytes():
+    """Return what this process holds in memory, None where the system does not say."""
+    for line in (_text("/proc/self/status") or "").splitlines():
+        if line.startswith("VmRSS:"):
+            return 1024 * int(line.split()[1])
+    return None
+
+
+def measure(folder, asked):
+    """Measure each speed of the file in turn; return results by label."""
+    import numpy
+    import onnxruntime
+
+    with numpy.load(os.path.join(folder, "inputs.npz")) as arrays:
+        feed = {name: arrays[name] for name in arrays.files}
+    path = os.path.join(folder, "model.onnx")
+    results, sessions = {}, {}
+    for label in asked["labels"]:
+        gc.collect()
+        before, loads = resident_bytes(), []
+        for _ in range(3):
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = asked["threads"]
+            options.inter_op_num_threads = 1
+            options.log_severity_level = 4
+            start = time.perf_counter()
+            if label == "kernels":
+                sys.path.insert(0, folder)
+                from hwprune.kernels import session, status
+
+                results["kernels_status"] = status()
+                sessions[label] = session(path, session_options=options)
+            else:
+                cpu = ["CPUExecutionProvider"]
+                sessions[label] = onnxruntime.InferenceSession(path, options, providers=cpu)
+            loads.append(1000 * (time.perf_counter() - start))
+        after = resident_bytes()
+        added = None if before is None or after is None else max(0, after - before)
+        results[label] = {"load_ms": sorted(loads)[1], "added_bytes": added}
+    for _ in range(10):
+        for each in sessions.values():
+            each.run(None, feed)
+    times = {label: [] for label in sessions}
+    for _ in range(asked["runs"]):
+        for label, each in sessions.items():
+            start = time.perf_counter()
+            each.run(None, feed)
+            times[label].append(1000 * (time.perf_counter() - start))
+    outputs = {label: each.run(None, feed) for label, each in sessions.items()}
+    for label, taken in times.items():
+        p50, p90 = numpy.percentile(taken, [50, 90])
+        results[label].update(p50_ms=float(p50), p90_ms=float(p90), runs=len(taken))
+    if "kernels" in outputs:
+        results["difference"] = max(
+            float(numpy.max(numpy.abs(a - b)) / max(1e-30, float(numpy.max(numpy.abs(b)))))
+            for a, b in zip(outputs["kernels"], outputs["stock"])  # noqa: B905 - not in Python 3.8
+        )
+    results["resident_bytes"] = resident_bytes()
+    return results
+
+
+def _ended(number, frame):
+    raise SystemExit(128 + number)
+
+
+def main():
+    """Serve one measurement."""
+    for name in ("SIGHUP", "SIGTERM", "SIGPIPE"):  # a lost connection: the folder still goes
+        signal.signal(getattr(signal, name), _ended)
+    stream, folder = sys.stdin.buffer, None
+    print(json.dumps(facts()), flush=True)
+    try:
+        line = stream.readline()
+        if not line:
+            return
+        asked = json.loads(line)
+        folder = tempfile.mkdtemp(prefix="hwprune-bench-")
+        receive(folder, asked["files"], stream)
+        before = state()
+        answer = {"results": measure(folder, asked), "before": before, "after": state()}
+    except SystemExit:
+        raise
+    except BaseException as error:
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps(answer), flush=True)
+
+
+main()

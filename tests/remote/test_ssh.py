@@ -1,0 +1,302 @@
+"""Measuring over a real sshd on this machine."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hwprune.cli.main import main
+from hwprune.errors import HwpruneError, UsageError, VerificationError
+from hwprune.kernels import library
+from hwprune.remote import Destination, measure_there, parse_destination, ssh
+
+WriteArtifact = Callable[..., Path]
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+@pytest.mark.parametrize(
+    ("text", "user", "host", "port"),
+    [
+        ("ssh://pi@raspberrypi.local", "pi", "raspberrypi.local", None),
+        ("ssh://10.0.0.7:2222", None, "10.0.0.7", 2222),
+        ("ssh://me@[fe80::1]:22/", "me", "fe80::1", 22),
+    ],
+)
+def test_destinations(text: str, user: str | None, host: str, port: int | None) -> None:
+    assert parse_destination(text) == Destination(user, host, port)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pi@host", "ssh://", "ssh://-oProxyCommand=touch", "ssh://-l@host", "ssh://a b@host",
+        "ssh://pi@host;reboot", "ssh://pi@ho$(st)", "ssh://pi@host:0", "ssh://pi@host:70000",
+        "ssh://pi@host/path", "http://host", "ssh://pi@host\n",
+    ],
+)  # fmt: skip
+def test_what_is_no_destination(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_destination(text)
+
+
+@pytest.mark.parametrize("python", ["python3; reboot", "-c", "$(x)", "a b", "`x`", ""])
+def test_what_is_no_python(python: str) -> None:
+    with pytest.raises(UsageError, match="is not the path of a Python"):
+        parse_destination("ssh://host", python)
+
+
+def test_the_machine_of_a_library(tmp_path: Path) -> None:
+    head = bytearray(b"\x7fELF" + bytes(16))
+    head[18] = 183
+    (tmp_path / "arm.so").write_bytes(head)
+    assert ssh.machines_of(tmp_path / "arm.so") == ("aarch64", "arm64")
+    (tmp_path / "text.so").write_bytes(b"hello")
+    with pytest.raises(UsageError, match="is not a shared library"):
+        ssh.machines_of(tmp_path / "text.so")
+
+
+# -- a real server --------------------------------------------------------------------------------
+
+
+@dataclass
+class Server:
+    """A running sshd that knows one key."""
+
+    port: int
+    folder: Path
+    known_hosts: Path
+    process: subprocess.Popen[bytes]
+
+    def options(self) -> list[str]:
+        return [
+            "-F", "none", "-o", f"UserKnownHostsFile={self.known_hosts}", "-o",
+            "GlobalKnownHostsFile=none", "-i", str(self.folder / "key"),
+        ]  # fmt: skip
+
+    def where(self, python: str = sys.executable) -> Destination:
+        return Destination(None, "127.0.0.1", self.port, python)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Start one, with keys of its own."""
+    if SSHD is None or shutil.which("ssh") is None:
+        pytest.skip("there is no OpenSSH server and client here")
+    folder = tmp_path_factory.mktemp("sshd")
+    for name in ("host", "key"):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True
+        )
+    (folder / "authorized").write_text((folder / "key.pub").read_text())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder / 'host'}\nPidFile none\n"
+        f"AuthorizedKeysFile {folder / 'authorized'}\nStrictModes no\nUsePAM no\n"
+        "PermitRootLogin prohibit-password\nPasswordAuthentication no\n"
+    )
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [SSHD, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.DEVNULL
+    )
+    known = folder / "known"
+    known.write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
+    for _ in range(200):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.05)
+    yield Server(port, folder, known, process)
+    process.terminate()
+    process.wait()
+
+
+def inputs_of(path: Path) -> bytes:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path))
+    shapes = {
+        entry.name: [size if isinstance(size, int) else 1 for size in entry.shape]
+        for entry in session.get_inputs()
+    }
+    archive = io.BytesIO()
+    np.savez(archive, **{name: np.ones(shape, np.float32) for name, shape in shapes.items()})
+    return archive.getvalue()
+
+
+def measured(server: Server, path: Path, **more: Any) -> dict[str, Any]:
+    asked = {"runs": 5, "threads": 1, "kernels": True, "options": server.options(), **more}
+    where = asked.pop("where", server.where())
+    return measure_there(where, path.read_bytes(), inputs_of(path), **asked)
+
+
+def left() -> list[Path]:
+    return sorted(Path(tempfile.gettempdir()).glob("hwprune-bench-*"))
+
+
+def test_a_file_is_measured_and_nothing_stays(
+    server: Server, write_artifact: WriteArtifact
+) -> None:
+    before = left()
+    found = measured(server, write_artifact())
+    assert found["device"]["machine"] == os.uname().machine
+    assert found["results"]["stock"]["p50_ms"] > 0
+    assert found["results"]["stock"]["runs"] == 5
+    assert set(found["before"]) == {"celsius", "governor", "clock_mhz"}
+    if library.path() is not None:
+        assert found["no_kernels"] is None
+        assert found["results"]["kernels"]["p90_ms"] >= found["results"]["kernels"]["p50_ms"] > 0
+        assert found["results"]["difference"] < 1e-5
+        assert found["results"]["kernels_status"].startswith("kernels: ")
+    assert left() == before
+
+
+def test_kernels_for_another_processor_are_not_sent(
+    server: Server, write_artifact: WriteArtifact, tmp_path: Path
+) -> None:
+    head = bytearray(b"\x7fELF" + bytes(16))
+    head[18] = 183 if os.uname().machine == "x86_64" else 62
+    other = tmp_path / "other.so"
+    other.write_bytes(head)
+    found = measured(server, write_artifact(), library_path=other)
+    assert "kernels" not in found["results"]
+    assert found["no_kernels"].endswith(f"the device is {os.uname().machine}")
+
+
+def failure(server: Server, path: Path, **more: Any) -> HwpruneError:
+    with pytest.raises(HwpruneError) as caught:
+        measured(server, path, **more)
+    return caught.value
+
+
+def test_host_keys(server: Server, write_artifact: WriteArtifact, tmp_path: Path) -> None:
+    path = write_artifact()
+    unknown, changed = tmp_path / "unknown", tmp_path / "changed"
+    unknown.write_text("")
+    changed.write_text(f"[127.0.0.1]:{server.port} {(server.folder / 'key.pub').read_text()}")
+    for file, says in ((unknown, "is not known here"), (changed, "has changed")):
+        options = [*server.options()]
+        options[3] = f"UserKnownHostsFile={file}"
+        error = failure(server, path, options=options)
+        assert isinstance(error, UsageError)
+        assert says in error.message
+    assert unknown.read_text() == ""  # nothing was trusted on the way
+
+
+def test_what_the_device_lacks(
+    server: Server, write_artifact: WriteArtifact, tmp_path: Path
+) -> None:
+    path = write_artifact()
+    error = failure(server, path, where=server.where("/gone/python3"))
+    assert "there is no /gone/python3" in error.message
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    error = failure(server, path, where=server.where(str(bare)))
+    assert "cannot import numpy" in error.message
+    assert "-m pip install numpy onnxruntime" in (error.hint or "")
+    chatty = tmp_path / "chatty"
+    chatty.write_text(f'#!/bin/sh\necho Welcome\nexec {sys.executable} "$@"\n')
+    chatty.chmod(0o755)
+    error = failure(server, path, where=server.where(str(chatty)))
+    assert "answered b'Welcome" in error.message
+
+
+def test_no_space_there(server: Server, write_artifact: WriteArtifact, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.write_text(f'#!/bin/sh\nulimit -f 1\nexec {sys.executable} "$@"\n')
+    small.chmod(0o755)
+    before = left()
+    error = failure(server, write_artifact(), where=server.where(str(small)))
+    assert isinstance(error, VerificationError)
+    assert left() == before
+
+
+def test_a_file_that_does_not_run_there(server: Server, write_artifact: WriteArtifact) -> None:
+    path = write_artifact()
+    archive = inputs_of(path)
+    with pytest.raises(VerificationError, match="it does not run on 127"):
+        measure_there(
+            server.where(), path.read_bytes()[:-40], archive, runs=5, threads=1, kernels=False,
+            options=server.options(),
+        )  # fmt: skip
+
+
+def test_no_server(server: Server, write_artifact: WriteArtifact) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        where = Destination(None, "127.0.0.1", closed.getsockname()[1])
+        error = failure(server, write_artifact(), where=where)
+    assert isinstance(error, UsageError)
+    assert "Connection refused" in error.message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(10))
+def test_a_connection_that_is_cut(
+    server: Server, write_artifact: WriteArtifact, moment: int, tmp_path: Path
+) -> None:
+    """At ten moments: each time an error, and no folder stays on the device."""
+    before = left()
+    slow = tmp_path / "slow"
+    # ssh's own process is killed after a while, as when the line goes dead.
+    slow.write_text(f'#!/bin/sh\nexec timeout -s KILL {0.05 + 0.15 * moment} ssh "$@"\n')
+    slow.chmod(0o755)
+    plain = Destination.command
+
+    def command(self: Destination, options: Any = ()) -> list[str]:
+        return [str(slow), *plain(self, options)[1:]]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Destination, "command", command)
+        error = failure(server, write_artifact(), runs=1_000_000)
+    assert "connection" in error.message
+    for _ in range(100):
+        if left() == before:
+            return
+        time.sleep(0.1)
+    assert left() == before
+
+
+def test_the_command(
+    server: Server,
+    write_artifact: WriteArtifact,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = Destination.command
+    monkeypatch.setattr(
+        Destination, "command", lambda self, options=(): plain(self, server.options())
+    )
+    record = tmp_path / "record.json"
+    arguments = [
+        "bench", str(write_artifact()), "--on", f"ssh://127.0.0.1:{server.port}",
+        "--remote-python", sys.executable, "--runs", "5", "--record", str(record),
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Measured on 127.0.0.1: ")
+    assert "stock onnxruntime" in shown
+    written = json.loads(record.read_text())
+    assert written["results"]["stock"]["runs"] == 5
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["on"] == "127.0.0.1"
+    assert main([*arguments, "--target", "raspberry-pi-5"]) == 2
+    assert "--target is not for --on" in capsys.readouterr().err
