@@ -68,8 +68,16 @@ def _named_tensors(module: Any) -> list[tuple[str, Any]]:
 
 
 def tensors_of(module: Any) -> dict[str, NDArray[Any]]:
-    """Return every parameter and buffer as a NumPy view, under each of its names."""
-    return {name: tensor.detach().cpu().numpy() for name, tensor in _named_tensors(module)}
+    """Return every parameter and buffer as a NumPy view, under each of its names.
+
+    Complex numbers are pairs along a last axis, as the exporter has them.
+    """
+    import torch
+
+    return {
+        name: (torch.view_as_real(tensor) if tensor.is_complex() else tensor).detach().cpu().numpy()
+        for name, tensor in _named_tensors(module)
+    }
 
 
 def first_names(module: Any) -> dict[str, str]:

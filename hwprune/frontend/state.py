@@ -218,7 +218,6 @@ def _check_kind(payload: Mapping[Any, Any], path: str) -> None:
         kind = str(tensor.dtype).removeprefix("torch.")
         if (
             tensor.is_quantized
-            or tensor.is_complex()
             or tensor.is_meta
             or tensor.layout not in (torch.strided, *_SPARSE)
             or re.match(r"bits|float4|u?int[1-7]$", kind)
@@ -226,7 +225,7 @@ def _check_kind(payload: Mapping[Any, Any], path: str) -> None:
             odd.append(f"{name} ({kind}, {tensor.layout})")
     if odd:
         raise ModelError(
-            f"{path} holds tensors that are quantised, complex or empty: {_some(odd)}",
+            f"{path} holds tensors that are quantised or empty: {_some(odd)}",
             hint="save the float model's state dict; hwprune quantises and packs it itself",
         )
     check_memory(payload, path)
