@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +142,7 @@ def compiler_for(core: str) -> CoreBuild:
 
 
 def link(folder: Path, chip: Chip, *, stack_bytes: int = STACK_BYTES) -> LinkedImage:
-    """Link the example of a firmware folder as ``folder/image.elf``.
+    """Link the example of a firmware folder as ``folder/image.elf``, by ``folder/image.ld``.
 
     Args:
         folder: that ``emit.write`` made.
@@ -171,17 +170,16 @@ def build(
     core = compiler_for(chip.core)
     start = "start_arm.c" if core.tools == ARM else "start_riscv.c"
     sources = [*sorted((folder / "src").glob("*.c")), *programs, BOARD / start, BOARD / "memory.c"]
-    with tempfile.TemporaryDirectory() as temporary:
-        script = Path(temporary) / "link.ld"
-        script.write_text(linker_script(chip, stack_bytes))
-        done = subprocess.run(
-            [
-                core.tools + "gcc", *core.flags, *OPTIONS, *WARNINGS, *options,
-                f"-I{folder / 'src'}", f"-I{BOARD}", "-nostdlib", "-Wl,--gc-sections",
-                f"-Wl,-T,{script}", *map(str, sources), "-lgcc", "-o", str(elf),
-            ],
-            capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
-        )  # fmt: skip
+    script = elf.with_suffix(".ld")
+    script.write_text(linker_script(chip, stack_bytes))
+    done = subprocess.run(
+        [
+            core.tools + "gcc", *core.flags, *OPTIONS, *WARNINGS, *options,
+            f"-I{folder / 'src'}", f"-I{BOARD}", "-nostdlib", "-Wl,--gc-sections",
+            f"-Wl,-T,{script}", *map(str, sources), "-lgcc", "-o", str(elf),
+        ],
+        capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
+    )  # fmt: skip
     if done.returncode:
         _explain(done.stderr, chip)
     return _measured(core, chip, elf, stack_bytes)

@@ -96,6 +96,21 @@ def test_an_image_links_for_every_core_and_its_constants_were_predicted(
     assert image.ram_bytes >= plan.ram_bytes + image.stack_bytes
 
 
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="no CMake")
+def test_the_folder_is_a_library_for_cmake(tmp_path: Path) -> None:
+    made, plan = residual()
+    emit.write(made, tmp_path / "model", plan)
+    example = tmp_path / "model" / "examples" / "run_once" / "main.c"
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.13)\nproject(program C)\nadd_subdirectory(model)\n"
+        f"add_executable(program {example})\ntarget_link_libraries(program model)\n"
+    )
+    for command in (["cmake", "-B", "build", "-S", "."], ["cmake", "--build", "build"]):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert subprocess.run([tmp_path / "build" / "program"], check=False).returncode == 0
+
+
 @pytest.mark.parametrize("region", ["flash", "ram"])
 def test_one_byte_too_many_is_said_in_our_words(region: str, tmp_path: Path) -> None:
     need_compiler(M4.core)

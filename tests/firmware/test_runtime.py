@@ -98,18 +98,74 @@ int main(void) {
 """
 
 
+def requantization(folder: Path, runtime: Path, core: str) -> subprocess.CompletedProcess[str]:
+    (folder / "main.c").write_text(REQUANTIZATION)
+    subprocess.run(
+        ["cc", "-std=c11", "-O2", *CORES[core], f"-I{runtime}", str(folder / "main.c"),
+         str(runtime / "hwp_requantize.c"), "-lm", "-o", str(folder / "main")],
+        check=True,
+    )  # fmt: skip
+    return subprocess.run([folder / "main"], capture_output=True, text=True, check=False)
+
+
 @needs_compiler
 @pytest.mark.parametrize("core", CORES)
 def test_requantization_equals_single_precision(core: str, tmp_path: Path) -> None:
-    (tmp_path / "main.c").write_text(REQUANTIZATION)
-    runtime = BOARD.parent
-    subprocess.run(
-        ["cc", "-std=c11", "-O2", *CORES[core], f"-I{runtime}", str(tmp_path / "main.c"),
-         str(runtime / "hwp_requantize.c"), "-lm", "-o", str(tmp_path / "main")],
-        check=True,
-    )  # fmt: skip
-    done = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=False)
+    done = requantization(tmp_path, BOARD.parent, core)
     assert done.returncode == 0, done.stdout
+
+
+def mutated(folder: Path, name: str, old: str, new: str) -> None:
+    text = (folder / name).read_text()
+    assert text.count(old) == 1, "the runtime has changed: change this test with it"
+    (folder / name).write_text(text.replace(old, new))
+
+
+# What is nearly right: halves up, halves away from zero, one rounding where there are two.
+ROUNDINGS = {
+    "no exact path": ("hwp_internal.h", "<= scale->zone)", "> UINT32_MAX - 1u)"),
+    "halves up": ("hwp_requantize.c", "(rest == half && (quotient & 1))", "rest == half"),
+    "product unrounded": ("hwp_requantize.c", "to_single(size * factor", "(size * factor"),
+    "margin for the sum alone": ("hwp_requantize.c", "near = 1u << 17", "near = 0"),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", ROUNDINGS)
+def test_a_rounding_that_is_nearly_right_is_noticed(change: str, tmp_path: Path) -> None:
+    runtime = tmp_path / "runtime"
+    shutil.copytree(BOARD.parent, runtime)
+    mutated(runtime, *ROUNDINGS[change])
+    assert requantization(tmp_path, runtime, "wide").returncode == 1
+
+
+LAYERS = {
+    "add": ("hwp_layers.c", "31 + (quotient & 1)) >> 6", "32 + 0 * quotient) >> 6"),
+    "max_pool": ("hwp_layers.c", "int32_t most = *at;", "int32_t most = HWP_OFFSET;"),
+    "residual": ("hwp_conv2d.c", "job->bias += dropped * input->zero;", "(void)dropped;"),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_formula_that_is_nearly_right_is_noticed(kind: str, tmp_path: Path) -> None:
+    different = False
+    for seed in range(30):
+        rng = np.random.default_rng([seed, 7])
+        made = KINDS[kind](rng)
+        x = random_input(rng, made, samples=20)
+        if not seed:
+            write(tmp_path, rng, made)
+            mutated(tmp_path / "src", *LAYERS[kind])
+        else:
+            emit.write(made, tmp_path / "other", memory_plan.plan(made))
+            for name in ("model.c", "model.h"):
+                shutil.copy(tmp_path / "other" / "src" / name, tmp_path / "src" / name)
+        expected = reference.run(made, x)[made.outputs[0]]
+        different = replayed(tmp_path, x, ()) != expected.tobytes()
+        if different:
+            break
+    assert different
 
 
 REPLAY = r"""
@@ -129,6 +185,21 @@ int main(void) {
 SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
+def replayed(folder: Path, x: np.ndarray, options: tuple[str, ...]) -> bytes:
+    """Compile a folder's own sources, run them on a batch, and return the outputs."""
+    (folder / "main.c").write_text(REPLAY)
+    sources = [*(folder / "src").glob("*.c"), folder / "main.c"]
+    program = folder / "main"
+    subprocess.run(
+        ["cc", *OPTIONS, *WARNINGS, *options, f"-I{folder / 'src'}", *map(str, sources),
+         "-o", str(program)],
+        check=True,
+    )  # fmt: skip
+    done = subprocess.run([program], input=x.tobytes(), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
 @needs_compiler
 @pytest.mark.parametrize("kind", KINDS)
 def test_sanitizers_find_nothing(kind: str, tmp_path: Path) -> None:
@@ -136,18 +207,9 @@ def test_sanitizers_find_nothing(kind: str, tmp_path: Path) -> None:
     made = KINDS[kind](rng)
     x = random_input(rng, made)
     write(tmp_path, rng, made)
-    (tmp_path / "main.c").write_text(REPLAY)
-    sources = [*(tmp_path / "src").glob("*.c"), tmp_path / "main.c"]
     core = list(CORES)[list(KINDS).index(kind) % len(CORES)]
-    options = [*OPTIONS, *WARNINGS, *SANITIZE, *CORES[core]]
-    program = tmp_path / "main"
-    subprocess.run(
-        ["cc", *options, f"-I{tmp_path / 'src'}", *map(str, sources), "-o", str(program)],
-        check=True,
-    )
-    done = subprocess.run([program], input=x.tobytes(), capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    assert done.stdout == reference.run(made, x)[made.outputs[0]].tobytes()
+    output = replayed(tmp_path, x, (*SANITIZE, *CORES[core]))
+    assert output == reference.run(made, x)[made.outputs[0]].tobytes()
 
 
 @needs_compiler
