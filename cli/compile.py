@@ -12,7 +12,7 @@ import click
 
 from hwprune.cli.main import print_json
 from hwprune.cli.modelling import collector_paused, load, model_options, require_torch
-from hwprune.cli.options import VALUES, Parsed, console, json_option, require_option
+from hwprune.cli.options import VALUES, Parsed, completed, console, json_option, require_option
 from hwprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +26,19 @@ def _max_drop(text: str) -> float | None:
     return parse_max_drop(text)
 
 
+def _strategies() -> list[str]:
+    from hwprune.sparsity import STRATEGIES
+
+    return ["auto", *STRATEGIES]
+
+
+def _recipes() -> list[str]:
+    # By their files: importing who reads them imports torch.
+    folder = Path(__file__).resolve().parent.parent
+    packages = (folder / "training", folder / "hwprune" / "training")  # installed, in a checkout
+    return [file.stem for place in packages for file in (place / "recipes").glob("*.toml")]
+
+
 @click.command("compile")
 @click.argument("model", type=click.Path(), metavar="[MODEL]", required=False)
 @model_options
@@ -36,7 +49,7 @@ def _max_drop(text: str) -> float | None:
     "nothing is trained or measured, and weights are fitted to what BN layers remember.",
 )  # fmt: skip
 @click.option(
-    "--strategy", metavar="NAME",
+    "--strategy", metavar="NAME", shell_complete=lambda *asked: completed(_strategies())(*asked),
     help="auto (the default), which takes what our records have ahead; cubic, iterative, one-shot, "
     "rigl or set, which go to the budget; "
     "bidirectional, bidirectional-single, bidirectional-one-shot or bidirectional-iterative, which "
@@ -57,6 +70,7 @@ def _max_drop(text: str) -> float | None:
 )  # fmt: skip
 @click.option(
     "--recipe", metavar="NAME|FILE.toml",
+    shell_complete=lambda *asked: completed(_recipes())(*asked),
     help="How to train, and the strategy with its options, in a file; or one of the built-in "
     "recipes rewind, four-bit, flat and east. --epochs and --strategy come before what it says.",
 )  # fmt: skip

@@ -81,7 +81,7 @@ def require_torch() -> None:
     if missing:
         raise UsageError(
             f"this command needs {', '.join(missing)}",
-            hint="pip install 'hwprune[compile]'",
+            hint="pip install '.[compile]' in the checkout of hwprune",
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from hwprune.errors import HwpruneError, UsageError
 from hwprune.units import parse_bytes, printable
@@ -30,10 +31,24 @@ class Parsed(_ParamType, Generic[_T]):
     Args:
         name: what the value is.
         parse: takes the text; what it raises is a HwpruneError.
+        known: returns values that a shell can complete.
     """
 
-    def __init__(self, name: str, parse: Callable[[str], _T]) -> None:
-        self.name, self._parse = name, parse
+    def __init__(
+        self,
+        name: str,
+        parse: Callable[[str], _T],
+        known: Callable[[], Iterable[str]] | None = None,
+    ) -> None:
+        self.name, self._parse, self._known = name, parse, known
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the known values, else files."""
+        if self._known is None:
+            return super().shell_complete(ctx, param, incomplete)
+        return completed(self._known())(ctx, param, incomplete)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> _T:
         """Return the value; a default is one already."""
@@ -46,6 +61,21 @@ class Parsed(_ParamType, Generic[_T]):
             name = param.opts[0] if isinstance(param, click.Option) else None
             message = f"{name}: {error.message}" if name else error.message
             raise type(error)(message, hint=error.hint) from None
+
+
+def completed(
+    values: Iterable[str],
+) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """Return the function with which click completes one of the values, or the path of a file."""
+    known = sorted(values)
+
+    def complete(
+        ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        found = [CompletionItem(value) for value in known if value.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="file")]
+
+    return complete
 
 
 def _positive_size(text: str) -> int:
@@ -67,8 +97,20 @@ def _target(text: str) -> Target:
     return load(text)
 
 
-SIZE, LIMIT = Parsed("size", _positive_size), Parsed("limit", _limit)
-TARGET = Parsed("target", _target)
+def _target_names() -> list[str]:
+    from hwprune.targets import aliases, names
+
+    return [*names(), *aliases()]
+
+
+def _limit_fields() -> list[str]:
+    from hwprune.verify.fields import FIELDS
+
+    return [f"{name}<=" for name in FIELDS]
+
+
+SIZE, LIMIT = Parsed("size", _positive_size), Parsed("limit", _limit, _limit_fields)
+TARGET = Parsed("target", _target, _target_names)
 # Those of hwprune.ir, which is not imported for a line of help.
 VALUES = click.Choice(["auto", "fp32", "fp16", "int8", "int4", "codebook16", "codebook256"])
 

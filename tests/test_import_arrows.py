@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trees": set(),
     "files": set(),
     "toml": {"errors"},
+    "__main__": {"cli"},
     "units": {"errors"},
     "frontend": {"tasks"},
     "tasks": set(),

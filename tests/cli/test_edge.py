@@ -329,3 +329,25 @@ def test_option_types_name_their_option() -> None:
     assert LIMIT.convert(limit, None, None) is limit
     target = TARGET.convert("raspberry-pi-5", None, None)
     assert TARGET.convert(target, None, None) is target
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("hwprune comp", {"compile"}),
+        ("hwprune compile --target jetson-n", {"jetson-nano"}),
+        ("hwprune check --require latency.p5", {"latency.p50<="}),
+        ("hwprune compile --strategy bidirectional-s", {"bidirectional-single"}),
+        ("hwprune compile --recipe rew", {"rewind"}),
+        ("hwprune compile --values codebook2", {"codebook256"}),
+    ],
+)
+def test_a_shell_completes_values(words: str, offered: set[str]) -> None:
+    environment = {
+        **os.environ, "_HWPRUNE_COMPLETE": "bash_complete", "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }  # fmt: skip
+    shown = subprocess.run(
+        [sys.executable, "-m", "hwprune"], env=environment, capture_output=True, text=True
+    ).stdout
+    assert {line.partition(",")[2] for line in shown.splitlines()} == offered

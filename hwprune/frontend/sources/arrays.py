@@ -38,7 +38,7 @@ def read_digits() -> DataSource:
     except ImportError as error:
         raise DataError(
             "digits: scikit-learn, which ships these images, is not installed",
-            hint="pip install 'hwprune[compile]'",
+            hint="pip install '.[compile]' in the checkout of hwprune",
         ) from error
     pixels, labels = load_digits(return_X_y=True)
     train = ArrayPart(

@@ -59,7 +59,7 @@ def read_image_folder(folder: Path, *, size: int = DEFAULT_SIZE) -> DataSource:
     if importlib.util.find_spec("PIL") is None:
         raise DataError(
             "imagefolder: Pillow, which decodes the images, is not installed",
-            hint="pip install 'hwprune[compile]'",
+            hint="pip install '.[compile]' in the checkout of hwprune",
         )
     roots, notes = _part_folders(folder)
     classes = _class_names(roots["train"])
