@@ -61,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiler": STAGES | {"steps", "job"},
     "steps": STAGES | {"steps", "job"},  # the compiler's own stages, one file each
     "cli": {
+        "sparsity",
         "remote",
         "kernels",
         "sweep",
