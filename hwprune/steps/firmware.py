@@ -166,7 +166,7 @@ def _check_largest(template: Template, target: Target) -> None:
 
 
 def with_fitted_budget(job: Job, prepared: Prepared) -> Job:
-    """Return the job with the budget of the ONNX file whose image is within the run's.
+    """Return the job that makes firmware, with the budget of the ONNX file for such an image.
 
     It is that of the pretrained weights: masks that training finds take nearly the same. The
     runtime's code counts as a fixed reserve, so that no compiler that is or is not here has a say
@@ -176,7 +176,7 @@ def with_fitted_budget(job: Job, prepared: Prepared) -> Job:
         InfeasibleError: the image does not fit even with hardly any weights.
     """
     kind: ValueType = "int8" if "int8" in job.value_types else job.value_types[0]
-    job = replace(job, value_types=(kind,))
+    job = replace(job, value_types=(kind,), firmware=True)
 
     def left_at(budget: int) -> int:
         whole, found, _ = plan_shared(

@@ -19,6 +19,8 @@ from hwprune.steps.weight_quantizer import weight_quantizer
 from hwprune.tasks import Task
 from hwprune.training import Progress, finetune
 from hwprune.training.batches import steps_per_epoch
+from hwprune.training.hooks import HookMaker
+from hwprune.training.int8_activations import Int8Activations
 from hwprune.units import format_bytes
 
 
@@ -154,7 +156,7 @@ def _train(
         train_batchnorm=not model.batchnorm_frozen,
         checkpoint=training_state(job, candidate.plan),
         world=job.world,
-        hooks=extreme_hooks,
+        hooks=_hooks(job),
         store=weight_quantizer(template, model.module, candidate.plan.value_type),
     )
     where = f"on {job.device}"
@@ -177,6 +179,17 @@ def _train(
         {**asdict(job.recipe), **options},
         result.cost_epochs,
     )
+
+
+def _hooks(job: Job) -> HookMaker:
+    """Return what takes part in training; for firmware, activations are int8 as weights are."""
+    start = job.recipe.quantise_from
+    if not job.firmware or start >= 1:
+        return extreme_hooks
+    return lambda stage: {
+        **extreme_hooks(stage),
+        "int8_activations": Int8Activations(stage, start),
+    }
 
 
 def _one_shot(job: Job, prepared: Prepared, candidate: Candidate, say: Say) -> OneShot:

@@ -20,16 +20,16 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("qemu-system-arm") is None, reason="no qemu-system-arm"),
 ]
 
-BUDGET = 16 * 1024
+BUDGET = 24 * 1024
 
 
 @pytest.fixture(scope="module")
 def made(hwprune: Runner, digits_pt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run for a board with Bluetooth, 16 KiB of flash, one epoch."""
+    """A run for a board with Bluetooth, 24 KiB of flash, four epochs."""
     out = tmp_path_factory.mktemp("firmware") / "out"
     ran = hwprune(
         "compile", digits_pt, "--target", "nrf52840", "--data", "digits", "--budget", BUDGET,
-        "--epochs", 1, "--require", "flash<=16KiB", "--require", "ram<=16KiB", "-o", out,
+        "--epochs", 4, "--require", "flash<=24KiB", "--require", "ram<=16KiB", "-o", out,
     )  # fmt: skip
     assert ran.code == 0, (ran.out, ran.err)
     assert "linked, run on QEMU mps2-an386, bit-equal" in " ".join(ran.out.split())
@@ -46,9 +46,10 @@ def test_the_image_fills_its_budget(made: Path) -> None:
     assert 0 < firmware["planned_ram_bytes"] < firmware["ram_bytes"] <= 16 * 1024
     assert firmware["stack_bytes"] < 1024
     assert firmware["inputs"] == 4
-    assert {limit["field"] for limit in record["verdict"]["limits"]} == {"flash", "ram"}
+    assert {limit["field"] for limit in record["verdict"]["limits"]} >= {"flash", "ram"}
     layers = record["result"]["layers"]
     assert {layer["value_type"] for layer in layers} == {"int8"}
+    assert any("activations were int8 in training" in note for note in record["notes"])
     assert set(firmware["formats"]) == {layer["name"].removesuffix(".weight") for layer in layers}
 
 
