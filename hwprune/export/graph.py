@@ -124,9 +124,12 @@ class Graph:
         """Return the names of the graph's outputs."""
         return {name_of(output) for output in self.structure.outputs}
 
-    def interface_names(self) -> set[str]:
-        """Return the names of the graph's inputs and outputs."""
-        return self.output_names() | {name_of(entry) for entry in self.structure.inputs}
+    def fixed_names(self) -> set[str]:
+        """Return the names of the graph's inputs and outputs, and of what inner graphs make."""
+        inner = [node for node in self.structure.all_nodes() if node.graph is not self.structure]
+        values = [value for node in inner for value in (*node.outputs, *_owner(node).inputs)]
+        interface = (*self.structure.inputs, *self.structure.outputs)
+        return {name_of(value) for value in (*interface, *values)}
 
     def copy(self) -> Graph:
         """Return a network that may be changed; the tensors' numbers are shared."""
@@ -151,14 +154,8 @@ class Graph:
 
     def drop_unread(self) -> None:
         """Drop the tensors that nothing reads; the others come in the order of their first use."""
-        names = dict.fromkeys(name for node in self.nodes for name in input_names(node))
-        every = [*names, *(name_of(output) for output in self.structure.outputs)]
-        inner = [
-            name
-            for name, value in self.structure.initializers.items()
-            if any(user.graph is not self.structure for user, _ in value.uses())
-        ]
-        order = dict.fromkeys([*every, *inner])
+        names = [name for node in self.nodes for name in read_names(node)]
+        order = dict.fromkeys([*names, *(name_of(output) for output in self.structure.outputs)])
         self.tensors = {name: self.tensors[name] for name in order if name in self.tensors}
         for name in [*self.structure.initializers.keys()]:
             if name not in order:
@@ -186,6 +183,31 @@ def optional_input(node: ir.Node, slot: int) -> ir.Value | None:
 def input_names(node: ir.Node) -> list[str]:
     """Return the names of a node's inputs, empty for those that it is without."""
     return ["" if value is None else name_of(value) for value in node.inputs]
+
+
+def read_names(node: ir.Node) -> list[str]:
+    """Return the names of a node's inputs, and of all that the graphs inside it read or return."""
+    inner = [
+        name
+        for graph in _graphs_of(node)
+        for names in (*map(read_names, graph), [name_of(output) for output in graph.outputs])
+        for name in names
+    ]
+    return input_names(node) + inner
+
+
+def _owner(node: ir.Node) -> ir.Graph:
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
+
+
+def _graphs_of(node: ir.Node) -> list[ir.Graph]:
+    return [
+        graph
+        for entry in node.attributes.values()
+        if entry.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        for graph in ([entry.value] if entry.type == ir.AttributeType.GRAPH else entry.value)
+    ]
 
 
 def output_name(node: ir.Node) -> str:
@@ -220,10 +242,20 @@ def message_of(node: ir.Node, names: Mapping[str, str] | None = None) -> onnx.No
     made: onnx.NodeProto = ir.to_proto(node)
     for field_name in ("name", "doc_string", "metadata_props"):
         made.ClearField(field_name)
-    for slots in (made.input, made.output):
-        for slot, name in enumerate(slots):
-            slots[slot] = (names or {}).get(name, name)
+    _rename(made, names or {})
     return made
+
+
+def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    for slots in (node.input, node.output):
+        for slot, name in enumerate(slots):
+            slots[slot] = names.get(name, name)
+    for entry in node.attribute:
+        for graph in (entry.g, *entry.graphs):
+            for inner in graph.node:
+                _rename(inner, names)
+            for output in graph.output:  # one of the network's own
+                output.name = names.get(output.name, output.name)
 
 
 def activation_shapes(graph: Graph) -> Mapping[str, Shape]:

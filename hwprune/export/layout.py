@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from hwprune.errors import ExportError
 from hwprune.export.fusing import NOTHING, Epilogue, find_epilogues
-from hwprune.export.graph import Graph, input_names, name_of, optional_input, output_name
+from hwprune.export.graph import Graph, name_of, optional_input, output_name, read_names
 from hwprune.export.passes import base36, short_names
 from hwprune.export.prunable import WeightUse, weight_uses
 from hwprune.ir import PrunableTensor
@@ -55,7 +55,7 @@ class Layout:
             name
             for node in self.graph.nodes
             if node not in self.replaced
-            for name in input_names(node)
+            for name in read_names(node)
         }
         read |= self.graph.output_names() | (self._biases - self.private)
         read -= self.uses.keys()  # what reads one of these otherwise reads it decoded
@@ -66,7 +66,7 @@ class Layout:
         """Return the short name of every inner value, remaining tensor and decoded weight."""
         inner = {node for use in self._layers for node in self.parts(use)[:-1]}
         made = [node for node in self.graph.nodes if node not in inner]
-        names = short_names(made, self.others, self.graph.interface_names())
+        names = short_names(made, self.others, self.graph.fixed_names())
         decoded = {name for name, found in self.uses.items() if found[0].kind == "Weight"}
         return names | {name: f"{self.keys[name]}w" for name in decoded}
 
@@ -76,7 +76,7 @@ class Layout:
 
         No input or output is called like anything that a key opens.
         """
-        taken = self.graph.interface_names()
+        taken = self.graph.fixed_names()
         keys = (base36(number) for number in itertools.count())
         free = (key for key in keys if not any(_opens(key, name) for name in taken))
         return dict(zip(self.uses, free, strict=False))

@@ -391,7 +391,7 @@ class Template:
     def _dense_model(self) -> tuple[onnx.ModelProto, dict[str, str]]:
         """Return the dense file without tensors, and the names in it."""
         graph = self.graph
-        names = short_names(graph.nodes, graph.tensors, graph.interface_names())
+        names = short_names(graph.nodes, graph.tensors, graph.fixed_names())
         return self._model([message_of(node, names) for node in graph.nodes], dense=True), names
 
     def _model(

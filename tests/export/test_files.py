@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from export_cases import ALL_CODECS, Case, case_of, random_masks, relative_error, run
 from onnx.reference import ReferenceEvaluator
 from torch import nn
@@ -208,3 +209,28 @@ def test_onnxs_own_evaluator_runs_the_inlined_form(zoo: Case) -> None:
     written = template.write_sparse(random_masks(template, 0.2), "int8")
     (found,) = ReferenceEvaluator(onnx.load_from_string(written.data)).run(None, zoo.feeds(3))
     assert relative_error(found, run(written.data, zoo.feeds(3))) <= 1e-5
+
+
+class Bags(nn.Module):
+    """Sums of looked-up rows, which torch exports as loops that read what lies around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.EmbeddingBag(12, 8, mode="sum") for _ in range(2))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.cat([self.first(ids), self.second(ids + 2)], 1))
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["functions", "inlined"])
+def test_graphs_inside_nodes_find_what_they_read_outside(inline: bool) -> None:
+    torch.manual_seed(0)
+    case = case_of(Bags().eval(), (TensorSpec("ids", (None, 3), "int64"),))
+    feeds = {"ids": np.arange(15).reshape(5, 3) % 10}
+    template = case.template(15 if inline else 18, inline=inline)
+    assert relative_error(run(template.write_dense().data, feeds), case.run_torch(feeds)) <= 1e-5
+    written = template.write_sparse(random_masks(template, 0.5), "fp32")
+    onnx.checker.check_model(written.data, full_check=True)
+    expected = case.run_torch(feeds, case.decoded(template, written))
+    assert relative_error(run(written.data, feeds), expected) <= 1e-5
