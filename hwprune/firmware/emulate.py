@@ -25,6 +25,7 @@ from hwprune.firmware.network import Int8Array
 
 TIMEOUT_S = 60
 WORD = 4
+STACK_MARGIN = 32
 KIB = 1024
 
 
@@ -150,11 +151,17 @@ def run(
             hint="status 99 is a fault of the processor, 4 that the weights were refused",
         )
     runs = [words[start : start + each] for start in range(0, len(words), each)]
+    stack = max(run[-1] for run in runs)
+    if stack > STACK_BYTES - STACK_MARGIN:  # frames are not written to the last byte
+        raise VerificationError(
+            f"the run on {board.name} uses all of the stack's {STACK_BYTES:,} B, and perhaps more",
+            hint="compilers use the least with -O2",
+        )
     counts = [int(line[6:]) for line in done.stderr.splitlines() if line.startswith("count ")]
     return Emulation(
         board.name,
         [dict(zip(tensors, run[1:-1], strict=True)) for run in runs],
-        max(run[-1] for run in runs),
+        stack,
         _by_layer(plan, counts) if len(counts) >= len(plan.schedule) else None,
     )
 

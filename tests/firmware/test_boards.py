@@ -155,6 +155,29 @@ def test_damaged_weights_end_a_run(tmp_path: Path) -> None:
         emulate.run(tmp_path, plan, BOARDS["mps2-an386"], x)
 
 
+@pytest.mark.parametrize("level", ["-O1", "-Os", "-O3", "-fno-omit-frame-pointer"])
+@pytest.mark.parametrize("name", ["microbit", "mps2-an385", "mps2-an386"])
+def test_assembly_survives_other_options(name: str, level: str, tmp_path: Path) -> None:
+    need_compiler(BOARDS[name].chip.core)
+    made, plan = residual()
+    emit.write(made, tmp_path, plan)
+    main = tmp_path / "examples" / "run_once" / "main.c"
+    link.build(tmp_path, BOARDS[name].chip, tmp_path / "a.elf", [main], (level,), link.STACK_BYTES)
+
+
+def test_a_stack_that_is_all_used_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_machine(BOARDS["mps2-an386"])
+    made, plan = residual()
+    emit.write(made, tmp_path, plan)
+    x = random_input(np.random.default_rng(2), made, samples=1)
+    done = emulate.run(tmp_path, plan, BOARDS["mps2-an386"], x, count=False)
+    monkeypatch.setattr(emulate, "STACK_BYTES", done.stack_bytes)
+    with pytest.raises(VerificationError, match="uses all of the stack"):
+        emulate.run(tmp_path, plan, BOARDS["mps2-an386"], x, count=False)
+
+
 def test_a_run_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_machine(BOARDS["mps2-an386"])
     made, plan = residual()

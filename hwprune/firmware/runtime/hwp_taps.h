@@ -35,7 +35,12 @@
 #include <arm_mve.h>
 #endif
 
+/* Functions of their own, so that each has all registers to itself, a frame pointer's too. */
+#if defined(HWP_TAPS_DSP) || defined(HWP_TAPS_THUMB2) || defined(HWP_TAPS_THUMB1)
+#define HWP_APART static __attribute__((noinline, optimize("omit-frame-pointer")))
+#else
 #define HWP_APART static __attribute__((noinline))
+#endif
 
 /* One row of one filter's output. The first seven fields are read in assembly. */
 typedef struct {
@@ -61,7 +66,7 @@ HWP_INLINE int32_t hwp_sum_one(const hwp_row_job *job, const hwp_value *x) {
 
 #ifndef HWP_ROW_HELIUM
 /* hwp_sum_next and hwp_sum_second: the sums of HWP_PIXELS pixels that lie one or two bytes apart, from
- * the one at x on. Functions of their own, so that each has all registers to itself. */
+ * the one at x on. */
 
 /* The loops below take two taps a turn and end at a word of 0 in the place of a first one, which
  * spares the register of the list's end. A list of odd length has a tap of weight 0 behind it. */
@@ -153,28 +158,31 @@ HWP_APART void hwp_passes_second(const hwp_row_job *job) {
 }
 #endif
 #elif defined(HWP_TAPS_THUMB1)
-/* Eight low registers are four sums, the tap, its pixels, a product and the list; the corner and the
+/* Eight low registers are four sums, the list, the tap, its pixels and a product; the corner and the
  * list's end lie in high ones. */
-#define HWP_ONE(offset, sum)                                                               \
-  "ldrb %[u], [%[at], #" #offset "]\n muls %[u], %[tap]\n adds %[" #sum "], %[" #sum "], %[u]\n"
-#define HWP_SUM_ASSEMBLY(body)                                                                   \
-  const uint32_t *taps = job->taps, *end = job->end;                                             \
-  int32_t a0 = job->bias, a1 = a0, a2 = a0, a3 = a0;                                             \
-  uint32_t tap, at, u;                                                                           \
-  if (taps != end) __asm__ volatile(".syntax unified\n 1: ldmia %[taps]!, {%[tap]}\n uxth %[at], %[tap]\n"        \
-                   "add %[at], %[x]\n asrs %[tap], %[tap], #16\n" body                           \
-                   "cmp %[taps], %[end]\n bne 1b\n"                                              \
-                   : [a0] "+l"(a0), [a1] "+l"(a1), [a2] "+l"(a2), [a3] "+l"(a3),                 \
-                     [taps] "+l"(taps), [tap] "=&l"(tap), [at] "=&l"(at), [u] "=&l"(u)           \
-                   : [x] "h"(x), [end] "h"(end)                                                  \
-                   : "memory", "cc");                                                            \
-  sums[0] = a0, sums[1] = a1, sums[2] = a2, sums[3] = a3;
+#define HWP_ONE(offset, sum) \
+  "ldrb r7, [r6, #" offset "]\n muls r7, r5\n adds " sum ", " sum ", r7\n"
+#define HWP_SUM_ASSEMBLY(i1, i2, i3)                                                             \
+  register const uint32_t *r0 __asm__("r0") = job->taps;                                         \
+  register const hwp_value *r1 __asm__("r1") = x;                                                \
+  register int32_t r2 __asm__("r2") = job->bias;                                                 \
+  register int32_t *r3 __asm__("r3") = sums;                                                     \
+  register const uint32_t *r12 __asm__("r12") = job->end;                                        \
+  __asm__ volatile(".syntax unified\n push {r3}\n mov r4, r0\n mov r8, r1\n mov r0, r2\n"         \
+                   "mov r1, r2\n mov r3, r2\n cmp r4, r12\n beq 2f\n"                            \
+                   "1: ldmia r4!, {r5}\n uxth r6, r5\n add r6, r8\n asrs r5, r5, #16\n"           \
+                   HWP_ONE("0", "r0") HWP_ONE(i1, "r1") HWP_ONE(i2, "r2") HWP_ONE(i3, "r3")      \
+                   "cmp r4, r12\n bne 1b\n 2: pop {r7}\n stmia r7!, {r0-r3}\n"                   \
+                   : "+r"(r0), "+r"(r1), "+r"(r2), "+r"(r3)                                      \
+                   : "r"(r12)                                                                    \
+                   : "r4", "r5", "r6", "r7", "r8", "memory", "cc")
 HWP_APART void hwp_sum_next(const hwp_row_job *job, const hwp_value *x, int32_t *sums) {
-  HWP_SUM_ASSEMBLY(HWP_ONE(0, a0) HWP_ONE(1, a1) HWP_ONE(2, a2) HWP_ONE(3, a3))
+  HWP_SUM_ASSEMBLY("1", "2", "3");
 }
 HWP_APART void hwp_sum_second(const hwp_row_job *job, const hwp_value *x, int32_t *sums) {
-  HWP_SUM_ASSEMBLY(HWP_ONE(0, a0) HWP_ONE(2, a1) HWP_ONE(4, a2) HWP_ONE(6, a3))
+  HWP_SUM_ASSEMBLY("2", "4", "6");
 }
+
 #else
 /* Sums in variables of their own: compilers would keep an array of them in memory. */
 #if HWP_PIXELS == 8

@@ -15,13 +15,13 @@ enum { OPEN_READ_BINARY = 1, OPEN_WRITE_BINARY = 5 };
 enum { APPLICATION_EXIT = 0x20026 };
 enum { PAINT = 0xA5 };
 
-static int semihost(int operation, const void *argument) {
+/* Small and aligned: a call of RISC-V is three instructions that have to lie in one page. */
+__attribute__((noinline, aligned(64))) static int semihost(int operation, const void *argument) {
 #if defined(__riscv)
   register int a0 __asm__("a0") = operation;
   register const void *a1 __asm__("a1") = argument;
-  /* The three instructions are the call, if they lie in one page. */
   __asm__ volatile(
-      ".option push\n.option norvc\n.balign 16\nslli x0, x0, 0x1f\nebreak\nsrai x0, x0, 7\n.option pop"
+      ".option push\n.option norvc\nslli x0, x0, 0x1f\nebreak\nsrai x0, x0, 7\n.option pop"
       : "+r"(a0) : "r"(a1) : "memory");
   return a0;
 #else
