@@ -172,7 +172,9 @@ def _runs(
     assert refused is not None  # there is at least one way
     raise ModelError(
         f"the network does not take {describe(inputs)}: {first_line(refused)}",
-        hint="give the shapes and types that its forward method takes, one --input for each, in "
+        hint="random numbers were tried; where it looks rows up, whole ones: NAME:SHAPE:int64"
+        if isinstance(refused, IndexError)
+        else "give the shapes and types that its forward method takes, one --input for each, in "
         "order or by their names",
     ) from refused
 

@@ -92,3 +92,17 @@ def test_a_buffer_that_a_forward_method_counts_in_stays_as_it_was() -> None:
     probe(module, spec(4))
     assert torch.equal(module.running_mean, before)
     assert module.num_batches_tracked == 0
+
+
+def test_a_lookup_of_what_is_no_row_asks_for_whole_numbers() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.table(x.long()).sum(1)
+
+    with pytest.raises(ModelError, match="does not take x:Nx6:float32") as caught:
+        probe(Rows().eval(), (TensorSpec("x", (None, 6), "float32"),))
+    assert "int64" in (caught.value.hint or "")
