@@ -164,6 +164,7 @@ def test_what_auto_takes_is_what_the_record_has_ahead(monkeypatch: pytest.Monkey
                     (study.SHRINK, study.CUBIC),
                     (study.EXCHANGE, study.SHRINK),
                     (study.EXCHANGE, study.CUBIC),
+                    (study.EXCHANGE, study.DEFAULTS),
                 )
             )
             for sparsity in study.RECORDED[network]
