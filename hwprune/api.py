@@ -83,6 +83,8 @@ def compile(
     Raises:
         HwpruneError: the run could not reach a file; its class says why.
     """
+    from hwprune.frontend import load_data
+
     check_seed(seed)
     if resume and output is None:
         raise UsageError(
@@ -90,7 +92,7 @@ def compile(
             hint="give output= the folder of the interrupted run",
         )
     profile = target if isinstance(target, Target) else load_target(target)
-    source = _data(data, seed)
+    source = load_data(data, seed=seed) if isinstance(data, str) else data
     loaded = model_of(
         model, example_input, source, arch=arch, unsafe_load=unsafe_load, entry=entry, seed=seed
     )
@@ -127,14 +129,6 @@ def _sharing(share_weights: str | Sequence[str | Sequence[str]]) -> tuple[str, .
     """Return what is to share weights, as the command line spells it."""
     given = [share_weights] if isinstance(share_weights, str) else share_weights
     return tuple(each if isinstance(each, str) else ",".join(each) for each in given)
-
-
-def _data(data: str | Data | None, seed: int) -> Data | None:
-    if not isinstance(data, str):
-        return data
-    from hwprune.frontend import load_data
-
-    return load_data(data, seed=seed)
 
 
 def model_of(

@@ -45,7 +45,13 @@ from hwprune.steps.planning import (
 from hwprune.steps.pruning import nothing_pruned, prune_and_regrow, strategy_for
 from hwprune.steps.recording import Compiled, Outcome, record_of, with_verdict, write_reports
 from hwprune.steps.value_type_selection import choose_value_type
-from hwprune.steps.verifying import Evaluation, check_export, measure_files, verify_file
+from hwprune.steps.verifying import (
+    Evaluation,
+    check_export,
+    measure_files,
+    sized_inputs,
+    verify_file,
+)
 from hwprune.units import format_bytes, format_percent
 from hwprune.verify import limits as limit_rules
 from hwprune.verify.firmware import FIRMWARE_NAME, QLINEAR_NAME, FirmwareCheck, check_firmware
@@ -144,6 +150,7 @@ def finish(
             job.data,
             job.task,
             folder=folder.staging,
+            inputs=sized_inputs(model),
             threads=job.threads,
             with_latency=job.runs_here,
             with_kernels=checked.no_kernels is None,

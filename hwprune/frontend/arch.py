@@ -153,17 +153,9 @@ def _torchvision(name: str, kwargs: dict[str, Any]) -> Arch:
         for word in inspect.signature(builder).parameters
         if word in ("weights", "weights_backbone")
     }
-    if set(fixed) & set(kwargs):
-        raise ModelError(
-            f"--arch torchvision:{name}: weights are not downloaded, they come from the model file",
-            hint="leave the weights argument out",
-        )
-
-    def build(**given: Any) -> nn.Module:
-        module: nn.Module = builder(**fixed, **given)
-        return module
-
-    return Arch(f"torchvision:{name}", build, kwargs, default_inputs=lambda _: _IMAGENET, meta=True)
+    _without(fixed, kwargs, f"torchvision:{name}")
+    made = partial(builder, **fixed)
+    return Arch(f"torchvision:{name}", made, kwargs, default_inputs=lambda _: _IMAGENET, meta=True)
 
 
 def _timm(name: str, kwargs: dict[str, Any]) -> Arch:
@@ -175,21 +167,24 @@ def _timm(name: str, kwargs: dict[str, Any]) -> Arch:
     timm = importlib.import_module("timm")
     if name.partition(".")[0] not in timm.list_models():
         raise _unknown(name, "a timm model", timm.list_models(), prefix="timm:")
-    if "pretrained" in kwargs:
-        raise ModelError(
-            f"--arch timm:{name}: weights are not downloaded, they come from the model file",
-            hint="leave the pretrained argument out",
-        )
-
-    def build(**given: Any) -> nn.Module:
-        module: nn.Module = timm.create_model(name, pretrained=False, **given)
-        return module
+    _without(("pretrained",), kwargs, f"timm:{name}")
 
     def inputs(module: nn.Module) -> tuple[TensorSpec, ...]:
         size = getattr(module, "default_cfg", {}).get("input_size", (3, 224, 224))
         return (TensorSpec("input", (None, *size), "float32"),)
 
-    return Arch(f"timm:{name}", build, kwargs, default_inputs=inputs)
+    made = partial(timm.create_model, name, pretrained=False)
+    return Arch(f"timm:{name}", made, kwargs, default_inputs=inputs)
+
+
+def _without(downloads: Iterable[str], kwargs: Mapping[str, Any], spec: str) -> None:
+    """Refuse the arguments that would download weights."""
+    for word in downloads:
+        if word in kwargs:
+            raise ModelError(
+                f"--arch {spec}: weights are not downloaded, they come from the model file",
+                hint=f"leave the {word} argument out",
+            )
 
 
 def _file(name: str, kwargs: dict[str, Any]) -> Arch:

@@ -99,7 +99,8 @@ def load_model(
         state.check_memory(model.module.state_dict(), model.source)
         state.check_finite(model.module.state_dict(), model.source)
     _check_precision(model)
-    if fixed_batch and model.kind == "onnx":
+    is_onnx = model.kind == "onnx"
+    if fixed_batch and is_onnx:
         raise UsageError(
             "an ONNX file keeps the sizes that it states", hint="leave --fixed-batch out"
         )
@@ -107,9 +108,9 @@ def load_model(
     specs, notes = choose_inputs(sources, fixed_batch=fixed_batch)
     if model.kind in ("state-dict", "pickled-module"):
         notes += prepare(model.module, specs, seed=seed)
-    else:
-        probe(model.module, specs)
-    if model.kind == "onnx" and (why := model.module.try_torch(example_inputs(specs, batch=2))):
+    else:  # an ONNX file may say of a size that it is free and not mean it
+        probe(model.module, tuple(replace(s, free=()) for s in specs) if is_onnx else specs)
+    if is_onnx and (why := model.module.try_torch(example_inputs(specs, batch=2))):
         notes += (f"the file's layers cannot be fitted to data: {why}",)
     return replace(model, inputs=specs, notes=(*model.notes, *notes))
 

@@ -158,7 +158,7 @@ def _reshape(x: Tensor, shape: Tensor, *, allowzero: int = 0) -> Tensor:
     sizes = _list(shape)
     if not allowzero:
         sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
-    return torch.reshape(x, sizes)  # x.reshape takes no empty list
+    return x.reshape(tuple(sizes))
 
 
 def _slice(
@@ -182,7 +182,7 @@ def _gather(x: Tensor, index: Tensor, *, axis: int = 0) -> Tensor:
     axis %= x.ndim
     index = torch.where(index < 0, index + x.shape[axis], index)
     flat = x.index_select(axis, index.flatten().to(x.device))
-    return flat.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return flat.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 def _split(x: Tensor, sizes: Tensor | None = None, *, axis: int = 0, num_outputs: int = 0) -> Any:
@@ -327,7 +327,9 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
     "Min": torch.minimum, "Max": torch.maximum, "Sum": lambda *xs: sum(xs), "Equal": torch.eq,
     "Greater": torch.gt, "Less": torch.lt, "GreaterOrEqual": torch.ge, "LessOrEqual": torch.le,
     "Not": torch.logical_not, "And": torch.logical_and, "Or": torch.logical_or,
-    "Where": torch.where,
+    "Where": torch.where, 
+    "Mod": lambda x, y, fmod=0: (torch.fmod if fmod else torch.remainder)(x, y),
+    "Einsum": lambda *xs, equation: torch.einsum(equation.decode(), *xs),
     # over axes
     "GlobalAveragePool": _over_sizes(torch.mean), "GlobalMaxPool": _over_sizes(torch.amax),
     "MaxPool": _max_pool, "AveragePool": _average_pool,

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from hwprune.errors import ModelError
 from hwprune.frontend.inputs import describe
 from hwprune.frontend.probe import example_inputs, fresh_copy, named_tensors, probe
-from hwprune.frontend.user_code import FAILURES, first_line
+from hwprune.frontend.user_code import FAILURES, running
 from hwprune.ir import TensorSpec
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -58,15 +58,14 @@ def prepare(module: nn.Module, inputs: tuple[TensorSpec, ...], *, seed: int = 0)
 
 def _call_once(module: nn.Module, inputs: tuple[TensorSpec, ...], seed: int) -> None:
     """Call lazy modules, so that they get their shapes, and weights where none are there."""
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            module(*example_inputs(inputs, batch=2))
-    except FAILURES as error:
-        raise ModelError(
-            f"the network does not take {describe(inputs)}: {first_line(error)}",
-            hint="give the shapes that its lazy modules are to have",
-        ) from error
+    refused = f"the network does not take {describe(inputs)}"
+    with (
+        running(refused, ModelError, "give the shapes that its lazy modules are to have"),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+    ):
+        torch.default_generator.manual_seed(seed)
+        module(*example_inputs(inputs, batch=2))
 
 
 def own_memory(module: nn.Module) -> None:

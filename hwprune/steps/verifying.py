@@ -106,6 +106,11 @@ def check_export(model: Model, dense: Written, path: Path) -> None:
     )
 
 
+def sized_inputs(model: Model) -> Arrays | None:
+    """Return one sample of the sizes that the user said, None where the file states all."""
+    return _drawn(model, 1) if any(spec.free for spec in model.inputs) else None
+
+
 def _samples(model: Model, data: Data | None) -> Arrays | None:
     inputs = model.inputs
     fixed = next((spec.shape[0] for spec in inputs if spec.shape and spec.shape[0]), None)
@@ -268,6 +273,7 @@ def measure_files(
     task: Task,
     *,
     folder: Path,
+    inputs: Arrays | None = None,
     threads: int,
     with_latency: bool,
     with_kernels: bool,
@@ -282,6 +288,7 @@ def measure_files(
         task: says which metric that is.
         evaluation: the caller's own metric instead.
         folder: where the dense file may be put for the time.
+        inputs: for latency; None makes some of the sizes that the file states.
         threads: of onnxruntime while measuring latency.
         with_latency: whether this host's latency says anything about the target.
         with_kernels: whether native kernels can run the file.
@@ -316,7 +323,7 @@ def measure_files(
     resident: dict[str, memory.MemoryResult] = {}
     if with_latency:
         files |= {"kernels": str(path)} if with_kernels else {}
-        results = latency.measure(files, threads=threads, kernels={"kernels"})
+        results = latency.measure(files, inputs, threads=threads, kernels={"kernels"})
         resident = {
             label: memory.resident(file, kernels=label == "kernels")
             for label, file in files.items()

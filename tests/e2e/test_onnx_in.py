@@ -9,7 +9,8 @@ import numpy as np
 import onnxruntime
 import pytest
 from e2e_tools import Runner
-from onnx_nets import classifier, drawn
+from onnx import helper
+from onnx_nets import classifier, drawn, model_of
 
 from hwprune.api import compile as compile_network
 
@@ -74,6 +75,19 @@ def test_data_fit_what_is_left_and_train_nothing(hwprune: Runner, tmp_path: Path
     refused = hwprune(*words, *data, "--epochs", "2", "-o", tmp_path / "trained")
     assert refused.code == 2
     assert "fitted but not trained" in refused.err
+
+
+def test_a_size_that_is_free_in_name_only(hwprune: Runner, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Reshape", ["x", "flat"], ["f"]),
+        helper.make_node("Gemm", ["f", "w"], ["y"], transB=1),
+    ]
+    tensors = {"flat": np.array([-1, 192], np.int64), "w": drawn(64, 192)}
+    made = model_of(nodes, tensors, shape=("batch", 3, 8, "width"))
+    (tmp_path / "net.onnx").write_bytes(made.SerializeToString())
+    words = ("compile", tmp_path / "net.onnx", "--target", "raspberry-pi-5", "--budget", "9KiB")
+    ran = hwprune(*words, "--input", "x:Nx3x8x8", "-o", tmp_path / "out")
+    assert ran.code == 0, ran.err
 
 
 def test_what_hwprune_left_dense_may_come_back(tmp_path: Path) -> None:

@@ -268,6 +268,8 @@ CASES: dict[str, tuple[str, dict[str, Any], list[Any]]] = {
     "elu": ("Elu", {"alpha": 0.7}, []),
     "softmax": ("Softmax", {"axis": 1}, []),
     "mul": ("Mul", {}, [drawn(4, 1, 1)]),
+    "einsum": ("Einsum", {"equation": "nchw,cd->ndhw"}, [drawn(4, 5)]),
+    "mod": ("Mod", {"fmod": 1}, [np.float32(100)]),
     "divide": ("Div", {}, [1 + np.abs(drawn(9))]),
     "depth to space": ("DepthToSpace", {"blocksize": 2}, []),
     "depth to space, by column": ("DepthToSpace", {"blocksize": 2, "mode": "CRD"}, []),
@@ -297,15 +299,17 @@ def test_of_shapes_and_of_several_outputs(path: Callable[..., str]) -> None:
     nodes = [
         helper.make_node("Split", ["x"], ["a", "b"], axis=1),
         helper.make_node("Shape", ["a"], ["shape"]),
-        helper.make_node("Gather", ["shape", "zero"], ["batch"]),
-        helper.make_node("Concat", ["batch", "rest"], ["flat"], axis=0),
+        helper.make_node("Gather", ["shape", "first"], ["batch"]),
+        helper.make_node("Unsqueeze", ["batch", "zero"], ["batches"]),
+        helper.make_node("Concat", ["batches", "rest"], ["flat"], axis=0),
         helper.make_node("Reshape", ["a", "flat"], ["y"]),
         helper.make_node("Cast", ["b"], ["c"], to=onnx.TensorProto.INT64),
         helper.make_node("Div", ["c", "two"], ["d"]),
         helper.make_node("Cast", ["d"], ["z"], to=onnx.TensorProto.FLOAT),
     ]
     tensors = {
-        "zero": np.array([0], INT), "rest": np.array([-1], INT), "two": np.array(2, INT)
+        "zero": np.array([0], INT), "first": np.array(0, INT), "rest": np.array([-1], INT),
+        "two": np.array(2, INT),
     }  # fmt: skip
     module = load_model(
         path(model_of(nodes, tensors, outputs=("y", "z"), shape=X, opset=13))
