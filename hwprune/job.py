@@ -197,7 +197,7 @@ def resolve(
         )
     if data is not None:
         metric = task.metric.name if task.measurable(data.test) and len(data.test) else None
-    _check_limits(wanted, target, metric)
+    _check_limits(wanted, target, metric, firmware=data is not None and firmware is not False)
     where = devices.resolve(device) if world is None else device
     how = Recipe(epochs=epochs, **asked.recipe)
     shared = tuple(share_weights) or asked.share_weights
@@ -278,12 +278,15 @@ def _check_model(model: Model, *, trains: bool) -> None:
         )
 
 
-def _check_limits(limits: Sequence[limit_rules.Limit], target: Target, metric: str | None) -> None:
+def _check_limits(
+    limits: Sequence[limit_rules.Limit], target: Target, metric: str | None, *, firmware: bool
+) -> None:
     context = limit_rules.Context(
         kind=target.kind,
         labels=metric == "accuracy",
         metric=metric,
         latency=target.runtime.kind == "onnxruntime",
         no_kernels=kernels_unavailable_reason(target=target),
+        firmware=firmware,
     )
     limit_rules.require_measurable(limits, context)

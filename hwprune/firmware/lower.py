@@ -359,7 +359,7 @@ class _Reader:
 
     def _clip(self, node: onnx.NodeProto, attributes: Mapping[str, Any]) -> None:
         low, high = (
-            (unbounded if bound is None else float(bound))
+            (unbounded if bound is None or not bound.size else float(bound.reshape(())))
             for bound, unbounded in zip(
                 (self.constant(node, 1), self.constant(node, 2)), UNBOUNDED, strict=True
             )

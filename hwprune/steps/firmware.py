@@ -360,9 +360,10 @@ def calibrated(
     model: onnx.ModelProto, layers: FloatNetwork, data: Data
 ) -> tuple[IntegerNetwork, Method, float]:
     """Return the integer network whose outputs are nearest to those in fp32, and how near."""
-    found = histograms(model, layers.values, _batches(data.train))
-    judged = data.validation if len(data.validation) else data.train
-    batches = _batches(judged)
+    # A batch that was exported fixed stays so in the fp32 network.
+    size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or _BATCH
+    found = histograms(model, layers.values, _batches(data.train, size))
+    batches = _batches(data.validation if len(data.validation) else data.train, size)
     expected = _outputs(model, layers.input, batches)
     best: tuple[IntegerNetwork, Method, float] | None = None
     for method in METHODS:
@@ -380,13 +381,15 @@ def calibrated(
     return best
 
 
-def _batches(split: Split) -> list[NDArray[Any]]:
-    """Return samples from all over a split, in batches."""
+def _batches(split: Split, size: int) -> list[NDArray[Any]]:
+    """Return samples from all over a split, in batches of a size."""
     count = min(CALIBRATION_SAMPLES, len(split))
+    size = min(size, count)
+    count -= count % size
     places = np.linspace(0, len(split) - 1, count).astype(np.int64)
     return [
-        np.asarray(split.batch(places[start : start + _BATCH])[0], np.float32)
-        for start in range(0, count, _BATCH)
+        np.asarray(split.batch(places[start : start + size])[0], np.float32)
+        for start in range(0, count, size)
     ]
 
 

@@ -72,6 +72,7 @@ class Context:
         run: whether a run's own numbers are known: budget, epochs, seconds.
         layers: whether there are packed layers to count nonzeros in.
         no_kernels: why native kernels will not run, None where they will.
+        firmware: whether firmware may be made.
     """
 
     kind: Literal["linux", "microcontroller"] | None = None
@@ -83,6 +84,7 @@ class Context:
     run: bool = True
     layers: bool = True
     no_kernels: str | None = "no native kernels are installed"
+    firmware: bool = True
 
 
 def parse_limit(text: str, metric: str | None = None) -> Limit:
@@ -130,6 +132,8 @@ def why_not(limit: Limit, context: Context) -> str | None:
     field = field_of(limit.field)
     if field.need == "firmware" and (context.kind == "linux" or not context.run):
         return "flash, RAM and instructions are those of an image for a microcontroller"
+    if field.need == "firmware" and not context.firmware:
+        return "they are those of linked firmware, which needs --data (and no --no-firmware)"
     if field.need == "labels" and not context.labels:
         if context.metric is not None:
             return f"the metric of this task is {context.metric}, not accuracy"

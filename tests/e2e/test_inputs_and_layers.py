@@ -250,7 +250,7 @@ def test_a_program_with_a_fixed_batch_is_not_trained(
 
 def test_a_fixed_batch_on_demand(hwprune: Runner, digits_pt: Path, tmp_path: Path) -> None:
     ran = hwprune(
-        "compile", digits_pt, "--target", "nrf52840", "--budget", "12KiB", "--fixed-batch",
+        "compile", digits_pt, "--target", "nrf52840", "--budget", "24KiB", "--fixed-batch",
         "--data", "digits", "--epochs", 0, "-o", tmp_path / "o",
     )  # fmt: skip
     assert ran.code == 0, ran.err
