@@ -122,8 +122,9 @@ class OneShot:
         fidelity = judge.metric is IMITATION.metric
         what = "variance of the dense outputs that is kept" if fidelity else judge.name
         notes += [f"{what} on validation: {measured}", *_left_alone(report)]
-        notes += _limits("data", masks)
         metric = reached[best] if task.measurable(data.validation) else None
+        if metric is None:  # else the measurement speaks
+            notes += _limits("data", masks)
         return Fitted(masks, metric, _trajectory(masks, metric), tuple(notes))
 
     def before_training(self, split: Split) -> tuple[Masks, str]:

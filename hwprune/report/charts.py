@@ -94,11 +94,11 @@ def latency_bars(rows: Sequence[tuple[str, LatencyRun]]) -> list[Bar]:
 
 
 def trajectory(points: Sequence[MetricPoint], name: str | None = None) -> Plot | None:
-    """Return the trajectory plot; None where there are fewer than two points."""
+    """Return the trajectory plot; None where nothing was trained."""
     name = name or "accuracy"
-    if len(points) < 2:
+    times = _times(points) if points else []
+    if len(set(times)) < 2:
         return None
-    times = _times(points)
     last = max(times) or 1.0
     left, right, top, height, gap = 70.0, WIDTH - 20.0, 28.0, 130.0, 52.0
     curves: list[Curve] = []
@@ -110,7 +110,9 @@ def trajectory(points: Sequence[MetricPoint], name: str | None = None) -> Plot |
         known = [(at, value) for at, value in zip(times, given, strict=True) if value is not None]
         if not known:
             continue
-        axis = _axis([value for _, value in known], counts=unit == "nonzeros")
+        axis = _axis(
+            [value for _, value in known], counts=unit == "nonzeros", shares=unit == "accuracy"
+        )
         place = top + len(curves) * (height + gap)
         dots = tuple(
             (
@@ -165,7 +167,7 @@ class _Axis:
         return math.log(value / self.low) / math.log(self.high / self.low)
 
 
-def _axis(values: Sequence[float], *, counts: bool) -> _Axis:
+def _axis(values: Sequence[float], *, counts: bool, shares: bool = False) -> _Axis:
     """Return an axis with round ends around the values.
 
     Regrowth is a few per cent of what pruning took away: only a logarithmic axis shows both.
@@ -186,6 +188,8 @@ def _axis(values: Sequence[float], *, counts: bool) -> _Axis:
     if counts:
         step = max(1.0, step)
     bottom, top = math.floor(low / step) * step, math.ceil(high / step) * step
+    if shares:  # none is above 1
+        top = min(top, 1.0)
     return _Axis(bottom, top, tuple(_multiples(bottom, top, step)), False)
 
 

@@ -32,6 +32,7 @@ def html(record: Record) -> str:
         latency=[(name, *summary.latency_cells(run)) for name, run in latency],
         latency_bars=charts.latency_bars(latency),
         plot=charts.trajectory(record.metric.trajectory, record.metric.name),
+        moments=summary.moments(record),
         width=charts.WIDTH,
         environment_rows=[(key, _value(value)) for key, value in record.environment.items()],
     )

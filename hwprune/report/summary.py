@@ -154,6 +154,19 @@ def metric_title(record: Record) -> str:
     return f"{title} ({metric.split}{samples})"
 
 
+def moments(record: Record) -> list[tuple[str, ...]]:
+    """Return the points of the trajectory: epoch, nonzeros, metric, what was done."""
+    return [
+        (
+            f"{point.epoch:g}",
+            f"{point.nonzeros:,}",
+            "" if point.value is None else show_metric(record, point.value),
+            point.action or "",
+        )
+        for point in record.metric.trajectory
+    ]
+
+
 def latency_rows(record: Record) -> list[tuple[str, LatencyRun]]:
     """Return (runtime, numbers) for what ran."""
     latency = record.latency
