@@ -42,7 +42,7 @@ _AGAIN = "export it again"
 _LARGEST = 1e18
 # Not one number an entry or byte: onnxruntime reads them, hwprune has no use for them.
 _PACKED = {
-    onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1,
+    onnx.TensorProto.INT4, onnx.TensorProto.UINT4, 23,  # FLOAT4E2M1, which onnx has from 1.18 on
     onnx.TensorProto.STRING, onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128,
 }  # fmt: skip
 # The inputs at which these operators take their weights.
