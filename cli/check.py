@@ -10,10 +10,11 @@ import click
 
 from hwprune.cli import github
 from hwprune.cli.main import error_document, print_json
-from hwprune.cli.options import console, json_option, require_option, target_option
+from hwprune.cli.options import console, json_option, require_option, target_option, task_option
 
 if TYPE_CHECKING:
     from hwprune.targets import Target
+    from hwprune.tasks import Task
     from hwprune.verify import CheckResult, Limit
     from hwprune.verify.gate_file import Gated
 
@@ -24,6 +25,11 @@ _MARKS = {"passed": ("✓", "green"), "failed": ("✗", "bold red"), "skipped": 
 @click.argument("artifacts", nargs=-1, metavar="[ARTIFACT]...", type=click.Path())
 @target_option
 @require_option
+@task_option
+@click.option(
+    "--data", metavar="SPEC",
+    help="Measure the task's metric on the test part of these data, as compile does.",
+)  # fmt: skip
 @click.option(
     "--config",
     type=click.Path(),
@@ -45,6 +51,8 @@ def command(
     artifacts: tuple[str, ...],
     target: Target | None,
     limits: tuple[Limit, ...],
+    task: Task | None,
+    data: str | None,
     config: str | None,
     baseline: str | None,
     junit: str | None,
@@ -65,8 +73,11 @@ def command(
     from hwprune.errors import worst_exit_code
 
     gated = _gated(artifacts, config)
+    measured = _measured_on(task, data)
     results = [
-        _checked(one, target or one.target, (*one.limits, *limits), baseline or one.baseline)
+        _checked(
+            one, target or one.target, (*one.limits, *limits), baseline or one.baseline, measured
+        )
         for one in gated
     ]
     code = worst_exit_code([result.exit_code for result in results])
@@ -125,8 +136,29 @@ def _gated(artifacts: tuple[str, ...], config: str | None) -> list[Gated]:
     ]
 
 
+def _measured_on(task: Task | None, data: str | None) -> dict[str, Any]:
+    """Return what is measured, and on which samples."""
+    from hwprune.errors import UsageError
+    from hwprune.frontend import load_data
+    from hwprune.tasks import CLASSIFICATION
+
+    if task is not None and data is None:
+        raise UsageError(
+            f"--task {task.name} without --data: there is nothing to measure {task.metric.name} on",
+            hint="give --data SPEC, whose test part is measured",
+        )
+    if data is None:
+        return {}
+    task = CLASSIFICATION if task is None else task
+    return {"task": task, "split": load_data(data, task=task).test}
+
+
 def _checked(
-    gated: Gated, target: Target | None, limits: tuple[Limit, ...], baseline: str | None
+    gated: Gated,
+    target: Target | None,
+    limits: tuple[Limit, ...],
+    baseline: str | None,
+    measured: dict[str, Any],
 ) -> CheckResult:
     from hwprune.verify import check
     from hwprune.verify.baseline import read
@@ -135,7 +167,7 @@ def _checked(
     if is_firmware(gated.path):
         return check_firmware(gated.path, target=target, limits=limits).result
     before = None if baseline is None else read(baseline, gated.path, gated.may_worsen)
-    return check(gated.path, target=target, limits=limits, baseline=before)
+    return check(gated.path, target=target, limits=limits, baseline=before, **measured)
 
 
 def _document(result: CheckResult) -> dict[str, Any]:

@@ -12,7 +12,15 @@ import click
 
 from hwprune.cli.main import print_json
 from hwprune.cli.modelling import collector_paused, load, model_options, require_torch
-from hwprune.cli.options import VALUES, Parsed, completed, console, json_option, require_option
+from hwprune.cli.options import (
+    VALUES,
+    Parsed,
+    completed,
+    console,
+    json_option,
+    require_option,
+    task_option,
+)
 from hwprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,6 +56,7 @@ def _recipes() -> list[str]:
     "path/to/file.py:callable, with ?normalize=none|raw255|imagenet|cifar10|MEAN/STD. Without it "
     "nothing is trained or measured, and weights are fitted to what BN layers remember.",
 )  # fmt: skip
+@task_option
 @click.option(
     "--strategy", metavar="NAME", shell_complete=lambda *asked: completed(_strategies())(*asked),
     help="auto (the default), which takes what our records have ahead; cubic, iterative, one-shot, "
@@ -154,7 +163,7 @@ def command(
             found_recipe = None if recipe is None else recipe_file.load(recipe)
             device = devices.resolve(device, **_place_on_this_machine())
             world = stack.enter_context(joined(device))
-            loaded, source = load(model, asked, data=data, seed=asked["seed"])
+            loaded, source = load(model, asked, data=data, task=asked["task"], seed=asked["seed"])
             folder = Path(output) if output else Path(f"{loaded.name}-{target.name}")
             job = resolve(
                 loaded,

@@ -15,6 +15,7 @@ from hwprune.errors import UsageError
 
 if TYPE_CHECKING:
     from hwprune.ir import Data, Model
+    from hwprune.tasks import Task
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _OF_MODEL = ("arch", "inputs", "entry", "fixed_batch", "unsafe_load")
@@ -102,6 +103,7 @@ def load(
     asked: dict[str, Any],
     *,
     data: str | None = None,
+    task: Task | None = None,
     seed: int = 0,
     mapped: bool = False,
 ) -> tuple[Model, Data | None]:
@@ -111,14 +113,18 @@ def load(
         path: the model; None for the architecture with random weights.
         asked: the command's options; those that only say what the model is are taken out.
         data: the data's specification.
+        task: what their labels are for; classes without.
         seed: of the data's split and of random weights.
         mapped: leave tensors in the file until they are used.
     """
     require_torch()
     from hwprune.frontend import load_data, load_model
     from hwprune.sampling import sample_shapes
+    from hwprune.tasks import CLASSIFICATION
 
     options = {name: asked.pop(name) for name in _OF_MODEL}
-    source = None if data is None else load_data(data, seed=seed)
+    source = None
+    if data is not None:
+        source = load_data(data, seed=seed, task=CLASSIFICATION if task is None else task)
     shapes = None if source is None else sample_shapes(source.train)
     return load_model(path, sample_shapes=shapes, mapped=mapped, seed=seed, **options), source

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.segment import Segment
 
     from hwprune.targets import Target
+    from hwprune.tasks import Task
     from hwprune.verify import Limit
 
     _ParamType = click.ParamType[Any]
@@ -23,6 +24,7 @@ else:
     _ParamType = click.ParamType  # cannot be subscripted before click 8.5
 
 _T = TypeVar("_T")
+_METRIC = "hwprune.metric"
 
 
 class Parsed(_ParamType, Generic[_T]):
@@ -88,7 +90,18 @@ def _positive_size(text: str) -> int:
 def _limit(text: str) -> Limit:
     from hwprune.verify.limits import parse_limit
 
-    return parse_limit(text)
+    # Set by --task, which is parsed first: limits may name its metric.
+    context = click.get_current_context(silent=True)
+    return parse_limit(text, None if context is None else context.meta.get(_METRIC))
+
+
+def _task(text: str) -> Task:
+    from hwprune.frontend.task_file import load_task
+
+    task = load_task(text)
+    if (context := click.get_current_context(silent=True)) is not None:
+        context.meta[_METRIC] = task.metric.name
+    return task
 
 
 def _target(text: str) -> Target:
@@ -103,6 +116,12 @@ def _target_names() -> list[str]:
     return [*names(), *aliases()]
 
 
+def _task_names() -> list[str]:
+    from hwprune.tasks import TASKS
+
+    return list(TASKS)
+
+
 def _limit_fields() -> list[str]:
     from hwprune.verify.fields import FIELDS
 
@@ -111,6 +130,7 @@ def _limit_fields() -> list[str]:
 
 SIZE, LIMIT = Parsed("size", _positive_size), Parsed("limit", _limit, _limit_fields)
 TARGET = Parsed("target", _target, _target_names)
+TASK = Parsed("task", _task, _task_names)
 # Those of hwprune.ir, which is not imported for a line of help.
 VALUES = click.Choice(["auto", "fp32", "fp16", "int8", "int4", "codebook16", "codebook256"])
 
@@ -128,6 +148,12 @@ require_option = click.option(
     metavar="LIMIT",
     help="A limit such as 'size<=512KiB', 'accuracy>=91%', 'latency.p50<=0.5x'. Repeatable.",
 )
+task_option = click.option(
+    "--task", type=TASK, is_eager=True, metavar="NAME|FILE.py",
+    help="What the network is for: classification (the default with class labels), multilabel, "
+    "regression, segmentation, reconstruction, ctc or causal-lm, with ?metric=NAME and "
+    "?output=NAME; or a file with loss, metric and higher_is_better.",
+)  # fmt: skip
 threads_option = click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads a run."
 )

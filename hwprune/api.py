@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from hwprune.compiler import compile_model
 from hwprune.errors import UsageError
+from hwprune.frontend.task_file import load_task
 from hwprune.ir import Artifact, Data, Model, TensorSpec
 from hwprune.job import check_seed, resolve
 from hwprune.sampling import sample_shapes
 from hwprune.targets import Target
 from hwprune.targets import load as load_target
+from hwprune.tasks import CLASSIFICATION, Task
 from hwprune.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ def compile(
     *,
     target: str | Target,
     data: str | Data | None = None,
+    task: str | Task | None = None,
     example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
     arch: str | None = None,
     unsafe_load: bool = False,
@@ -53,6 +56,8 @@ def compile(
         target: a profile's name, its file, or the profile.
         data: a specification such as ``cifar10:DIR``, a ``hwprune.ir.Data``, or None: then nothing
             is trained or measured.
+        task: what the network is for, as ``--task`` spells it, or a ``hwprune.tasks.Task``;
+            classification without, where the data have labels.
         example_input: one tensor per input of the module; the first axis is the dynamic batch.
         arch: what a state dict was saved from, where it is not recognised.
         unsafe_load: read a pickled module, which runs code that the file holds.
@@ -92,7 +97,10 @@ def compile(
             hint="give output= the folder of the interrupted run",
         )
     profile = target if isinstance(target, Target) else load_target(target)
-    source = load_data(data, seed=seed) if isinstance(data, str) else data
+    if isinstance(task, str):
+        task = load_task(task)
+    kind = CLASSIFICATION if task is None else task
+    source = load_data(data, seed=seed, task=kind) if isinstance(data, str) else data
     loaded = model_of(
         model, example_input, source, arch=arch, unsafe_load=unsafe_load, entry=entry, seed=seed
     )
@@ -103,6 +111,7 @@ def compile(
             profile,
             source,
             folder,
+            task=task,
             budget_bytes=parse_bytes(budget) if isinstance(budget, str) else budget,
             strategy=strategy,
             share_weights=_sharing(share_weights),

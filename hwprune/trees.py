@@ -46,7 +46,8 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(tree, Mapping):
         items = list(tree.items())
     elif isinstance(tree, (tuple, list)):
-        items = list(zip(getattr(tree, "_fields", range(len(tree))), tree, strict=True))
+        names = tree.names if isinstance(tree, Outputs) else range(len(tree))
+        items = list(zip(getattr(tree, "_fields", names), tree, strict=True))
     else:
         yield path, tree
         return

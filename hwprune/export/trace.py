@@ -12,6 +12,7 @@ import logging
 import re
 import traceback
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ def trace(model: Model) -> Traced:
                     optimize=False,
                     opset_version=TRACE_OPSET,
                     input_names=[spec.name for spec in model.inputs],
+                    output_names=_output_names(program, model),
                     verbose=False,
                 )
     except ExportError:
@@ -132,6 +134,17 @@ def trace(model: Model) -> Traced:
         ) from error
     assert exported is not None
     return _structure(exported.model, model)
+
+
+def _output_names(program: Any, model: Model) -> list[str] | None:
+    """Return what a network that returns a dictionary or a dataclass calls its tensors."""
+    spec = program.call_spec.out_spec
+    # Of a named tuple torch keeps the class, of a dictionary its keys.
+    keys = spec.context if spec.type in (dict, OrderedDict) else ()
+    names = list(getattr(spec.context, "_fields", keys))
+    taken = {input_spec.name for input_spec in model.inputs} | set(first_names(model.module))
+    fits = len(names) == spec.num_leaves and taken.isdisjoint(names)
+    return [str(name) for name in names] if names and fits else None
 
 
 def _exportable(model: Model, args: tuple[Any, ...]) -> Any:

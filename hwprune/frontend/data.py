@@ -4,8 +4,11 @@
     cifar10:DIR  cifar100:DIR  the authors' Python archive, unpacked
     fashion-mnist:DIR          idx files, packed or not
     imagefolder:DIR            DIR/train/CLASS/*.png (val/ and test/ optional), or DIR/CLASS/*.png
-    npz:FILE                   arrays x, y, and optionally x_val, y_val, x_test, y_test
+    npz:FILE                   arrays x, y, and optionally x_val, y_val, x_test, y_test; x.NAME and
+                               y.NAME where there are several
     FILE.py:CALLABLE           callable(split) -> data set of (input or tuple, label or None)
+
+Labels are class indices; for another task any array, or a dictionary or tuple of arrays.
 
 Options follow a question mark and are joined by ``&``:
 ``normalize=none|raw255|imagenet|cifar10|MEAN/STD`` and, for imagefolder, ``size=PIXELS`` (224).
@@ -32,14 +35,14 @@ from hwprune.frontend.sources.normalize import make_normalizer
 from hwprune.frontend.sources.parts import DataSource
 from hwprune.frontend.sources.splits import NormalizedSplit, with_test, with_validation
 from hwprune.ir import Data
+from hwprune.tasks import CLASSIFICATION, Task
 
 _PATH_SOURCES: Mapping[str, Callable[[Path], DataSource]] = {
     "cifar10": sources.read_cifar10,
     "cifar100": sources.read_cifar100,
     "fashion-mnist": sources.read_fashion_mnist,
-    "npz": sources.read_npz,
 }
-_KINDS = ("digits", *_PATH_SOURCES, "imagefolder")
+_KINDS = ("digits", *_PATH_SOURCES, "imagefolder", "npz")
 _PYTHON = re.compile(r"(?P<path>.+\.py):(?P<attribute>[^:/]+)")
 _QUERY = re.compile(r"(?P<base>.*?)\?(?P<query>[a-z]+=[^?]*)")
 _HINT = (
@@ -48,18 +51,19 @@ _HINT = (
 )
 
 
-def load_data(spec: str, *, seed: int = 0) -> Data:
+def load_data(spec: str, *, seed: int = 0, task: Task = CLASSIFICATION) -> Data:
     """Read the data that ``spec`` names.
 
     Args:
         spec: see the head of this file.
         seed: decides which tenth of train is validation, where the source has none.
+        task: says whether labels are class indices.
 
     Raises:
         DataError: the specification is not understood, or the data cannot be used.
     """
     base, options = _parse_options(spec)
-    source = _read(base, options)
+    source = _read(base, options, classes=task.takes_classes)
     tested, test_notes = with_test(source.parts, where=source.name)
     # Statistics of train before validation leaves it, so that no number of them depends on the
     # seed.
@@ -104,7 +108,7 @@ def check_labels(data: Data, *, outputs: int) -> None:
         )
 
 
-def _read(base: str, options: Mapping[str, str]) -> DataSource:
+def _read(base: str, options: Mapping[str, str], *, classes: bool) -> DataSource:
     kind, _, path = base.partition(":")
     python = _PYTHON.fullmatch(base)
     if kind not in _KINDS and python is None:
@@ -125,12 +129,15 @@ def _read(base: str, options: Mapping[str, str]) -> DataSource:
         return sources.read_digits()
     if kind not in _KINDS:
         assert python is not None  # checked above
-        return sources.read_python_file(Path(python["path"]).expanduser(), python["attribute"])
+        path_of = Path(python["path"]).expanduser()
+        return sources.read_python_file(path_of, python["attribute"], classes=classes)
     if not path:
         raise DataError(f"--data: {base!r} names no folder or file", hint=_HINT)
     where = Path(path).expanduser()
     if kind == "imagefolder":
         return sources.read_image_folder(where, size=_parse_size(options.get("size")))
+    if kind == "npz":
+        return sources.read_npz(where, classes=classes)
     return _PATH_SOURCES[kind](where)
 
 

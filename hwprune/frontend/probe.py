@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import re
 import traceback
 import warnings
+from collections import namedtuple
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MethodType
@@ -213,7 +215,7 @@ def _check_is_steady(
             again = _call(fresh_copy(module), inputs, way, example_inputs(inputs, batch=_BATCH))
     except FAILURES:  # one that runs once only: no copy could be made
         return
-    for one, other in zip(_tensors(output), _tensors(again), strict=False):
+    for (_, one), (_, other) in zip(_tensors(output), _tensors(again), strict=False):
         size = one.abs().nan_to_num(0, 0, 0) if one.is_floating_point() and one.numel() else None
         limit = 0.0 if size is None else _SAME * float(size.max())
         if one.shape == other.shape and not torch.allclose(
@@ -297,8 +299,16 @@ def _adapt(
             found = original(self, **named)
         else:
             found = original(self, named) if way == "dictionary" else original(self, *tensors)
-        several = tuple(_tensors(found))
-        return several if len(several) > 1 else several[0]
+        several = tuple(tensor for _, tensor in _tensors(found))
+        return made(several) if len(several) > 1 else several[0]
+
+    # A tuple whose parts have names: torch.export passes these on, and the file has them.
+    paths = [path for path, _ in _tensors(output)]
+    made: Any = tuple
+    if any(not path.replace(".", "").isdigit() for path in paths):
+        fields = [re.sub(r"\W", "_", path) for path in paths]
+        parts: Any = namedtuple("Outputs", fields, rename=True)  # type: ignore[misc]  # read above
+        made = parts._make
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     names = ("self", *(spec.name for spec in inputs))
@@ -317,16 +327,14 @@ def _adapt(
     return tuple(notes)
 
 
-def _tensors(output: object) -> Iterator[Tensor]:
-    """Yield the tensors of nested tuples, dictionaries and dataclasses; the rest is left out."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for item in output.values():
-            yield from _tensors(item)
-    elif isinstance(output, (list, tuple)):
-        for item in output:
-            yield from _tensors(item)
-    elif dataclasses.is_dataclass(output):
-        for field in dataclasses.fields(output):
-            yield from _tensors(getattr(output, field.name))
+def _tensors(output: object) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of nested tuples, dictionaries and dataclasses, each with its path."""
+    if dataclasses.is_dataclass(output) and not isinstance(output, (Mapping, type)):
+        output = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    if isinstance(output, (Mapping, list, tuple)):
+        inner = output.items() if isinstance(output, Mapping) else enumerate(output)
+        for key, item in inner:
+            for path, tensor in _tensors(item):
+                yield f"{key}.{path}" if path else str(key), tensor
+    elif isinstance(output, Tensor):
+        yield "", output

@@ -1,4 +1,4 @@
-"""Python files that the user names (--arch, --data): imported, and run so that no error escapes.
+"""Python files that the user names: imported, and run so that no error escapes.
 
 What such code does is the user's own business, but not how hwprune ends: an exception or a call of
 ``sys.exit`` in it becomes an error that names the file.
@@ -57,11 +57,16 @@ def importable(folder: Path) -> Iterator[None]:
 def import_file(
     path: Path, *, option: str, error: type[HwpruneError]
 ) -> dict[str, Callable[..., Any]]:
-    """Run a Python file; return its callables by name, those of an underscore left out.
+    """Run a Python file; return its callables by name, those of an underscore left out."""
+    return {k: v for k, v in run_file(path, option=option, error=error).items() if callable(v)}
+
+
+def run_file(path: Path, *, option: str, error: type[HwpruneError]) -> dict[str, Any]:
+    """Run a Python file; return what it defines by name, those of an underscore left out.
 
     Args:
         path: the file.
-        option: ``--arch`` or ``--data``, for the error and the module's name.
+        option: ``--arch``, ``--data`` or ``--task``, for the error and the module's name.
         error: what to raise.
 
     Raises:
@@ -89,4 +94,4 @@ def import_file(
     except BaseException:
         del sys.modules[name]
         raise
-    return {key: value for key, value in vars(module).items() if callable(value) and key[0] != "_"}
+    return {key: value for key, value in vars(module).items() if key[0] != "_"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hwprune.errors import InfeasibleError
@@ -83,7 +83,16 @@ def strategy_for(
             f"{format_bytes(plan.budget_bytes)}",
             hint="choose another strategy, or raise --budget",
         )
-    if STRATEGIES[job.strategy].adapts and not job.strategy_options:
+    adapts = STRATEGIES[job.strategy].adapts and not job.strategy_options
+    if adapts and density is None and job.data is not None and job.recipe.epochs > 0:
+        flat = all(len(layer.shape) == 2 for layer in plan.layers)
+        if flat and not job.task.measurable(job.data.train):
+            note = (
+                "--strategy auto takes one-shot: without labels, training a fully connected network"
+                " goes on best from the weights that least squares gives (docs/tasks.md)"
+            )
+            return replace(make("one-shot", density=candidate.density), notes=(note,))
+    if adapts:
         if steps is None:
             size = 0 if job.data is None else len(job.data.train)
             steps = job.recipe.epochs * steps_per_epoch(size, job.recipe.batch_size)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hwprune.errors import ModelError
 from hwprune.ir import Split
 from hwprune.tasks.metrics import METRICS, Metric, rows_kept, share_kept
-from hwprune.trees import Outputs, leaves, outputs_of
+from hwprune.trees import leaves, outputs_of
 
 Imitation = Literal["classes", "yes-or-no", "values"]
 
@@ -59,7 +59,7 @@ class Task:
         if self.outputs is not None:
             outputs = self.outputs(outputs)
         if self.output is not None:
-            named = {path: value for path, value in _named(outputs)}
+            named = {path or "0": value for path, value in leaves(outputs)}
             if self.output not in named:
                 raise ModelError(
                     f"the network has no output {self.output!r}; it has {', '.join(named)}",
@@ -76,12 +76,6 @@ class Task:
         """Return what outputs are compared with; None where there is nothing."""
         wanted = self.takes_inputs == "always" or (self.takes_inputs and labels is None)
         return inputs[0] if wanted else labels
-
-
-def _named(outputs: Any) -> list[tuple[str, Any]]:
-    if isinstance(outputs, Outputs):
-        return list(zip(outputs.names, outputs, strict=True))
-    return [(path or "0", value) for path, value in leaves(outputs)]
 
 
 TASKS = {

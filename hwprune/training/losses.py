@@ -84,13 +84,9 @@ class Objective:
         kind = task.imitation
         if kind != "values" and task.outputs is not None:
             return self._like(task.counted(outputs), task.counted(answers), kind, "")
-        names = [name for name, _ in leaves(outputs)]
-        if hasattr(outputs, "names"):
-            names = list(outputs.names)
-        which = task.output or names[0]
-        for name, (_, mine), (_, dense) in zip(
-            names, leaves(outputs), leaves(answers), strict=True
-        ):
+        both = list(zip(leaves(outputs), leaves(answers), strict=True))
+        which = task.output or both[0][0][0]
+        for (name, mine), (_, dense) in both:
             if mine.is_floating_point() and mine.ndim:
                 parts.append(self._like(mine, dense, kind if name == which else "values", name))
         return parts[0] if len(parts) == 1 else torch.stack(parts).mean()
@@ -134,8 +130,7 @@ class Objective:
             return {what: self.task.targets(batch.inputs, batch.labels)}
         assert self._teacher is not None
         outputs = forward(self._teacher, batch.inputs)
-        names = getattr(outputs, "names", None) or [name for name, _ in leaves(outputs)]
-        return {f"output {n}": each for n, (_, each) in zip(names, leaves(outputs), strict=True)}
+        return {f"output {name}": each for name, each in leaves(outputs)}
 
 
 def forward(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:

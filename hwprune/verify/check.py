@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from hwprune.errors import (
     VerificationError,
 )
 from hwprune.export.artifact import ArtifactFile, read_artifact
-from hwprune.ir import LimitResult
+from hwprune.ir import LimitResult, Split
 from hwprune.kernels import library
 from hwprune.kernels.session import operator_names
 from hwprune.units import format_bytes, format_count
@@ -33,12 +33,14 @@ from hwprune.verify import integrity, latency, parity, runner, sidecar_report
 from hwprune.verify.baseline import Baseline
 from hwprune.verify.fields import field_of
 from hwprune.verify.limits import Context, Limit, evaluate, explain, why_not
+from hwprune.verify.metric import metric_of
 from hwprune.verify.outcome import SCOPE_HOST, SCOPE_UNLINKED, CheckResult, Log, Skipped
 from hwprune.verify.parity import Parity
 from hwprune.verify.sidecar_report import SidecarReport
 
 if TYPE_CHECKING:
     from hwprune.targets import Target
+    from hwprune.tasks import Task
 
 Arrays = Sequence[NDArray[Any]]
 
@@ -76,6 +78,8 @@ def check(
     threads: int = 1,
     runs: int = 50,
     made: Made | None = None,
+    task: Task | None = None,
+    split: Split | None = None,
     baseline: Baseline | None = None,
 ) -> CheckResult:
     """Check one artifact. Findings are returned, never raised.
@@ -88,6 +92,8 @@ def check(
             it, where that was written for exactly this file.
         threads: for latency limits.
         runs: for latency limits.
+        task: what is measured on ``split``, in place of what the report says.
+        split: samples with labels.
         made: what its maker knows; its budget and bytes go before the target's and the report's.
         baseline: what it must not be worse than.
     """
@@ -119,6 +125,8 @@ def check(
     if budget is not None:
         log.step("budget", lambda: _within(artifact, *budget))
     judge = _Judge(artifact, target, matching, no_kernels, threads, runs)
+    if task is not None and split is not None:
+        log.step(task.metric.name, lambda: judge.measure(task, split))
     for limit in limits:
         log.step(f"require {limit.text}", lambda limit=limit: judge.sentence(limit))  # type: ignore[misc]
     same = baseline and log.step("baseline", lambda: baseline.same_network(judge.record))
@@ -449,6 +457,27 @@ class _Judge:
         self.live: dict[str, Any] = {}
         self.results: list[LimitResult] = []
 
+    def measure(self, task: Task, split: Split) -> str:
+        """Measure the metric of the file; limits are judged by that from now on.
+
+        Raises:
+            UsageError: it is no finite number.
+        """
+        metric, value = task.metric, metric_of(self.artifact.path, split, task)
+        if not math.isfinite(value):
+            raise UsageError(f"{metric.name} of the file is {value}, which is no finite number")
+        known = self.record.get("metric")
+        old = dict(known) if isinstance(known, Mapping) and known.get("name") == metric.name else {}
+        found = {"name": metric.name, "higher_is_better": metric.higher_is_better, "final": value}
+        self.record["metric"] = {**old, **found}
+        labels = metric.name == "accuracy"
+        if labels:
+            accuracy = self.record.get("accuracy")
+            old = dict(accuracy) if isinstance(accuracy, Mapping) else {}
+            self.record["accuracy"] = {**old, "final": value}
+        self.context = replace(self.context, metric=metric.name, labels=labels)
+        return f"{metric.show(value)} on {format_count(len(split), 'sample')}"
+
     def sentence(self, limit: Limit) -> str:
         """Judge a limit; what was measured joins ``results``.
 
@@ -475,7 +504,11 @@ class _Judge:
     def _unmeasurable(self, limit: Limit) -> str | None:
         reason, known = why_not(limit, self.context), self.matching is not None
         needs = field_of(limit.field).need
-        if reason is not None and not known and needs in ("labels", "metric", "parity"):
+        if self.context.metric is not None and needs == "metric" and reason is None:
+            result, dense = evaluate(limit, self.record), field_of(limit.field).dense(self.record)
+            if result.value is None or (limit.relative and dense is None):
+                return "what the dense file reaches is in no report beside it"
+        elif reason is not None and not known and needs in ("labels", "metric", "parity"):
             name = Path(self.artifact.path).name
             return f"no {sidecar_report.REPORT_NAME} beside it was written for exactly this {name}"
         if reason is None and known and not _is_live(limit):

@@ -15,7 +15,9 @@ from hwprune.frontend.sources.parts import (
     DataSource,
     PartName,
     StoredPart,
+    all_labelled,
     as_labels,
+    as_targets,
     check_finite,
     count_classes,
     lfs_pointer,
@@ -47,8 +49,11 @@ def read_digits() -> DataSource:
     return DataSource("digits", {"train": train}, 10, full_scale=16.0, augment="shift")
 
 
-def read_npz(path: Path) -> DataSource:
+def read_npz(path: Path, *, classes: bool = True) -> DataSource:
     """Read a .npz file: x (n, ...), y (n,), and optionally x_val, y_val, x_test, y_test.
+
+    Several inputs are x.NAME each, in the file's order. Without ``classes`` labels are any array,
+    or a dictionary of what y.NAME holds.
 
     Nothing in the file is unpickled. Values stay in their stored type; float64 becomes float32.
 
@@ -60,25 +65,39 @@ def read_npz(path: Path) -> DataSource:
     parts: dict[PartName, StoredPart] = {}
     for name, suffix in _SUFFIXES.items():
         x_key, y_key = "x" + suffix, "y" + suffix
-        if x_key not in stored:
-            if y_key in stored:
+        xs, ys = _under(stored, x_key), _under(stored, y_key)
+        if not xs:
+            if ys:
                 raise DataError(f"{where}: {y_key} is there, but not {x_key}", hint=_NPZ_HINT)
             continue
-        inputs = _as_inputs(stored[x_key], where=f"{where}: {x_key}")
-        labels = (
-            as_labels(stored[y_key], samples=len(inputs), where=f"{where}: {y_key}")
-            if y_key in stored
-            else None
-        )
-        parts[name] = ArrayPart(inputs, labels)
-        shape = stored["x"].shape[1:]
-        if inputs.shape[1:] != shape:
-            raise DataError(
-                f"{where}: samples of {x_key} have the shape {inputs.shape[1:]}, "
-                f"those of x {shape}",
-                hint="give every part the same shape per sample",
-            )
-    return DataSource("npz", parts, count_classes(parts, where=where), notes=notes)
+        inputs = tuple(_as_inputs(xs[key], where=f"{where}: {key}") for key in xs)
+        samples = len(inputs[0])
+        for key, array in zip(xs, inputs, strict=True):
+            whole = stored.get("x" + key.removeprefix(x_key))
+            if whole is None or array.shape[1:] != whole.shape[1:]:
+                raise DataError(
+                    f"{where}: samples of {key} have the shape {array.shape[1:]}, "
+                    f"those of x {'are not there' if whole is None else whole.shape[1:]}",
+                    hint="give every part the same shape per sample",
+                )
+            if len(array) != samples:
+                raise DataError(f"{where}: {key} has {len(array)} samples, others {samples}")
+        tree: Any = {key.partition(".")[2]: array for key, array in ys.items()}
+        labels: Any = ys.get(y_key, tree or None)
+        if labels is not None:
+            at = f"{where}: {y_key}"
+            if classes and isinstance(labels, dict):
+                raise DataError(f"{at} has several parts", hint="labels of that kind need --task")
+            check = as_labels if classes else as_targets
+            labels = check(labels, samples=samples, where=at)
+        parts[name] = ArrayPart(inputs[0] if len(inputs) == 1 else inputs, labels)
+    count = (count_classes if classes else all_labelled)(parts, where=where)
+    return DataSource("npz", parts, count if classes else None, notes=notes)
+
+
+def _under(stored: dict[str, NDArray[Any]], key: str) -> dict[str, NDArray[Any]]:
+    """Return the array of a name, or those of ``name.PART``."""
+    return {k: array for k, array in stored.items() if k == key or k.startswith(key + ".")}
 
 
 def _load(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
@@ -91,13 +110,14 @@ def _load(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
             reason = lfs_pointer(path) or "this is not a .npz file"
             raise DataError(f"{path}: {reason}", hint=_NPZ_HINT)
         with np.load(path, allow_pickle=False) as archive:
-            if "x" not in archive.files:
+            names = {key: key.partition(".")[0] for key in archive.files}
+            if "x" not in names.values():
                 held = ", ".join(archive.files[:20]) or "nothing"
                 raise DataError(
                     f"{path.name}: there is no array x; the file holds {held}", hint=_NPZ_HINT
                 )
-            ignored = sorted(set(archive.files) - known)
-            arrays = {key: archive[key] for key in archive.files if key in known}
+            ignored = sorted(key for key, name in names.items() if name not in known)
+            arrays = {key: archive[key] for key, name in names.items() if name in known}
     except MemoryError as error:
         raise DataError(
             f"{path}: its arrays do not fit into memory", hint="give fewer samples"

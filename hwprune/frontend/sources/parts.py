@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.errors import DataError
+from hwprune.trees import leaves, tree_map
 
 PartName = Literal["train", "validation", "test"]
 PART_NAMES: tuple[PartName, ...] = ("train", "validation", "test")
@@ -20,8 +21,8 @@ class StoredPart(Protocol):
     """Samples of one part, values as stored."""
 
     @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """(n,) class indices, or None."""
+    def labels(self) -> Any:
+        """(n,) class indices, or any tree of arrays, samples first; or None."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -35,19 +36,21 @@ class ArrayPart:
     """Samples that are in memory.
 
     Attributes:
-        inputs: (n, ...) in the type they were stored in, so that images stay one byte a pixel.
-        labels: (n,) class indices, or None.
+        inputs: (n, ...) in the type they were stored in, so that images stay one byte a pixel; or
+            several such arrays.
+        labels: (n,) class indices, or any tree of arrays, samples first; or None.
     """
 
-    inputs: NDArray[Any]
-    labels: NDArray[np.int64] | None
+    inputs: NDArray[Any] | tuple[NDArray[Any], ...]
+    labels: Any
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.inputs[0] if isinstance(self.inputs, tuple) else self.inputs)
 
     def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        """Return the samples at ``indices`` as a 1-tuple of (b, ...)."""
-        return (self.inputs[indices],)
+        """Return the samples at ``indices``: (b, ...) each."""
+        several = self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
+        return tuple(each[indices] for each in several)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,10 @@ def as_labels(values: NDArray[Any], *, samples: int, where: str) -> NDArray[np.i
         hint = "store one class index per sample, as a one-dimensional array"
     elif values.dtype.kind not in "iu":
         problem = f"have the type {values.dtype}; expected integers 0, 1, 2, ..."
-        hint = "hwprune verifies classification: store class indices, such as y.astype('int64')"
+        hint = (
+            "store class indices, such as y.astype('int64'); labels of another kind need --task,"
+            " such as --task regression"
+        )
     if problem:
         raise DataError(f"{where}: labels {problem}", hint=hint)
     if len(values) != samples:
@@ -127,21 +133,37 @@ def as_labels(values: NDArray[Any], *, samples: int, where: str) -> NDArray[np.i
     return labels
 
 
+def as_targets(values: Any, *, samples: int, where: str) -> Any:
+    """Check labels of another kind: arrays of numbers, samples first; floats become float32.
+
+    Raises:
+        DataError: not numbers, of another length, or not finite.
+    """
+
+    def checked(path: str, array: NDArray[Any]) -> NDArray[Any]:
+        at = f"{where}: labels {path}".rstrip()
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{at} have the type {array.dtype}; expected numbers")
+        if not array.ndim or len(array) != samples:
+            size = len(array) if array.ndim else 0
+            raise DataError(
+                f"{at}: {size} for {samples} samples", hint="store exactly one label per sample"
+            )
+        check_finite(array, where=at)
+        return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+
+    found = [checked(path, np.asarray(leaf)) for path, leaf in leaves(values)]
+    return tree_map(lambda _: found.pop(0), values)
+
+
 def count_classes(parts: Mapping[PartName, StoredPart], *, where: str) -> int | None:
     """Return the number of classes that train has, None where no part has labels.
 
     Raises:
         DataError: only some parts have labels, or one has a class that train does not reach.
     """
-    labelled = {name for name, part in parts.items() if part.labels is not None}
-    if not labelled:
+    if not all_labelled(parts, where=where):
         return None
-    if labelled != set(parts):
-        missing = ", ".join(sorted(set(parts) - labelled))
-        raise DataError(
-            f"{where}: {missing} has no labels, but {', '.join(sorted(labelled))} has",
-            hint="give labels for every part, or for none",
-        )
     train = parts["train"].labels
     assert train is not None  # it is in `labelled`
     classes = int(train.max()) + 1 if train.size else 0
@@ -155,6 +177,22 @@ def count_classes(parts: Mapping[PartName, StoredPart], *, where: str) -> int | 
                 hint="check that all parts use the same class numbers",
             )
     return classes
+
+
+def all_labelled(parts: Mapping[PartName, StoredPart], *, where: str) -> bool:
+    """Return whether the parts have labels.
+
+    Raises:
+        DataError: only some have.
+    """
+    labelled = {name for name, part in parts.items() if part.labels is not None}
+    if labelled and labelled != set(parts):
+        missing = ", ".join(sorted(set(parts) - labelled))
+        raise DataError(
+            f"{where}: {missing} has no labels, but {', '.join(sorted(labelled))} has",
+            hint="give labels for every part, or for none",
+        )
+    return bool(labelled)
 
 
 def check_finite(values: NDArray[Any], *, where: str) -> None:

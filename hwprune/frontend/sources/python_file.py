@@ -15,10 +15,13 @@ from hwprune.frontend.sources.parts import (
     DataSource,
     PartName,
     StoredPart,
+    all_labelled,
     as_labels,
+    as_targets,
     count_classes,
 )
-from hwprune.frontend.user_code import import_file, running
+from hwprune.frontend.user_code import first_line, import_file, running
+from hwprune.trees import tree_map
 
 _HINT = (
     "the callable gets 'train', 'validation' or 'test' and returns an object with len() and "
@@ -27,11 +30,12 @@ _HINT = (
 )
 
 
-def read_python_file(path: Path, attribute: str) -> DataSource:
+def read_python_file(path: Path, attribute: str, *, classes: bool = True) -> DataSource:
     """Run a Python file of the user's and call one of its functions once per part.
 
     An item is ``(inputs, label)``: inputs is an array (or tensor) without the batch axis, or a
-    tuple of them; label is a class index or None. Labels are collected by walking through each part
+    tuple of them; label is a class index or None, and without ``classes`` any number, array, or
+    dictionary or tuple of arrays. Labels are collected by walking through each part
     once; a data set with an attribute ``labels`` (one per sample, or None) is not walked through.
     Inputs are passed on as the callable gives them, except that uint8 becomes 0..1.
 
@@ -52,10 +56,11 @@ def read_python_file(path: Path, attribute: str) -> DataSource:
             dataset = named[attribute](name)
         if dataset is not None:
             with running(f"{where}({name!r}) gave a data set that fails", DataError, _HINT):
-                parts[name] = _read_part(dataset, where=f"{where}({name!r})")
+                parts[name] = _read_part(dataset, where=f"{where}({name!r})", classes=classes)
     if "train" not in parts:
         raise DataError(f"{where}('train') returned None", hint=_HINT)
-    return DataSource(where, parts, count_classes(parts, where=where), default_normalize="none")
+    count = (count_classes if classes else all_labelled)(parts, where=where)
+    return DataSource(where, parts, count if classes else None, default_normalize="none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ class DatasetPart:
     """Samples that a user's object gives one by one."""
 
     dataset: Any
-    labels: NDArray[np.int64] | None
+    labels: Any
     where: str
     lazy: bool = True
 
@@ -87,7 +92,7 @@ class DatasetPart:
             ) from error
 
 
-def _read_part(dataset: Any, *, where: str) -> DatasetPart:
+def _read_part(dataset: Any, *, where: str, classes: bool) -> DatasetPart:
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise DataError(
             f"{where} returned {type(dataset).__name__}, which has no len() or no [index]",
@@ -97,7 +102,7 @@ def _read_part(dataset: Any, *, where: str) -> DatasetPart:
         raise DataError(f"{where} has no samples", hint=_HINT)
     given = getattr(dataset, "labels", dataset)
     if given is not dataset:
-        found = None if given is None else _array(given)
+        found = None if given is None else tree_map(_array, given) if not classes else _array(given)
         _item(dataset, 0, where=where)
     else:
         collected = [_item(dataset, index, where=where)[1] for index in range(len(dataset))]
@@ -107,9 +112,23 @@ def _read_part(dataset: Any, *, where: str) -> DatasetPart:
                 f"{where}: {absent} of {len(collected)} samples have no label",
                 hint="give every sample a label, or none",
             )
-        found = None if absent else np.asarray(collected)
-    labels = None if found is None else as_labels(found, samples=len(dataset), where=where)
+        found = None if absent else np.asarray(collected) if classes else _stacked(collected, where)
+    labels = found
+    if found is not None:
+        check = as_labels if classes else as_targets
+        labels = check(found, samples=len(dataset), where=where)
     return DatasetPart(dataset, labels, where)
+
+
+def _stacked(collected: list[Any], where: str) -> Any:
+    """Return labels of all samples as one tree of arrays."""
+    try:
+        return tree_map(lambda *each: np.stack([_array(one) for one in each]), *collected)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{where}: labels differ in shape or in their parts: {first_line(error)}",
+            hint="pad them inside the data set to one shape, such as with -1",
+        ) from error
 
 
 def _item(dataset: Any, index: int, *, where: str) -> tuple[tuple[NDArray[Any], ...], Any]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hwprune.errors import DataError
 from hwprune.frontend.sources.normalize import Normalizer, scale_of
 from hwprune.frontend.sources.parts import PartName, StoredPart, check_finite
+from hwprune.trees import tree_map
 
 VALIDATION_FRACTION = 0.1
 TEST_FRACTION = 0.2
@@ -34,10 +35,10 @@ class Subset:
         return bool(getattr(self.part, "lazy", False))
 
     @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """(n,) class indices, or None."""
+    def labels(self) -> Any:
+        """Return their labels."""
         labels = self.part.labels
-        return None if labels is None else labels[self.index]
+        return None if labels is None else tree_map(lambda part: part[self.index], labels)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -54,7 +55,7 @@ class NormalizedSplit:
     part: StoredPart
     normalizer: Normalizer
     where: str
-    labels: NDArray[np.int64] | None
+    labels: Any
 
     def __len__(self) -> int:
         return len(self.part)
@@ -146,7 +147,11 @@ def _carve(part: StoredPart, *, fraction: float, seed: int, where: str) -> tuple
             f"{where}: {len(part)} training sample is too few to set some aside",
             hint="give more samples, or give validation and test parts",
         )
-    taken = stratified_choice(part.labels, samples=len(part), fraction=fraction, seed=seed)
+    labels = part.labels
+    whole = isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind == "i"
+    taken = stratified_choice(
+        labels if whole else None, samples=len(part), fraction=fraction, seed=seed
+    )
     return Subset(part, np.flatnonzero(~taken)), Subset(part, np.flatnonzero(taken))
 
 
