@@ -102,7 +102,7 @@ def measure(config: Mapping[str, Any], data: Path | None) -> dict[str, Any]:
         return renewed(prepared.template, module)
 
     def file_bytes(template: Any, living: Masks) -> int:
-        return int(template.cost(("int8",)).encoding(living.positions(), "int8").file_bytes)
+        return int(template.cost("int8").encoding(living.positions(), "int8").file_bytes)
 
     try:
         whole = masked(masks)

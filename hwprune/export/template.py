@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from hwprune.encoding import CODECS, Encoding, FileCost, Form, TensorCost, compact_floats, pack
-from hwprune.encoding.values import LEVELS, NIBBLE_TYPES, channel_scales, codebook_entries
+from hwprune.encoding.values import (
+    INT8_LEVELS,
+    LEVELS,
+    NIBBLE_TYPES,
+    channel_scales,
+    codebook_entries,
+)
 from hwprune.encoding.wire import field_bytes, tensor_field_bytes
 from hwprune.errors import ExportError, HwpruneError
 from hwprune.export.body import DOMAIN, DOMAIN_VERSION
@@ -34,6 +40,7 @@ from hwprune.export.operators import (
 )
 from hwprune.export.passes import short_names
 from hwprune.export.per_use_scale import nodes_behind, own_scale, stored_gain
+from hwprune.export.prunable import weight_uses
 from hwprune.export.removal import Kept, Removal, without
 from hwprune.export.trace import Traced
 from hwprune.ir import CodecName, Masks, Packed, PrunableTensor, ValueType
@@ -41,6 +48,8 @@ from hwprune.ir import CodecName, Masks, Packed, PrunableTensor, ValueType
 PRODUCER = "hwprune"
 # Protocol buffers cannot hold more in one message, and external data are never written.
 MAX_FILE_BYTES = 2**31 - 1
+# Of a tensor that stays dense and is stored as int8: elements, and elements for each scale.
+_LEAST_NARROW, _FEW_SCALES = 1024, 32
 _FUNCTION_TAG_BYTES = 2  # ModelProto.functions is field 25
 
 
@@ -140,30 +149,28 @@ class Template:
 
     # -- sizes ------------------------------------------------------------------------------------
 
-    def cost(self, value_types: tuple[ValueType, ...]) -> FileCost:
+    def cost(self, value_type: ValueType) -> FileCost:
         """Measure everything about the file's size that masks do not change."""
         functions: dict[str, int] = {}
         tensors = []
         for tensor in self.prunable:
             forms: dict[tuple[CodecName, ValueType], Form] = {}
-            weight = self.graph.tensors[tensor.name]
-            for value_type in value_types:
-                scale = _scale(weight, tensor, value_type)
-                table = self._table_bytes(tensor, value_type, scale)
-                for codec in self._codecs_for(tensor, value_type):
-                    form = StoredForm(codec, value_type, scale)
-                    operators, nodes, biases = self._nodes(tensor, form)
-                    every = [node for group in nodes for node in group]
-                    counted = [node.ByteSize() for node in every if _carries_count(node)]
-                    fixed = sum(field_bytes(n.ByteSize()) for n in every if not _carries_count(n))
-                    fixed += sum(_tensor_bytes(name, array) for name, array in biases.items())
-                    needed = () if self.inline else tuple(
-                        dict.fromkeys(name for op in operators for name in op.functions)
-                    )  # fmt: skip
-                    for name in needed:
-                        size = known_function(name, self.graph.opset).ByteSize()
-                        functions[name] = field_bytes(size, _FUNCTION_TAG_BYTES)
-                    forms[codec, value_type] = Form(fixed + table, needed, tuple(counted))
+            scale = _scale(self.graph.tensors[tensor.name], tensor, value_type)
+            table = self._table_bytes(tensor, value_type, scale)
+            for codec in self._codecs_for(tensor, value_type):
+                form = StoredForm(codec, value_type, scale)
+                operators, nodes, biases = self._nodes(tensor, form)
+                every = [node for group in nodes for node in group]
+                counted = [node.ByteSize() for node in every if _carries_count(node)]
+                fixed = sum(field_bytes(n.ByteSize()) for n in every if not _carries_count(n))
+                fixed += sum(_tensor_bytes(name, array) for name, array in biases.items())
+                needed = () if self.inline else tuple(
+                    dict.fromkeys(name for op in operators for name in op.functions)
+                )  # fmt: skip
+                for name in needed:
+                    size = known_function(name, self.graph.opset).ByteSize()
+                    functions[name] = field_bytes(size, _FUNCTION_TAG_BYTES)
+                forms[codec, value_type] = Form(fixed + table, needed, tuple(counted))
             key = self.layout.keys[tensor.name]
             tensors.append(
                 TensorCost(tensor.name, tensor.shape, f"{key}v", f"{key}i", forms, f"{key}c")
@@ -171,9 +178,7 @@ class Template:
         names, gone = self.layout.names, self.layout.replaced
         skeleton = self._model([message_of(n, names) for n in self.graph.nodes if n not in gone])
         frame = skeleton.ByteSize() - field_bytes(skeleton.graph.ByteSize())
-        dense = sum(
-            _tensor_bytes(names.get(n, n), self.graph.tensors[n]) for n in self.layout.others
-        )
+        dense = sum(self.dense_tensors(value_type).values())
         graph_bytes = skeleton.graph.ByteSize() + dense
         parts = (
             ("nodes, inputs and outputs that are not pruned", skeleton.graph.ByteSize()),
@@ -181,6 +186,15 @@ class Template:
             ("file header", frame),
         )
         return FileCost(frame, graph_bytes, tuple(tensors), functions, parts)
+
+    def dense_tensors(self, value_type: ValueType) -> dict[str, int]:
+        """Return the bytes of each tensor that stays dense, beside values of a type."""
+        stored = {name: self._stored_dense(name, value_type) for name in self.layout.others}
+        return {
+            name: sum(_tensor_bytes(key, array) for key, array in arrays.items())
+            + sum(field_bytes(node.ByteSize()) for node in nodes)
+            for name, (arrays, nodes, _) in stored.items()
+        }
 
     def dense_bytes(self) -> int:
         """Return the size of the dense fp32 file, without writing it."""
@@ -217,7 +231,7 @@ class Template:
         """
         layout, weights = self.layout, self.graph.tensors
         # int8 scales, and so their type, are those of what is kept.
-        encoding = self._masked(masks).cost((value_type,)).encoding(masks.positions(), value_type)
+        encoding = self._masked(masks).cost(value_type).encoding(masks.positions(), value_type)
         packed = {
             tensor.name: pack(
                 tensor.name,
@@ -257,6 +271,12 @@ class Template:
             tensors |= {f"{key}{role[0]}": array for role, array in stored.arrays.items()} | own
             if not self.inline:
                 needed |= dict.fromkeys(name for op in operators for name in op.functions)
+        for name in layout.others:
+            arrays, nodes_before, rounded = self._stored_dense(name, value_type)
+            tensors |= arrays
+            decoded += nodes_before
+            if nodes_before:
+                stored_biases[name] = rounded
         written = decoded + [
             final
             for node in self.graph.nodes
@@ -267,8 +287,6 @@ class Template:
         names = sorted(needed, key=lambda name: name in OPERATORS)
         model = self._model(written, [known_function(name, self.graph.opset) for name in names])
         model.graph.initializer.extend(_messages(tensors, {}))
-        others = {name: weights[name] for name in layout.others}
-        model.graph.initializer.extend(_messages(others, layout.names))
         data = model.SerializeToString(deterministic=True)
         if len(data) != encoding.file_bytes:
             raise HwpruneError(
@@ -283,6 +301,45 @@ class Template:
     def layout(self) -> Layout:
         """Return where everything goes; it is the same for all weights of a structure."""
         return layout_of(self.graph, self.prunable, fuse=self.fuse and not self.inline)
+
+    @cached_property
+    def _narrow(self) -> Mapping[str, int]:
+        """Return the parameters that stay dense and can be int8, and the axis of their scales.
+
+        Weights of layers, small tensors and what stays as it is (filters, frozen) are none.
+        """
+        traced, found = self.traced, {}
+        own = () if traced is None else [n for n in traced.parameters if n not in traced.fixed]
+        for name in {*own} & {*self.layout.others} - self.graph.fixed_names():
+            shape, size = self.graph.tensors[name].shape, self.graph.tensors[name].size
+            axes = [axis for axis, n in enumerate(shape) if n > 1 and n * _FEW_SCALES <= size]
+            floats = self.graph.tensors[name].dtype == np.float32
+            if size < _LEAST_NARROW or not axes or not floats or len(shape) < 2:
+                continue
+            if isinstance(weight_uses(self.graph, name), str):
+                found[name] = min(axes, key=shape.__getitem__)
+        return found
+
+    def _stored_dense(
+        self, name: str, value_type: ValueType
+    ) -> tuple[dict[str, NDArray[Any]], list[onnx.NodeProto], NDArray[Any]]:
+        """Return the arrays that store a tensor that stays dense, by their names, and its decoding.
+
+        Beside integer values a large parameter is int8, with a scale along one axis.
+
+        Returns:
+            the arrays, the nodes that make it of them, and what they make.
+        """
+        array, written = self.graph.tensors[name], self.layout.names.get(name, name)
+        axis = self._narrow.get(name)
+        if axis is None or value_type in ("fp32", "fp16"):
+            return {written: array}, [], array
+        scales = channel_scales(array, axis).astype(np.float32)
+        levels = np.rint(array / scales).clip(-INT8_LEVELS, INT8_LEVELS).astype(np.int8)
+        # No short name has a capital at its end.
+        arrays: dict[str, NDArray[Any]] = {f"{written}Q": levels, f"{written}S": scales.reshape(-1)}
+        node = helper.make_node("DequantizeLinear", [*arrays], [written], axis=axis)
+        return arrays, [node], levels * scales
 
     def _masked(self, masks: Masks) -> Template:
         tensors = self.graph.tensors

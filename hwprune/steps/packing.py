@@ -99,7 +99,7 @@ def pack_model(
             template = renewed(template, module)
         kept = dead.removal.kept
         small = template.without(dead.removal)
-        cost = small.cost((value_type,))
+        cost = small.cost(value_type)
         used = cost.encoding(_cut(alive, kept).positions(), value_type).file_bytes
         spend = used < FULL_FRACTION * budget_bytes and attempt < _ROUNDS - 1
         if used <= budget_bytes and not spend:
@@ -152,7 +152,7 @@ def _smaller(
         return template, 0
     parts = ((template, masks), (small, _cut(masks, small.kept)))
     sizes = [
-        part.cost((value_type,)).encoding(living.positions(), value_type).file_bytes
+        part.cost(value_type).encoding(living.positions(), value_type).file_bytes
         for part, living in parts
     ]
     saved = sizes[0] - sizes[1]

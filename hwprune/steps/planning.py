@@ -194,7 +194,7 @@ def candidates_of(
         InfeasibleError: the floor is above the budget for every one of them.
     """
     weights = module_weights(prepared.model.module, prepared.template)
-    costs = {kind: prepared.template.cost((kind,)) for kind in kinds}
+    costs = {kind: prepared.template.cost(kind) for kind in kinds}
     prefixes = _prefixes(weights, costs, budget_bytes)
     empty = {name: _NOTHING for name in weights}
     floors = {kind: cost.encoding(empty, kind).file_bytes for kind, cost in costs.items()}
@@ -211,22 +211,22 @@ def candidates_of(
             for kind in tried
         }
     except InfeasibleError as error:
-        raise _naming_dense(error, prepared) from None
+        raise _naming_dense(error, prepared, tried[0]) from None
 
 
-def _naming_dense(error: InfeasibleError, prepared: Prepared) -> InfeasibleError:
+def _naming_dense(error: InfeasibleError, prepared: Prepared, kind: ValueType) -> InfeasibleError:
     """Return the error with the largest of the tensors that stay dense, each with its reason."""
     reasons = {tensor.name: tensor.reason for tensor in prepared.skipped}
-    tensors = prepared.template.graph.tensors
-    dense = sorted(prepared.template.layout.others, key=lambda name: -tensors[name].nbytes)
-    dense = [name for name in dense if tensors[name].nbytes >= _WORTH_NAMING]
+    sizes = prepared.template.dense_tensors(kind)
+    dense = sorted(sizes, key=lambda name: -sizes[name])
+    dense = [name for name in dense if sizes[name] >= _WORTH_NAMING]
     lines = [
-        f"\n  {tensors[name].nbytes:>12,} B  dense: {name}: "
+        f"\n  {sizes[name]:>12,} B  dense: {name}: "
         f"{reasons.get(name, 'a constant of the exported graph')}"
         for name in dense[:_NAMED]
     ]
     if len(dense) > _NAMED:
-        rest = sum(tensors[name].nbytes for name in dense[_NAMED:])
+        rest = sum(sizes[name] for name in dense[_NAMED:])
         lines.append(f"\n  {rest:>12,} B  dense: {len(dense) - _NAMED} more")
     return InfeasibleError(error.message + "".join(lines), hint=error.hint)
 

@@ -66,7 +66,7 @@ def test_predicted_bytes_are_file_bytes_and_the_file_runs(
     assert target.runtime.inline_functions is (form == "inlined")
     assert not structure.notes  # the batch stayed dynamic
     masks = _masks(dict(weights_of(template)), 0.05)
-    cost = template.cost(("int8",))
+    cost = template.cost("int8")
     written = template.write_sparse(masks, "int8")
     predicted = cost.encoding(masks.positions(), "int8")
     assert written.encoding is not None

@@ -160,3 +160,41 @@ def test_nothing_kept_of_a_weight_is_a_weight_of_zeros() -> None:
     feeds = case.feeds(2)
     expected = case.run_torch(feeds, case.decoded(template, written))
     assert relative_error(run(written.data, feeds), expected) < 1e-5
+
+
+class Placed(nn.Module):
+    """Places that are added, a table of the network's own, a filter that is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(1, 40, 32))
+        self.few = nn.Parameter(torch.randn(1, 1, 32))
+        self.register_buffer("window", torch.randn(40, 32))
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(x * self.window + self.places) + self.few).mean(1)
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["functions", "inlined"])
+def test_what_stays_dense_is_int8_beside_integer_values(inline: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    case = case_of(Placed().eval(), (TensorSpec("x", (None, 40, 32), "float32"),))
+    template = case.template(15, inline=inline)
+    assert template.names == ("head.weight",)
+    masks, feeds, types = random_masks(template, 0.5), case.feeds(3), {}
+    for value_type in ("fp32", "fp16", "int8", "int4"):
+        written = template.write_sparse(masks, value_type)  # and its size is the one predicted
+        values = case.decoded(template, written)
+        assert relative_error(run(written.data, feeds), case.run_torch(feeds, values)) < 1e-5
+        (tmp_path / "m.onnx").write_bytes(written.data)
+        shapes = {
+            shape: size for _, shape, size in read_artifact(str(tmp_path / "m.onnx")).dense_tensors
+        }
+        types[value_type] = shapes[1, 40, 32]
+        assert shapes[40, 32] > 4 * 40 * 32  # the filter
+        assert shapes[1, 1, 32] > 4 * 32
+        assert ("places" in values) == (types[value_type] < 2 * 40 * 32)
+    assert types["fp32"] == types["fp16"] > 4 * 40 * 32
+    assert types["int8"] == types["int4"] < 1.05 * 40 * 32
+    assert np.abs(values["places"] - case.model.module.places.detach().numpy()).max() < 0.02

@@ -179,7 +179,7 @@ def test_weights_that_become_equal_stay_apart(zoo: Case) -> None:
         for name, value in kept.items():
             module.get_parameter(name).data.copy_(value)
     assert after.prunable == before.prunable
-    assert after.cost(("int8",)).graph_bytes == before.cost(("int8",)).graph_bytes
+    assert after.cost("int8").graph_bytes == before.cost("int8").graph_bytes
 
 
 def test_functions_stand_behind_those_that_they_call(zoo: Case) -> None:

@@ -124,7 +124,7 @@ def sparse(
 
 def file_bytes(prepared: Prepared, masks: Masks, value_type: ValueType) -> int:
     """Return what the file weighs with all channels."""
-    cost = renewed(prepared.template, prepared.model.module).cost((value_type,))
+    cost = renewed(prepared.template, prepared.model.module).cost(value_type)
     return cost.encoding(masks.positions(), value_type).file_bytes
 
 

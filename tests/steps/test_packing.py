@@ -23,7 +23,7 @@ from hwprune.steps.planning import Prepared
 
 
 def _masks(prepared: Prepared, value_type: ValueType, budget: int) -> Masks:
-    cost = prepared.template.cost((value_type,))
+    cost = prepared.template.cost(value_type)
     limit = ranking_limit(cost, budget, value_type)
     ranking = rank_weights(weights_in(prepared), "lamp", limit)
     return fit(cost, ranking, budget, value_type).masks

@@ -139,7 +139,7 @@ def packed_and_checked(
     target: str = "raspberry-pi-5",
 ) -> onnx.ModelProto:
     """Write a file, check that it is exact and right at both speeds, and return it."""
-    cost = now(prepared).cost((kind,))
+    cost = now(prepared).cost(kind)
     size = cost.encoding(masks.positions(), kind).file_bytes
     nothing = {name: np.zeros(masks[name].shape, np.float32) for name in masks}
     packed = pack(prepared, masks, kind, nothing, size)
@@ -202,7 +202,7 @@ def test_one_weight_costs_less_than_two() -> None:
     sizes = []
     for each in (plain, prepared):
         count = {t.name: np.arange(t.weights // 5, dtype=np.int64) for t in each.template.prunable}
-        sizes.append(now(each).cost(("int8",)).encoding(count, "int8").file_bytes)
+        sizes.append(now(each).cost("int8").encoding(count, "int8").file_bytes)
     # Four tensors fewer, of a byte a value and half a byte a gap; beside these, names and headers.
     arrays = 4 * (12 * 12 * 9 // 5 + 12 * 12 * 9 // 10)
     assert arrays < sizes[0] - sizes[1] < arrays + 4 * 60
@@ -327,7 +327,7 @@ def test_a_whole_compilation(tmp_path: Path) -> None:
 
 def test_plans_in_which_everything_fits_are_left_out_before_one_is_chosen() -> None:
     whole = _prepared("residual", "raspberry-pi-5").template
-    small, large = (whole.cost((kind,)) for kind in ("int8", "fp32"))
+    small, large = (whole.cost(kind) for kind in ("int8", "fp32"))
     every = {t.name: np.arange(t.weights, dtype=np.int64) for t in whole.prunable}
     least = small.encoding(every, "int8").file_bytes
     most = large.encoding(every, "fp32").file_bytes
