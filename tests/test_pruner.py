@@ -664,27 +664,32 @@ def muon(model: nn.Module) -> list[torch.optim.Optimizer]:
     return [torch.optim.Muon(matrices, lr=1e-2), torch.optim.AdamW(others, lr=1e-3)]
 
 
-@pytest.mark.parametrize(
-    "optimisers",
-    [
-        lion,
-        pytest.param(
-            muon,
-            marks=pytest.mark.skipif(
-                not hasattr(torch.optim, "Muon"), reason="this torch has no Muon"
-            ),
-        ),
-    ],
-)
-def test_what_is_pruned_is_zero_whatever_moved_it(
-    optimisers: Callable[[nn.Module], list[torch.optim.Optimizer]], tmp_path: Path
-) -> None:
+def torchs(name: str, **options: Any) -> Callable[[nn.Module], list[torch.optim.Optimizer]]:
+    return lambda model: [getattr(torch.optim, name)(model.parameters(), **options)]
+
+
+OPTIMISERS = {
+    "sgd": torchs("SGD", lr=0.01, momentum=0.9, weight_decay=1e-3),
+    "adamw": torchs("AdamW", lr=3e-3),
+    "fused": torchs("AdamW", lr=3e-3, fused=True),
+    "nadam": torchs("NAdam", lr=3e-3),
+    "rmsprop": torchs("RMSprop", lr=1e-3, momentum=0.9),
+    "adafactor": torchs("Adafactor", lr=1e-2),
+    "lion": lion,
+    "muon": muon,
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_what_is_pruned_is_zero_whatever_moved_it(name: str, tmp_path: Path) -> None:
+    if name == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(
             nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 3)
         )
-    optimizers = optimisers(model)
+    optimizers = OPTIMISERS[name](model)
     inputs = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
     pruner = made(model, optimizers, example_input=inputs[:1], strategy="bidirectional-single")
     for step in range(STEPS):
@@ -693,10 +698,10 @@ def test_what_is_pruned_is_zero_whatever_moved_it(
         for optimizer in optimizers:
             optimizer.step()
         masks, pruned = pruner.masks, 0
-        for name in masks:
-            weight = model.get_parameter(name).detach().numpy()
-            assert not weight[~masks[name]].any(), (step, name)
-            pruned += int(np.sum(~masks[name]))
+        for key in masks:
+            weight = model.get_parameter(key).detach().numpy()
+            assert not weight[~masks[key]].any(), (step, key)
+            pruned += int(np.sum(~masks[key]))
     assert pruned > 1000
     artifact = pruner.export(tmp_path / "out")
     assert artifact.verdict.exit_code == 0
@@ -713,8 +718,8 @@ def test_what_is_pruned_is_zero_whatever_moved_it(
     assert np.allclose(found, expected, atol=1e-6 * float(np.abs(expected).max()))
     # Nobody trained what a channel that led nowhere left room for; it is as small as it can be.
     took_back = any("connections back" in text for text in artifact.report["notes"])
-    assert took_back == (optimisers is muon)
-    far = 1e-3 if took_back else 1e-4
+    assert took_back or name != "muon"  # so that there is such a case
+    far = 5e-3 if took_back else 1e-4
     assert np.allclose(found, trained, atol=far * float(np.abs(trained).max()))
 
 

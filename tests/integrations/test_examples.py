@@ -109,7 +109,7 @@ def test_transformers() -> None:
     pytest.importorskip("transformers", reason="make integrations installs transformers")
     names = run("transformers")
     check(names["artifact"], 20_480)
-    assert accuracy(names["artifact"], names) > 0.7
+    assert accuracy(names["artifact"], names) > 0.5
 
 
 def test_lightning() -> None:
