@@ -198,7 +198,8 @@ def run_batches(path: str, name: str) -> str:
 
 
 def exported_by_torch(name: str) -> str:
-    """Return "exports", or why torch alone does not export it with a free batch."""
+    """Return "exports", or why torch alone does not: its file, with a free batch, has to run."""
+    import onnxruntime
     import torch
 
     from hwprune.frontend.inputs import parse_input
@@ -218,6 +219,10 @@ def exported_by_torch(name: str) -> str:
                 module, (), file.name, kwargs=named, dynamo=True, verbose=False,
                 dynamic_shapes={each.name: {0: torch.export.Dim.DYNAMIC} for each in specs},
             )  # fmt: skip
+            session = onnxruntime.InferenceSession(file.name, providers=["CPUExecutionProvider"])
+            three = [each.numpy() for each in example_inputs(specs, batch=3)]
+            given = zip((each.name for each in session.get_inputs()), three, strict=True)
+            session.run(None, dict(given))
     except Exception as error:
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
     return "exports"
@@ -357,7 +362,8 @@ written then ran in onnxruntime at batches 1, 2 and 7.
 
 - An asterisk: 40 % was less than what stays dense and the nodes take (tiny networks, mostly), and
   the budget was raised to that and a fifth of the dense bytes.
-- *torch does not export*: `torch.onnx.export` alone, with a free batch, ends in the error shown.
+- *torch does not export*: `torch.onnx.export` alone, with a free batch, ends in the error shown,
+  or writes a file that does not run.
 - *refused*: hwprune said the sentence that is shown and ended with exit code 2 or 4.
 - *rejected* would be a file that is not what was promised (exit code 5), *internal error* a defect.
 
