@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hwprune.sparsity import schedules
 from hwprune.sparsity.event_builders import Grow, Prune, exchanges, gradual, rounds
-from hwprune.sparsity.mask_schedule import Initial, MaskEvent, Strategy
+from hwprune.sparsity.mask_schedule import Initial, Strategy
 
 
 def dense() -> Strategy:
@@ -107,9 +109,9 @@ def rigl(
             ``proportional`` does nearly.
         initial: the value that a grown connection starts from.
     """
-    grow = Grow(grow_score, initial, grow_allocation)
-    events = _exchanged(updates, (drop, last_drop), until, Prune(score, allocation), grow)
-    return Strategy("rigl", events, density)
+    prune, grow = Prune(score, allocation), Grow(grow_score, initial, grow_allocation)
+    swaps = exchanges(updates, drop, until, last=last_drop, prune=prune, grow=grow)
+    return Strategy("rigl", (prune.at(0.0, budget_fraction=1.0), *swaps), density)
 
 
 def set_(
@@ -125,14 +127,9 @@ def set_(
     initial: Initial = "zero",
 ) -> Strategy:
     """Exchange as ``rigl`` does, but grow at random (SET, arXiv 1707.04780): a control."""
-    grow = Grow("random", initial, grow_allocation)
-    events = _exchanged(updates, (drop, last_drop), until, Prune(score, allocation), grow)
-    return Strategy("set", events, density)
-
-
-def _exchanged(
-    updates: int, drops: tuple[float, float], until: float, prune: Prune, grow: Grow
-) -> tuple[MaskEvent, ...]:
-    drop, last = drops
-    first = prune.at(0.0, budget_fraction=1.0)
-    return (first, *exchanges(updates, drop, until, last=last, prune=prune, grow=grow))
+    form = rigl(
+        density, updates=updates, drop=drop, last_drop=last_drop, until=until, score=score,
+        allocation=allocation, grow_score="random", grow_allocation=grow_allocation,
+        initial=initial,
+    )  # fmt: skip
+    return replace(form, name="set")
