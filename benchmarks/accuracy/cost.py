@@ -10,11 +10,17 @@ Memory: VGG16 with 138 million parameters, on synthetic images of 32 x 32 (its s
 on the image's). What a change of the masks adds to the resident memory of the run at its peak,
 beside what training holds already: weights, their pretrained values, gradients and momentum.
 
+An epoch: of ResNet-20 with its teacher, 45,000 images and 5,000 of validation, averaged over 12 of
+them, from the medians of 60 steps; with the recipe's views, and with a teacher that each step asks.
+Rows for AVX2 want a process of their own (--rows 7), since torch looks at its environment once.
+
     python benchmarks/accuracy/cost.py --data-dir DIR [--rows 0,2-3] [--table]
 """
 
 from __future__ import annotations
 
+import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -48,7 +54,13 @@ ROWS: list[tuple[Config, int]] = [
     ({**TIME, "strategy": "bidirectional", "options": {}}, SEED),
     ({**TIME, "strategy": "cubic", "options": {}}, SEED),
     ({**MEMORY, "strategy": "bidirectional", "options": FEW}, SEED),
+    *(
+        ({"network": "cifar-resnet20", "isa": isa, "precision": precision, "views": views}, SEED)
+        for isa, precision in (("native", "auto"), ("native", "fp32"), ("avx2", "fp32"))
+        for views in (0, 4)
+    ),
 ]
+VALIDATED = 5_000
 
 
 @dataclass
@@ -132,8 +144,67 @@ def resident(*, reset: bool = False) -> tuple[int, int]:
     return int(found["VmRSS"]) * KIB, int(found["VmHWM"]) * KIB
 
 
+def run_epochs(config: Config, seed: int, folder: Path, experiment: Experiment) -> None:
+    """Train for a few steps and save what an epoch takes."""
+    if config["isa"] != "native":
+        os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    if config["isa"] != "native" and capability != "AVX2":
+        sys.exit("a row for AVX2 wants a process of its own: give --rows with that one alone")
+    from hwprune.sampling import Sampled
+    from hwprune.sparsity import make
+    from hwprune.training import Recipe, finetune
+    from hwprune.training.evaluate import Validator
+    from hwprune.training.teacher import Teacher
+
+    torch.set_num_threads(1)
+    watch, images, measured = Stopwatch(), 12 * 128, 500
+    given = _resnet20({"budget_bytes": 40 * KIB, "values": "int8", "train_images": images,
+                       "strategy": "cubic", "options": {}, **config}, seed, folder)  # fmt: skip
+    given["strategy"] = make("one-shot", density=given["strategy"].density)
+    part = Sampled(given["data"].validation, np.arange(measured, dtype=np.int64))
+    given["data"] = replace(given["data"], validation=part)
+    recipe = Recipe(epochs=5, precision=config["precision"], views=config["views"])
+    given.pop("batch_size")
+    course: Any = sys.modules["hwprune.training.finetune"]
+    took: dict[str, list[float]] = {}
+
+    def watched_part(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            start = time.process_time()
+            try:
+                return real(*args, **options)
+            finally:
+                took.setdefault(name, []).append(time.process_time() - start)
+
+        setattr(owner, name, call)
+
+    for owner, name in ((course.Run, "_step"), (Validator, "measure"), (Teacher, "_answers")):
+        watched_part(owner, name)
+    result = finetune(recipe=recipe, seed=seed, device="cpu", **given)
+    step = statistics.median(took["_step"])
+    validation = statistics.median(took["measure"]) * VALIDATED / measured
+    views = sorted(took.get("_answers", ()))[-config["views"] :] if config["views"] else [0.0]
+    asking = sum(views) * EPOCH_IMAGES / images / DEFAULT_EPOCHS
+    experiment.add(
+        config, seed, watch.seconds, recipe.epochs,
+        capability=capability,
+        precision=result.precision,
+        step_cpu_seconds=round(step, 4),
+        teacher_cpu_seconds_per_epoch=round(asking, 1),
+        validation_cpu_seconds=round(validation, 1),
+        epoch_cpu_seconds=round(step * (EPOCH_IMAGES // 128) + asking + validation, 1),
+    )  # fmt: skip
+
+
 def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None:
     """Train along a strategy once and save what its parts took."""
+    if "views" in config:
+        return run_epochs(config, seed, folder, experiment)
     import torch
 
     from hwprune.training import Recipe, finetune
@@ -268,8 +339,20 @@ def table(experiment: Experiment) -> str:
         " of a 12-epoch run | memory an event adds |",
         "|---|---|---|---|---|---|---|",
     ]
+    epochs = [
+        "",
+        "| ResNet-20 on | precision | views | CPU s a step | teacher | validation | an epoch |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in experiment.rows():
         config, extra = row.config, row.model_extra or {}
+        if "views" in config:
+            keys = ("step_cpu_seconds", "teacher_cpu_seconds_per_epoch", "validation_cpu_seconds",
+                    "epoch_cpu_seconds")  # fmt: skip
+            cells = " | ".join(str(extra.get(key, "not run")) for key in keys)
+            isa, precision = extra.get("capability", config["isa"]), extra.get("precision", "")
+            epochs.append(f"| {isa} | {precision} | {config['views']} | {cells} |")
+            continue
         cells = "not run | | | | |"
         if row.status == "run":
             shares = [
@@ -285,7 +368,7 @@ def table(experiment: Experiment) -> str:
                 f"{added} |"
             )
         lines.append(f"| {config['network']} | {config['strategy']} | {cells}")
-    return "\n".join(lines)
+    return "\n".join(lines + epochs)
 
 
 def main() -> int:
