@@ -214,7 +214,9 @@ def guard(
         dense = lookup(record, ("metric", "dense")) or 0.0
         if name == "accuracy":
             above = dense - 1 / classes if classes else dense
-            allowed = min(GUARD_POINTS, max(0.0, GUARD_SHARE * above))
+            if above <= 0:  # there is nothing to lose
+                return None
+            allowed = min(GUARD_POINTS, GUARD_SHARE * above)
         else:
             allowed = GUARD_SHARE * abs(dense)
     text = f"metric_drop<={allowed:.4g}"

@@ -151,12 +151,14 @@ def test_nothing_in_a_file_steers_the_terminal(
     model.functions[0].domain = HOSTILE
     path = write_artifact(HOSTILE.replace("/", "") + ".onnx", model=model)
 
+    kept = ("<=", ">=", "functions")  # what a report cannot have otherwise
+
     def poisoned(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: poisoned(inner) for key, inner in value.items()}
         if isinstance(value, list):
             return [poisoned(inner) for inner in value]
-        return HOSTILE if isinstance(value, str) and value not in ("<=", ">=") else value
+        return HOSTILE if isinstance(value, str) and value not in kept else value
 
     record = tmp_path / "report.json"
     record.write_text(json.dumps(poisoned(sample_record)))

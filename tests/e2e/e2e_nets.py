@@ -157,7 +157,7 @@ class Warp(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         places = self.conv(x)[:, :2].tanh().movedim(1, -1)
-        warped = nn.functional.grid_sample(x, places, align_corners=False)
+        warped = nn.functional.grid_sample(x, places, mode="bicubic", align_corners=False)
         return self.head(self.conv(warped).mean((2, 3)))
 
 

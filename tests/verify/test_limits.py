@@ -230,7 +230,7 @@ def _measured(dense: float | None, final: float, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("dense", "classes", "at_most"),
-    [(0.9805, 10, 0.02), (0.25, 10, 0.015), (0.1, 10, 0.0), (0.05, 10, 0.0), (0.15, 0, 0.015)],
+    [(0.9805, 10, 0.02), (0.25, 10, 0.015), (0.15, 0, 0.015)],
 )
 def test_accuracy_may_lose_two_points_or_a_tenth_of_what_is_above_chance(
     dense: float, classes: int, at_most: float
@@ -263,4 +263,5 @@ def test_the_guard_is_off_where_somebody_said_what_counts() -> None:
     assert asked is not None
     assert evaluate(asked, record).met
     assert guard(_measured(None, 0.1), [], None, 10) is None  # nothing to compare with
+    assert guard(_measured(0.1, 0.0), [], None, 10) is None  # nothing above chance
     assert guard({}, [], None, 10) is None
