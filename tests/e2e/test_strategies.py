@@ -20,10 +20,13 @@ pytestmark = pytest.mark.slow
 class TestStrategies:
     """On a target whose latency is not measured, to be quick."""
 
-    def compile(self, hwprune: Runner, model: Path, out: Path, *more: object) -> dict[str, Any]:
+    def compile(
+        self, hwprune: Runner, model: Path, out: Path, *more: object, target: str = "nrf52840"
+    ) -> dict[str, Any]:
+        firmware = ("--no-firmware",) if target == "nrf52840" else ()
         ran = hwprune(
-            "compile", model, "--target", "nrf52840", "--data", "digits", "--budget", KIB12,
-            "--no-firmware", "-o", out, "--json", *more,
+            "compile", model, "--target", target, "--data", "digits", "--budget", KIB12,
+            "--max-drop", "off", *firmware, "-o", out, "--json", *more,
         )  # fmt: skip
         assert ran.code == 0, ran.err
         size = (out / "model.onnx").stat().st_size
@@ -68,7 +71,7 @@ class TestStrategies:
     ) -> None:
         record = self.compile(
             hwprune, digits_pt, tmp_path / "o", "--epochs", 0, "--values", kind,
-            "--strategy", "one-shot", "--target", "raspberry-pi-5",
+            "--strategy", "one-shot", target="raspberry-pi-5",
         )  # fmt: skip
         assert {layer["value_type"] for layer in record["result"]["layers"]} == {kind}
         assert record["parity"]["relative_error"] <= 1e-4
@@ -132,8 +135,8 @@ class TestStrategies:
             assert ran.code == 0, ran.err
             assert (out / "model.onnx").stat().st_size <= floor + extra
             assert hwprune("check", out / "model.onnx").code == 0
-        more = ("--data", "digits", "--no-firmware", "--epochs", 1, "-o", tmp_path / "trained")
-        ran = hwprune("compile", *words, "--budget", floor + 40, *more)
+        more = ("--data", "digits", "--no-firmware", "--epochs", 1, "--max-drop", "off")
+        ran = hwprune("compile", *words, "--budget", floor + 40, *more, "-o", tmp_path / "trained")
         assert ran.code == 0, ran.err  # below the budget there is no room to prune into
         hwprune.refused(
             "compile", *words, "--budget", floor - 1, "-o", tmp_path / "d", code=4,

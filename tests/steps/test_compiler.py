@@ -49,15 +49,15 @@ class Stages:
         return Pruned("cubic", Masks(masks), epochs=2, cost_epochs=4.0)
 
     def pack(
-        self, module: Any, template: Any, masks: Masks, kind: str, pretrained: Any, **given: Any
+        self, module: Any, template: Any, masks: Masks, *, value_type: str, **given: Any
     ) -> PackedModel:
-        self.given |= {"kind": kind, "pretrained": pretrained, **given}
+        self.given |= {"kind": value_type, **given}
         written = template.write_dense()
         return PackedModel(written, template, masks, dropped=3, respent=5)
 
 
 def made(job: Job, prepared: Prepared) -> Any:
-    return compiler._pruned(job, prepared, lambda status: None)
+    return compiler._pruned(job, prepared, lambda status: None, False)
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -114,10 +114,10 @@ def test_whether_sharing_was_asked_for_decides_what_happens_where_all_would_fit(
 def test_random_weights_that_all_fit_are_refused(prepared: At, data: Data) -> None:
     now = prepared()
     dense = now.template.write_dense()
-    assert compiler._as_it_is(job_of(now, data), now, dense).masks is None
+    assert compiler._as_it_is(job_of(now, data), now, dense, False).masks is None
     fresh = dataclasses.replace(now, model=dataclasses.replace(now.model, trained=False))
     with pytest.raises(UsageError, match="nothing would be pruned"):
-        compiler._as_it_is(job_of(fresh, data), fresh, dense)
+        compiler._as_it_is(job_of(fresh, data), fresh, dense, False)
 
 
 def test_half_of_the_budget_holds_fewer_connections(prepared: At) -> None:
