@@ -33,7 +33,7 @@ def compiled(model: Path, folder: Path, **environment: str) -> tuple[bytes, dict
     temporary.mkdir()
     words = (
         "compile", model, "--target", "jetson-nano", "--data", "digits", "--budget", "12KiB",
-        "--epochs", "2", "-o", folder / "out",
+        "--epochs", "2", "--max-drop", "off", "-o", folder / "out",
     )  # fmt: skip
     command = [sys.executable, "-c", COMPILE, *map(str, words)]
     subprocess.run(
