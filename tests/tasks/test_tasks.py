@@ -26,7 +26,8 @@ from hwprune.training.recipe import Recipe
 from hwprune.trees import Outputs
 from hwprune.verify import metric_of
 
-PAGE = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "tasks.md").read_text()
 DATA, PARTS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -67,6 +68,29 @@ class Parts(Body):
         return {"first": both[:, :1], "sum": both[:, 1:]}
 
 
+class Boxes(Pixels):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        made = nn.functional.avg_pool2d(super().forward(x), 4)
+        return {"scores": made[:, :1], "boxes": torch.sigmoid(made[:, 1:])}
+
+
+def boxes() -> dict[str, np.ndarray]:
+    """Return images of 16 by 16 with one bright rectangle each, and where it is."""
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 8, (400, 2))
+    high = low + rng.integers(4, 8, (400, 2))
+    images = rng.random((400, 1, 16, 16), np.float32) / 4
+    for image, (x0, y0), (x1, y1) in zip(images, low, high, strict=True):
+        image[0, y0:y1, x0:x1] = 1
+    column, row = ((low + high) // 2 // 4).T
+    box = np.concatenate([low, high], 1).astype(np.float32) / 16
+    return {"x": images, "y.cell": 4 * row + column, "y.box": box}
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "multilabel": lambda: Body(8, 3),
     "regression": lambda: Body(8, 1),
@@ -75,6 +99,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "ctc": lambda: Body(6, 6),
     "causal-lm": Tokens,
     "parts": lambda: Parts(8, 2),
+    "detection": Boxes,
 }
 
 
@@ -86,6 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         exec(DATA, {})
+        np.savez("detection.npz", **boxes())
     return place
 
 
@@ -105,9 +131,11 @@ def compiled(folder: Path, name: str, task: str, output: Path, **options: Any) -
 def test_a_task_runs_and_the_files_metric_is_that_of_torch(
     folder: Path, tmp_path: Path, name: str
 ) -> None:
-    text = {"parts": str(folder / "parts.py"), "causal-lm": "causal-lm?output=logits"}.get(
-        name, name
-    )
+    text = {
+        "parts": str(folder / "parts.py"),
+        "causal-lm": "causal-lm?output=logits",
+        "detection": str(ROOT / "examples" / "detection_task.py"),
+    }.get(name, name)
     network, artifact = compiled(folder, name, text, tmp_path, require=["metric_drop<=1e9"])
     task, report = load_task(text), artifact.report
     assert artifact.verdict.exit_code == 0, report["notes"]
