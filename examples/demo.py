@@ -39,7 +39,7 @@ class Job:
         return OUT / self.target
 
 
-JOBS = (Job("raspberry-pi-zero-2w", "12KiB"), Job("stm32l072", "8KiB"))
+JOBS = (Job("raspberry-pi-zero-2w", "12KiB"), Job("stm32l072", "12KiB"))
 
 
 def run(console: Console, *command: str | Path) -> int:

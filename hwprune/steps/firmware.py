@@ -8,7 +8,8 @@ training, what the ONNX file may weigh for that.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ CALIBRATION_SAMPLES, _BATCH = 256, 32
 # filled by packing, what is missing would cost weights that were trained. Of Armv6-M the library
 # calls of long products and divisions count too.
 RUNTIME_BYTES, ARMV6M_RUNTIME_BYTES = 5_632, 7_168
-_ROUNDS = 6
+_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +182,10 @@ def with_fitted_budget(job: Job, prepared: Prepared) -> Job:
     job = replace(job, value_types=(kind,), firmware=True)
 
     def left_at(budget: int) -> int:
-        whole, found, _ = plan_shared(
-            prepared, job.target, budget, job.value_types, job.sharing, asked=job.sharing_asked
-        )
+        with _below_any_file():
+            whole, found, _ = plan_shared(
+                prepared, job.target, budget, job.value_types, job.sharing, asked=job.sharing_asked
+            )
         plan, written = found[kind].plan, _as_planned(whole, found[kind], kind)
         left = job.budget_bytes - image_bytes(whole.template, written, job.target, link_it=False)
         return 0 if plan.limited_by == "weights" and left > 0 else left
@@ -212,7 +214,8 @@ def packed_for_image(
         return pack(masks, budget_bytes=budget)
 
     def left_at(budget: int) -> int:
-        packed = at(budget)
+        with _below_any_file():
+            packed = at(budget)
         return goal - image_bytes(packed.template, packed.written, target, link_it=True)
 
     return at(_largest_budget(left_at, budget_bytes, goal))
@@ -223,38 +226,60 @@ def _largest_budget(left_at: Callable[[int], int], start: int, goal: int) -> int
 
     Args:
         left_at: bytes of the image's budget that are left; raises InfeasibleError where the weights
-            are too many for the RAM, or the budget is below what any file takes.
+            are too many for the RAM, _NoFileError where the budget is below what any file takes.
         start: where to begin.
         goal: the image's budget.
 
     Raises:
         InfeasibleError: at no budget.
     """
-    low, high, budget = 0, 0, start
+    # Budgets at which the image fits, at which it does not, and at which there is no file.
+    low, high, floor, budget = 0, 0, 0, start
     refused: InfeasibleError | None = None
+    smallest = 0  # image that was seen
     for _ in range(_ROUNDS):
         try:
             left = left_at(budget)
+        except _NoFileError as error:
+            refused, floor, left = refused or error, budget, 0
         except InfeasibleError as error:
-            refused = refused or error
-            left = -budget // 5
-        if left >= 0:
-            low = budget
+            refused, high, left = refused or error, budget, -budget // 2
         else:
-            high = budget
-        if 0 <= left <= goal // 100 or (low and high and high - low <= goal // 200):
+            smallest = min(smallest or goal - left, goal - left)
+            low, high = (budget, high) if left >= 0 else (low, budget)
+            if 0 <= left <= goal // 100:
+                break
+        least = max(low, floor)
+        if high and high - least <= goal // 200:
             break
-        if low and high:
-            budget = (low + high) // 2
+        if high and least:
+            budget = (least + high) // 2
+        elif floor:  # it was too small from the start
+            break
         else:
             budget = max(1, budget + left - (goal // 200 if left < 0 else 0))
     if low:
         return low
-    raise refused or InfeasibleError(
-        f"the image takes more than the budget of {format_bytes(goal)} of flash with hardly any "
-        "weights",
-        hint="raise --budget",
+    if refused is not None and not smallest:
+        raise refused
+    raise InfeasibleError(
+        f"the image takes {format_bytes(smallest)} of flash with hardly any weights, more than the "
+        f"budget of {format_bytes(goal)}: the runtime's code and what is not pruned",
+        hint=f"give --budget {smallest + smallest // 10} or more, or --no-firmware for an ONNX "
+        "file alone",
     )
+
+
+class _NoFileError(InfeasibleError):
+    """The budget is below what any ONNX file takes."""
+
+
+@contextmanager
+def _below_any_file() -> Iterator[None]:
+    try:
+        yield
+    except InfeasibleError as error:
+        raise _NoFileError(error.message, hint=error.hint) from None
 
 
 def image_bytes(template: Template, written: Written, target: Target, *, link_it: bool) -> int:
