@@ -33,12 +33,14 @@ class RayCluster:
         """
         try:
             import ray
-        except ImportError:
+
+            initialized = ray.is_initialized()
+        except (ImportError, AttributeError):  # the latter: any folder of that name
             raise UsageError(
                 "--engine ray needs Ray", hint="pip install '.[ray]' in the checkout, on every node"
             ) from None
         try:
-            if not ray.is_initialized():
+            if not initialized:
                 ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UsageError(

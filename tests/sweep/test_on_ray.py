@@ -33,11 +33,12 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Start a head that takes no work, and two nodes of one processor each."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed")
-    from ray.cluster_utils import Cluster
+    # Not "ray" alone: any folder of that name would do for Python.
+    utilities = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed")
+    import ray
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    found = utilities.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     found.nodes = [found.add_node(num_cpus=1) for _ in range(2)]
     found.wait_for_nodes()
     yield found
