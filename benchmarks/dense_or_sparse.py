@@ -2,13 +2,14 @@
 
     python benchmarks/dense_or_sparse.py [--rows 0,2-4] [--table]
 
-Two kinds of row, each with one thread. ``network``: one network at one density; stock onnxruntime
-with the dense file, ``hwprune.session`` as it is, and with every packed layer on its kernel
-(``kernels="all"``). All three are alive in one process and run in turn, in many short bursts timed
-by the process's processor time; a ratio is the median over the turns, so that a busy machine
-disturbs little. Memory is that of fresh processes (the least of two each): stock onnxruntime with
-the dense file and with hwprune's, and the session. Masks are ``uniform`` (sparse_networks.py), or
-``mixed``: every layer keeps a random share of its weights. ``layers``: what each layer of a network
+Two kinds of row, with one thread where they don't say two. ``network``: one network at one
+density; stock onnxruntime with the dense file, ``hwprune.session`` as it is, and with every packed
+layer on its kernel (``kernels="all"``). All three are alive in one process and run in turn, in many
+short bursts timed by the process's processor time (two threads: by the clock); a ratio is the
+median over the turns, so that a busy machine disturbs little. Memory is that of fresh processes
+(the least of two each): stock onnxruntime with the dense file and with hwprune's, and the session.
+Masks are ``uniform`` (sparse_networks.py), or ``mixed``: every layer keeps a random share of its
+weights. ``layers``: what each layer of a network
 takes inside the network, dense and with a kernel, by onnxruntime's profiler (the mean of the
 fastest quarter of the runs, in microseconds): what the limits of hwprune/kernels/dense_path.py were
 read off. HWPRUNE_SIMD lowers the instruction set of the kernels; each row says which it was.
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 ORDER = ("resnet20", "vgg16-cifar", "mobilenet-v1")
 DENSITIES = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 0.95)
+TWO_THREADS = (0.1, 0.5, 0.95)
 BATCHED = (0.2, 0.35, 0.5, 0.7, 0.95)
 LAYER_DENSITIES = (0.2, 0.3, 0.4, 0.5, 0.6)
 # Seconds of processor time for each session, in bursts; at least so many turns.
@@ -44,10 +46,15 @@ def rows() -> Wanted:
     found: Wanted = []
 
     def network(
-        name: str, batch: int, density: float, masks: str = "uniform", seed: int = 0
+        name: str,
+        batch: int,
+        density: float,
+        masks: str = "uniform",
+        seed: int = 0,
+        **more: int,
     ) -> None:
         config = {"what": "network", "network": name, "batch": batch}
-        found.append(({**config, "density": density, "masks": masks}, seed))
+        found.append(({**config, "density": density, "masks": masks, **more}, seed))
 
     for name in ORDER:
         found.append(({"what": "layers", "network": name}, 0))
@@ -58,6 +65,9 @@ def rows() -> Wanted:
     for name in ORDER[:2]:
         for density in BATCHED:
             network(name, 64, density)
+    for name in ORDER:
+        for density in TWO_THREADS:
+            network(name, 1, density, threads=2)
     return found
 
 
@@ -74,19 +84,21 @@ def mixed_masks(shapes: Mapping[str, tuple[int, ...]], sparsity: float, seed: in
     return Masks(made)
 
 
-def options(folder: Path, *, profile: bool = False) -> Any:
-    """Return the options of a session with one thread."""
+def options(folder: Path, *, profile: bool = False, threads: int = 1) -> Any:
+    """Return the options of a session."""
     import onnxruntime
 
     made = onnxruntime.SessionOptions()
-    made.intra_op_num_threads = made.inter_op_num_threads = 1
+    made.intra_op_num_threads, made.inter_op_num_threads = threads, 1
     made.enable_profiling = profile
     made.profile_file_prefix = str(folder / "profile")
     return made
 
 
-def in_turn(runs: Sequence[Callable[[], Any]]) -> list[list[float]]:
-    """Run each in turn; return the median processor time of each in every turn, in ms."""
+def in_turn(
+    runs: Sequence[Callable[[], Any]], clock: Callable[[], float] = time.process_time
+) -> list[list[float]]:
+    """Run each in turn; return the median time of each in every turn, in ms."""
     turns: list[list[float]] = []
     spent = 0.0
     while spent < SECONDS * len(runs) or len(turns) < TURNS:
@@ -95,9 +107,9 @@ def in_turn(runs: Sequence[Callable[[], Any]]) -> list[list[float]]:
             run()  # fills the caches that another one has emptied
             times: list[float] = []
             while sum(times) < BURST:
-                start = time.process_time()
+                start = clock()
                 run()
-                times.append(time.process_time() - start)
+                times.append(clock() - start)
             spent += sum(times)
             turns[-1].append(1000 * float(np.median(times)))
     return turns
@@ -176,13 +188,16 @@ def network(config: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any
     masks = mixed_masks if config["masks"] == "mixed" else uniform_masks
     files = write_files(name, 1 - config["density"], folder, seed=seed, make_masks=masks)
     dense, sparse = str(files.dense), str(files.sparse)
-    stock = onnxruntime.InferenceSession(dense, options(folder))
+    threads = config.get("threads", 1)
+    stock = onnxruntime.InferenceSession(dense, options(folder, threads=threads))
     shapes = {stock.get_inputs()[0].name: (batch, *NETWORKS[name][1])}
-    chosen = hwprune.session(sparse, session_options=options(folder), input_shapes=shapes)
-    every = hwprune.session(sparse, session_options=options(folder), kernels="all")
+    chosen = hwprune.session(
+        sparse, session_options=options(folder, threads=threads), input_shapes=shapes
+    )
+    every = hwprune.session(sparse, session_options=options(folder, threads=threads), kernels="all")
     runs = [runner(session, batch, name) for session in (stock, chosen, every)]
     outputs = [np.asarray(run()[0]) for run in runs]
-    turns = np.array(in_turn(runs))
+    turns = np.array(in_turn(runs, time.process_time if threads == 1 else time.perf_counter))
     loads = [(dense, False), (sparse, False), (sparse, True)]
     used = [[resident(file, kernels=own) for file, own in loads] for _ in range(2)]
     sizes = np.array([[each.resident_bytes for each in again] for again in used]).min(axis=0)
@@ -218,9 +233,9 @@ def run(config: Mapping[str, Any], seed: int, experiment: Experiment) -> None:
 def table(experiment: Experiment) -> str:
     """Return the networks, then the layers, as Markdown; ratios are of ours to stock."""
     lines = [
-        "| network | batch | density | masks | dense ms | session / stock | layers left dense "
-        "| kernels alone | memory of stock | of the dense file |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| network | batch | threads | density | masks | dense ms | session / stock "
+        "| layers left dense | kernels alone | memory of stock | of the dense file |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     layer_lines = [
         "| network | weight | stride | dense us | "
@@ -243,7 +258,8 @@ def table(experiment: Experiment) -> str:
         if config["what"] == "network":
             worst = {name: max(value, extra[name]) for name, value in worst.items()}
             lines.append(
-                f"| {config['network']} | {config['batch']} | {extra['density_of_all']:.2f} "
+                f"| {config['network']} | {config['batch']} | {config.get('threads', 1)} "
+                f"| {extra['density_of_all']:.2f} "
                 f"| {config['masks']} | {extra['dense_ms']:.3g} | {extra['time_ratio']:.2f} "
                 f"| {extra['dense_layers']} | {extra['time_ratio_all_kernels']:.2f} "
                 f"| {extra['memory_ratio']:.2f} | {extra['memory_ratio_dense']:.2f} |"
