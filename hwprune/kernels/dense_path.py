@@ -3,8 +3,9 @@
 The file stays as it is: what changes is the model that a session is made of, in memory. A layer
 that goes over is held dense by onnxruntime, and its packed arrays are not held at all.
 
-The rule knows a layer's weight and how much of it is stored, nothing of activations, of the clock
-or of what a run before took: a file has the same layers dense wherever the same instruction set is.
+The rule knows a layer's weight, how much of it is stored, and whether a run has one thread or
+several; nothing of activations, of the clock or of what a run before took: a file has the same
+layers dense wherever the same instruction set is.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ _ROWS, _ROW, _FEW_ROWS, _FEW_WEIGHTS = 0.3, 0.1, 16, 1 << 15
 # C++ computes one weight at a time, where onnxruntime still has vectors.
 _BY_INSTRUCTIONS = {"avx512": 1.0, "avx2": 1.0, "neon": 0.75}
 _PLAIN = 0.125
+# With several threads: handing out a part of a layer takes a kernel 35 to 50 microseconds, which is
+# most of the time of a filter with few weights.
+_SEVERAL_THREADS, _FEW_FILTER_WEIGHTS, _FEW_SEVERAL_THREADS = 0.75, 1 << 16, 0.25
 # A model is not rewritten, with its weights decoded, for layers that hold less than this of what a
 # file stores.
 LEAST_PART = 0.1
@@ -45,12 +49,14 @@ class PackedLayer:
         shape: of its weight, as ONNX's operator has it.
         density: the share of its weights that is stored.
         batch: samples in a run.
+        threads: of a run; 0 for all that onnxruntime finds.
     """
 
     kind: str
     shape: tuple[int, ...]
     density: float
     batch: int = 1
+    threads: int = 1
 
     @property
     def weights(self) -> int:
@@ -93,8 +99,11 @@ def density_limit(layer: PackedLayer) -> float:
         return 0.0 if by_instructions == _PLAIN else 1.0
     if layer.kind == "Depthwise":
         return 0.0
+    wide = layer.kind == "Conv" and math.prod(layer.shape[2:]) > 1
+    if layer.threads != 1:
+        few = wide and layer.weights < _FEW_FILTER_WEIGHTS
+        by_instructions *= _FEW_SEVERAL_THREADS if few else _SEVERAL_THREADS
     if layer.kind == "Conv":
-        wide = math.prod(layer.shape[2:]) > 1
         # Many samples share what is read of a weight; with one tap that was not measured.
         shared = wide and layer.batch >= _FEW_ROWS
         large = layer.weights > _CACHED_WEIGHTS and not shared
@@ -121,7 +130,10 @@ def too_dense(layers: Sequence[PackedLayer]) -> set[int]:
 
 
 def dense_fallback(
-    model: ModelFile, operators: Collection[str], inputs: Mapping[str, Sequence[int]]
+    model: ModelFile,
+    operators: Collection[str],
+    inputs: Mapping[str, Sequence[int]],
+    threads: int = 1,
 ) -> DenseFallback | None:
     """Return what is better left to onnxruntime; None where nothing is.
 
@@ -129,13 +141,14 @@ def dense_fallback(
         model: of the file.
         operators: those that have kernels.
         inputs: shapes of the model's inputs, of which the first axis counts samples; 1 by default.
+        threads: of a run; 0 for all that onnxruntime finds.
     """
     batch = max((shape[0] for shape in inputs.values() if len(shape)), default=1)
     packed = [
         i for i, n in enumerate(model.nodes) if n.domain == DOMAIN and n.operator in operators
     ]
     try:
-        chosen = too_dense([_layer(model, model.nodes[place], batch) for place in packed])
+        chosen = too_dense([_layer(model, model.nodes[place], batch, threads) for place in packed])
         places = {packed[i] for i in chosen}
         data, weight_bytes = model.densified(places) if places else (b"", 0)
     # What is wrong with a file is said by onnxruntime and the kernels.
@@ -149,7 +162,7 @@ def dense_fallback(
     return DenseFallback(data, names, {node.operator for node in nodes} - left, weight_bytes)
 
 
-def _layer(model: ModelFile, node: Node, batch: int) -> PackedLayer:
+def _layer(model: ModelFile, node: Node, batch: int, threads: int) -> PackedLayer:
     name = node.operator.removeprefix("Csr").removeprefix("Dense")
     kind = next(kind for kind in _KINDS if name.startswith(kind))
     values = model.tensors[node.inputs[1]].dims
@@ -158,4 +171,4 @@ def _layer(model: ModelFile, node: Node, batch: int) -> PackedLayer:
         raise ValueError(f"{node.name}: a weight of shape {shape}")
     # Where two values share a byte, the node says how many there are.
     stored = min(2 * math.prod(values), *node.integers("count") or (math.prod(values),))
-    return PackedLayer(kind, shape, stored / math.prod(shape), batch)
+    return PackedLayer(kind, shape, stored / math.prod(shape), batch, threads)

@@ -263,7 +263,7 @@ def test_files_are_read_as_onnx_reads_them() -> None:
         assert node.integers("pads") == (1, 1, 1, 1)
         assert node.integers("shape") == layer.packed.shape
         assert node.integers("absent") == ()
-        found = dense_path._layer(read, node, 7)
+        found = dense_path._layer(read, node, 7, 1)
         density = layer.packed.nonzeros / layer.weight.size
         assert found == PackedLayer("Conv", layer.packed.shape, density, 7)
         assert read.tensors.keys() == {tensor.name for tensor in right.graph.initializer}
@@ -335,3 +335,12 @@ def test_densified_layers_are_what_the_functions_are(
         for m in (before, after)
     ]
     np.testing.assert_array_equal(*results)
+
+
+def test_with_several_threads_small_filters_go_over_sooner() -> None:
+    def limit(shape: tuple[int, ...], threads: int) -> float:
+        return density_limit(PackedLayer("Conv", shape, 0.2, threads=threads))
+
+    for shape, share in (((64, 64, 3, 3), 0.25), ((256, 256, 3, 3), 0.75), ((256, 64, 1, 1), 0.75)):
+        for threads in (0, 2, 4):  # 0: all that there are
+            assert limit(shape, threads) == pytest.approx(share * limit(shape, 1))
