@@ -135,8 +135,8 @@ def session(
     dense = None
     # Options that have kernels registered have them for every layer.
     if model is not None and kernels is True and options not in _registered:
-        several = int(options.intra_op_num_threads)
-        dense = dense_fallback(model, names, input_shapes or {}, several)
+        count = int(options.intra_op_num_threads)
+        dense = dense_fallback(model, names, input_shapes or {}, count)
     source = str(path_or_bytes) if isinstance(path_or_bytes, Path) else path_or_bytes
     if dense is None:
         _register(options, names)
