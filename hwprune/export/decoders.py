@@ -127,6 +127,32 @@ def weight_nodes(codec: CodecName, value_type: ValueType) -> tuple[list[onnx.Nod
     return nodes, weight
 
 
+def looked_up(nodes: list[onnx.NodeProto], weight: str) -> tuple[list[onnx.NodeProto], str]:
+    """Return what decodes the rows x of a weight that is stored dense, and its name.
+
+    Scales are one for each row, of which those of the rows are taken, or else one for all rows:
+    the number of a row modulo that of scales.
+
+    Args:
+        nodes: what decodes the whole weight, as ``weight_nodes`` has it.
+        weight: its name.
+    """
+    before = [make_node("Gather", ["v", "x"], "g")]
+    if any("s" in node.input for node in nodes):
+        before += [
+            make_node("Shape", ["s"], "l"),
+            make_node("Constant", [], "o", value_int=0),
+            make_node("Gather", ["l", "o"], "k"),
+            make_node("Cast", ["x"], "j", to=TensorProto.INT64),
+            make_node("Mod", ["j", "k"], "m"),
+            make_node("Gather", ["s", "m"], "t"),
+        ]
+    taken = {"v": "g", "s": "t"}
+    for node in nodes:
+        node.input[:] = [taken.get(name, name) for name in node.input]
+    return before + nodes, taken.get(weight, weight)
+
+
 def nibbles_body(opset: int) -> onnx.FunctionProto:
     """Return (bytes v; count) -> int32 w, the first ``count`` nibbles, the lower one first."""
     count = make_node("Constant", [], COUNT)

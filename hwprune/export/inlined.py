@@ -83,15 +83,17 @@ class InlinedLayers:
             return None
         claim, weight = claim_of(node), node.input[layer]
         turn = self.makers.get(weight)
-        starts = [(node.op_type if layer else "Weight", weight)]
+        starts = [(node.op_type, weight)] if layer else [("Weight", weight), ("Gather", weight)]
         if node.op_type == "MatMul" and turn is not None and turn.op_type == "Transpose":
             starts.append(("Linear", turn.input[0]))
         for codec, value_type in _stored_forms():
             # Dense weights of other programs may be cast and scaled, too.
             if codec == "dense" and (claim is None and (not self.ours or value_type == "fp32")):
                 continue
-            reference, last = _reference(codec, value_type)
             for kind, start in starts:
+                if kind == "Gather" and codec != "dense":
+                    continue
+                reference, last = _reference(codec, value_type, looked_up=kind == "Gather")
                 found = FoundLayer(Operator(kind, codec, value_type, bias))
                 if self._same(reference, last, start, found, {}) and self._typed(found, claim):
                     return found
@@ -109,6 +111,8 @@ class InlinedLayers:
         """
         if not all(name in self.tensors for name in found.roles.values()):
             return claim is not None
+        if found.operator.kind == "Gather" and len(self.tensors[found.roles["values"]].dims) < 2:
+            return False  # no rows: the lookup in a codebook
         types = {
             "values": VALUE_DTYPES[found.operator.value_type],
             "index": CODECS[found.operator.codec].index_dtype,
@@ -132,6 +136,8 @@ class InlinedLayers:
             return seen[wanted] == name
         seen[wanted] = name
         like = reference.get(wanted)
+        if wanted == "input":  # the rows that are looked up
+            return True
         if like is None:  # a packed array
             found.roles[wanted] = name
             return name not in self.makers
@@ -190,11 +196,13 @@ def _stored_forms() -> list[tuple[CodecName, ValueType]]:
 
 
 @cache
-def _reference(codec: CodecName, value_type: ValueType) -> tuple[dict[str, onnx.NodeProto], str]:
+def _reference(
+    codec: CodecName, value_type: ValueType, *, looked_up: bool
+) -> tuple[dict[str, onnx.NodeProto], str]:
     """Return the nodes that decode a weight, by their output, and the name of the weight."""
-    operator = Operator("MatMul", codec, value_type, False)
+    operator = Operator("Gather" if looked_up else "Weight", codec, value_type, False)
     node = helper.make_node(
         operator.name, list(operator.input_roles), ["y"], domain=DOMAIN, shape=[_OWN], count=_OWN
     )
     nodes = expand(node, "_", 18)
-    return {each.output[0]: each for each in nodes}, nodes[-1].input[1]
+    return {each.output[0]: each for each in nodes}, nodes[-1].input[0]

@@ -31,6 +31,7 @@ from hwprune.export.decoders import (
     NIBBLES,
     VALUE_LABELS,
     decoder_body,
+    looked_up,
     nibbles_body,
     weight_attributes,
     weight_functions,
@@ -76,6 +77,8 @@ OPERATOR_ATTRIBUTES: dict[str, dict[str, int]] = {
     "Linear": {},
     # no layer: the decoded weight, for whatever reads it (LSTM, Gather, Einsum, Slice before those)
     "Weight": {},
+    # rows of a table that is stored dense, of which only those that are looked up are decoded
+    "Gather": {},
 }
 
 
@@ -142,7 +145,9 @@ def _operators() -> list[Operator]:
     for kind, codec, value_type in product(OPERATOR_ATTRIBUTES, CODEC_LABELS, VALUE_LABELS):
         if codec == "dense" and value_type in NIBBLE_TYPES:
             continue  # bitmap and rice store every element for next to nothing
-        biases = (False,) if kind in ("MatMul", "Weight") else both
+        if codec != "dense" and kind == "Gather":
+            continue  # whole tensors are decoded: see Weight
+        biases = (False,) if kind in ("MatMul", "Weight", "Gather") else both
         residuals = both if kind in FUSIBLE else (False,)
         activations = tuple(ACTIVATION_LABELS) if kind in FUSIBLE else ("none",)
         found += [
@@ -228,6 +233,8 @@ def _operator_body(operator: Operator, opset: int) -> onnx.FunctionProto:
     """Return decode, scale, the standard operator, then what follows it."""
     stored = operator.codec, operator.value_type
     nodes, weight = weight_nodes(*stored)
+    if operator.kind == "Gather":
+        nodes, weight = looked_up(nodes, weight)
     attributes = [*weight_attributes(*stored), *operator.attributes]
     bias: list[str] = []
     if operator.bias:
@@ -245,7 +252,7 @@ def _sum(operator: Operator, weight: str, bias: list[str]) -> list[onnx.NodeProt
     """Return the nodes of op(x, w) + bias + residual: y, or a where an activation follows."""
     result = "y" if operator.activation == "none" else "a"
     inner = "p" if operator.residual else result
-    if operator.kind == "Weight":
+    if operator.kind in ("Weight", "Gather"):
         return [make_node("Identity", [weight], result)]
     if operator.kind == "Linear":
         nodes = [

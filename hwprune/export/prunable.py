@@ -36,12 +36,15 @@ class WeightUse:
             where it is decoded for all that reads it otherwise: one such use, the first).
         channel_axis: the axis of the stored weight that counts output channels.
         transpose: the Transpose between weight and MatMul, where there is one.
+        lookups: of kind ``Weight``, where nothing but Gather reads the rows of the tensor as it is,
+            all of these.
     """
 
     node: ir.Node
     kind: str
     channel_axis: int
     transpose: ir.Node | None = None
+    lookups: tuple[ir.Node, ...] = ()
 
 
 def weight_uses(graph: Graph, name: str) -> list[WeightUse] | str:
@@ -70,7 +73,13 @@ def weight_uses(graph: Graph, name: str) -> list[WeightUse] | str:
         rows = others[0].op_type in ("LSTM", "GRU", "RNN") or array.ndim == 2
         axis = array.ndim - (2 if rows and "Gather" not in others[0].op_type else 1)
         axis = uses[0].channel_axis if uses else axis
-        uses.insert(0, WeightUse(others[0], "Weight", axis))
+        direct = {node for node, slot in value.uses() if slot == 0}
+        by_row = all(
+            node.op_type == "Gather" and node in direct and not attributes(node).get("axis", 0)
+            for node in others
+        )
+        lookups = tuple(others) if by_row else ()
+        uses.insert(0, WeightUse(others[0], "Weight", axis, lookups=lookups))
     return uses or "nothing reads it"
 
 

@@ -40,7 +40,7 @@ from hwprune.export.operators import (
 )
 from hwprune.export.passes import short_names
 from hwprune.export.per_use_scale import nodes_behind, own_scale, stored_gain
-from hwprune.export.prunable import weight_uses
+from hwprune.export.prunable import WeightUse, weight_uses
 from hwprune.export.removal import Kept, Removal, without
 from hwprune.export.trace import Traced
 from hwprune.ir import CodecName, Masks, Packed, PrunableTensor, ValueType
@@ -163,6 +163,9 @@ class Template:
                 every = [node for group in nodes for node in group]
                 counted = [node.ByteSize() for node in every if _carries_count(node)]
                 fixed = sum(field_bytes(n.ByteSize()) for n in every if not _carries_count(n))
+                lookups = (use.node for use in self._uses(tensor, codec) if use.kind == "Gather")
+                stock = (message_of(node, self.layout.names) for node in lookups)
+                fixed -= sum(field_bytes(node.ByteSize()) for node in stock)
                 fixed += sum(_tensor_bytes(name, array) for name, array in biases.items())
                 needed = () if self.inline else tuple(
                     dict.fromkeys(name for op in operators for name in op.functions)
@@ -254,7 +257,8 @@ class Template:
             scale = stored.arrays.get("scale")
             form = StoredForm(stored.codec, value_type, scale, stored.nonzeros)
             operators, nodes, own = self._nodes(tensor, form)
-            for place, (use, group) in enumerate(zip(layout.uses[tensor.name], nodes, strict=True)):
+            uses = self._uses(tensor, stored.codec)
+            for place, (use, group) in enumerate(zip(uses, nodes, strict=True)):
                 if use.kind == "Weight":
                     decoded += group
                     continue
@@ -356,6 +360,18 @@ class Template:
             and not (codec == "dense" and value_type in NIBBLE_TYPES)
         ]
 
+    def _uses(self, tensor: PrunableTensor, codec: CodecName) -> list[WeightUse]:
+        """Return what reads a tensor: where it is stored dense, lookups one by one."""
+        return [
+            each
+            for use in self.layout.uses[tensor.name]
+            for each in (
+                [WeightUse(node, "Gather", use.channel_axis) for node in use.lookups]
+                if use.lookups and codec == "dense"
+                else [use]
+            )
+        ]
+
     def _nodes(self, tensor: PrunableTensor, form: StoredForm) -> Made:
         """Return the operators and nodes of one packed tensor, and what its uses own.
 
@@ -368,7 +384,7 @@ class Template:
         operators: list[Operator] = []
         nodes: list[list[onnx.NodeProto]] = []
         biases: dict[str, NDArray[Any]] = {}
-        for place, use in enumerate(layout.uses[tensor.name]):
+        for place, use in enumerate(self._uses(tensor, codec)):
             bias, after = layout.bias(use), layout.epilogue(use)
             gain = after.gain
             apart = bool(gain) and scale is None  # no scale to put the gain into
@@ -396,7 +412,7 @@ class Template:
                 "bias": bias_name,
                 "residual": names.get(after.residual, after.residual),
             }
-            source = input_names(use.node)[0]
+            source = input_names(use.node)[use.kind == "Gather"]
             stored["input"] = names.get(source, source)
             inputs = [stored[role] for role in operator.input_roles]
             last = tensor.name if use.kind == "Weight" else layout.output(use)

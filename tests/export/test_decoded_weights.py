@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.inliner
+import onnxruntime
 import pytest
 import torch
 from export_cases import Case, case_of, random_masks, relative_error, run
 from torch import nn
+from torch.nn import functional as F
 
 from hwprune.export.artifact import read_artifact
 from hwprune.export.operators import altered_functions
@@ -198,3 +201,64 @@ def test_what_stays_dense_is_int8_beside_integer_values(inline: bool, tmp_path: 
     assert types["fp32"] == types["fp16"] > 4 * 40 * 32
     assert types["int8"] == types["int4"] < 1.05 * 40 * 32
     assert np.abs(values["places"] - case.model.module.places.detach().numpy()).max() < 0.02
+
+
+class Lookups(nn.Module):
+    """A table that is looked up twice, and one that is multiplied by too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.letters = nn.Embedding(40, 12), nn.Embedding(50, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.words(x % 40) * self.words((x + 7) % 40).relu() + self.letters(x)
+        return y, F.linear(self.letters(x.flip(1)), self.letters.weight)
+
+
+@cache
+def lookups() -> Case:
+    torch.manual_seed(0)
+    return case_of(Lookups().eval(), (TensorSpec("x", (None, 4), "int64"),), "lookups")
+
+
+@pytest.mark.parametrize("value_type", ["fp32", "fp16", "int8", "codebook256"])
+@pytest.mark.parametrize(("opset", "inline"), [(18, False), (13, True)])
+def test_a_table_that_is_stored_dense_decodes_the_rows_that_are_looked_up(
+    opset: int, inline: bool, value_type: ValueType, tmp_path: Path
+) -> None:
+    """Scales are one a column (words) or one a row (letters)."""
+    case = lookups()
+    template = case.template(opset, inline=inline, codecs=("dense", "gap8"))
+    assert {"words.weight", "letters.weight"} == set(template.names)
+    masks = random_masks(template, 0.98)
+    written = template.write_sparse(masks, value_type)  # and its size is the one predicted
+    assert {packed.codec for packed in written.packed.values()} == {"dense"}
+    x = np.random.default_rng(0).integers(0, 50, (3, 4))
+    values = case.decoded(template, written)
+    with torch.no_grad():
+        module = copy.deepcopy(case.model.module)
+        for name, value in values.items():
+            module.get_parameter(name).copy_(torch.from_numpy(value))
+        expected = [found.numpy() for found in module(torch.from_numpy(x))]
+    ours = session(written.data, threads=1).run(None, {"x": x})
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    stock = onnxruntime.InferenceSession(written.data, options).run(None, {"x": x})
+    for wanted, one, other in zip(expected, ours, stock, strict=True):
+        assert relative_error(one, wanted) < 1e-5
+        assert relative_error(other, wanted) < 1e-5
+    # Nothing decodes a whole table at load: in memory it is as it is in the file.
+    held = onnx.load(options.optimized_model_filepath).graph.initializer
+    floats = {tuple(t.dims) for t in held if t.data_type == onnx.TensorProto.FLOAT}
+    assert value_type == "fp32" or (40, 12) not in floats
+
+    (tmp_path / "m.onnx").write_bytes(written.data)
+    layers = {layer.name: layer for layer in read_artifact(str(tmp_path / "m.onnx")).layers}
+    assert set(layers) == set(template.names)
+    assert layers["words.weight"].operator.startswith("DenseGather")
+    assert (layers["words.weight"].uses, layers["letters.weight"].uses) == (2, 3)
+    model = onnx.load_from_string(written.data)
+    assert not altered_bodies(model)
+    if not inline and value_type != "fp32":  # whose nodes are anybody's
+        onnx.save(onnx.inliner.inline_local_functions(model), tmp_path / "m.onnx")
+        assert len(read_artifact(str(tmp_path / "m.onnx")).layers) == len(layers)

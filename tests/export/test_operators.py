@@ -56,8 +56,8 @@ def test_a_name_that_is_not_ours_has_no_body() -> None:
 def test_names_say_what_an_operator_is() -> None:
     stored = len({(operator.codec, operator.value_type) for operator in OPERATORS.values()})
     # Conv, Depthwise, Gemm and Linear with or without bias and residual, six activations;
-    # ConvTranspose with or without bias; MatMul; what only decodes a weight.
-    assert len(OPERATORS) == stored * (4 * 2 * 2 * 6 + 2 + 1 + 1)
+    # ConvTranspose with or without bias; MatMul; what only decodes a weight; lookups, stored dense.
+    assert len(OPERATORS) == stored * (4 * 2 * 2 * 6 + 2 + 1 + 1) + 4
     operator = OPERATORS["CsrConvGap8I8Bias"]
     assert (operator.kind, operator.codec, operator.value_type, operator.bias) == (
         "Conv",
@@ -69,6 +69,8 @@ def test_names_say_what_an_operator_is() -> None:
     assert operator.functions == ("DecodeGap8", "CsrConvGap8I8Bias")
     assert OPERATORS["DenseGemmF16"].input_roles == ("input", "values")
     assert OPERATORS["CsrWeightGap8I8"].input_roles == ("values", "index", "scale")
+    assert OPERATORS["DenseGatherI8"].input_roles == ("input", "values", "scale")
+    assert "CsrGatherGap8I8" not in OPERATORS
     assert OPERATORS["DenseGemmF16"].functions == ("DenseGemmF16",)
     assert OPERATORS["CsrConvRiceI4Bias"].functions == (
         "DecodeRice", "UnpackNibbles", "CsrConvRiceI4Bias",
