@@ -11,14 +11,16 @@ they are not cycles, and no time follows from them but an estimate.
     macs           multiply-accumulates with weights that are kept
 
     python benchmarks/mcu.py [--rows 0,2-4] [--table]
+    python benchmarks/mcu.py --code-bytes     the table of hwprune/firmware/code_size.py, again
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,10 @@ import numpy as np
 from common import Config, Experiment, Stopwatch, command_line, measure_rows
 
 from hwprune.errors import InfeasibleError
-from hwprune.firmware import emit, emulate, link, memory_plan, reference
+from hwprune.firmware import code_size, emit, emulate, link, memory_plan, reference
+from hwprune.firmware.formats import FORMATS, FormatName
 from hwprune.firmware.host import checksum
+from hwprune.firmware.link import Chip
 from hwprune.firmware.network import (
     Add,
     Conv2d,
@@ -249,6 +253,36 @@ def measure(config: Config) -> dict[str, Any]:
     return measured
 
 
+def measure_code() -> dict[str, Any]:
+    """Return what the runtime's code takes on each core, and what each part of it adds."""
+    b = Builder("one_convolution", (2, 8, 8), 0.5)
+    one = b.done(b.conv("x", "y", 4, (3, 3)))
+    sizes: dict[str, dict[str, int]] = {}
+    parts = [*code_size.KERNELS.values(), *(f"decode_{name}" for name in FORMATS)]
+
+    def size(core: str, network: IntegerNetwork, form: FormatName, symbol: str) -> int:
+        """Return an image without its constants; the linker keeps the symbol too."""
+        room = Chip(core, core, 0, 1 << 24, 0x20000000, 1 << 24)
+        with tempfile.TemporaryDirectory() as folder:
+            plan = memory_plan.plan(network)
+            emitted = emit.write(network, Path(folder), plan, {"y": form})
+            main = next((Path(folder) / "examples").rglob("*.c"))
+            options = (f"-Wl,-u,{symbol}",)
+            image = link.build(Path(folder), room, Path(folder) / "a.elf", [main], options, 1024)
+        return image.flash_bytes - emitted.constant_bytes
+
+    for core in link.CORES:
+        dense = size(core, one, "dense", "reset")
+        added = {part: size(core, one, "dense", f"hwp_{part}") - dense for part in parts}
+        rice = size(core, one, "rice", "reset")
+        added["decode_dense"] = dense + added["decode_rice"] - rice
+        added["output"] = size(core, replace(one, outputs=("y", "y")), "dense", "reset") - dense
+        sizes[core] = {"base": dense - added["decode_dense"], **added}
+        print(core, sizes[core], file=sys.stderr)
+    versions = {build.tools + "gcc": link.version_of(build.tools) for build in link.CORES.values()}
+    return {"measured_with": versions, "bytes": sizes}
+
+
 def table(experiment: Experiment) -> str:
     """Return the record as a table."""
     lines = [
@@ -271,7 +305,14 @@ def table(experiment: Experiment) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = command_line(__doc__, data=False).parse_args(arguments)
+    parser = command_line(__doc__, data=False)
+    parser.add_argument(
+        "--code-bytes", action="store_true", help="measure the runtime's code again"
+    )
+    options = parser.parse_args(arguments)
+    if options.code_bytes:
+        code_size.TABLE.write_text(json.dumps(measure_code(), indent=1) + "\n")
+        return 0
     experiment = Experiment("mcu", ["python", "benchmarks/mcu.py"])
 
     def run(config: Config, seed: int) -> None:

@@ -130,15 +130,24 @@ def compiler_for(core: str) -> CoreBuild:
             f"there is no {build.tools}gcc to link for {core}",
             hint=f"apt-get install {PACKAGES[build.tools]}",
         )
-    version = subprocess.run(
-        [compiler, "-dumpversion"], capture_output=True, text=True, check=False, timeout=TIMEOUT_S
-    ).stdout.strip()
+    version = version_of(build.tools)
     if not version.partition(".")[0].isdigit() or int(version.partition(".")[0]) < OLDEST_GCC:
         raise ToolchainAbsentError(
             f"{compiler} is version {version or 'unknown'}, and {core} needs {OLDEST_GCC} or newer",
             hint=f"apt-get install {PACKAGES[build.tools]}",
         )
     return build
+
+
+def version_of(tools: str) -> str:
+    """Return what a compiler says of its version; nothing where it does not run."""
+    command = [tools + "gcc", "-dumpversion"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+        ).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def link(folder: Path, chip: Chip, *, stack_bytes: int = STACK_BYTES) -> LinkedImage:

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from hwprune.encoding import unpack
-from hwprune.errors import ExportError, InfeasibleError, TargetError, UsageError
+from hwprune.errors import ExportError, InfeasibleError, UsageError
 from hwprune.export.graph import message_of
 from hwprune.export.template import Template, Written
 from hwprune.firmware import emit
 from hwprune.firmware.calibrate import METHODS, Method, histograms
+from hwprune.firmware.code_size import code_bytes
 from hwprune.firmware.lower import FloatNetwork, quantize, read_layers
 from hwprune.firmware.network import IntegerNetwork
 from hwprune.firmware.qlinear import to_onnx
@@ -37,16 +38,12 @@ from hwprune.steps.planning import Candidate, Prepared, module_weights, plan_sha
 from hwprune.targets import Target
 from hwprune.units import format_bytes
 from hwprune.verify import runner
-from hwprune.verify.firmware import ARMV6M, QLINEAR_NAME, linked, planned, sha256_of
+from hwprune.verify.firmware import QLINEAR_NAME, core_of, planned, sha256_of
 
 if TYPE_CHECKING:
     from hwprune.job import Job
 
 CALIBRATION_SAMPLES, _BATCH = 256, 32
-# A reserve for the runtime's code, which no network should take more than: what is left of it is
-# filled by packing, what is missing would cost weights that were trained. Of Armv6-M the library
-# calls of long products and divisions count too.
-RUNTIME_BYTES, ARMV6M_RUNTIME_BYTES = 5_632, 7_168
 _ROUNDS = 8
 
 
@@ -171,9 +168,7 @@ def _check_largest(template: Template, target: Target) -> None:
 def with_fitted_budget(job: Job, prepared: Prepared) -> Job:
     """Return the job that makes firmware, with the budget of the ONNX file for such an image.
 
-    It is that of the pretrained weights: masks that training finds take nearly the same. The
-    runtime's code counts as a fixed reserve, so that no compiler that is or is not here has a say
-    in what is trained.
+    It is that of the pretrained weights: masks that training finds take nearly the same.
 
     Raises:
         InfeasibleError: the image does not fit even with hardly any weights.
@@ -187,7 +182,7 @@ def with_fitted_budget(job: Job, prepared: Prepared) -> Job:
                 prepared, job.target, budget, job.value_types, job.sharing, asked=job.sharing_asked
             )
         plan, written = found[kind].plan, _as_planned(whole, found[kind], kind)
-        left = job.budget_bytes - image_bytes(whole.template, written, job.target, link_it=False)
+        left = job.budget_bytes - image_plan(whole.template, written, job.target).flash_bytes
         return 0 if plan.limited_by == "weights" and left > 0 else left
 
     return replace(job, budget_bytes=_largest_budget(left_at, job.budget_bytes, job.budget_bytes))
@@ -216,7 +211,7 @@ def packed_for_image(
     def left_at(budget: int) -> int:
         with _below_any_file():
             packed = at(budget)
-        return goal - image_bytes(packed.template, packed.written, target, link_it=True)
+        return goal - image_plan(packed.template, packed.written, target).flash_bytes
 
     return at(_largest_budget(left_at, budget_bytes, goal))
 
@@ -282,41 +277,12 @@ def _below_any_file() -> Iterator[None]:
         raise _NoFileError(error.message, hint=error.hint) from None
 
 
-def image_bytes(template: Template, written: Written, target: Target, *, link_it: bool) -> int:
-    """Return the flash that the image of a network takes, whatever its scales will be.
-
-    Args:
-        template: what the file was made of.
-        written: the file.
-        target: the device.
-        link_it: measure it, where a compiler is here; else the runtime's code is a fixed reserve.
-
-    Raises:
-        InfeasibleError: its weights are too many for the RAM.
-    """
-    network = any_scales(read_layers(float_model(template, written), "network"))
-    plan = planned(network, target)
-    with tempfile.TemporaryDirectory() as room:
-        made = emit.write(network, Path(room), plan)
-        if link_it:
-            try:
-                return linked(Path(room), target).flash_bytes
-            except (InfeasibleError, TargetError):  # larger than the flash; no compiler, no regions
-                pass
-        return made.constant_bytes + runtime_bytes(target)
-
-
-def runtime_bytes(target: Target) -> int:
-    """Return the reserve for the runtime's code on a target's core."""
-    return ARMV6M_RUNTIME_BYTES if target.core in ARMV6M else RUNTIME_BYTES
-
-
 @dataclass(frozen=True, slots=True)
 class ImagePlan:
     """What an image of a plan takes.
 
     Attributes:
-        flash_bytes: constants to the byte, and a reserve for the runtime's code.
+        flash_bytes: constants to the byte, and the reserve for code.
         ram_bytes: activations and what weights are decoded into; the stack comes on top.
         peak: the layer at which the most is in use.
         streamed: tensors of which only some rows are in memory at a time.
@@ -326,6 +292,22 @@ class ImagePlan:
     ram_bytes: int
     peak: str
     streamed: tuple[str, ...]
+
+
+def image_plan(template: Template, written: Written, target: Target) -> ImagePlan:
+    """Return what the image of a network takes, whatever its scales will be.
+
+    The same with any compiler or none: what is trained and stored depends on no linker.
+
+    Raises:
+        InfeasibleError: its weights are too many for the RAM.
+    """
+    network = any_scales(read_layers(float_model(template, written), "network"))
+    plan = planned(network, target)
+    with tempfile.TemporaryDirectory() as room:
+        made = emit.write(network, Path(room), plan)
+    flash = made.constant_bytes + code_bytes(core_of(target), plan, made)
+    return ImagePlan(flash, plan.ram_bytes, plan.peak, plan.streamed)
 
 
 def planned_image(
@@ -344,12 +326,7 @@ def planned_image(
         _check_largest(prepared.template, target)
         return None, (error.message + (f" ({error.hint})" if error.hint else ""),)
     written = _as_planned(prepared, found["int8"], "int8")
-    network = any_scales(read_layers(float_model(prepared.template, written), "network"))
-    plan = planned(network, target)
-    with tempfile.TemporaryDirectory() as room:
-        constants = emit.write(network, Path(room), plan).constant_bytes
-    image = ImagePlan(constants + runtime_bytes(target), plan.ram_bytes, plan.peak, plan.streamed)
-    return image, ()
+    return image_plan(prepared.template, written, target), ()
 
 
 def _as_planned(prepared: Prepared, candidate: Candidate, kind: ValueType) -> Written:

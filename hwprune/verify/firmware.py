@@ -145,8 +145,12 @@ def chip_of(target: Target) -> Chip:
             f"the profile of {target.name} has no memory.flash_origin and memory.ram_origin",
             hint="add both, with their source: docs/targets.md",
         )
-    core = next((word for word in target.core.split() if word in link.CORES), target.core)
-    return Chip(target.name, core, **regions.model_dump())
+    return Chip(target.name, core_of(target), **regions.model_dump())
+
+
+def core_of(target: Target) -> str:
+    """Return a target's core by the name that code is built for."""
+    return next((word for word in target.core.split() if word in link.CORES), target.core)
 
 
 def linked(folder: Path, target: Target) -> LinkedImage:

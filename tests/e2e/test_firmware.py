@@ -127,6 +127,28 @@ def test_without_a_compiler_the_scope_says_what_to_install(
     assert "apt-get install gcc-arm-none-eabi" in json.dumps(result)
 
 
+def test_what_is_stored_depends_on_no_compiler(
+    hwprune: Runner, digits_pt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hwprune.firmware import link
+
+    words = (
+        "compile", digits_pt, "--target", "nrf52840", "--data", "digits", "--epochs", 0,
+        "--max-drop", "off", "--budget", "20KiB", "--json", "-o",
+    )  # fmt: skip
+    linked = hwprune(*words, tmp_path / "linked")
+    monkeypatch.setattr(link.shutil, "which", lambda name: None)
+    alone = hwprune(*words, tmp_path / "alone")
+    assert (linked.code, alone.code) == (0, 0), (linked.out, alone.out)
+    assert "bit-equal" in linked.document["verdict"]["scope"]
+    assert alone.document["verdict"]["scope"] == "not linked, not run"
+    files = [f.relative_to(tmp_path / "alone") for f in (tmp_path / "alone").rglob("*")]
+    for file in [f for f in files if f.name not in ("report.json", "report.html")]:
+        if (tmp_path / "alone" / file).is_file():
+            both = [(tmp_path / room / file).read_bytes() for room in ("linked", "alone")]
+            assert both[0] == both[1], file
+
+
 class Swish(nn.Module):
     def __init__(self) -> None:
         super().__init__()

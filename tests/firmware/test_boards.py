@@ -13,9 +13,9 @@ import pytest
 from random_networks import KINDS, random_input
 
 from hwprune.errors import InfeasibleError, TargetError, VerificationError
-from hwprune.firmware import emit, emulate, link, memory_plan, reference
+from hwprune.firmware import code_size, emit, emulate, link, memory_plan, reference
 from hwprune.firmware.host import checksum
-from hwprune.firmware.network import IntegerNetwork
+from hwprune.firmware.network import Conv2d, IntegerNetwork, Linear
 
 BOARDS = {board.name: board for board in emulate.BOARDS}
 M4 = BOARDS["mps2-an386"].chip
@@ -91,9 +91,38 @@ def test_an_image_links_for_every_core_and_its_constants_were_predicted(
     ).stdout
     sizes = [int(line.split()[1], 16) for line in listing.splitlines() if " r " in line.lower()]
     assert sum(-(-size // 4) * 4 for size in sizes) == emitted.constant_bytes
-    # The runtime, a start-up and vectors: 4 KiB and some for cores without a multiplier of 64 bits.
-    assert 0 < image.flash_bytes - emitted.constant_bytes < 6_000
+    assert_code_is_predicted(core, image, plan, emitted)
     assert image.ram_bytes >= plan.ram_bytes + image.stack_bytes
+
+
+def assert_code_is_predicted(
+    core: str, image: link.LinkedImage, plan: memory_plan.MemoryPlan, emitted: emit.EmittedModel
+) -> None:
+    code = image.flash_bytes - emitted.constant_bytes
+    predicted = code_size.code_bytes(core, plan, emitted)
+    assert code <= predicted <= code * 1.05, "python benchmarks/mcu.py --code-bytes"
+
+
+@pytest.mark.parametrize("kind", ["average_pool", "max_pool", "softmax", "concat", "flattened"])
+@pytest.mark.parametrize("core", ["Cortex-M0", "Cortex-M4F"])
+def test_the_code_of_every_operator_was_predicted(core: str, kind: str, tmp_path: Path) -> None:
+    need_compiler(core)
+    made = KINDS[kind](np.random.default_rng(7))
+    plan = memory_plan.plan(made)
+    emitted = emit.write(made, tmp_path, plan)
+    image = link.link(tmp_path, replace(M4, core=core))
+    code = image.flash_bytes - emitted.constant_bytes
+    predicted = code_size.code_bytes(core, plan, emitted)
+    assert code <= predicted, "python benchmarks/mcu.py --code-bytes"
+    if any(isinstance(layer, (Conv2d, Linear)) for layer in made.layers):
+        assert_code_is_predicted(core, image, plan, emitted)
+
+
+def test_a_core_that_is_in_no_table_has_the_largest_reserve() -> None:
+    made, plan = residual()
+    emitted = emit.EmittedModel(Path(), {"b": "rice", "y": "gap8"}, 0)
+    known = [code_size.code_bytes(core, plan, emitted) for core in link.CORES]
+    assert code_size.code_bytes("Xtensa LX7", plan, emitted) == max(known)
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="no CMake")
