@@ -19,7 +19,7 @@ import numpy as np
 
 from hwprune.errors import TargetError, VerificationError
 from hwprune.firmware.emit import BOARD
-from hwprune.firmware.link import STACK_BYTES, Chip, build, compiler_for
+from hwprune.firmware.link import STACK_BYTES, Chip, build, compiler_for, run_tool
 from hwprune.firmware.memory_plan import MemoryPlan
 from hwprune.firmware.network import Int8Array
 
@@ -204,10 +204,7 @@ def _plugin(core: str, elf: Path) -> list[str]:
     program = board_for(core).program
     if library is None or not _has_plugins(program):
         return []
-    listing = subprocess.run(
-        [compiler_for(core).tools + "nm", str(elf)],
-        capture_output=True, text=True, check=True, timeout=TIMEOUT_S,
-    ).stdout  # fmt: skip
+    listing = run_tool([compiler_for(core).tools + "nm", str(elf)]).stdout
     addresses = {name: address for address, _, name in map(str.split, listing.splitlines())}
     begin, end = (f"{mark}=0x{addresses[f'trace_mark_{mark}']}" for mark in ("begin", "end"))
     return ["-plugin", f"{library},{begin},{end}"]
@@ -215,10 +212,7 @@ def _plugin(core: str, elf: Path) -> list[str]:
 
 @cache
 def _has_plugins(program: str) -> bool:
-    done = subprocess.run(
-        [program, "--help"], capture_output=True, text=True, check=False, timeout=TIMEOUT_S
-    )
-    return "-plugin" in done.stdout
+    return "-plugin" in run_tool([program, "--help"]).stdout
 
 
 def _by_layer(plan: MemoryPlan, counts: list[int]) -> dict[str, int]:

@@ -141,13 +141,27 @@ def compiler_for(core: str) -> CoreBuild:
 
 def version_of(tools: str) -> str:
     """Return what a compiler says of its version; nothing where it does not run."""
-    command = [tools + "gcc", "-dumpversion"]
+    try:
+        return run_tool([tools + "gcc", "-dumpversion"]).stdout.strip()
+    except VerificationError:
+        return ""
+
+
+def run_tool(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a compiler or one of its tools, and return what it gave, whatever its status.
+
+    Raises:
+        VerificationError: it cannot be started, or hangs.
+    """
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
-        ).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+            timeout=TIMEOUT_S,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise VerificationError(f"{command[0]} did not end within {TIMEOUT_S} s") from None
+    except OSError as error:
+        raise VerificationError(f"{command[0]} cannot be run: {error.strerror}") from None
 
 
 def link(folder: Path, chip: Chip, *, stack_bytes: int = STACK_BYTES) -> LinkedImage:
@@ -181,13 +195,12 @@ def build(
     sources = [*sorted((folder / "src").glob("*.c")), *programs, BOARD / start, BOARD / "memory.c"]
     script = elf.with_suffix(".ld")
     script.write_text(linker_script(chip, stack_bytes))
-    done = subprocess.run(
+    done = run_tool(
         [
             core.tools + "gcc", *core.flags, *OPTIONS, *WARNINGS, *options,
             f"-I{folder / 'src'}", f"-I{BOARD}", "-nostdlib", "-Wl,--gc-sections",
             f"-Wl,-T,{script}", *map(str, sources), "-lgcc", "-o", str(elf),
-        ],
-        capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
+        ]
     )  # fmt: skip
     if done.returncode:
         _explain(done.stderr, chip)
@@ -222,11 +235,13 @@ def _explain(stderr: str, chip: Chip) -> None:
 
 
 def _measured(core: CoreBuild, chip: Chip, elf: Path, stack_bytes: int) -> LinkedImage:
-    listing = subprocess.run(
-        [core.tools + "size", "-A", str(elf)],
-        capture_output=True, text=True, check=True, timeout=TIMEOUT_S,
-    ).stdout  # fmt: skip
+    listing = run_tool([core.tools + "size", "-A", str(elf)]).stdout
     sizes = {m[1]: int(m[2]) for m in re.finditer(r"^(\.\w+)\s+(\d+)", listing, re.MULTILINE)}
+    if ".text" not in sizes:
+        raise VerificationError(
+            f"{core.tools}size says nothing of the image",
+            hint=f"apt-get install --reinstall {PACKAGES[core.tools]}",
+        )
     return LinkedImage(
         chip, elf,
         sum(sizes.get(name, 0) for name in (".text", ".rodata", ".data")),

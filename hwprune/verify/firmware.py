@@ -284,10 +284,15 @@ class _FolderCheck:
         except TargetError as why:
             raise self._skipped(why) from None
         self.facts = replace(self.facts, flash_bytes=image.flash_bytes, ram_bytes=image.ram_bytes)
-        if self.budget_bytes is not None and image.flash_bytes > self.budget_bytes:
+        budget = self.budget_bytes
+        if budget is None and self.record.get("target") == self.target.name:
+            budget = self.record["budget"]["bytes"]
+        if budget is not None and image.flash_bytes > budget:
             raise LimitError(
                 f"the image takes {image.flash_bytes:,} B of flash, the budget is "
-                f"{format_bytes(self.budget_bytes)}"
+                f"{format_bytes(budget)}: this compiler makes more code than was reserved for it",
+                hint="use GCC 12 or 13, or compile again with --budget "
+                f"{2 * budget - image.flash_bytes}",
             )
         return (
             f"{image.flash_bytes:,} B of flash (.text, .rodata, .data), {image.ram_bytes:,} B of "

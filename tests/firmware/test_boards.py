@@ -119,7 +119,7 @@ def test_the_code_of_every_operator_was_predicted(core: str, kind: str, tmp_path
 
 
 def test_a_core_that_is_in_no_table_has_the_largest_reserve() -> None:
-    made, plan = residual()
+    _, plan = residual()
     emitted = emit.EmittedModel(Path(), {"b": "rice", "y": "gap8"}, 0)
     known = [code_size.code_bytes(core, plan, emitted) for core in link.CORES]
     assert code_size.code_bytes("Xtensa LX7", plan, emitted) == max(known)
