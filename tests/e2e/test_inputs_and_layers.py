@@ -193,7 +193,7 @@ def test_two_inputs_are_trained_on_data(hwprune: Runner, nets: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("name", "given", "target", "complaint"),
     [
-        ("Warp", IMAGE[0], "jetson-nano", "GridSample"),
+        ("Splat", IMAGE[0], "jetson-nano", "ScatterElements"),
         ("Two", CASES["Two"][0][0], "raspberry-pi-5", "one --input for each"),
     ],
 )

@@ -28,12 +28,24 @@ def net(
     shape: tuple[int | str, ...] = SHAPE,
     out: int = TensorProto.FLOAT,
     rank: int | None = None,
+    inferred: bool = False,
 ) -> Graph:
-    """Return a network of x that makes y, whose rank is said where nobody can infer it."""
+    """Return a network of x that makes y, whose rank is said where nobody can infer it.
+
+    Between them types and shapes are known where they are ``inferred``, as in a trace.
+    """
     sizes = ",".join(map(str, shape))
     parsed = onnx.parser.parse_graph(f"g (float[{sizes}] x) => (float[N] y) {{ {text} }}")
     made = helper.make_tensor_value_info("y", out, None if rank is None else [None] * rank)
-    return Graph.of(parsed.node, parsed.input, [made], tensors or {}, TRACE_OPSET)
+    graph = Graph.of(parsed.node, parsed.input, [made], tensors or {}, TRACE_OPSET)
+    if inferred:
+        model = onnx.load_from_string(file_of(graph, check=False))
+        infos = onnx.shape_inference.infer_shapes(model).graph.value_info
+        values = {value.name: value for node in graph.nodes for value in node.outputs}
+        for info in infos:
+            values[info.name].shape = ir.serde.deserialize_type_proto_for_shape(info.type)
+            values[info.name].type = ir.serde.deserialize_type_proto_for_type(info.type)
+    return graph
 
 
 def feed(graph: Graph) -> NDArray[np.float32]:
@@ -51,7 +63,7 @@ def lowered_copy(graph: Graph, opset: int) -> Graph:
     return copy
 
 
-def file_of(graph: Graph) -> bytes:
+def file_of(graph: Graph, *, check: bool = True) -> bytes:
     """Return a checked file of a network as it is."""
     made = helper.make_graph(
         [message_of(node) for node in graph.nodes],
@@ -62,7 +74,8 @@ def file_of(graph: Graph) -> bytes:
     )
     imports = [helper.make_opsetid("", graph.opset)]
     model = helper.make_model(made, opset_imports=imports, ir_version=8)
-    onnx.checker.check_model(onnx.shape_inference.infer_shapes(model), full_check=True)
+    if check:
+        onnx.checker.check_model(onnx.shape_inference.infer_shapes(model), full_check=True)
     data: bytes = model.SerializeToString()
     return data
 
@@ -79,6 +92,54 @@ def _recurrent(name: str, gates: int) -> list[Graph]:
     tensors = {"w": _floats(1, 3 * gates, 4), "r": _floats(1, 3 * gates, 3) - 1}
     text = f"h, l = {name} <hidden_size = 3, layout = 0> (x, w, r)  y = Identity (h)"
     return [net(text, tensors, shape=(6, "N", 4))]
+
+
+def _bitwise(kind: int, name: str) -> Graph:
+    low = -40 if np.issubdtype(helper.tensor_dtype_to_np_dtype(kind), np.signedinteger) else 0
+    text = f"f = Mul (x, k)  b = Add (f, l)  w = Cast <to = {kind}> (b)"
+    tensors = {"k": np.float32(17.3), "l": np.float32(low + 40)}
+    if name == "BitwiseNot":
+        return net(f"{text}  y = BitwiseNot (w)", tensors, out=kind, inferred=True)
+    tensors["m"] = np.array([3, 7, 12, 100, 0, 77]).astype(helper.tensor_dtype_to_np_dtype(kind))
+    return net(f"{text}  y = {name} (w, m)", tensors, out=kind, inferred=True)
+
+
+def _scattered(reduction: str) -> list[Graph]:
+    places = np.array([[[[0, 5, -1, 0]]]], np.int64).repeat(6, 2).repeat(4, 1).repeat(2, 0)
+    rows = _ints(1, -1, 1, 0).reshape(4, 1)
+    cells = _ints(*(0, 3, 1, 3, 0, 3)).reshape(3, 2)
+    return [
+        net(
+            f'y = ScatterElements <axis = 3, reduction = "{reduction}"> (x, i, u)',
+            {"i": places, "u": _floats(2, 4, 6, 4) - 1},
+        ),
+        net(
+            f"t = Transpose <perm = [3, 0, 1, 2]> (x)  y = ScatterElements <reduction = "
+            f'"{reduction}"> (t, i, u)',
+            {"i": places.transpose(3, 0, 1, 2), "u": _floats(4, 2, 4, 6) - 1},
+            rank=4,
+            inferred=True,
+        ),
+        net(
+            f'y = ScatterND <reduction = "{reduction}"> (x, i, u)',
+            {"i": rows, "u": _floats(4, 4, 6) - 1},
+            shape=("N", 4, 6),
+            rank=3,
+        ),
+        net(
+            f'y = ScatterND <reduction = "{reduction}"> (x, i, u)',
+            {"i": cells, "u": _floats(3, 6) - 1},
+            shape=(2, 4, 6),
+            rank=3,
+        ),
+    ]
+
+
+def _window(name: str) -> list[Graph]:
+    return [
+        net(f"s = Size (x)  y = {name} <periodic = {periodic}> (s)", shape=(3, 4), rank=1)
+        for periodic in (0, 1)
+    ]
 
 
 _BRANCHES = (
@@ -139,6 +200,14 @@ KEPT: dict[str, list[Graph]] = {
     "GRU": _recurrent("GRU", 3),
     "LSTM": _recurrent("LSTM", 4),
     "RNN": _recurrent("RNN", 1),
+    **{
+        name: [
+            _bitwise(kind, name)
+            for kind in (TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.INT8)
+        ]
+        for name in ("BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot")
+    },
+    **{name: _window(name) for name in ("HannWindow", "HammingWindow", "BlackmanWindow")},
     "BatchNormalization": [
         net(
             "y = BatchNormalization <training_mode = 0> (x, a, b, c, d)",
@@ -172,9 +241,18 @@ KEPT: dict[str, list[Graph]] = {
             {"g": np.linspace(-1.3, 1.2, 2 * 3 * 5 * 2, dtype=np.float32).reshape(2, 3, 5, 2)},
             rank=4,
         )
-        for mode in ("bilinear", "nearest")
-        for padding in ("zeros", "border")
+        for mode in ("bilinear", "nearest", "bicubic")
+        for padding in ("zeros", "border", "reflection")
         for align in (0, 1)
+    ]
+    + [
+        net(
+            f'y = GridSample <mode = "{mode}", padding_mode = "{padding}"> (x, g)',
+            {"g": np.linspace(-2.3, 3.2, 2 * 3 * 5 * 2, dtype=np.float32).reshape(2, 3, 5, 2)},
+            rank=4,
+            shape=(2, 4, "H", "W"),
+        )
+        for mode, padding in (("bilinear", "zeros"), ("bicubic", "reflection"))
     ],
     "HardSwish": [net("y = HardSwish (x)")],
     "LayerNormalization": [
@@ -189,6 +267,10 @@ KEPT: dict[str, list[Graph]] = {
         net(
             "y = LayerNormalization <axis = 2> (x, s, b)", {"s": _floats(6, 6), "b": _floats(6, 6)}
         ),
+        net(
+            "a, m, d = LayerNormalization (x, s)  y = Concat <axis = 3> (a, m, d)",
+            {"s": _floats(6)},
+        ),
     ],
     "Mish": [net("y = Mish (x)")],
     "Pad": [
@@ -202,13 +284,40 @@ KEPT: dict[str, list[Graph]] = {
     "Pad that wraps around": [
         net('y = Pad <mode = "wrap"> (x, p)', {"p": _ints(*pads)}) for pads in _WRAPS
     ],
-    "Reshape": [net("y = Reshape <allowzero = 1> (x, s)", {"s": _ints(2, -1)})],
+    "Reshape": [
+        net("y = Reshape <allowzero = 1> (x, s)", {"s": _ints(2, -1)}),
+        net("s = Shape (x)  t = Neg (x)  y = Reshape <allowzero = 1> (t, s)", rank=4),
+    ],
     "Resize": [
         net(
             'y = Resize <mode = "linear", antialias = 0, keep_aspect_ratio_policy = "stretch">'
             " (x, , s)",
             {"s": np.float32([1, 1, 2, 2])},
-        )
+        ),
+        net('y = Resize <axes = [3, -2], mode = "linear"> (x, , s)', {"s": np.float32([2, 0.5])}),
+        net(
+            'y = Resize <axes = [2, 3], mode = "nearest"> (x, , , s)',
+            {"s": _ints(9, 4)},
+            shape=("N", 4, 6, 6),
+            rank=4,
+        ),
+        *(
+            net(
+                f'y = Resize <axes = [2, 3], keep_aspect_ratio_policy = "{policy}"> (x, , , s)',
+                {"s": _ints(9, 7)},
+            )
+            for policy in ("not_larger", "not_smaller")
+        ),
+        *(
+            net(
+                f'y = Resize <antialias = 1, mode = "{mode}"{more}> (x, , {"," * sizes} s)',
+                {"s": _ints(2, 4, 5, 13) if sizes else np.float32([1, 1, 0.4, 0.75])},
+                shape=(2, 4, 16, 12),
+            )
+            for mode in ("linear", "cubic")
+            for more in ("", ", cubic_coeff_a = -0.5, exclude_outside = 1")
+            for sizes in (0, 1)
+        ),
     ],
     "RoiAlign": [
         net(
@@ -226,6 +335,13 @@ KEPT: dict[str, list[Graph]] = {
     "ScatterND": [
         net("y = ScatterND (x, i, u)", {"i": _ints(1, 2).reshape(1, 2), "u": _floats(1, 6, 6)})
     ],
+    **{
+        f"{name} by {how}": [
+            graph for graph in _scattered(how) if any(node.op_type == name for node in graph.nodes)
+        ]
+        for name in ("ScatterElements", "ScatterND")
+        for how in ("add", "mul", "max", "min")
+    },
     "Shape": [
         net("y = Shape (x)", out=TensorProto.INT64),
         net("y = Shape <start = 1> (x)", out=TensorProto.INT64),
@@ -249,6 +365,9 @@ KEPT: dict[str, list[Graph]] = {
     "Trilu": [
         net("y = Trilu <upper = 0> (x)"),
         net("y = Trilu (x, k)", {"k": np.array(-2, np.int64)}),
+        net("y = Trilu (x)", shape=(2, "N", "M")),
+        net("y = Trilu <upper = 0> (x, k)", {"k": np.array(1, np.int64)}, shape=("N", 3)),
+        net("r = Size (x)  q = Sub (r, l)  y = Trilu (x, q)", {"l": _ints(286)[0]}),
     ],
 }
 
@@ -259,27 +378,28 @@ REFUSED = {
     "Pad of axes that are computed": net(
         "a = Shape (x)  y = Pad (x, p, , a)", {"p": _ints(*[1] * 8)}
     ),
-    "Resize of some axes": net(
-        'y = Resize <axes = [2, 3], mode = "linear"> (x, , s)', {"s": np.float32([2, 2])}
+    "Resize with antialiasing of sizes that vary": net(
+        'y = Resize <antialias = 1, mode = "linear"> (x, , s)',
+        {"s": np.float32([1, 1, 0.5, 0.5])},
+        shape=(2, 3, "H", 6),
     ),
-    "Resize with antialiasing": net(
-        'y = Resize <antialias = 1, mode = "linear"> (x, , s)', {"s": np.float32([1, 1, 0.5, 0.5])}
+    "Resize that keeps proportions that vary": net(
+        'y = Resize <axes = [2, 3], keep_aspect_ratio_policy = "not_larger"> (x, , , s)',
+        {"s": _ints(4, 4)},
+        shape=(2, 3, "H", 6),
     ),
     "ReduceMean over axes that are computed": net("a = Shape (x)  y = ReduceMean (x, a)"),
     "ReduceMax that reduces nothing": net(
         "y = ReduceMax <noop_with_empty_axes = 1> (x, a)", {"a": _ints()}
     ),
-    "ScatterND with a reduction": net(
-        'y = ScatterND <reduction = "max"> (x, i, u)',
-        {"i": _ints(1).reshape(1, 1), "u": _floats(1, 4, 6, 6)},
+    "ScatterElements that reduces a part of the other axes": net(
+        'y = ScatterElements <axis = 1, reduction = "max"> (x, i, u)',
+        {"i": np.zeros((1, 1, 1, 2), np.int64), "u": _floats(1, 1, 1, 2)},
     ),
     "Reshape to nothing": net("y = Reshape <allowzero = 1> (x, s)", {"s": _ints(0, 3)}),
     "BatchNormalization that trains": net(
         "y, m, v = BatchNormalization <training_mode = 1> (x, a, b, c, d)",
         {name: _floats(4) for name in "abcd"},
-    ),
-    "LayerNormalization that gives its mean": net(
-        "y, m = LayerNormalization (x, s)", {"s": _floats(6)}
     ),
     "LayerNormalization over axes that are not known": net(
         "s = Relu (x)  y = LayerNormalization <axis = 1> (x, s)"
@@ -287,15 +407,9 @@ REFUSED = {
     "RoiAlign by half pixels": net(
         "y = RoiAlign (x, r, b)", {"r": np.float32([[0, 1, 4, 5]]), "b": _ints(0)}
     ),
-    "Trilu of a matrix whose sizes vary": net("y = Trilu (x)", shape=("N", "N")),
     "CastLike to a type that nobody knows": net("t = Relu (x)  y = CastLike (x, t)"),
-    "LSTM with the batch first": net(
-        "y = LSTM <hidden_size = 3, layout = 1> (x, w, r)",
-        {"w": _floats(1, 12, 4), "r": _floats(1, 12, 3)},
-        shape=(2, 6, 4),
-    ),
-    "GridSample by cubes": net(
-        'y = GridSample <mode = "bicubic"> (x, g)', {"g": _floats(2, 3, 3, 2)}
+    "GridSample in three dimensions": net(
+        "y = GridSample (x, g)", {"g": _floats(1, 3, 3, 3, 3)}, shape=(1, 2, 4, 4, 4), rank=5
     ),
     "DFT of another length": net("y = DFT (x, l)", {"l": _ints(4)[0]}, shape=(2, 8, 1)),
     "STFT of complex numbers": net(
