@@ -13,7 +13,6 @@ run again. The record is benchmarks/results/devices.json, and docs/devices.md is
 
 from __future__ import annotations
 
-import inspect
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -181,10 +180,9 @@ def findings(report: Mapping[str, Any], form: str) -> dict[str, Any]:
 
 def defaults_of(strategy: str) -> dict[str, Any]:
     """Return the options that a strategy has today: its defaults may change after a row was run."""
-    from hwprune.sparsity import STRATEGIES
+    from hwprune.sparsity import options_of
 
-    parameters = inspect.signature(STRATEGIES[strategy].build).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+    return options_of(strategy)
 
 
 def _run(run: Mapping[str, Any] | None) -> dict[str, Any] | None:

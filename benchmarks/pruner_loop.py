@@ -140,7 +140,7 @@ def _pruned(config: dict[str, Any], seed: int, model: Any, data: Any, output: Pa
     from hwprune import Pruner
     from hwprune.training import Recipe
     from hwprune.training.batches import Batches, augment, epoch_order, steps_per_epoch
-    from hwprune.training.modes import place
+    from hwprune.training.module_state import place
     from hwprune.training.optimizer import sgd
 
     recipe = Recipe(epochs=config["epochs"], precision="fp32")

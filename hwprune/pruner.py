@@ -38,7 +38,7 @@ from hwprune.targets import load as load_target
 from hwprune.tasks import METRICS
 from hwprune.training.engine import Engine, value_phase
 from hwprune.training.masters import MasterWeights
-from hwprune.training.modes import average_statistics
+from hwprune.training.module_state import average_statistics
 from hwprune.training.sparse import SparseParameters
 from hwprune.units import format_bytes, parse_bytes
 

@@ -17,7 +17,7 @@ import hwprune
 from hwprune.frontend import load_data
 from hwprune.training import Recipe
 from hwprune.training.batches import Batches, augment, epoch_order, steps_per_epoch
-from hwprune.training.modes import place
+from hwprune.training.module_state import place
 from hwprune.training.optimizer import sgd
 
 OPTIONS: dict[str, Any] = {

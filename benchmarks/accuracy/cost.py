@@ -155,7 +155,7 @@ def run_epochs(config: Config, seed: int, folder: Path, experiment: Experiment) 
         sys.exit("a row for AVX2 wants a process of its own: give --rows with that one alone")
     from hwprune.sampling import Sampled
     from hwprune.sparsity import make
-    from hwprune.training import Recipe, finetune
+    from hwprune.training import FinetuneConfig, Recipe, finetune
     from hwprune.training.evaluate import Validator
     from hwprune.training.teacher import Teacher
 
@@ -185,7 +185,7 @@ def run_epochs(config: Config, seed: int, folder: Path, experiment: Experiment) 
 
     for owner, name in ((course.Run, "_step"), (Validator, "measure"), (Teacher, "_answers")):
         watched_part(owner, name)
-    result = finetune(recipe=recipe, seed=seed, device="cpu", **given)
+    result = finetune(FinetuneConfig(recipe=recipe, seed=seed, device="cpu", **given))
     step = statistics.median(took["_step"])
     validation = statistics.median(took["measure"]) * VALIDATED / measured
     views = sorted(took.get("_answers", ()))[-config["views"] :] if config["views"] else [0.0]
@@ -207,14 +207,14 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
         return run_epochs(config, seed, folder, experiment)
     import torch
 
-    from hwprune.training import Recipe, finetune
+    from hwprune.training import FinetuneConfig, Recipe, finetune
 
     torch.set_num_threads(1)
     watch = Stopwatch()
     given = network(config, seed, folder)
     recipe = replace(Recipe(), epochs=config["epochs"], batch_size=given.pop("batch_size"))
     with watched() as spent:
-        result = finetune(recipe=recipe, seed=seed, device="cpu", **given)
+        result = finetune(FinetuneConfig(recipe=recipe, seed=seed, device="cpu", **given))
     module = given["module"]
     model_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
     steps = spent.epochs - sum(spent.events) - spent.looks

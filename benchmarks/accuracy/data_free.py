@@ -115,7 +115,7 @@ def _distil(
     after every epoch.
     """
     from hwprune.sparsity import make
-    from hwprune.training import Recipe, finetune
+    from hwprune.training import FinetuneConfig, Recipe, finetune
 
     def fill(ranking: Any, fraction: float) -> Any:
         total = sum(int(np.prod(shape)) for shape in ranking.shapes.values())
@@ -123,33 +123,35 @@ def _distil(
 
     density = 1 - config["sparsity"]
     result = finetune(
-        module,
-        # Validation only says how it goes: a small part of it is enough.
-        data=replace(
-            data,
-            train=_part(data.train, config["images"]),
-            validation=_part(data.validation, 200),
-            classes=None,
-        ),
-        names=names,
-        strategy=make(config.get("strategy", "one-shot"), density=density),
-        fill=fill,
-        recipe=Recipe(
-            epochs=config["epochs"],
-            batch_size=config["batch_size"],
-            learning_rate=config["learning_rate"],
-            grad_clip=config.get("grad_clip"),
-            cutout=config.get("cutout", 0),
-        ),
-        teacher=dense,
-        seed=SEED,
-        train_batchnorm=config.get("train_batchnorm", True),
-        checkpoint=checkpoint,
-        progress=lambda event: (
-            print(f"  {event.message}, agreement {event.metric}", flush=True)
-            if event.metric is not None
-            else None
-        ),
+        FinetuneConfig(
+            module=module,
+            # Validation only says how it goes: a small part of it is enough.
+            data=replace(
+                data,
+                train=_part(data.train, config["images"]),
+                validation=_part(data.validation, 200),
+                classes=None,
+            ),
+            names=names,
+            strategy=make(config.get("strategy", "one-shot"), density=density),
+            fill=fill,
+            recipe=Recipe(
+                epochs=config["epochs"],
+                batch_size=config["batch_size"],
+                learning_rate=config["learning_rate"],
+                grad_clip=config.get("grad_clip"),
+                cutout=config.get("cutout", 0),
+            ),
+            teacher=dense,
+            seed=SEED,
+            train_batchnorm=config.get("train_batchnorm", True),
+            checkpoint=checkpoint,
+            progress=lambda event: (
+                print(f"  {event.message}, agreement {event.metric}", flush=True)
+                if event.metric is not None
+                else None
+            ),
+        )
     )
     return result.masks
 

@@ -88,7 +88,7 @@ def _run_small(config: Config, seed: int, folder: Path, experiment: Experiment) 
     from hwprune.frontend import load_data
     from hwprune.sampling import Sampled
     from hwprune.sparsity import make
-    from hwprune.training import Recipe, accuracy, finetune
+    from hwprune.training import FinetuneConfig, Recipe, accuracy, finetune
 
     data = load_data(f"fashion-mnist:{folder / 'FashionMNIST'}", seed=seed)
     images = np.arange(config["train_images"], dtype=np.int64)
@@ -102,11 +102,11 @@ def _run_small(config: Config, seed: int, folder: Path, experiment: Experiment) 
     def trained(module: nn.Module, strategy: Any, teacher: nn.Module | None) -> Any:
         weights = sum(dict(module.named_parameters())[name].numel() for name in names)
         count = round((1 - config["sparsity"]) * weights)
-        return finetune(
-            module, data=data, names=names, strategy=strategy, recipe=recipe, teacher=teacher,
-            seed=seed,
+        return finetune(FinetuneConfig(
+            module=module, data=data, names=names, strategy=strategy, recipe=recipe,
+            teacher=teacher, seed=seed,
             fill=lambda ranking, part: ranking.masks(min(len(ranking), round(count * part))),
-        )  # fmt: skip
+        ))  # fmt: skip
 
     key = config["network"], seed, config["epochs"], config["train_images"]
     if key not in _dense:

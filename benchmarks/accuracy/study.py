@@ -76,7 +76,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
     from hwprune.extreme.sharing import share
     from hwprune.steps.planning import prepare
     from hwprune.targets import load
-    from hwprune.training import Checkpoint, Recipe, finetune
+    from hwprune.training import Checkpoint, FinetuneConfig, Recipe, finetune
     from hwprune.training.devices import resolve
 
     watch, cpu = Stopwatch(), time.process_time()
@@ -95,18 +95,20 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
     given = {"per_round": "stages" in config, "compiled": compiled, **config.get("recipe", {})}
     recipe = replace(Recipe(), epochs=config["epochs"], **given)
     result = finetune(
-        module,
-        data=data,
-        names=prepared.template.names,
-        recipe=recipe,
-        teacher=None if scratch else model.module,
-        seed=seed,
-        device=device,
-        progress=lambda event: _tell(event, watch),
-        checkpoint=checkpoint,
-        observe=(lambda now: test_accuracy(now, data, device)) if "stages" in config else None,
-        hooks=extreme_hooks,
-        **_course(config, prepared, saved),
+        FinetuneConfig(
+            module=module,
+            data=data,
+            names=prepared.template.names,
+            recipe=recipe,
+            teacher=None if scratch else model.module,
+            seed=seed,
+            device=device,
+            progress=lambda event: _tell(event, watch),
+            checkpoint=checkpoint,
+            observe=(lambda now: test_accuracy(now, data, device)) if "stages" in config else None,
+            hooks=extreme_hooks,
+            **_course(config, prepared, saved),
+        )
     )
     tested = test_accuracy(module, data, device)
     stages = {}

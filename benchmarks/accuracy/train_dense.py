@@ -86,7 +86,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment, **how: 
     import torch
 
     from hwprune.sparsity import make
-    from hwprune.training import Checkpoint, Recipe, finetune
+    from hwprune.training import Checkpoint, FinetuneConfig, Recipe, finetune
     from hwprune.training.devices import resolve
 
     device = resolve(how.get("device", "auto"))
@@ -96,17 +96,19 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment, **how: 
     checkpoint = Checkpoint(experiment.state_path(config, seed), resume=True, every_seconds=0.0)
     recipe = {"distillation_weight": 0.0, "compiled": compiled, **config["recipe"]}
     result = finetune(
-        module,
-        data=data,
-        names=[name for name, each in module.named_parameters() if each.ndim > 1],
-        strategy=replace(make("dense", density=1.0), trains=True),
-        fill=lambda ranking, fraction: ranking.masks(len(ranking)),
-        recipe=replace(Recipe(), epochs=config["epochs"], **recipe),
-        teacher=None,
-        seed=seed,
-        device=device,
-        progress=_tell,
-        checkpoint=checkpoint,
+        FinetuneConfig(
+            module=module,
+            data=data,
+            names=[name for name, each in module.named_parameters() if each.ndim > 1],
+            strategy=replace(make("dense", density=1.0), trains=True),
+            fill=lambda ranking, fraction: ranking.masks(len(ranking)),
+            recipe=replace(Recipe(), epochs=config["epochs"], **recipe),
+            teacher=None,
+            seed=seed,
+            device=device,
+            progress=_tell,
+            checkpoint=checkpoint,
+        )
     )
     path = dense_path(config["network"], config, seed)
     path.parent.mkdir(parents=True, exist_ok=True)

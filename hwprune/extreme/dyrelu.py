@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from hwprune.errors import UsageError
 from hwprune.training.hooks import Hook, Stage
-from hwprune.training.modes import set_mode
+from hwprune.training.module_state import set_mode
 
 # The stand-ins' name among the network's children while they are there.
 _CHILD = "_hwprune_dyrelu"

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from hwprune.training.modes import set_mode
+from hwprune.training.module_state import set_mode
 
 _NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})
 

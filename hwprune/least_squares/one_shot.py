@@ -25,7 +25,7 @@ from hwprune.tasks import IMITATION, Task
 from hwprune.training import recalibrate_batchnorm
 from hwprune.training.batches import Batches
 from hwprune.training.evaluate import Judge
-from hwprune.training.modes import place
+from hwprune.training.module_state import place
 from hwprune.training.sparse import SparseParameters, to_numpy
 from hwprune.units import format_percent
 

@@ -26,7 +26,7 @@ from hwprune.least_squares.lockstep import Pass
 from hwprune.least_squares.parameter_uses import ParameterUse, plain_attention, survey
 from hwprune.least_squares.ridge_solver import GramSums, solve
 from hwprune.training.batches import Batches
-from hwprune.training.modes import place, set_mode, share_parameters
+from hwprune.training.module_state import place, set_mode, share_parameters
 
 SAMPLES = 256
 # Each row takes the one that does best on held-out samples.

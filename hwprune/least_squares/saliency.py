@@ -32,7 +32,7 @@ from hwprune.least_squares.parameter_uses import ParameterUse, survey, watch
 from hwprune.least_squares.ridge_solver import GramSums, Supports, factor, support, supports
 from hwprune.sparsity import SCORES
 from hwprune.training.batches import Batches
-from hwprune.training.modes import place, set_mode
+from hwprune.training.module_state import place, set_mode
 from hwprune.training.sparse import to_numpy
 
 _RIDGE = 1e-2

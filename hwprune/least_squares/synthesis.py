@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from hwprune.training.modes import place, set_mode
+from hwprune.training.module_state import place, set_mode
 
 SAMPLES = 256
 STEPS = 64

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hwprune.sparsity import schedules
 from hwprune.sparsity.event_builders import Grow, Prune, exchanges, gradual, rounds
 from hwprune.sparsity.mask_schedule import Initial, Strategy
@@ -14,15 +12,10 @@ def dense() -> Strategy:
     return Strategy("dense", ())
 
 
-def one_shot(density: float, *, score: str = "lamp", allocation: str = "global") -> Strategy:
-    """Prune to the budget at once, before the first step; then train."""
-    event = Prune(score, allocation).at(0.0, budget_fraction=1.0)
-    return Strategy("one-shot", (event,), density)
-
-
 def iterative(
     density: float,
     *,
+    name: str = "iterative",
     removed: float = 0.2,
     rewind: bool = True,
     score: str = "lamp",
@@ -33,7 +26,8 @@ def iterative(
 
     Args:
         density: the density the plan expects.
-        removed: what one round removes (arXiv 2010.07611 uses 20 %).
+        name: of the strategy.
+        removed: what one round removes (arXiv 2010.07611 uses 20 %); 1 is all that goes, at once.
         rewind: begin the learning-rate schedule anew in each round (LR rewinding, arXiv
             2003.02389, section 2), rather than run one schedule over all rounds.
         score: what ranks the connections.
@@ -43,7 +37,7 @@ def iterative(
     aims = schedules.iterative(density, removed=removed)
     times = [number / len(aims) for number in range(len(aims))]
     events = rounds(aims, 1.0, times, Prune(score, allocation, shrink))
-    return Strategy("iterative", events, density, tuple(times[1:]) if rewind else ())
+    return Strategy(name, events, density, tuple(times[1:]) if rewind else ())
 
 
 def cubic(
@@ -82,6 +76,7 @@ def cubic(
 def rigl(
     density: float,
     *,
+    name: str = "rigl",
     updates: int = 20,
     drop: float = 0.3,
     last_drop: float = 0.0,
@@ -94,10 +89,12 @@ def rigl(
 ) -> Strategy:
     """Prune to the budget at once, then exchange connections while training goes on: a control.
 
-    RigL's exchange (arXiv 1911.11134, section 3), from pretrained weights instead of random ones.
+    RigL's exchange (arXiv 1911.11134, section 3), from pretrained weights instead of random ones;
+    SET's (arXiv 1707.04780) is the same where what grows is ``random``.
 
     Args:
         density: the density the plan expects.
+        name: of the strategy.
         updates: exchanges.
         drop: the share of what is kept that an exchange drops at first; a cosine lets it fall.
         last_drop: that share at ``until``.
@@ -111,25 +108,4 @@ def rigl(
     """
     prune, grow = Prune(score, allocation), Grow(grow_score, initial, grow_allocation)
     swaps = exchanges(updates, drop, until, last=last_drop, prune=prune, grow=grow)
-    return Strategy("rigl", (prune.at(0.0, budget_fraction=1.0), *swaps), density)
-
-
-def set_(
-    density: float,
-    *,
-    updates: int = 20,
-    drop: float = 0.3,
-    last_drop: float = 0.0,
-    until: float = 0.75,
-    score: str = "lamp",
-    allocation: str = "global",
-    grow_allocation: str = "proportional",
-    initial: Initial = "zero",
-) -> Strategy:
-    """Exchange as ``rigl`` does, but grow at random (SET, arXiv 1707.04780): a control."""
-    form = rigl(
-        density, updates=updates, drop=drop, last_drop=last_drop, until=until, score=score,
-        allocation=allocation, grow_score="random", grow_allocation=grow_allocation,
-        initial=initial,
-    )  # fmt: skip
-    return replace(form, name="set")
+    return Strategy(name, (prune.at(0.0, budget_fraction=1.0), *swaps), density)

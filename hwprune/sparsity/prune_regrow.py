@@ -125,35 +125,10 @@ def bidirectional_single(
     return Strategy("bidirectional-single", events, density, restarts, notes=(_ONE_WAY,))
 
 
-def bidirectional_one_shot(
-    density: float,
-    *,
-    depth: float = 0.5,
-    steps: int = 4,
-    rewind: bool = True,
-    score: str = "lamp",
-    allocation: str = "global",
-    regrow_score: str = "gradient",
-    regrow_allocation: str = "global",
-    initial: Initial = "zero",
-) -> Strategy:
-    """Prune to the extreme state at once, then regrow in steps, each retrained in full.
-
-    arXiv 2511.11675, one-shot mode: the state after the pruning and after each step is trained for
-    an equal part of the run. Options are those of ``bidirectional_single``.
-
-    Raises:
-        UsageError: no regrowth step, or a depth outside (0, 1].
-    """
-    return _in_rounds(
-        "bidirectional-one-shot", density, (density,), depth, steps, 1 / (1 + max(1, steps)),
-        rewind, Prune(score, allocation), Grow(regrow_score, initial, regrow_allocation),
-    )  # fmt: skip
-
-
 def bidirectional_iterative(
     density: float,
     *,
+    name: str = "bidirectional-iterative",
     depth: float = 0.5,
     steps: int = 4,
     removed: float = 0.2,
@@ -167,41 +142,25 @@ def bidirectional_iterative(
 ) -> Strategy:
     """Prune in rounds to the extreme state, then regrow in steps, each retrained in full.
 
-    arXiv 2511.11675, iterative mode; the rounds are LAMP's (arXiv 2010.07611), and each rewinds the
-    rate (arXiv 2003.02389). Options are those of ``bidirectional_single`` and of ``iterative``;
-    ``prune_until`` is the progress at which the first regrowth step comes: pruning rounds and
-    regrowth steps each share their time equally, and 0 gives all rounds the same length.
+    arXiv 2511.11675: its iterative mode, and with a single round, which removes 1, its one-shot
+    mode. The rounds are LAMP's (arXiv 2010.07611), and each rewinds the rate (arXiv 2003.02389).
+    Options are those of ``bidirectional_single`` and of ``iterative``; ``prune_until`` is the
+    progress at which the first regrowth step comes: pruning rounds and regrowth steps each share
+    their time equally, and 0 gives all rounds the same length.
 
     Raises:
         UsageError: no regrowth step, or a depth or time outside its range.
     """
-    aims = schedules.iterative(max(density * depth, 1e-9), removed=removed)
-    turn = prune_until or len(aims) / (len(aims) + max(1, steps))
-    return _in_rounds(
-        "bidirectional-iterative", density, aims, depth, steps, turn,
-        rewind, Prune(score, allocation), Grow(regrow_score, initial, regrow_allocation),
-    )  # fmt: skip
-
-
-def _in_rounds(
-    name: str,
-    density: float,
-    aims: tuple[float, ...],
-    depth: float,
-    steps: int,
-    turn: float,
-    rewind: bool,
-    prune: Prune,
-    grow: Grow,
-) -> Strategy:
-    """Prune to ``aims`` until ``turn``, the last of them in bytes, then climb until the end."""
-    if steps < 1 or not 0 < depth <= 1 or not 0 < turn < 1:
+    if steps < 1 or not 0 < depth <= 1 or not 0 <= prune_until < 1:
         raise UsageError(
-            f"{name}: {steps} regrowth steps from {turn} on, depth {depth}",
-            hint="at least one step, depth in (0, 1], prune_until in (0, 1)",
+            f"{name}: {steps} regrowth steps from {prune_until} on, depth {depth}",
+            hint="at least one step, depth in (0, 1], prune_until in [0, 1)",
         )
+    aims = schedules.iterative(max(density * depth, 1e-9), removed=removed)
+    turn = prune_until or len(aims) / (len(aims) + steps)
     before = [turn * number / len(aims) for number in range(len(aims))]
     after = [turn + (1 - turn) * number / steps for number in range(steps)]
     restarts = tuple([*before[1:], *after]) if rewind else ()
-    events = rounds(aims, depth, before, prune) + climb(depth, after, grow)
+    grow = Grow(regrow_score, initial, regrow_allocation)
+    events = rounds(aims, depth, before, Prune(score, allocation)) + climb(depth, after, grow)
     return Strategy(name, events, density, restarts, notes=(_ONE_WAY,))

@@ -37,16 +37,18 @@ def iterative(density: float, *, removed: float = 0.2) -> tuple[float, ...]:
 
     Args:
         density: where to end, in (0, 1].
-        removed: the fraction of the living connections that one round removes, in (0, 1).
+        removed: the fraction of what is kept that one round removes, in (0, 1]; 1 is one round.
 
     Raises:
         UsageError: an argument outside its range.
     """
-    if not 0 < density <= 1 or not 0 < removed < 1:
+    if not 0 < density <= 1 or not 0 < removed <= 1:
         raise UsageError(
             f"rounds that remove {removed} down to a density of {density} do not exist",
-            hint="density lies in (0, 1], removed in (0, 1)",
+            hint="density lies in (0, 1], removed in (0, 1]",
         )
+    if removed == 1:
+        return (density,)
     # A hair of tolerance: 0.8 ** 3 must be three rounds, not four.
     rounds = max(1, math.ceil(math.log(density) / math.log1p(-removed) - 1e-9))
     return (*((1.0 - removed) ** number for number in range(1, rounds)), density)

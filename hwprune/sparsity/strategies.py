@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hwprune.errors import UsageError
 from hwprune.sparsity.auto import auto
 from hwprune.sparsity.east import east
-from hwprune.sparsity.gradual import cubic, dense, iterative, one_shot, rigl, set_
+from hwprune.sparsity.gradual import cubic, dense, iterative, rigl
 from hwprune.sparsity.mask_schedule import Strategy
 from hwprune.sparsity.prune_regrow import (
     bidirectional,
     bidirectional_iterative,
-    bidirectional_one_shot,
     bidirectional_single,
 )
 
@@ -26,6 +25,7 @@ class Declaration:
 
     Attributes:
         build: (density, options) -> the strategy; its keyword arguments are the options.
+        fixed: those of them that make this strategy of a more general one.
         prunes: False where every weight has to fit.
         shares_weights: later residual blocks use the weights of earlier ones, unless told not to.
         starts_from_fit: without labels, training goes on from weights that least squares gave.
@@ -33,6 +33,7 @@ class Declaration:
     """
 
     build: Callable[..., Strategy]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     prunes: bool = True
     shares_weights: bool = False
     starts_from_fit: bool = False
@@ -44,12 +45,21 @@ STRATEGIES: dict[str, Declaration] = {
     "cubic": Declaration(cubic),
     "bidirectional": Declaration(bidirectional),
     "bidirectional-single": Declaration(bidirectional_single),
-    "bidirectional-one-shot": Declaration(bidirectional_one_shot),
-    "bidirectional-iterative": Declaration(bidirectional_iterative),
-    "iterative": Declaration(iterative),
-    "one-shot": Declaration(one_shot, starts_from_fit=True),
-    "rigl": Declaration(rigl),
-    "set": Declaration(set_),
+    "bidirectional-one-shot": Declaration(
+        bidirectional_iterative,
+        {"name": "bidirectional-one-shot", "removed": 1.0, "prune_until": 0.0},
+    ),
+    "bidirectional-iterative": Declaration(
+        bidirectional_iterative, {"name": "bidirectional-iterative"}
+    ),
+    "iterative": Declaration(iterative, {"name": "iterative"}),
+    "one-shot": Declaration(
+        iterative,
+        {"name": "one-shot", "removed": 1.0, "rewind": False, "shrink": 0.0},
+        starts_from_fit=True,
+    ),
+    "rigl": Declaration(rigl, {"name": "rigl"}),
+    "set": Declaration(rigl, {"name": "set", "grow_score": "random"}),
     "east": Declaration(east, shares_weights=True),
     "dense": Declaration(lambda density: dense(), prunes=False),
 }
@@ -83,13 +93,15 @@ def make(name: str, *, density: float, **options: Any) -> Strategy:
             together.
     """
     check_options(name, options)
-    return STRATEGIES[name].build(density, **options)
+    return STRATEGIES[name].build(density, **STRATEGIES[name].fixed, **options)
 
 
 def options_of(name: str) -> dict[str, Any]:
     """Return the options of a strategy with their defaults."""
-    parameters = inspect.signature(STRATEGIES[name].build).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+    found = STRATEGIES[name]
+    parameters = inspect.signature(found.build).parameters.values()
+    given = [p for p in parameters if p.default is not p.empty and p.name not in found.fixed]
+    return {p.name: p.default for p in given}
 
 
 def refuse_removed(name: str, options: Mapping[str, Any]) -> None:

@@ -90,7 +90,7 @@ def _measured(model: Model, data: Data, task: Task, chosen: Any) -> tuple[Any, f
     from hwprune.training.evaluate import Judge
     from hwprune.training.losses import check_labels as check_values
     from hwprune.training.losses import forward
-    from hwprune.training.modes import logits_of
+    from hwprune.training.module_state import logits_of
 
     batches = Batches(data.validation, device="cpu", resident_bytes=0, channels_last=False)
     try:

@@ -17,7 +17,7 @@ from hwprune.steps.checkpoint import training_state
 from hwprune.steps.planning import Candidate, Prepared, auto_strategy
 from hwprune.steps.weight_quantizer import weight_quantizer
 from hwprune.tasks import Task
-from hwprune.training import Progress, finetune
+from hwprune.training import FinetuneConfig, Progress, finetune
 from hwprune.training.batches import steps_per_epoch
 from hwprune.training.hooks import HookMaker
 from hwprune.training.int8_activations import Int8Activations
@@ -151,22 +151,24 @@ def _train(
         notes.append(note)
         fill = lambda ranking, fraction: masks  # noqa: E731 (they are chosen already)
     result = finetune(
-        model.module,
-        data=data,
-        names=template.names,
-        strategy=strategy,
-        fill=fill,
-        recipe=job.recipe,
-        teacher=teacher,
-        seed=job.seed,
-        task=job.task,
-        device=job.device,
-        progress=_progress(say, job.task),
-        train_batchnorm=not model.batchnorm_frozen,
-        checkpoint=training_state(job, candidate.plan),
-        world=job.world,
-        hooks=_hooks(job),
-        store=weight_quantizer(template, model.module, candidate.plan.value_type),
+        FinetuneConfig(
+            module=model.module,
+            data=data,
+            names=template.names,
+            strategy=strategy,
+            fill=fill,
+            recipe=job.recipe,
+            teacher=teacher,
+            seed=job.seed,
+            task=job.task,
+            device=job.device,
+            progress=_progress(say, job.task),
+            train_batchnorm=not model.batchnorm_frozen,
+            checkpoint=training_state(job, candidate.plan),
+            world=job.world,
+            hooks=_hooks(job),
+            store=weight_quantizer(template, model.module, candidate.plan.value_type),
+        )
     )
     where = f"on {job.device}"
     if job.world.size > 1:

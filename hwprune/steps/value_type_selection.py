@@ -31,7 +31,7 @@ from hwprune.sparsity import make, rank_weights
 from hwprune.steps.planning import AUTO_VALUE_TYPES, Candidate, Prepared, module_weights
 from hwprune.steps.weight_quantizer import weight_quantizer
 from hwprune.tasks import Metric
-from hwprune.training import Recipe, finetune, recalibrate_batchnorm
+from hwprune.training import FinetuneConfig, Recipe, finetune, recalibrate_batchnorm
 from hwprune.training.batches import Batches
 from hwprune.training.evaluate import Judge
 
@@ -198,20 +198,22 @@ def _try(job: Job, data: Data, prepared: Prepared, candidate: Candidate, recipe:
     """Return what the metric of one candidate is taken of, after a short training."""
     module = copy.deepcopy(prepared.model.module)
     result = finetune(
-        module,
-        data=data,
-        names=prepared.template.names,
-        strategy=make("one-shot", density=candidate.density),
-        fill=candidate.masks,
-        recipe=recipe,
-        teacher=copy.deepcopy(prepared.teacher),
-        seed=job.seed,
-        task=job.task,
-        device=job.device,
-        train_batchnorm=not prepared.model.batchnorm_frozen,
-        hooks=extreme_hooks,
-        store=weight_quantizer(prepared.template, module, candidate.plan.value_type),
-        world=job.world,
+        FinetuneConfig(
+            module=module,
+            data=data,
+            names=prepared.template.names,
+            strategy=make("one-shot", density=candidate.density),
+            fill=candidate.masks,
+            recipe=recipe,
+            teacher=copy.deepcopy(prepared.teacher),
+            seed=job.seed,
+            task=job.task,
+            device=job.device,
+            train_batchnorm=not prepared.model.batchnorm_frozen,
+            hooks=extreme_hooks,
+            store=weight_quantizer(prepared.template, module, candidate.plan.value_type),
+            world=job.world,
+        )
     )
     return result.rows
 

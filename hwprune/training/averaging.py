@@ -17,25 +17,8 @@ from torch import nn
 from hwprune.ir import Masks
 from hwprune.training.hooks import Hook
 from hwprune.training.masters import MasterWeights
+from hwprune.training.module_state import copy_of, floating_state, put
 from hwprune.training.sparse import SparseParameters
-
-
-def module_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return parameters and buffers by name, those that are shared once."""
-    return dict([*module.named_parameters(), *module.named_buffers()])
-
-
-def floating_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return those of them that are floating-point."""
-    return {n: t for n, t in module_state(module).items() if t.is_floating_point()}
-
-
-def put(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Copy a state into a module."""
-    with torch.no_grad():
-        for name, tensor in module_state(module).items():
-            if name in state:
-                tensor.copy_(state[name])
 
 
 class MovingAverage(Hook):
@@ -87,7 +70,7 @@ class MovingAverage(Hook):
         if not self.values:
             yield
             return
-        held = _copy_of(self._module)
+        held = copy_of(self._module)
         put(self._module, self._mean)
         self._masters.show()
         try:
@@ -148,7 +131,7 @@ class Pool:
         """
         if not self._held:
             return 0
-        best, kept, masks = measure(), _copy_of(self._module), sparse.masks
+        best, kept, masks = measure(), copy_of(self._module), sparse.masks
         mean, joined = kept, 0
         for solution in reversed(self._held):
             share = 1 / (joined + 2)
@@ -160,7 +143,7 @@ class Pool:
             if score >= best:
                 # The mean goes on as it was before pruning: an order must not decide who lives.
                 best, mean, joined = score, trial, joined + 1
-                kept, masks = _copy_of(self._module), sparse.masks
+                kept, masks = copy_of(self._module), sparse.masks
         put(self._module, kept)
         sparse.set_masks(masks)
         return joined
@@ -177,10 +160,6 @@ class Pool:
             number, _, name = key.partition("//")
             found.setdefault(int(number), {})[name] = tensor
         self._held.extend(found[number] for number in sorted(found))
-
-
-def _copy_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in floating_state(module).items()}
 
 
 def _let_live(sparse: SparseParameters) -> None:

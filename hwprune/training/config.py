@@ -21,7 +21,30 @@ from hwprune.training.result import Progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneConfig:
-    """The arguments of ``finetune``, which documents them."""
+    """What ``finetune`` is given.
+
+    Attributes:
+        module: the network; ends in eval mode on the device it came from.
+        data: trained on ``train``, measured on ``validation``; ``test`` is not read.
+        names: keys of the prunable parameters.
+        strategy: what happens to the masks, and when.
+        fill: (ranking, fraction of the byte budget) -> masks.
+        recipe: how to train.
+        teacher: the dense model that is imitated, or None; may be ``module`` itself (copied).
+        seed: of the order of samples, augmentation and dropout.
+        task: what the network is for: its loss and its metric.
+        device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        progress: called now and then with a sign of life.
+        train_batchnorm: False keeps BN in eval mode with its statistics as they are.
+        store: what weights become by being stored, or None: then they are trained as they are.
+        checkpoint: where to keep the state of the run, and whether to continue from there. The
+            file stays when the run has ended: ``checkpoint.discard()`` removes it.
+        world: the processes that train together, all of which call this with the same arguments.
+        observe: called with the module as it would be shipped, whenever a learning-rate schedule
+            has ended and another follows; the trajectory holds what it returns (``observed``),
+            and nothing depends on it.
+        hooks: makes what else takes part, such as ``hwprune.extreme.extreme_hooks``.
+    """
 
     module: nn.Module
     data: Data

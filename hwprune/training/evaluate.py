@@ -16,7 +16,7 @@ from hwprune.tasks.metrics import answers_of, joined
 from hwprune.training.batches import Batch, Batches
 from hwprune.training.config import FinetuneConfig
 from hwprune.training.losses import forward
-from hwprune.training.modes import batchnorms, set_mode
+from hwprune.training.module_state import batchnorms, set_mode
 from hwprune.trees import leaves, tree_map
 
 # Samples in one forward pass where nothing is learnt, and numbers that come out of it.

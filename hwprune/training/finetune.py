@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -13,39 +14,38 @@ import torch
 from torch import nn
 
 from hwprune.errors import DataError, UsageError
-from hwprune.ir import Data
-from hwprune.sparsity import Fill, MaskEvent, Strategy
-from hwprune.tasks import CLASSIFICATION, IMITATION, Task
+from hwprune.sparsity import MaskEvent
+from hwprune.tasks import IMITATION
 from hwprune.training import precision
-from hwprune.training.averaging import MovingAverage, Pool, module_state, put
+from hwprune.training.averaging import MovingAverage, Pool
 from hwprune.training.batches import Batch, augment, epoch_order, steps_per_epoch
-from hwprune.training.checkpoints import Checkpoint, CheckpointManager
+from hwprune.training.checkpoints import CheckpointManager
 from hwprune.training.config import FinetuneConfig
 from hwprune.training.devices import kept_memory
-from hwprune.training.distributed import SINGLE_PROCESS, World
 from hwprune.training.engine import Engine, due, value_phase
 from hwprune.training.evaluate import Validator
 from hwprune.training.events import collapsed
 from hwprune.training.evidence import GradientStats
-from hwprune.training.hooks import Hook, HookMaker, Proposal, Stage
+from hwprune.training.hooks import Hook, Proposal, Stage
 from hwprune.training.identity import identity_of, surroundings_of
 from hwprune.training.losses import Objective, check_labels, forward, nothing_to_learn_from
-from hwprune.training.masters import MasterWeights, Quantizer
-from hwprune.training.modes import (
+from hwprune.training.masters import MasterWeights
+from hwprune.training.module_state import (
     borrowed,
     frozen_statistics,
     global_generators,
     logits_of,
     place,
+    put,
     recalibrate_batchnorm,
     seeded,
     set_global_generators,
     set_mode,
     share_parameters,
+    state_of,
 )
 from hwprune.training.optimizer import sgd
-from hwprune.training.recipe import Recipe
-from hwprune.training.result import Journal, Progress, TrainResult
+from hwprune.training.result import Journal, TrainResult
 from hwprune.training.sharpness import Sharpness
 from hwprune.training.sparse import SparseParameters
 from hwprune.training.teacher import Teacher
@@ -54,52 +54,11 @@ from hwprune.training.teacher import Teacher
 _LOOK = 25
 
 
-def finetune(
-    module: nn.Module,
-    *,
-    data: Data,
-    names: Sequence[str],
-    strategy: Strategy,
-    fill: Fill,
-    recipe: Recipe,
-    teacher: nn.Module | None,
-    seed: int,
-    task: Task = CLASSIFICATION,
-    device: str = "cpu",
-    progress: Callable[[Progress], None] | None = None,
-    train_batchnorm: bool = True,
-    store: Quantizer | None = None,
-    checkpoint: Checkpoint | None = None,
-    world: World = SINGLE_PROCESS,
-    observe: Callable[[nn.Module], float] | None = None,
-    hooks: HookMaker = lambda stage: {},
-) -> TrainResult:
+def finetune(config: FinetuneConfig) -> TrainResult:
     """Prune (and regrow) a network along a strategy while it is trained. Works in place.
 
     The result depends on the arguments, the thread count and the machine's arithmetic only; global
     random state is left as it was. Batches are drawn alike whatever the strategy.
-
-    Args:
-        module: the network; ends in eval mode on the device it came from.
-        data: trained on ``train``, measured on ``validation``; ``test`` is not read.
-        names: keys of the prunable parameters.
-        strategy: what happens to the masks, and when.
-        fill: (ranking, fraction of the byte budget) -> masks.
-        recipe: how to train.
-        teacher: the dense model that is imitated, or None; may be ``module`` itself (copied).
-        seed: of the order of samples, augmentation and dropout.
-        task: what the network is for: its loss and its metric.
-        device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        progress: called now and then with a sign of life.
-        train_batchnorm: False keeps BN in eval mode with its statistics as they are.
-        store: what weights become by being stored, or None: then they are trained as they are.
-        checkpoint: where to keep the state of the run, and whether to continue from there. The
-            file stays when the run has ended: ``checkpoint.discard()`` removes it.
-        world: the processes that train together, all of which call this with the same arguments.
-        observe: called with the module as it would be shipped, whenever a learning-rate schedule
-            has ended and another follows; the trajectory holds what it returns (``observed``),
-            and nothing depends on it.
-        hooks: makes what else takes part, such as ``hwprune.extreme.extreme_hooks``.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or is one of another run.
@@ -108,19 +67,16 @@ def finetune(
         UsageError: the loss is not a number any more, or nothing can be pruned.
         HwpruneError: a pruned weight is not zero (a bug).
     """
-    if teacher is None and not task.measurable(data.train):
+    module, teacher, device = config.module, config.teacher, config.device
+    if teacher is None and not config.task.measurable(config.data.train):
         raise nothing_to_learn_from()
     home = next(module.parameters()).device
     if teacher is not None and share_parameters(teacher, module):
         teacher = copy.deepcopy(teacher)
+        config = replace(config, teacher=teacher)
     # Dropout draws from the global generator: each process has samples of its own to draw for.
-    with seeded(seed + 7919 * world.rank, device), borrowed(module), kept_memory(device):
-        config = FinetuneConfig(
-            module=module, data=data, names=names, strategy=strategy, fill=fill, recipe=recipe,
-            teacher=teacher, seed=seed, task=task, device=device, progress=progress, store=store,
-            train_batchnorm=train_batchnorm, checkpoint=checkpoint, world=world, observe=observe,
-            hooks=hooks,
-        )  # fmt: skip
+    seed = config.seed + 7919 * config.world.rank
+    with seeded(seed, device), borrowed(module), kept_memory(device):
         run = None
         try:
             run = Run(config)
@@ -402,7 +358,7 @@ class Run:
 
     def solution(self) -> dict[str, torch.Tensor]:
         """Return parameters and buffers by name, averaged, not as stored; no copies."""
-        live = {name: tensor.detach() for name, tensor in module_state(self.module).items()}
+        live = {name: tensor.detach() for name, tensor in state_of(self.module).items()}
         return {**live, **self.masters.values, **self.average.values}
 
     def recalibrate(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from hwprune.training.modes import batchnorms
+from hwprune.training.module_state import batchnorms
 from hwprune.training.sparse import SparseParameters
 
 

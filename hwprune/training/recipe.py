@@ -13,53 +13,45 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The optimiser, its schedule and the loss.
+    """The optimiser, its schedule and the loss; docs/recipes.md says the same to users.
 
     Attributes:
         epochs: passes over the training data; 0 applies the masks and recalibrates BN only.
-        per_round: ``epochs`` is the length of each of the strategy's learning-rate schedules, not
-            of all of them together: LR rewinding with the full schedule, as arXiv 2003.02389 does
-            it, costs (restarts + 1) times ``epochs``.
+        per_round: ``epochs`` is the length of each of the strategy's learning-rate schedules, as in
+            arXiv 2003.02389, not of all together: it costs (restarts + 1) times ``epochs``.
         batch_size: samples a step; a last incomplete batch is left out (another sample each epoch).
         learning_rate: the peak of the schedule. Retraining from near the original peak beats
             fine-tuning at a small rate (LR rewinding, arXiv 2003.02389).
-        momentum: of SGD.
-        nesterov: look ahead by one momentum step.
+        momentum, nesterov: of SGD.
         weight_decay: on tensors of two or more dimensions; biases and BN have none.
         schedule: ``cosine`` from the peak to ``final_fraction`` of it, or ``step``: a tenth of the
             peak from half of the schedule on, a hundredth from three quarters on.
         warmup_fraction: the part of the schedule over which the rate rises linearly from zero.
         final_fraction: the rate at the very end, as a fraction of the peak (``cosine``).
-        distillation_weight: the share of the teacher in the loss; 1 where there are no labels,
-            0 where there is no teacher.
+        distillation_weight: the teacher's share in the loss; 1 without labels, 0 without a teacher.
         temperature: softens both distributions (arXiv 1503.02531); the term is scaled by its
             square.
         label_smoothing: on the labels' part of the loss.
         cutout: the side, in pixels, of a square that is set to zero (the mean of normalised data)
             at a random place of every image (arXiv 1708.04552); 0 for none.
-        views: where a dense network teaches, how many augmented views of each sample there are, in
-            turn, one an epoch. Its answers to each are had once and kept, as fp16, if they take no
-            more than ``resident_bytes`` in all; otherwise, or with 0, each step draws its own views
-            and asks anew.
-        sharpness: the radius of sharpness-aware steps (arXiv 2010.01412), 0 for ordinary ones. Such
-            a step takes a second forward and backward pass, so an epoch costs as much as two.
-        ema_decay: what is kept and measured is the moving average of the weights, with this decay
-            a step; 0 keeps the weights themselves. It begins anew when the masks change.
+        views: the augmented views of each sample, in turn, one an epoch, that a teacher is asked
+            about once and for all, if the answers take no more than ``resident_bytes`` as fp16;
+            otherwise, or with 0, each step draws its own views and asks anew.
+        sharpness: the radius of sharpness-aware steps (arXiv 2010.01412), each of two passes; 0 for
+            ordinary ones.
+        ema_decay: what a step leaves of the moving average that is kept and measured; 0 for none.
         interpolate: how many successive solutions (the ends of rounds and, after the last change
             of the masks, of epochs; the latest count) may be averaged into the last one while
             validation does not fall (Lottery Pools, arXiv 2208.10842); 0 for none. Each costs one
             look at the validation split and ``calibration_samples`` forward passes.
         quantise_from: the progress from which the forward pass sees weights as they will be stored
-            (where the value type rounds), though not before the last change of the masks; 1 never.
-            A codebook, for which BN is held still, is in force for half of that time.
-            Gradients pass through the rounding (straight through, arXiv 1308.3432).
+            (straight through, arXiv 1308.3432), though not before the last change of the masks; 1
+            never. A codebook, for which BN is held still, is in force for half of that time.
         race: the part of the epochs that ``--values auto`` may spend, beside them, on short
             trainings that decide between value types; 0 decides before training.
-        precision: ``bf16`` runs the forward pass under autocast; ``auto`` takes it where the
-            device multiplies it: CUDA by its capability, a CPU with AVX512-BF16 or AMX (without, it
-            is some fifteen times slower). A run that is continued elsewhere keeps what it began in.
-        compiled: run forward and backward through ``torch.compile``: minutes at the start, faster
-            steps on CUDA. The first step fails where torch finds no compiler.
+        precision: of the forward pass; ``auto`` takes bf16 where the device multiplies it. A run
+            that is continued elsewhere keeps what it began in.
+        compiled: run forward and backward through ``torch.compile``: minutes at the start.
         channels_last: keep 4-D tensors in NHWC order, which CPU and GPU convolutions prefer.
         grad_clip: the largest global gradient norm, None for no limit.
         gradient_batches: how many batches a score that needs gradients is averaged over.

@@ -14,7 +14,6 @@ of that name: nothing is listed twice, and both are checked against the types th
 from __future__ import annotations
 
 import difflib
-import inspect
 import json
 import os
 import typing
@@ -30,7 +29,7 @@ from pydantic_core import ErrorDetails
 
 from hwprune import toml
 from hwprune.errors import UsageError
-from hwprune.sparsity import STRATEGIES, make, refuse_removed
+from hwprune.sparsity import STRATEGIES, make, options_of, refuse_removed
 from hwprune.training.recipe import Recipe
 
 _FOLDER = Path(__file__).resolve().parent / "recipes"
@@ -155,10 +154,8 @@ def _recipe_model() -> type[BaseModel]:
 
 @cache
 def _strategy_model(name: str) -> type[BaseModel]:
-    function = STRATEGIES[name].build
-    hints = typing.get_type_hints(function)
-    given = [each for each in inspect.signature(function).parameters if each != "density"]
-    return _model(name, {each: hints[each] for each in given})
+    hints = typing.get_type_hints(STRATEGIES[name].build)
+    return _model(name, {each: hints[each] for each in options_of(name)})
 
 
 def _model(name: str, types: Mapping[str, Any]) -> type[BaseModel]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from hwprune.training.hooks import Hook
 from hwprune.training.masters import MasterWeights
-from hwprune.training.modes import frozen_statistics
+from hwprune.training.module_state import frozen_statistics
 
 
 class Sharpness(Hook):

@@ -19,7 +19,7 @@ from hwprune.extreme import extreme_hooks
 from hwprune.extreme.dyrelu import DyReLU, Phased
 from hwprune.ir import Data
 from hwprune.sparsity import Phasing, Strategy, make
-from hwprune.training import Checkpoint, Recipe, accuracy, finetune
+from hwprune.training import Checkpoint, FinetuneConfig, Recipe, accuracy, finetune
 from hwprune.training.hooks import Stage
 from hwprune.training.sparse import SparseParameters
 
@@ -248,7 +248,7 @@ def tune(data: Data, strategy: Strategy, **changes: Any) -> tuple[nn.Module, Any
         "seed": 3,
         "hooks": extreme_hooks,
     } | changes
-    return module, finetune(module, **arguments)
+    return module, finetune(FinetuneConfig(module=module, **arguments))
 
 
 def test_a_run_trains_them_and_leaves_nothing(data: Data) -> None:
@@ -266,10 +266,10 @@ def test_a_run_trains_them_and_leaves_nothing(data: Data) -> None:
             seen.append((event.step / event.of, parameters, trained))
 
     strategy = make("east", density=0.1)
-    finetune(
-        module, data=data, names=nets.NAMES, strategy=strategy, fill=nets.fill_count(350),
+    finetune(FinetuneConfig(
+        module=module, data=data, names=nets.NAMES, strategy=strategy, fill=nets.fill_count(350),
         recipe=RECIPE, teacher=None, seed=3, progress=progress, hooks=extreme_hooks,
-    )  # fmt: skip
+    ))  # fmt: skip
     own = len(list(fresh.parameters()))
     for at, parameters, trained in seen:
         # The step at half of the training is the first without.
@@ -315,11 +315,11 @@ def test_a_run_that_fails_leaves_the_network_as_it_was_made(data: Data) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune(
-            module, data=data, names=nets.NAMES, strategy=make("east", density=0.1),
+        finetune(FinetuneConfig(
+            module=module, data=data, names=nets.NAMES, strategy=make("east", density=0.1),
             fill=nets.fill_count(350), recipe=RECIPE, teacher=None, seed=3, progress=stop,
             hooks=extreme_hooks,
-        )  # fmt: skip
+        ))  # fmt: skip
     assert not is_phased(module)
     assert "forward" not in vars(module)
 

@@ -20,7 +20,7 @@ from hwprune.least_squares import OneShot, one_shot
 from hwprune.least_squares.one_shot import FAILS_ABOVE, GOOD_TO
 from hwprune.sparsity import make
 from hwprune.tasks import CLASSIFICATION, IMITATION
-from hwprune.training import Recipe, finetune
+from hwprune.training import FinetuneConfig, Recipe, finetune
 from hwprune.training.batches import Batches
 
 NAMES = ("0.weight", "3.weight", "6.weight", "8.weight")
@@ -64,10 +64,10 @@ def trained(data: Data) -> nn.Module:
             nn.ReLU(),
             nn.Linear(40, 10),
         )
-    finetune(
-        net, data=data, names=NAMES, strategy=make("one-shot", density=1.0), fill=fill(1.0),
+    finetune(FinetuneConfig(
+        module=net, data=data, names=NAMES, strategy=make("one-shot", density=1.0), fill=fill(1.0),
         recipe=Recipe(epochs=4, batch_size=64, precision="fp32"), teacher=None, seed=0,
-    )  # fmt: skip
+    ))  # fmt: skip
     return net.eval()
 
 

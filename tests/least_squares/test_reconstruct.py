@@ -18,7 +18,7 @@ from hwprune.least_squares import reconstruct
 from hwprune.least_squares.parameter_uses import ParameterUse, survey, watch
 from hwprune.least_squares.reconstruct import Reconstruction, least_squares
 from hwprune.least_squares.ridge_solver import GramSums, solve
-from hwprune.training.modes import set_mode
+from hwprune.training.module_state import set_mode
 
 
 class Layer(nn.Module):

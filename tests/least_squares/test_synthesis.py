@@ -16,7 +16,7 @@ from hwprune.least_squares import synthesis
 from hwprune.least_squares.reconstruct import least_squares
 from hwprune.least_squares.synthesis import SAMPLES, STEPS, Synthetic, affordable, synthesise
 from hwprune.sparsity import make, rank_weights
-from hwprune.training import Recipe, accuracy, finetune
+from hwprune.training import FinetuneConfig, Recipe, accuracy, finetune
 from hwprune.training.sparse import SparseParameters
 
 SHAPE = ((1, 8, 8),)
@@ -26,10 +26,10 @@ SHAPE = ((1, 8, 8),)
 def trained() -> nn.Module:
     module = nets.small_cnn()
     recipe = Recipe(epochs=6, batch_size=64, precision="fp32", learning_rate=0.1)
-    finetune(
-        module, data=nets.digits(), names=nets.NAMES, strategy=make("one-shot", density=1.0),
+    finetune(FinetuneConfig(
+        module=module, data=nets.digits(), names=nets.NAMES, strategy=make("one-shot", density=1.0),
         fill=nets.fill_count(nets.WEIGHTS), recipe=recipe, teacher=None, seed=0,
-    )  # fmt: skip
+    ))  # fmt: skip
     return module
 
 

@@ -16,6 +16,7 @@ def test_schedules() -> None:
     assert iterative(0.8**3) == pytest.approx((0.8, 0.64, 0.512))
     assert len(iterative(0.8**20)) == 20
     assert iterative(0.6)[-1] == 0.6
+    assert iterative(0.1, removed=1.0) == (0.1,)
     with pytest.raises(UsageError):
         iterative(0.0)
 
@@ -179,6 +180,8 @@ def test_exchange_drops_a_share_that_falls_to_nothing() -> None:
     }
     noisy = make("set", density=0.1, updates=3)
     assert {e.score for e in noisy.events if e.action == "regrow"} == {"random"}
+    with pytest.raises(UsageError, match="'set' has no option 'grow_score'"):
+        make("set", density=0.1, grow_score="gradient")
 
 
 @pytest.mark.parametrize(

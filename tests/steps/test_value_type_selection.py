@@ -20,7 +20,7 @@ from hwprune.steps.planning import AUTO_VALUE_TYPES, Candidate, Prepared, candid
 from hwprune.steps.value_type_selection import Choice, choose_value_type
 from hwprune.targets import load
 from hwprune.tasks import CLASSIFICATION
-from hwprune.training import Recipe
+from hwprune.training import FinetuneConfig, Recipe
 from hwprune.training.batches import Batches
 
 ALL: tuple[ValueType, ...] = (*AUTO_VALUE_TYPES, *TRIED_VALUE_TYPES)
@@ -146,8 +146,8 @@ def test_trials_are_plain_trainings_with_the_values_in_the_loop(
 ) -> None:
     seen: list[Recipe] = []
 
-    def finetune(module: Any, *, recipe: Recipe, **given: Any) -> Any:
-        seen.append(recipe)
+    def finetune(config: FinetuneConfig) -> Any:
+        seen.append(config.recipe)
         return SimpleNamespace(rows=right(0.5))
 
     monkeypatch.setattr(value_type_selection, "finetune", finetune)

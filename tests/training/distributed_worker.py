@@ -18,7 +18,7 @@ from hwprune.errors import DataError, HwpruneError
 from hwprune.extreme import extreme_hooks
 from hwprune.extreme.sharing import share
 from hwprune.sparsity import make
-from hwprune.training import Checkpoint, Recipe, World, finetune, joined
+from hwprune.training import Checkpoint, FinetuneConfig, Recipe, World, finetune, joined
 
 RECIPE = Recipe(epochs=2, batch_size=31, precision="fp32", learning_rate=0.02, cutout=2, views=1)
 
@@ -73,7 +73,7 @@ def train(kind: str, world: World, **changes: Any) -> dict[str, Any]:
         "world": world,
         "hooks": extreme_hooks,
     } | changes
-    result = finetune(module, **arguments)
+    result = finetune(FinetuneConfig(module=module, **arguments))
     return {
         "masks": {name: result.masks[name].tolist() for name in result.masks},
         "weights": {k: v.tolist() for k, v in module.state_dict().items()},

@@ -17,7 +17,7 @@ from hwprune.ir import Data, Masks, Ranking
 from hwprune.sparsity import MaskEvent, Strategy, make
 from hwprune.sparsity.allocation import erk
 from hwprune.sparsity.east import density_at
-from hwprune.training import Recipe, finetune
+from hwprune.training import FinetuneConfig, Recipe, finetune
 from hwprune.training.evaluate import Validator
 from hwprune.training.finetune import Run
 from hwprune.training.sparse import SparseParameters
@@ -33,10 +33,11 @@ def data() -> Data:
 
 def tune(module: nn.Module, data: Data, names: Any, budget: int, **options: Any) -> Any:
     weights = sum(dict(module.named_parameters())[name].numel() for name in names)
-    return finetune(
-        module, data=data, names=names, fill=nets.fill_count(budget), recipe=RECIPE, teacher=None,
-        strategy=make("east", density=budget / weights, **options), seed=0, hooks=extreme_hooks,
-    )  # fmt: skip
+    return finetune(FinetuneConfig(
+        module=module, data=data, names=names, fill=nets.fill_count(budget), recipe=RECIPE,
+        teacher=None, strategy=make("east", density=budget / weights, **options), seed=0,
+        hooks=extreme_hooks,
+    ))  # fmt: skip
 
 
 @pytest.fixture
@@ -182,11 +183,11 @@ def test_an_average_of_solutions_has_its_ways_too(
     module = Wide()
     names = tuple(f"layers.{n}.weight" for n in range(4))
     events = (MaskEvent(0.0, "prune", density=3e-4), MaskEvent(0.5, "prune", budget_fraction=1.0))
-    result = finetune(
-        module, data=data, names=names, fill=nets.fill_count(54), teacher=None, seed=0,
+    result = finetune(FinetuneConfig(
+        module=module, data=data, names=names, fill=nets.fill_count(54), teacher=None, seed=0,
         hooks=extreme_hooks, strategy=Strategy("rounds", events, 1e-4, restarts=(0.5,)),
         recipe=dataclasses.replace(RECIPE, interpolate=1),
-    )  # fmt: skip
+    ))  # fmt: skip
     assert any("averaged with 1 of its" in note for note in result.notes)
     assert result.masks.nonzeros == 54
     assert outputs_reached(result.masks, 64).all()
@@ -217,10 +218,10 @@ def test_the_budget_may_be_bytes(data: Data) -> None:
         ))  # fmt: skip
 
     module = nets.small_cnn()
-    result = finetune(
-        module, data=data, names=nets.NAMES, fill=fill, recipe=RECIPE, teacher=None,
+    result = finetune(FinetuneConfig(
+        module=module, data=data, names=nets.NAMES, fill=fill, recipe=RECIPE, teacher=None,
         strategy=make("east", density=BUDGET / nets.WEIGHTS), seed=0, hooks=extreme_hooks,
-    )  # fmt: skip
+    ))  # fmt: skip
     assert 890 <= size(result.masks) <= 900
     peak = max(point["nonzeros"] for point in result.trajectory)
     assert peak == 3 * BUDGET  # above what the bytes hold

@@ -15,7 +15,7 @@ from torch import nn
 from hwprune.errors import DataError, HwpruneError, UsageError
 from hwprune.ir import Data, Masks
 from hwprune.sparsity import Initial, MaskEvent, Strategy, make, masks_equal
-from hwprune.training import Recipe, TrainResult, accuracy, finetune
+from hwprune.training import FinetuneConfig, Recipe, TrainResult, accuracy, finetune
 from hwprune.training.batches import Batch
 from hwprune.training.evaluate import Validator
 from hwprune.training.finetune import Run
@@ -53,7 +53,7 @@ def tune(module: nn.Module, data: Data, strategy: Strategy, **options: Any) -> T
         "teacher": None,
         "seed": 0,
     } | options
-    return finetune(module, **arguments)
+    return finetune(FinetuneConfig(module=module, **arguments))
 
 
 def zeros_hold(module: nn.Module, result: TrainResult) -> bool:

@@ -16,7 +16,7 @@ from hwprune.tasks import CLASSIFICATION
 from hwprune.training import Recipe, precision, recalibrate_batchnorm
 from hwprune.training.batches import Batch, Batches, augment, epoch_order, steps_per_epoch
 from hwprune.training.losses import Objective
-from hwprune.training.modes import logits_of, place, set_mode
+from hwprune.training.module_state import logits_of, place, set_mode
 
 
 @pytest.mark.parametrize("resident_bytes", [0, 1 << 30])

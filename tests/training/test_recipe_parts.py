@@ -15,7 +15,7 @@ from torch import nn
 
 from hwprune.ir import Data, Masks
 from hwprune.sparsity import MaskEvent, Strategy, make
-from hwprune.training import Recipe, accuracy, finetune
+from hwprune.training import FinetuneConfig, Recipe, accuracy, finetune
 from hwprune.training.averaging import MovingAverage, Pool, floating_state
 from hwprune.training.batches import Batch, augment
 from hwprune.training.engine import Engine
@@ -48,7 +48,7 @@ def tune(module: nn.Module, data: Data, recipe: Recipe, **options: Any) -> Any:
         "teacher": None,
         "seed": 0,
     } | options
-    return finetune(module, **arguments)
+    return finetune(FinetuneConfig(module=module, **arguments))
 
 
 def masked(module: nn.Module, share: float, seed: int = 0) -> SparseParameters:

@@ -23,7 +23,7 @@ from hwprune.sparsity import (
     make,
     masks_equal,
 )
-from hwprune.training import Checkpoint, Recipe, TrainResult, finetune
+from hwprune.training import Checkpoint, FinetuneConfig, Recipe, TrainResult, finetune
 from hwprune.training.events import masks_after
 from hwprune.training.evidence import GradientMoments, GradientStats
 from hwprune.training.sparse import SparseParameters, to_numpy
@@ -49,7 +49,7 @@ def tune(data: Data, strategy: Strategy, **options: Any) -> tuple[nn.Module, Tra
         "teacher": None,
         "seed": 0,
     } | options
-    return module, finetune(module, **arguments)
+    return module, finetune(FinetuneConfig(module=module, **arguments))
 
 
 def zeros_hold(module: nn.Module, masks: Masks) -> bool:
@@ -150,11 +150,11 @@ def test_a_collapse_is_reported_by_name(data: Data) -> None:
     module = nets.small_cnn()
     with torch.no_grad():
         module[4].weight.mul_(1e-6)
-    result = finetune(
-        module, data=data, names=nets.NAMES, strategy=Strategy("x", events, 0.01),
+    result = finetune(FinetuneConfig(
+        module=module, data=data, names=nets.NAMES, strategy=Strategy("x", events, 0.01),
         fill=nets.fill_count(30), recipe=dataclasses.replace(QUICK, epochs=0), teacher=None, seed=0,
         hooks=extreme_hooks,
-    )  # fmt: skip
+    ))  # fmt: skip
     assert "layer collapse in 4.weight: its best connection was kept" in result.notes
     assert 1 <= result.masks["4.weight"].sum() < 5  # what the outputs need
     assert result.masks.nonzeros == 30

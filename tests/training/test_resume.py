@@ -19,7 +19,7 @@ from torch import nn
 from hwprune.errors import CheckpointError, HwpruneError
 from hwprune.ir import Data
 from hwprune.sparsity import make
-from hwprune.training import Checkpoint, Recipe, TrainResult, checkpoints, finetune
+from hwprune.training import Checkpoint, FinetuneConfig, Recipe, TrainResult, checkpoints, finetune
 from hwprune.training.statefile import read_state, write_state
 
 EPOCHS = 4
@@ -68,7 +68,7 @@ def tune(
         "progress": progress,
         "checkpoint": checkpoint,
     } | changes
-    return module, finetune(module, **arguments)
+    return module, finetune(FinetuneConfig(module=module, **arguments))
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:

@@ -12,7 +12,7 @@ import training_nets as nets
 from torch import nn
 
 from hwprune.sparsity import make
-from hwprune.training import Checkpoint, Recipe, accuracy, finetune
+from hwprune.training import Checkpoint, FinetuneConfig, Recipe, accuracy, finetune
 
 RECIPE = Recipe(epochs=2, batch_size=64, precision="fp32", learning_rate=0.1)
 ROUNDS = dataclasses.replace(RECIPE, epochs=1, per_round=True)
@@ -24,7 +24,7 @@ def tune(module: nn.Module, **options: Any) -> Any:
         "data": nets.digits(samples=600), "names": nets.NAMES, "recipe": RECIPE, "seed": 0,
         "fill": nets.fill_count(round(0.5 * nets.WEIGHTS)), "teacher": None,
     }  # fmt: skip
-    return finetune(module, **{**arguments, **options})
+    return finetune(FinetuneConfig(module=module, **{**arguments, **options}))
 
 
 def test_a_dense_network_is_trained_from_scratch() -> None:

@@ -1,4 +1,4 @@
-"""The state of a module that training borrows and gives back: modes, BN statistics, gradients."""
+"""The state of a module that training borrows and gives back: values, modes, BN, generators."""
 
 from __future__ import annotations
 
@@ -12,6 +12,29 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hwprune.errors import ModelError, UsageError
 from hwprune.ir import Split
 from hwprune.training.batches import Batches
+
+
+def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return parameters and buffers by name, those that are shared once."""
+    return dict([*module.named_parameters(), *module.named_buffers()])
+
+
+def floating_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return those of them that are floating-point."""
+    return {n: t for n, t in state_of(module).items() if t.is_floating_point()}
+
+
+def copy_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return copies of these."""
+    return {name: tensor.detach().clone() for name, tensor in floating_state(module).items()}
+
+
+def put(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Copy a state into a module."""
+    with torch.no_grad():
+        for name, tensor in state_of(module).items():
+            if name in state:
+                tensor.copy_(state[name])
 
 
 def place(module: nn.Module, device: str | torch.device, *, channels_last: bool) -> None:
