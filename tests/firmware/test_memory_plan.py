@@ -12,7 +12,7 @@ from random_networks import KINDS, conv, network, random_input, tensor
 from hwprune.errors import ExportError, InfeasibleError
 from hwprune.firmware import emit, memory_plan, reference
 from hwprune.firmware.host import HostModel, checksum
-from hwprune.firmware.network import IntegerNetwork
+from hwprune.firmware.network import Add, IntegerNetwork
 
 
 def residual(seed: int = 3) -> IntegerNetwork:
@@ -61,6 +61,28 @@ def test_a_sum_takes_the_place_of_what_it_adds_to() -> None:
     places = plan.placements
     assert places["d"].window in (places["a"].window, places["c"].window)
     assert set(plan.streamed) == {"c"}
+
+
+def test_all_that_sums_of_sums_add_has_the_margin_of_their_last_reader(tmp_path: Path) -> None:
+    rng, scale = np.random.default_rng(6), 2.0**-5
+    x = tensor(rng, "x", (3, 6, 7))
+    layers, values = [], [x]
+    for name in ("a", "b", "c"):
+        layer, made = conv(rng, x, name, 8, kernel=(1, 1), scale=scale, density=1)
+        layers, values = [*layers, layer], [*values, made]
+    sums = [tensor(rng, name, (8, 6, 7), scale) for name in ("d", "e")]
+    layers += [Add("d", ("a", "b"), "d", (64, 64)), Add("e", ("d", "c"), "e", (64, 64))]
+    last, y = conv(rng, sums[1], "y", 4, kernel=(1, 5), pads=(0, 2, 0, 2))
+    made = network([*layers, last], [*values, *sums, y])
+    plan = memory_plan.plan(made)
+    assert {plan.placements[name].gap for name in "abcde"} == {2}
+    assert plan.placements["e"].window == plan.placements["d"].window
+    x = random_input(rng, made)
+    emit.write(made, tmp_path, plan)
+    expected, (_, found) = reference.run(made, x), HostModel(tmp_path, plan).run(x)
+    assert [
+        n for i, run in enumerate(found) for n in run if checksum(expected[n][i]) != run[n]
+    ] == []
 
 
 def test_less_ram_streams_more_layers_and_computes_the_same(tmp_path: Path) -> None:

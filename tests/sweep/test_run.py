@@ -53,6 +53,10 @@ def test_each_run_once_and_not_again(tmp_path: Path) -> None:
     (tmp_path / RUNS[0].name / "report.json").unlink()
     assert run_all(tmp_path, again) == [0, 3, 4]
     assert again.started == [RUNS[0].name]
+    (tmp_path / RUNS[1].name / "rejected" / "report.json").unlink()
+    missed = Fake(seed1=[3])
+    assert run_all(tmp_path, missed) == [0, 3, 4]
+    assert missed.started == [RUNS[1].name]
 
 
 def test_a_crash_is_tried_again_and_told(tmp_path: Path) -> None:
@@ -89,9 +93,10 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_sweep(tmp_path: Path) -> None:
     run_all(tmp_path, Fake())
-    other = [Planned(run.name, (*run.arguments, "--epochs", "1")) for run in RUNS]
-    with pytest.raises(UsageError, match=r"with other options: net\.pt --seed 0"):
-        sweep(other, tmp_path, Fake(), jobs=1, retries=0, say=print)
+    for arguments in ((*RUNS[0].arguments, "--epochs", "1"), ("net.pt", "--seed", "7")):
+        other = [Planned(RUNS[0].name, arguments)]
+        with pytest.raises(UsageError, match=r"with other options: net\.pt --seed 0"):
+            sweep(other, tmp_path, Fake(), jobs=1, retries=0, say=print)
     for text in ("{", "[]", '{"runs": [{"name": 1}]}'):
         (tmp_path / "sweep.json").write_text(text)
         with pytest.raises(UsageError, match="cannot be read"):

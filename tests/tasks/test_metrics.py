@@ -70,6 +70,12 @@ def test_pixels(draw: np.random.Generator) -> None:
     yes = reference.jaccard_score(
         (labels == 1)[counted], (outputs[:, 0] > 0)[counted], average=None
     )
+    absent = np.where(labels == 2, 0, labels)  # a class that neither has says nothing
+    both = np.where(np.arange(outputs.shape[1])[:, None, None] == 2, -9.0, outputs)
+    found = reference.jaccard_score(
+        absent[counted], both.argmax(axis=1)[counted], average="macro"
+    )  # scikit-learn leaves it out too
+    assert value("miou", both, absent) == pytest.approx(found)
     alone = np.where(counted, labels == 1, labels)
     assert value("miou", outputs[:, :1], alone) == pytest.approx(np.mean(yes))
 
@@ -139,3 +145,5 @@ def test_standard_errors(draw: np.random.Generator) -> None:
     assert metric.standard_error(rows) == metric.standard_error(rows)  # nothing global is drawn
     right = np.arange(100) < 80
     assert METRICS["accuracy"].standard_error(right) == pytest.approx(math.sqrt(0.8 * 0.2 / 100))
+    # Of samples that are all right one more could be wrong.
+    assert METRICS["accuracy"].standard_error(np.ones(50, bool)) == pytest.approx(1 / 50)

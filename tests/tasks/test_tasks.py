@@ -290,6 +290,19 @@ def test_outputs_that_are_not_there_are_named() -> None:
         outputs["score"]
 
 
+def test_the_input_is_what_outputs_are_compared_with_where_the_task_says_so() -> None:
+    inputs, labels = [np.zeros(3), np.zeros(2)], np.ones(3)
+    found = {
+        name: [task.targets(inputs, given) for given in (labels, None)]
+        for name, task in TASKS.items()
+    }
+    assert found["causal-lm"][0] is labels
+    assert found["causal-lm"][1] is inputs[0]
+    assert all(each is inputs[0] for each in found["reconstruction"])
+    assert found["regression"][0] is labels
+    assert found["regression"][1] is None
+
+
 @pytest.mark.parametrize(
     ("name", "arrays", "says"),
     [
