@@ -31,6 +31,7 @@ from hwprune.firmware.lower import FloatNetwork, quantize, read_layers
 from hwprune.firmware.network import IntegerNetwork
 from hwprune.firmware.qlinear import to_onnx
 from hwprune.ir import Data, Masks, Split, ValueType
+from hwprune.sampling import evenly_spread
 from hwprune.sparsity import rank_weights
 from hwprune.steps.output import write_file
 from hwprune.steps.packing import PackedModel
@@ -395,7 +396,7 @@ def _batches(split: Split, size: int) -> list[NDArray[Any]]:
     count = min(CALIBRATION_SAMPLES, len(split))
     size = min(size, count)
     count -= count % size
-    places = np.linspace(0, len(split) - 1, count).astype(np.int64)
+    places = evenly_spread(len(split), count)
     return [
         np.asarray(split.batch(places[start : start + size])[0], np.float32)
         for start in range(0, count, size)

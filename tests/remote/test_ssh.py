@@ -179,6 +179,18 @@ def test_kernels_for_another_processor_are_not_sent(
     assert found["no_kernels"].endswith(f"the device is {os.uname().machine}")
 
 
+def test_kernels_are_not_sent_to_an_onnxruntime_that_cannot_load_them() -> None:
+    machine = os.uname().machine
+    for version, sent in (("1.16.3", False), ("1.17.0", True), ("1.20.1", True)):
+        device = {"machine": machine, "onnxruntime": version}
+        files, reason = ssh._files(b"", b"", device, True, None)
+        if library.path() is None:
+            assert reason == "this installation has no native kernels"
+        else:
+            assert (reason is None, f"hwprune/kernels/{library.FILE_NAME}" in files) == (sent, sent)
+            assert sent or reason == "onnxruntime 1.16.3 there is older than 1.17"
+
+
 def failure(server: Server, path: Path, **more: Any) -> HwpruneError:
     with pytest.raises(HwpruneError) as caught:
         measured(server, path, **more)
