@@ -16,9 +16,16 @@ from hwprune.errors import InfeasibleError, TargetError, VerificationError
 from hwprune.firmware import emit, emulate, link
 from hwprune.firmware.network import IntegerNetwork
 from hwprune.firmware.qlinear import to_onnx
-from hwprune.targets import Target, load
+from hwprune.targets import Target, load, names
 from hwprune.verify import Step
-from hwprune.verify.firmware import QLINEAR_NAME, check_firmware, planned, sha256_of
+from hwprune.verify.firmware import (
+    QLINEAR_NAME,
+    check_firmware,
+    chip_of,
+    linked,
+    planned,
+    sha256_of,
+)
 
 CHIP = "nrf52840"
 
@@ -188,6 +195,29 @@ def test_what_cannot_be_linked_is_a_c_library_and_says_so(
     else:
         assert "no memory.flash_origin and memory.ram_origin" in said
         assert "add both, with their source" in said
+
+
+@cache
+def microcontrollers() -> list[str]:
+    return [name for name in names() if load(name).kind == "microcontroller"]
+
+
+@pytest.mark.slow  # half a second each
+@pytest.mark.parametrize("name", microcontrollers())
+def test_every_profile_links_into_its_own_regions(name: str, tmp_path: Path) -> None:
+    target = load(name)
+    chip = chip_of(target)
+    assert (chip.core not in link.CORES) == target.core.startswith("Xtensa")
+    if chip.core not in link.CORES:
+        return
+    needs(link.CORES[chip.core].tools + "gcc")
+    emit.write(network(), tmp_path, planned(network(), target))
+    image = linked(tmp_path, target)
+    listing = link.run_tool([link.CORES[chip.core].tools + "nm", str(image.elf)]).stdout
+    places = {name: int(place, 16) for place, _, name in map(str.split, listing.splitlines())}
+    assert chip.flash_origin <= places["model_network"] < chip.flash_origin + image.flash_bytes
+    assert chip.ram_origin <= places["stack_end"] <= chip.ram_origin + chip.ram_bytes
+    assert image.flash_bytes <= chip.flash_bytes == target.memory_bytes
 
 
 def test_an_edited_weight_is_found(folder: Path) -> None:

@@ -81,7 +81,9 @@ def test_check(tmp_path: Path) -> None:
     text = run("check", str(path))
     assert text.startswith(f"OK: {path} describes mine, microcontroller")
     assert "= model budget 782,336 B" in text
-    assert "budget.runtime_bytes" in text
+    path.write_text('extends = "ra8m1"\n')
+    assert "cpu.fpu" in run("check", str(path))
+    path.write_text('extends = "nrf52840"\ndescription = "[red]mine[/red]"\n')
     document = run_json("check", str(path), "--json")
     assert document["ok"] is True
     assert document["target"]["budget_bytes"] == 782_336
