@@ -7,6 +7,7 @@ priced, packed and verified is a copy of it on the CPU. See docs/loop.md.
 
 from __future__ import annotations
 
+import gc
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -226,6 +227,14 @@ class Pruner:
         self._engine.progress = function
 
     # -- the optimiser ----------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Change the masks as they are before the first step, which does it by itself otherwise.
+
+        So its forward pass sees them, as in ``hwprune.compile``. Leave it out in a run that is
+        resumed.
+        """
+        self._engine.change_masks(waiting=True)
 
     def attach(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> None:
         """Take part in the steps of another optimiser from now on, instead of the present one."""
@@ -454,11 +463,20 @@ class Pruner:
     def _check_module(self) -> None:
         """Check that nobody else prunes the module, and that its parameters are whole."""
         own = {id(parameter) for parameter in self._module.parameters()}
-        for engine in _ENGINES:
-            if engine.optimizers and own & {id(p) for p in engine.sparse.parameters.values()}:
-                raise UsageError(
-                    "this module has a Pruner already", hint="detach() the other one, or use it"
-                )
+
+        def pruned() -> bool:
+            return any(
+                engine.optimizers and own & {id(p) for p in engine.sparse.parameters.values()}
+                for engine in _ENGINES
+            )
+
+        # One that nobody holds any more is still there until cycles are collected.
+        if pruned():
+            gc.collect()
+        if pruned():
+            raise UsageError(
+                "this module has a Pruner already", hint="detach() the other one, or use it"
+            )
         for name, parameter in self._module.named_parameters():
             if any(
                 type(each).__module__.startswith("torch.distributed")

@@ -1,5 +1,9 @@
 """Masks, master weights and stored values of a network in training, whatever the loop.
 
+What is due at a step is in force for its forward pass: a loop of ours calls ``before_step``, and in
+any other it happens at the end of the step before. An event that asks for the gradients of such a
+loop waits until the step has them.
+
 One rule: the optimiser steps on master weights; outside of ``optimizer.step`` the parameters hold
 what would be shipped, which is masked and, from the value phase on, as stored. Two hooks of
 ``torch.optim.Optimizer`` keep it by copies in place: names, ``state_dict()``, compiled graphs and
@@ -40,8 +44,7 @@ class Engine:
         seed: of events that are random.
         world: the processes that train together; masks are the leader's.
         gradients: measures the gradients that an event asks for; without, they are summed over the
-            loop's own last ``gradient_batches`` steps, and events happen when a step's gradients
-            are there.
+            loop's own last ``gradient_batches`` steps.
         gradient_batches: see ``gradients``.
         before_change: called with an event before anything is measured for it.
         changed: called with an event and the masks that it led to.
@@ -157,6 +160,8 @@ class Engine:
                 hook.after_step()
         try:
             self._look()
+            if self._gradients is None:
+                self.change_masks(waiting=True)
         finally:
             self._store()
 
@@ -224,8 +229,16 @@ class Engine:
             self._store()
         self.masters.hold_norms()
 
-    def change_masks(self, *, at_end: bool = False) -> None:
-        """Apply the events whose step has come; all that are left, at the end."""
+    def change_masks(self, *, at_end: bool = False, waiting: bool = False) -> None:
+        """Apply the events whose step has come.
+
+        Args:
+            at_end: all that are left.
+            waiting: none where one of them asks for gradients that are still to come.
+        """
+        asked = NEEDS_GRADIENT if self.moments.mean else NEEDS_GRADIENT | NEEDS_MOMENTS
+        if waiting and any(at <= self.now and _asks(event, asked) for at, event in self.pending):
+            return
         while self.pending and (at_end or self.pending[0][0] <= self.now):
             _, event = self.pending.pop(0)
             self._before_change(event)
