@@ -1,10 +1,10 @@
-"""How accurate is ResNet-20 on CIFAR-10 at a byte budget, and does regrowth beat one-way pruning?
+"""How accurate is ResNet-20 on CIFAR-10 at a byte budget?
 
 The pretrained ResNet-20 (91.73 %) goes through the whole compiler at six budgets with int8 values,
-by one dip below the budget and by the strongest one-way strategy (cubic gradual), at the same
-epochs, recipe and distillation. Records of before the dip was renamed call it bidirectional.
-Accuracy is that of the written file on the test set, in
-onnxruntime.
+by the default (``auto``), by cubic pruning with its own settings and by one dip below the budget,
+at the same epochs, recipe and distillation; and once with all of its weights, int8, untrained.
+Records of before the dip was renamed call it bidirectional. Accuracy is that of the written file
+on the test set, in onnxruntime.
 
     python benchmarks/resnet20_budgets.py --data-dir DIR [--epochs N] [--rows 0,2-4] [--table]
         [--restart]
@@ -29,25 +29,32 @@ from hwprune.targets import load
 
 KIB = 1024
 TARGET = "raspberry-pi-zero-2w"
-ONE_WAY = {"strategy": "cubic", "options": {}}
-ONE_DIP = {"strategy": "bidirectional-single", "options": {}}
+ARMS = {
+    "the default": ("auto",),
+    "cubic, its own settings": ("cubic",),
+    "one dip": ("bidirectional-single", "bidirectional"),  # the second: its former name
+}
 # (budget in KiB, seed), the most telling first: a run may be cut short.
 CELLS = [
-    (40, 0), (64, 0), (96, 0), (40, 1), (64, 1), (40, 2), (64, 2), (32, 0), (48, 0), (128, 0),
+    (40, 0), (64, 0), (96, 0), (32, 0), (48, 0), (128, 0), (40, 1), (64, 1), (40, 2), (64, 2),
 ]  # fmt: skip
+ALL_WEIGHTS_BYTES = 512 * KIB  # more than all of them take as int8
+DENSE_BYTES = 1_078_903  # of the dense fp32 file, as `hwprune plan` has it
 
 
 def rows(epochs: int) -> list[tuple[dict[str, Any], int]]:
-    """Return every (config, seed), the two strategies of a cell next to each other.
+    """Return every (config, seed): the default at each cell, the whole network, then the controls.
 
     What fits a budget depends on the codecs: with other ones a row is another row.
     """
-    common = {"values": "int8", "epochs": epochs, "codecs": list(load(TARGET).codecs)}
-    return [
-        ({"budget_bytes": budget * KIB, **common, **arm}, seed)
-        for budget, seed in CELLS
-        for arm in (ONE_WAY, ONE_DIP)
-    ]
+    common = {"values": "int8", "codecs": list(load(TARGET).codecs), "options": {}}
+
+    def arm(strategy: str) -> list[tuple[dict[str, Any], int]]:
+        shared = {**common, "epochs": epochs, "strategy": strategy}
+        return [({"budget_bytes": budget * KIB, **shared}, seed) for budget, seed in CELLS]
+
+    whole = {"budget_bytes": ALL_WEIGHTS_BYTES, **common, "epochs": 0, "strategy": "dense"}
+    return [*arm("auto"), (whole, 0), *arm("cubic"), *arm("bidirectional-single")]
 
 
 def run(config: dict[str, Any], seed: int, folder: Path, experiment: Experiment) -> None:
@@ -72,38 +79,45 @@ def _course(artifact: Artifact) -> dict[str, Any]:
     }
 
 
+def measured(experiment: Experiment) -> dict[tuple[int, int], dict[str, list[Any]]]:
+    """Return (epochs, budget in bytes) -> arm -> the rows of today's codecs that were run."""
+    codecs = list(load(TARGET).codecs)
+    arms = {strategy: name for name, strategies in ARMS.items() for strategy in strategies}
+    found: dict[tuple[int, int], dict[str, list[Any]]] = {}
+    for row in experiment.rows():
+        config: dict[str, Any] = dict(row.config)
+        if config.get("codecs") == codecs and row.status == "run" and config["strategy"] in arms:
+            group = found.setdefault((config["epochs"], config["budget_bytes"]), {})
+            group.setdefault(arms[config["strategy"]], []).append(row)
+    return found
+
+
+def whole(experiment: Experiment) -> list[Any]:
+    """Return the rows that kept all weights."""
+    return [row for row in experiment.rows() if row.config["strategy"] == "dense"]
+
+
 def table(experiment: Experiment) -> str:
-    """Return the rows of today's codecs as a Markdown table: means over seeds, their number.
+    """Return the rows as a Markdown table: means over seeds, their number.
 
     Nonzeros are the means of each arm: bytes are equal, and what positions cost differs.
     """
-    groups: dict[tuple[int, int], dict[str, list[Any]]] = {}
-    codecs = list(load(TARGET).codecs)
-    for row in experiment.rows():
-        config = row.config
-        if config.get("codecs") != codecs:
-            continue
-        key = (int(config["epochs"]), int(config["budget_bytes"]))  # type: ignore[arg-type]
-        groups.setdefault(key, {}).setdefault(str(config["strategy"]), []).append(row)
-    lines = [
-        "| epochs | budget | one-way (cubic) | nonzeros | one dip | nonzeros | seeds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for (epochs, budget), arms in sorted(
-        groups.items(), key=lambda item: (item[0][0], -item[0][1])
-    ):
-        cells, seeds = [], []
-        for names in (("cubic",), ("bidirectional-single", "bidirectional")):
-            done = [row for name in names for row in arms.get(name, []) if row.status == "run"]
-            seeds.append(str(len(done)))
+    columns = " | ".join(f"{name} | nonzeros" for name in ARMS)
+    lines = [f"| epochs | budget | {columns} | seeds |", "|---" * (3 + 2 * len(ARMS)) + "|"]
+    order = sorted(measured(experiment).items(), key=lambda each: (each[0][0], -each[0][1]))
+    for (epochs, budget), arms in order:
+        cells = []
+        for done in (arms.get(name, []) for name in ARMS):
             values = [100 * row.accuracy for row in done]
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "not run")
-            counts = [row.nonzeros for row in done]
-            cells.append(f"{statistics.mean(counts):,.0f}" if counts else "")
-        lines.append(
-            f"| {epochs} | {budget // KIB} KiB | {' | '.join(cells)} | {' and '.join(seeds)} |"
-        )
+            cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "")
+            cells.append(f"{statistics.mean(row.nonzeros for row in done):,.0f}" if done else "")
+        seeds = ", ".join(str(len(arms.get(name, []))) for name in ARMS)
+        lines.append(f"| {epochs} | {budget // KIB} KiB | {' | '.join(cells)} | {seeds} |")
+    lines += [
+        f"\nAll weights as int8, untrained: {row.artifact_bytes:,} B, {100 * row.accuracy:.2f} %"
+        for row in whole(experiment)
+    ]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Draw records: fig1, fig2, bytes_at_accuracy (with the published points) and shrink_exchange.
+"""Draw records: fig1, fig2, bytes_at_accuracy (with the published points) and ours alone.
 
 python benchmarks/accuracy/figures.py [NAME ...]    writes docs/NAME.svg (matplotlib: the dev extra)
 
@@ -19,6 +19,7 @@ import bytes_at_accuracy
 import fig1
 import fig2
 import published
+import resnet20_budgets
 import shrink_exchange
 from study import Config, Experiment, by_seed, differences, interval
 
@@ -244,6 +245,36 @@ def draw_shrink_exchange(pyplot: Any, experiment: Experiment) -> Any:
     return figure
 
 
+def draw_resnet20_budgets(pyplot: Any, experiment: Experiment) -> Any:
+    """Return accuracy against the bytes of the file: what runs of the most epochs came to."""
+    module = resnet20_budgets
+    epochs = max(int(row.config["epochs"]) for row in experiment.rows())
+    figure, axis = pyplot.subplots(figsize=(7, 3.6))
+    names = {"the default": "hwprune", "cubic, its own settings": "one-way (cubic, LAMP)"}
+    found = dict(module.measured(experiment))
+    for (label, name), colour in zip(names.items(), OURS.values(), strict=True):
+        points = [
+            (budget / module.KIB, [row.accuracy for row in arms[label]])
+            for (ran, budget), arms in sorted(found.items())
+            if ran == epochs and label in arms
+        ]
+        _line(axis, points, f"{name}, {epochs} epochs", colour, float)
+    for row in module.whole(experiment):
+        size, accuracy = row.artifact_bytes / module.KIB, 100 * row.accuracy
+        axis.plot(size, accuracy, "s", color="black", label="all weights, int8 (no training)")
+        axis.plot(module.DENSE_BYTES / module.KIB, 100 * row.dense_accuracy, "D", color=OTHERS,
+                  label="all weights, fp32")  # fmt: skip
+    axis.set_xscale("log")
+    ticks = (32, 40, 48, 64, 96, 128, 256, 512, 1024)
+    axis.set_xticks(ticks, [f"{each:,}" for each in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel("KiB of the ONNX file")
+    axis.set_ylabel("CIFAR-10 test accuracy, %")
+    axis.set_title("ResNet-20 through hwprune compile")
+    _legend(axis, "lower right")
+    return figure
+
+
 def _legend(axis: Any, place: str = "lower left") -> None:
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=7, loc=place)
@@ -251,7 +282,7 @@ def _legend(axis: Any, place: str = "lower left") -> None:
 
 FIGURES = {
     "fig1": draw_fig1, "fig2": draw_fig2, "bytes_at_accuracy": draw_bytes_at_accuracy,
-    "shrink_exchange": draw_shrink_exchange,
+    "shrink_exchange": draw_shrink_exchange, "resnet20_budgets": draw_resnet20_budgets,
 }  # fmt: skip
 
 
