@@ -6,6 +6,7 @@
 #   make check    install into .venv, lint, type-check, check who imports whom
 #   make kernels  build the library of sparse kernels into hwprune/kernels (CMake, a C++17 compiler)
 #   make sanitize build and test the kernels with address and undefined-behaviour sanitizers; fuzz
+#   make faults   kill hwprune and fill its disk at some of the changes it makes to the disk
 #   make aarch64  build the kernels for 64-bit Arm, test them under qemu-user
 #   make runtimes install onnxruntime 1.11.1, 1.15.1 and 1.17.3 apart, for the tests that run files
 #                 in them (1.11.1 where there is a Python 3.10 or 3.9 for it)
@@ -24,7 +25,7 @@ STAMP  := $(VENV)/.hwprune-installed
 ROOT   := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all check kernels sanitize aarch64 runtimes integrations clean
+.PHONY: help install demo test test-slow test-all check kernels sanitize faults aarch64 runtimes integrations clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -82,6 +83,10 @@ sanitize:
 	  -DHWPRUNE_SANITIZE=ON -DHWPRUNE_TESTS=ON -DHWPRUNE_FUZZ=ON
 	cmake --build build/sanitize --parallel
 	cd build/sanitize && ctest --output-on-failure --parallel 2
+
+FAULTS_ARGS ?= --points 3 --mode kill
+faults: $(STAMP) kernels
+	$(BIN)/python tests/faults/crash_points.py $(FAULTS_ARGS)
 
 aarch64:
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \

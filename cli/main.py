@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived; a BaseException, so that only clean-up code sees it on its way out."""
+    """SIGTERM or SIGHUP arrived; a BaseException, so that only clean-up code sees it on its way."""
 
 
 class LazyGroup(click.Group):
@@ -113,7 +113,8 @@ def group(*, debug: bool) -> None:
     """Compile trained networks into sparse ONNX files that fit a device's byte budget.
 
     Exit codes: 0 fits and verified; 1 internal error; 2 bad usage or input; 3 a limit is not met;
-    4 the budget is infeasible; 5 verification failed; 130 Ctrl-C; 143 SIGTERM.
+    4 the budget is infeasible; 5 verification failed; 130 Ctrl-C; 143 SIGTERM or a
+    terminal that was closed.
     """
 
 
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = args[: args.index("--")] if "--" in args else args
     try:
         _make_stdout_usable()
-        with _sigterm_raises(), _followers_quiet("--debug" in options):
+        with _ends_clean_up(), _followers_quiet("--debug" in options):
             code = _run(args, as_json="--json" in options, debug="--debug" in options)
             sys.stdout.flush()
             return code
@@ -230,17 +231,21 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that half-written files are taken away on the way out."""
-    try:
-        before = signal.signal(signal.SIGTERM, _on_sigterm)
-    except ValueError:  # not the main thread: the program around us handles signals
-        yield
-        return
+def _ends_clean_up() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into an exception, so that half-written files are taken away.
+
+    One that is ignored, as ``nohup`` does with SIGHUP, stays so.
+    """
+    before = {}
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            with contextlib.suppress(ValueError):  # not the main thread: others handle signals
+                before[number] = signal.signal(number, _on_end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -261,5 +266,5 @@ def _followers_quiet(debug: bool) -> Iterator[None]:
         yield
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
+def _on_end(number: int, frame: FrameType | None) -> NoReturn:
     raise Terminated

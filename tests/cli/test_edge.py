@@ -118,21 +118,31 @@ def test_an_internal_error_asks_for_a_report(
     assert "--debug" in text
 
 
-def test_a_real_sigterm(command_that: Fail) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_a_run_lets_it_clean_up(command_that: Fail, number: signal.Signals) -> None:
     cleaned = []
 
     def action() -> None:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             signal.pause()
         finally:
             cleaned.append(True)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     command_that(action)
     assert edge.main(["probe"]) == 143
     assert cleaned == [True]
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
+
+
+def test_nohup_is_respected(command_that: Fail) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        command_that(lambda: os.kill(os.getpid(), signal.SIGHUP))
+        assert edge.main(["probe"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_exit_codes_of_a_command_are_kept(command_that: Fail) -> None:
