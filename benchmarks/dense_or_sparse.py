@@ -5,9 +5,14 @@
 Two kinds of row, with one thread where they don't say two. ``network``: one network at one
 density; stock onnxruntime with the dense file, ``hwprune.session`` as it is, and with every packed
 layer on its kernel (``kernels="all"``). All three are alive in one process and run in turn, in many
-short bursts timed by the process's processor time (two threads: by the clock); a ratio is the
-median over the turns, so that a busy machine disturbs little. Memory is that of fresh processes
-(the least of two each): stock onnxruntime with the dense file and with hwprune's, and the session.
+short bursts timed by the process's processor time; a ratio is the median over the turns, so that a
+busy machine disturbs little. With two threads each has
+a process of its own, since threads of one session that wait for work slow the next one down, and is
+timed by the clock; beside the ratio of medians stand those of the tenth percentiles and of
+processor time, all threads together, and what one run in a hundred exceeds.
+Memory is that of fresh
+processes (the least of two each): stock onnxruntime with the dense file and with hwprune's, and the
+session.
 Masks are ``uniform`` (sparse_networks.py), or ``mixed``: every layer keeps a random share of its
 weights. ``layers``: what each layer of a network
 takes inside the network, dense and with a kernel, by onnxruntime's profiler (the mean of the
@@ -18,6 +23,7 @@ read off. HWPRUNE_SIMD lowers the instruction set of the kernels; each row says 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from common import Experiment, Stopwatch, command_line, measure_rows, scratch
-from sparse_networks import NETWORKS, uniform_masks, write_files
+from latency import Engine
+from sparse_networks import NETWORKS, Files, uniform_masks, write_files
 
 if TYPE_CHECKING:
     from hwprune.ir import Masks
@@ -37,7 +44,9 @@ TWO_THREADS = (0.1, 0.2, 0.5, 0.95)
 BATCHED = (0.2, 0.35, 0.5, 0.7, 0.95)
 LAYER_DENSITIES = (0.2, 0.3, 0.4, 0.5, 0.6)
 # Seconds of processor time for each session, in bursts; at least so many turns.
-SECONDS, BURST, TURNS, PAUSE = 1.0, 0.03, 9, 0.05
+SECONDS, BURST, TURNS, TWO_THREADS_SECONDS = 1.0, 0.03, 9, 3.0
+# Until the threads of the process before have stopped waiting for work.
+PAUSE = 0.05
 Wanted = list[tuple[dict[str, Any], int]]
 
 
@@ -95,26 +104,76 @@ def options(folder: Path, *, profile: bool = False, threads: int = 1) -> Any:
     return made
 
 
-def in_turn(
-    runs: Sequence[Callable[[], Any]], clock: Callable[[], float] = time.process_time
-) -> list[list[float]]:
+def in_turn(runs: Sequence[Callable[[], Any]]) -> list[list[float]]:
     """Run each in turn; return the median time of each in every turn, in ms."""
     turns: list[list[float]] = []
     spent = 0.0
     while spent < SECONDS * len(runs) or len(turns) < TURNS:
         turns.append([])
         for run in runs:
-            if clock is time.perf_counter:
-                time.sleep(PAUSE)  # until the threads of the session before have stopped waiting
             run()  # fills the caches that another one has emptied
             times: list[float] = []
             while sum(times) < BURST:
-                start = clock()
+                start = time.process_time()
                 run()
-                times.append(clock() - start)
+                times.append(time.process_time() - start)
             spent += sum(times)
             turns[-1].append(1000 * float(np.median(times)))
     return turns
+
+
+def in_one_process(runs: Sequence[Callable[[], Any]]) -> dict[str, Any]:
+    """Return what stock, session and kernels alone take, timed in turn."""
+    turns = np.array(in_turn(runs))
+    dense_ms, session_ms, kernels_ms = (float(ms) for ms in np.median(turns, axis=0))
+    return {
+        "dense_ms": dense_ms,
+        "session_ms": session_ms,
+        "all_kernels_ms": kernels_ms,
+        "turns": len(turns),
+        "time_ratio": float(np.median(turns[:, 1] / turns[:, 0])),
+        "time_ratio_all_kernels": float(np.median(turns[:, 2] / turns[:, 0])),
+    }
+
+
+def in_processes(config: Mapping[str, Any], files: Files) -> dict[str, Any]:
+    """Return what each takes in a process of its own, timed in turn."""
+    kinds = (("onnxruntime", files.dense), ("hwprune", files.sparse), ("hwprune-all", files.sparse))
+    engines = [Engine(kind, sys.executable, kind, Path(str(file)), config) for kind, file in kinds]
+    for engine in engines:
+        engine.run()  # finds how many runs a burst has
+        engine.times.clear()
+    used = np.zeros(len(engines))
+    turns = 0
+    while turns < TURNS or sum(engines[0].times) < 1000 * TWO_THREADS_SECONDS:
+        turns += 1
+        for i, engine in enumerate(engines):
+            time.sleep(PAUSE)
+            before = processor_seconds(engine.process.pid)
+            engine.run()
+            used[i] += processor_seconds(engine.process.pid) - before
+    assert not any(engine.error for engine in engines), [engine.error for engine in engines]
+    low, middle, high = np.array([np.percentile(e.times, (10, 50, 99)) for e in engines]).T
+    cpu = 1000 * used / [turns * engine.burst for engine in engines]
+    for engine in engines:
+        engine.close()
+    names = ("dense_ms", "session_ms", "all_kernels_ms")
+    return {
+        **dict(zip(names, map(float, middle), strict=True)),
+        "turns": turns,
+        "time_ratio": float(middle[1] / middle[0]),
+        "time_ratio_all_kernels": float(middle[2] / middle[0]),
+        "p10_ratio": float(low[1] / low[0]),
+        "processor_ratio": float(cpu[1] / cpu[0]),
+        "p99_ms": dict(zip(names, map(float, high), strict=True)),
+        "processor_ms": dict(zip(names, map(float, cpu), strict=True)),
+    }
+
+
+def processor_seconds(process: int) -> float:
+    """Return what all threads of a process have computed so far (Linux)."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def runner(session: Any, batch: int, network: str) -> Callable[[], Any]:
@@ -199,19 +258,13 @@ def network(config: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any
     every = hwprune.session(sparse, session_options=options(folder, threads=threads), kernels="all")
     runs = [runner(session, batch, name) for session in (stock, chosen, every)]
     outputs = [np.asarray(run()[0]) for run in runs]
-    turns = np.array(in_turn(runs, time.process_time if threads == 1 else time.perf_counter))
+    timed = in_processes(config, files) if threads > 1 else in_one_process(runs)
     loads = [(dense, False), (sparse, False), (sparse, True)]
     used = [[resident(file, kernels=own) for file, own in loads] for _ in range(2)]
     sizes = np.array([[each.resident_bytes for each in again] for again in used]).min(axis=0)
-    dense_ms, session_ms, kernels_ms = (float(ms) for ms in np.median(turns, axis=0))
     return {
         "density_of_all": files.nonzeros / files.weights,
-        "dense_ms": dense_ms,
-        "session_ms": session_ms,
-        "all_kernels_ms": kernels_ms,
-        "turns": len(turns),
-        "time_ratio": float(np.median(turns[:, 1] / turns[:, 0])),
-        "time_ratio_all_kernels": float(np.median(turns[:, 2] / turns[:, 0])),
+        **timed,
         "dense_layers": len(chosen.hwprune.dense),
         "resident_bytes": dict(zip(("dense", "stock", "session"), map(int, sizes), strict=True)),
         "memory_ratio": float(sizes[2] / sizes[1]),

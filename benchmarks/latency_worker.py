@@ -5,7 +5,8 @@
 It reads one number of runs per line and answers with one line of JSON: the milliseconds of each
 run. Its first line says how long loading took and what the process grew by. It needs nothing but
 the engine itself, so each engine may live in an environment of its own: ``onnxruntime`` (stock),
-``hwprune`` (onnxruntime with hwprune's kernels), ``deepsparse``, ``openvino``.
+``hwprune`` (onnxruntime with hwprune's kernels), ``hwprune-all`` (with a kernel for every packed
+layer), ``deepsparse``, ``openvino``, ``litert`` (XNNPACK).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+ONNXRUNTIME = ("onnxruntime", "hwprune", "hwprune-all")
+
 
 def resident_bytes() -> int:
     """Return this process's resident memory (Linux)."""
@@ -25,7 +28,7 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * 4096
 
 
-def open_onnxruntime(path: str, threads: int, size: tuple[int, ...], *, kernels: bool) -> Any:
+def open_onnxruntime(engine: str, path: str, threads: int, size: tuple[int, ...]) -> Any:
     """Return an onnxruntime session on the CPU, for inputs of this size."""
     import onnxruntime as ort
 
@@ -33,17 +36,19 @@ def open_onnxruntime(path: str, threads: int, size: tuple[int, ...], *, kernels:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if kernels:
+    if engine.startswith("hwprune"):
         import hwprune
 
-        return hwprune.session(path, session_options=options, input_shapes={"input": size})
+        kernels: Any = "all" if engine == "hwprune-all" else True
+        shapes = {"input": size}
+        return hwprune.session(path, session_options=options, input_shapes=shapes, kernels=kernels)
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def runner(engine: str, path: str, threads: int, x: np.ndarray[Any, Any]) -> Callable[[], Any]:
     """Load a file and return what runs it once."""
-    if engine in ("onnxruntime", "hwprune"):
-        session = open_onnxruntime(path, threads, x.shape, kernels=engine == "hwprune")
+    if engine in ONNXRUNTIME:
+        session = open_onnxruntime(engine, path, threads, x.shape)
         feed = {session.get_inputs()[0].name: x}
         return lambda: session.run(None, feed)
     if engine == "deepsparse":
@@ -61,15 +66,38 @@ def runner(engine: str, path: str, threads: int, x: np.ndarray[Any, Any]) -> Cal
         settings["INFERENCE_PRECISION_HINT"] = "f32"
         request = core.compile_model(model, "CPU", settings).create_infer_request()
         return lambda: request.infer([x])
+    if engine == "litert":
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(path, num_threads=threads)  # runs on XNNPACK by itself
+        interpreter.allocate_tensors()
+        source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+        given = quantized(x, source)
+
+        def once() -> Any:
+            interpreter.set_tensor(source["index"], given)
+            interpreter.invoke()
+            return [interpreter.get_tensor(target["index"])]
+
+        return once
     raise SystemExit(f"no engine {engine!r}")
+
+
+def quantized(x: np.ndarray[Any, Any], details: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """Return an input as a LiteRT model wants it."""
+    if details["dtype"] == np.float32:
+        return x
+    scale, zero = details["quantization"]
+    low, high = np.iinfo(details["dtype"]).min, np.iinfo(details["dtype"]).max
+    return np.clip(np.round(x / scale) + zero, low, high).astype(details["dtype"])
 
 
 def warm_imports(engine: str) -> str:
     """Import what the engine needs, so that loading a file is all that is timed; its version."""
-    if engine in ("onnxruntime", "hwprune"):
+    if engine in ONNXRUNTIME:
         import onnxruntime as ort
 
-        if engine == "hwprune":
+        if engine.startswith("hwprune"):
             import hwprune
 
             _ = hwprune.session
@@ -78,6 +106,13 @@ def warm_imports(engine: str) -> str:
         import deepsparse
 
         return str(deepsparse.__version__)
+    if engine == "litert":
+        from importlib.metadata import version
+
+        import ai_edge_litert.interpreter
+
+        assert ai_edge_litert.interpreter.Interpreter
+        return version("ai-edge-litert")
     import openvino
 
     return str(openvino.__version__)

@@ -64,6 +64,7 @@ def write_files(
     values: Literal["fp32", "int8"] = "fp32",
     data: Path | None = None,
     make_masks: Callable[[Mapping[str, tuple[int, ...]], float, int], Masks] | None = None,
+    model: Model | None = None,
 ) -> Files:
     """Write both files of a network; at sparsity 0 the dense one is all there is.
 
@@ -75,6 +76,7 @@ def write_files(
         values: how hwprune's file stores what is left.
         data: the data folder: trained weights and their LAMP masks instead of random ones.
         make_masks: masks of shapes, a sparsity and a seed; ``uniform_masks`` by default.
+        model: a network of random weights that is none of NETWORKS.
     """
     import torch
 
@@ -82,10 +84,11 @@ def write_files(
     from hwprune.export.trace import trace
     from hwprune.frontend import load_model
 
-    if data is None:
+    if model is None and data is None:
         model = untrained(network, seed)
-    else:
+    elif data is not None:
         model = load_model(str(data / TRAINED[network]), arch=NETWORKS[network][0])
+    assert model is not None
     traced = trace(model)
     codecs: tuple[Any, ...] = (
         "gap4",

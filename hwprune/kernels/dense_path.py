@@ -3,9 +3,9 @@
 The file stays as it is: what changes is the model that a session is made of, in memory. A layer
 that goes over is held dense by onnxruntime, and its packed arrays are not held at all.
 
-The rule knows a layer's weight, how much of it is stored, and whether a run has one thread or
-several; nothing of activations, of the clock or of what a run before took: a file has the same
-layers dense wherever the same instruction set is.
+The rule knows a layer's weight, how much of it is stored, and how many threads a run has; nothing
+of activations, of the clock or of what a run before took: a file has the same layers dense wherever
+the same instruction set and as many threads are.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ _ROWS, _ROW, _FEW_ROWS, _FEW_WEIGHTS = 0.3, 0.1, 16, 1 << 15
 # C++ computes one weight at a time, where onnxruntime still has vectors.
 _BY_INSTRUCTIONS = {"avx512": 1.0, "avx2": 1.0, "neon": 0.75}
 _PLAIN = 0.125
-# With several threads: handing out a part of a layer takes a kernel 35 to 50 microseconds, which is
-# most of the time of a filter with few weights.
-_SEVERAL_THREADS, _FEW_FILTER_WEIGHTS, _FEW_SEVERAL_THREADS = 0.75, 1 << 16, 0.25
+# With several threads onnxruntime divides each dense layer. A kernel divides what takes it 100
+# microseconds and more (src/ort_calls.cpp) and loses some of that; most filters with few weights
+# take less, and have one thread. So limits fall with the threads, by a part for each; no
+# further than a quarter, since dense layers that are so short divide badly, too.
+_FEW_FILTER_WEIGHTS, _FEW_BY_THREADS, _BY_THREADS, _LEAST_BY_THREADS = 1 << 16, 1.0, 1.5, 0.25
 # A model is not rewritten, with its weights decoded, for layers that hold less than this of what a
 # file stores.
 LEAST_PART = 0.1
@@ -49,7 +51,7 @@ class PackedLayer:
         shape: of its weight, as ONNX's operator has it.
         density: the share of its weights that is stored.
         batch: samples in a run.
-        threads: of a run; 0 for all that onnxruntime finds.
+        threads: of a run.
     """
 
     kind: str
@@ -100,9 +102,10 @@ def density_limit(layer: PackedLayer) -> float:
     if layer.kind == "Depthwise":
         return 0.0
     wide = layer.kind == "Conv" and math.prod(layer.shape[2:]) > 1
-    if layer.threads != 1:
+    if layer.threads > 1:
         few = wide and layer.weights < _FEW_FILTER_WEIGHTS
-        by_instructions *= _FEW_SEVERAL_THREADS if few else _SEVERAL_THREADS
+        part = _FEW_BY_THREADS if few else _BY_THREADS
+        by_instructions *= max(part / layer.threads, _LEAST_BY_THREADS)
     if layer.kind == "Conv":
         # Many samples share what is read of a weight; with one tap that was not measured.
         shared = wide and layer.batch >= _FEW_ROWS
@@ -141,7 +144,7 @@ def dense_fallback(
         model: of the file.
         operators: those that have kernels.
         inputs: shapes of the model's inputs, of which the first axis counts samples; 1 by default.
-        threads: of a run; 0 for all that onnxruntime finds.
+        threads: of a run.
     """
     batch = max((shape[0] for shape in inputs.values() if len(shape)), default=1)
     packed = [

@@ -11,6 +11,7 @@ The same file runs without the kernels, by the functions that it carries.
 from __future__ import annotations
 
 import mmap
+import os
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -135,7 +136,8 @@ def session(
     dense = None
     # Options that have kernels registered have them for every layer.
     if model is not None and kernels is True and options not in _registered:
-        count = int(options.intra_op_num_threads)
+        # Of its own onnxruntime takes as many threads as there are cores.
+        count = int(options.intra_op_num_threads) or os.cpu_count() or 1
         dense = dense_fallback(model, names, input_shapes or {}, count)
     source = str(path_or_bytes) if isinstance(path_or_bytes, Path) else path_or_bytes
     if dense is None:

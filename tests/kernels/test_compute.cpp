@@ -260,6 +260,35 @@ void check_gemm(Random& random) {
   }
 }
 
+// Work that is estimated to take less than what handing it out is worth stays with the calling thread, in every layout.
+void check_small_work_is_not_shared(Random& random) {
+  for (const bool depthwise : {false, true}) {
+    Problem p;
+    p.spec = {16, 16, depthwise ? 16 : 1, {3, 3}, {1, 1}, {1, 1}, {1, 1, 1, 1}};
+    p.in = {16, 16};
+    finish_problem(random, p, depthwise ? 1 : 0.5);
+    const SparseConv kernel(p.spec, p.weights, p.epilogue);
+    const std::vector<float> x(16 * 16 * 16), residual(x.size());
+    std::vector<float> y(x.size());
+    int sections = 0;
+    Parallel parallel = threads(2);
+    parallel.run = [&, inner = parallel.run](size_t items, const std::function<void(size_t)>& body) {
+      ++sections;
+      inner(items, body);
+    };
+    const auto run = [&](double least_ns) {
+      sections = 0;
+      parallel.least_ns = least_ns;
+      kernel.run(x.data(), 1, p.in.data(), y.data(), p.residual ? residual.data() : nullptr, parallel);
+      return sections;
+    };
+    const double cost = kernel.choices(1, p.in.data()).front().cost;
+    if (cost > 0 && run(2 * cost) == 0 && run(cost / 2) > 0) continue;
+    std::printf("FAILED %s: cost %g, %d sections\n", p.text.c_str(), cost, sections);
+    ++failures;
+  }
+}
+
 // One kernel, several threads at once, changing shapes: scratch and plans must not be mixed up.
 void check_concurrent(Random& random) {
   Problem p;
@@ -380,6 +409,7 @@ int main(int count_of_arguments, char** arguments) {
   }
   Random random(1);
   check_concurrent(random);
+  check_small_work_is_not_shared(random);
   check_special_values();
   check_streamed();
   check_refusals();

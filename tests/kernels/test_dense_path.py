@@ -341,6 +341,22 @@ def test_with_several_threads_small_filters_go_over_sooner() -> None:
     def limit(shape: tuple[int, ...], threads: int) -> float:
         return density_limit(PackedLayer("Conv", shape, 0.2, threads=threads))
 
-    for shape, share in (((64, 64, 3, 3), 0.25), ((256, 256, 3, 3), 0.75), ((256, 64, 1, 1), 0.75)):
-        for threads in (0, 2, 4):  # 0: all that there are
+    for shape, shares in (
+        ((64, 64, 3, 3), (0.5, 0.25, 0.25)),
+        ((256, 256, 3, 3), (0.75, 0.375, 0.25)),
+        ((256, 64, 1, 1), (0.75, 0.375, 0.25)),
+    ):
+        for threads, share in zip((2, 4, 64), shares, strict=True):
             assert limit(shape, threads) == pytest.approx(share * limit(shape, 1))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("cores", "dense"), [(1, ()), (8, ("layer",))])
+def test_a_session_that_names_no_threads_has_one_for_each_core(
+    cores: int, dense: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = {1: 0.5, 8: 0.1}
+    monkeypatch.setattr(dense_path, "density_limit", lambda layer: most[layer.threads])
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert hwprune.session(data(conv(0.3))).hwprune.dense == dense
+    assert hwprune.session(data(conv(0.3)), threads=1).hwprune.dense == ()

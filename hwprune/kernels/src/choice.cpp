@@ -292,13 +292,19 @@ std::vector<PlanChoice> candidates(const ConvShape& full, const Extents& in, int
   add_blocks(problem, Layout::expanded, found);
   add_direct(problem, found);
   add_lanes(problem, batch, threads, found);
-  if (found.empty()) found.push_back({});
-  if (is_depthwise(full, in, nonzeros)) {
-    PlanChoice choice;
-    choice.layout = Layout::depthwise;  // nothing the estimates know comes near it: cost 0
-    found.push_back(choice);
-  }
   std::stable_sort(found.begin(), found.end(), [](const PlanChoice& a, const PlanChoice& b) { return a.cost < b.cost; });
+  const double products = static_cast<double>(nonzeros) * static_cast<double>(product(problem.out));
+  if (found.empty()) {
+    found.emplace_back();
+    found[0].cost = products;  // a nanosecond each
+  }
+  if (is_depthwise(full, in, nonzeros)) {
+    // Nothing that the estimates of the others know comes near it.
+    PlanChoice choice;
+    choice.layout = Layout::depthwise;
+    choice.cost = kNanoseconds[kVectors] * products / static_cast<double>(problem.vector);
+    found.insert(found.begin(), choice);
+  }
   return found;
 }
 

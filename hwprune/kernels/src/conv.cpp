@@ -74,7 +74,9 @@ void SparseConv::run(const float* x, int64_t batch, const int64_t* spatial, floa
   const Extents in = to_extents(spatial, axes_);
   const Extents out = output_extents(shape_, in);
   if (batch <= 0 || product(out) == 0) return;
-  run_with(*plan(batch, spatial, thread_count(parallel)), x, batch, y, residual, parallel);
+  const std::shared_ptr<const Plan> chosen = plan(batch, spatial, thread_count(parallel));
+  const bool alone = chosen->choice.cost * static_cast<double>(batch) < parallel.least_ns;
+  run_with(*chosen, x, batch, y, residual, alone ? Parallel{} : parallel);
 }
 
 void SparseConv::run_with(const Plan& plan, const float* x, int64_t batch, float* y, const float* residual,

@@ -45,9 +45,11 @@ struct ConvSpec {
 };
 
 // Runs body(i) for every i in [0, count), perhaps on several threads, and returns when all are done.
-// `threads` is how many may run at once; with threads <= 1 or an empty `run` the kernels loop themselves.
+// `threads` is how many may run at once; with threads <= 1 or an empty `run` the kernels loop themselves, and so
+// they do with work that is estimated to take one thread less than `least_ns`: handing it out would take longer.
 struct Parallel {
   int threads = 1;
+  double least_ns = 0;
   std::function<void(size_t count, const std::function<void(size_t)>& body)> run;
 };
 

@@ -131,9 +131,14 @@ struct Tasks {
 
 }  // namespace
 
+// To hand a part of a layer to a second thread of the runtime's pool and to wait for it takes 35 to 50 microseconds
+// (docs/latency.md), and more where the machine is busy: two threads save half of a layer's time.
+constexpr double kLeastSharedNanoseconds = 100e3;
+
 Parallel Call::parallel(int threads) const {
   Parallel parallel;
   parallel.threads = threads;
+  parallel.least_ns = kLeastSharedNanoseconds;
   parallel.run = [api = api_, context = context_](size_t count, const std::function<void(size_t)>& body) {
     Tasks tasks(&body);
     // 0 batches: the runtime's own thread pool hands out one index after the other.

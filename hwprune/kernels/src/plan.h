@@ -62,7 +62,7 @@ struct PlanChoice {
   TileShape tile;
   int64_t split_channels = 1;                 // channels (times kernel depth) copied together
   int64_t lanes = 1;                          // images side by side, Layout::batch_lanes only
-  double cost = 0;                            // estimated nanoseconds for one image
+  double cost = 0;                            // estimated nanoseconds of one thread for one image
   Work work{};                                // what the cost was estimated from
   void set_work(const Work& done);
   bool operator==(const PlanChoice& other) const;
