@@ -148,8 +148,8 @@ def channels(template: Any) -> int:
 def table(experiment: Experiment) -> str:
     """Return the record as Markdown."""
     lines = [
-        "| network | sparsity | channels | dead | connections | useless | bytes | without useless "
-        "| without dead channels | less | outputs differ by |",
+        "| network | sparsity | channels | removed | connections | useless | bytes "
+        "| without useless | without removed channels | less | outputs differ by |",
         "|---|" + "---:|" * 10,
     ]
     rows = sorted(experiment.rows(), key=lambda row: ROWS.index((dict(row.config), row.seed)))

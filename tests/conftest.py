@@ -93,6 +93,15 @@ def build_artifact(
 
 
 @pytest.fixture
+def no_memory_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let whole runs measure no memory: each measurement is a Python of its own."""
+    from hwprune.verify import memory
+
+    nothing = memory.MemoryResult(1, 0)
+    monkeypatch.setattr(memory, "resident", lambda path, *, kernels=False: nothing)
+
+
+@pytest.fixture
 def write_artifact(tmp_path: Path) -> WriteArtifact:
     """Return a function that writes an artifact and returns its path; options of build_artifact."""
 

@@ -19,6 +19,8 @@ from hwprune.training.batches import Batches, augment, epoch_order, steps_per_ep
 from hwprune.training.module_state import place
 from hwprune.training.optimizer import sgd
 
+pytestmark = pytest.mark.usefixtures("no_memory_measured")
+
 # Neither asks for a gradient of the whole network, which compile takes of batches of its own.
 STRATEGIES: dict[str, dict[str, Any]] = {
     "cubic": {},

@@ -16,6 +16,8 @@ from torch.nn import functional
 import hwprune
 from hwprune.tasks import METRICS
 
+pytestmark = pytest.mark.usefixtures("no_memory_measured")
+
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 

@@ -143,6 +143,9 @@ def test_a_ranking_is_no_longer_than_the_budget_needs() -> None:
     assert ranking_limit(eight, 20_000, "int8") == 10_001
     assert ranking_limit(cost, 10**9, "int8") == 1_000_000
     assert ranking_limit(cost, 0, "int8") == 1
+    # A tensor that fits as a whole is stored dense: then a weight is its value and nothing else.
+    small = make_cost([(100, 100), (1000, 1000)])
+    assert ranking_limit(small, 20_000, "int8") == 10_000 + 80_000 // 9 + 1
 
 
 @pytest.mark.parametrize("value_type", VALUE_TYPES)

@@ -55,14 +55,14 @@ def digits_net(digits_pt: Path) -> nn.Module:
 
 
 @pytest.fixture(autouse=True)
-def little_synthesis(monkeypatch: pytest.MonkeyPatch) -> None:
+def little_synthesis(monkeypatch: pytest.MonkeyPatch, no_memory_measured: None) -> None:
     """Let inputs be made without data for the smallest networks only: it takes minutes."""
     from hwprune.least_squares import synthesis
 
     monkeypatch.setattr(synthesis, "MOST_MACS", 1e10)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trace a built-in network once for all tests: its structure does not depend on its weights.
 
@@ -74,8 +74,9 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def trace(model: Any) -> Any:
         name = "digits-cnn" if type(model.module).__name__ == "DigitsCnn" else model.arch
-        # Layers that share weights are another structure.
-        key = (name, model.inputs, frozenset(model.module.state_dict()))
+        # Layers that share weights are another structure, and so are other numbers of classes.
+        state = model.module.state_dict().items()
+        key = (name, model.inputs, frozenset((key, tuple(each.shape)) for key, each in state))
         if name not in ARCHITECTURES:
             return real(model)
         if key not in _TRACED:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from e2e_tools import Runner, save_npz, snapshot
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("traced_once")]
+pytestmark = pytest.mark.slow
 
 BUDGET = ("--budget", "12KiB")
 TARGET = ("--target", "nrf52840")

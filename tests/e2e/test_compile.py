@@ -25,7 +25,6 @@ def resnet20_pt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model.pt"
 
 
-@pytest.mark.usefixtures("traced_once")
 def test_the_command_of_the_readme(
     hwprune: Runner, resnet20_pt: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,7 +49,6 @@ def test_the_command_of_the_readme(
     assert hwprune("check", artifact, "--target", "jetson-nano").code == 0
 
 
-@pytest.mark.usefixtures("traced_once")
 def test_what_fits_a_target_without_fp32_is_quantised(
     hwprune: Runner, digits_pt: Path, tmp_path: Path
 ) -> None:
@@ -69,7 +67,6 @@ def test_what_fits_a_target_without_fp32_is_quantised(
     assert "value type fp32 (the dense weights" in ran.out
 
 
-@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(
     ("target", "budget", "scope"),
     [

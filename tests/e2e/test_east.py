@@ -59,7 +59,6 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.usefixtures("traced_once")
 class TestEast:
     """On a target whose latency is not measured, to be quick."""
 

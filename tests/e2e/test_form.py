@@ -16,7 +16,6 @@ from hwprune.errors import UsageError
 from hwprune.targets import load
 from hwprune.verify import runner
 
-pytestmark = pytest.mark.usefixtures("traced_once")
 ONE_SPEED = "the inlined form has one speed: native kernels run functions, and it has none"
 
 

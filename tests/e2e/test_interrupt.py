@@ -55,7 +55,6 @@ def finished(hwprune: Runner, digits_pt: Path, tmp_path_factory: pytest.TempPath
     return out
 
 
-@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(
     ("number", "code", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
@@ -118,7 +117,6 @@ def test_ctrl_c_on_a_process(digits_pt: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.usefixtures("traced_once")
 def test_two_at_once_and_then_a_power_cut(hwprune: Runner, digits_pt: Path, tmp_path: Path) -> None:
     out = tmp_path / "o"
     words = ("compile", digits_pt, *SHORT, "-o", out)
@@ -136,7 +134,6 @@ def test_two_at_once_and_then_a_power_cut(hwprune: Runner, digits_pt: Path, tmp_
     assert {"model.onnx", "report.json", "report.html"} <= files_in(out)
 
 
-@pytest.mark.usefixtures("traced_once")
 def test_an_empty_folder_of_the_user_stays_empty(
     hwprune: Runner, digits_pt: Path, tmp_path: Path
 ) -> None:
@@ -146,7 +143,6 @@ def test_an_empty_folder_of_the_user_stays_empty(
     assert hwprune(*words, "12KiB").code == 0
 
 
-@pytest.mark.usefixtures("traced_once")
 def test_a_folder_that_is_taken_away_meanwhile(
     hwprune: Runner, digits_pt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,6 @@ import torch
 from e2e_tools import KIB12, WRITTEN, Runner, files_in, snapshot
 
 
-@pytest.mark.usefixtures("traced_once")
 class TestLimits:
     """--require: met, missed, and not to be measured."""
 
@@ -102,7 +101,6 @@ def test_a_file_that_fails_verification_is_rejected(
     digits_pt: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    traced_once: None,
 ) -> None:
     from hwprune import compiler
 

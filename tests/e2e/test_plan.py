@@ -11,8 +11,6 @@ from e2e_tools import Runner
 from hwprune.frontend import load_model
 from hwprune.frontend.zoo import ARCHITECTURES
 
-pytestmark = pytest.mark.usefixtures("traced_once")
-
 
 def test_what_a_plan_says_is_what_compile_does(
     hwprune: Runner, digits_pt: Path, tmp_path: Path

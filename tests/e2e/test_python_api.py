@@ -26,7 +26,6 @@ from hwprune.errors import (
     UsageError,
 )
 
-pytestmark = pytest.mark.usefixtures("traced_once")
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
 

@@ -104,7 +104,6 @@ def test_a_killed_run_ends_byte_for_byte_as_the_whole_one(
     assert "continued after epoch 2 of 3, from a checkpoint" in second["notes"]
 
 
-@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -136,7 +135,6 @@ def test_another_run_and_a_damaged_checkpoint_are_refused(
     assert (out / CHECKPOINT).read_bytes() == before
 
 
-@pytest.mark.usefixtures("traced_once")
 def test_ctrl_c_keeps_the_checkpoint_and_a_new_run_replaces_it(
     hwprune: Runner, digits_pt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

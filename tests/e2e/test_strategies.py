@@ -16,7 +16,6 @@ from hwprune.ir import VALUE_TYPES
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.usefixtures("traced_once")
 class TestStrategies:
     """On a target whose latency is not measured, to be quick."""
 

@@ -21,7 +21,7 @@ if importlib.util.find_spec("torchmetrics"):
 
 
 @pytest.fixture(autouse=True)
-def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_memory_measured: None) -> None:
     """Work in a folder of the test's own, on one thread, without the trainers' advice."""
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)

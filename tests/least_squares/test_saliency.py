@@ -64,6 +64,18 @@ def test_what_others_stand_in_for_goes_first(layer: nn.Module) -> None:
     assert (magnitudes[:, 2:3] > magnitudes[:, 3:]).all()
 
 
+def test_a_row_counts_as_much_as_it_does_behind_bn() -> None:
+    split = Inputs()
+    split.x = np.random.default_rng(1).standard_normal((300, 10)).astype(np.float32)
+    module = nn.Sequential(nn.Linear(10, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU()).eval()
+    with torch.no_grad():
+        module[0].weight.copy_(torch.linspace(0.5, 1.5, 10).expand(6, 10))
+        module[1].weight[4] = 10.0
+    scores = reconstruction_scores(module, split, ("0.weight",))
+    kept = rank(scores, limit=10).masks(10)["0.weight"]
+    assert kept[4].all()
+
+
 def test_pruning_by_them_costs_least_squares_less() -> None:
     generator = torch.Generator().manual_seed(0)
     split = Inputs()

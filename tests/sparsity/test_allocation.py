@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwprune.sparsity import ALLOCATIONS, rank_allocated
+from hwprune.ir import Masks
+from hwprune.sparsity import ALLOCATIONS, growth, rank_allocated
 from hwprune.sparsity.allocation import erk
 
 shapes = st.lists(
@@ -39,6 +40,16 @@ def test_erk_redistributes_what_a_full_tensor_cannot_take() -> None:
     assert counts == {"small": 16, "big": 984}
     # Unsaturated: in proportion to 8 and 134.
     assert erk(scores, 142) == {"small": 8, "big": 134}
+
+
+def test_what_is_left_over_goes_to_the_largest_remainders() -> None:
+    kept = {"a": 5, "b": 3, "c": 2}
+    alive = Masks({name: np.arange(20) < count for name, count in kept.items()})
+    # 2.0, 1.2 and 0.8 of four.
+    assert growth("proportional", alive, 4) == {"a": 2, "b": 1, "c": 1}
+    assert growth("proportional", alive, 5) == {"a": 3, "b": 1, "c": 1}  # 2.5, 1.5, 1: the earlier
+    empty = Masks({"a": np.zeros(9, bool), "b": np.arange(9) < 8})
+    assert growth("proportional", empty, 4) == {"a": 3, "b": 1}
 
 
 def test_a_shorter_prefix_keeps_the_proportions() -> None:

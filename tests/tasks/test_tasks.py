@@ -26,6 +26,8 @@ from hwprune.training.recipe import Recipe
 from hwprune.trees import Outputs
 from hwprune.verify import metric_of
 
+pytestmark = pytest.mark.usefixtures("no_memory_measured")
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "tasks.md").read_text()
 DATA, PARTS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
