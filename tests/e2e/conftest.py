@@ -55,11 +55,14 @@ def digits_net(digits_pt: Path) -> nn.Module:
 
 
 @pytest.fixture(autouse=True)
-def little_synthesis(monkeypatch: pytest.MonkeyPatch, no_memory_measured: None) -> None:
-    """Let inputs be made without data for the smallest networks only: it takes minutes."""
-    from hwprune.least_squares import synthesis
+def little_least_squares(monkeypatch: pytest.MonkeyPatch, no_memory_measured: None) -> None:
+    """Let whole runs judge connections once and make few inputs: that is most of their time."""
+    from hwprune.least_squares import saliency, synthesis
 
-    monkeypatch.setattr(synthesis, "MOST_MACS", 1e10)
+    monkeypatch.setattr(saliency, "_ROUNDS_COST", 0)
+    monkeypatch.setattr(synthesis, "MOST_MACS", 1e10)  # for the smallest networks only
+    for name, few in (("STEPS", 8), ("_LEAST_STEPS", 8), ("SAMPLES", 64)):
+        monkeypatch.setattr(synthesis, name, few)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from hwprune.ir import Masks
 from hwprune.least_squares import reconstruct
+from hwprune.least_squares.parameter_uses import ParameterUse, watch
 from hwprune.least_squares.reconstruct import Reconstruction, least_squares
 from hwprune.training.sparse import SparseParameters
 
@@ -118,6 +119,35 @@ def test_going_on_shows_what_starting_again_shows(
     assert Branches.passes >= 4 * 2 * len(report.layers)
     for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-4), name
+
+
+def test_an_offset_moves_what_comes_behind_it_alone() -> None:
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.before = self.conv(x)
+            self.behind = self.norm(self.before)
+            return functional.relu(self.behind) + self.before
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        net = Held().eval()
+        nn.init.uniform_(net.norm.weight, 0.5, 1.5)
+        x, delta, shift = torch.randn(3, 4, 6, 6), torch.randn(8, 4, 1, 1), torch.randn(8)
+    uses: list[ParameterUse] = []
+    watch(net, {"conv.weight": 1}, (x,), uses.extend)
+    (use,) = uses
+    before, behind = net.before, net.behind
+    with torch.no_grad():
+        use.correct(delta, shift)
+        net.conv.weight.add_(delta)
+        net.norm.bias.add_(shift * use.offset_scale)
+        net(x)
+    assert torch.allclose(before, net.before, atol=1e-5)
+    assert torch.allclose(behind, net.behind, atol=1e-5)
 
 
 def test_what_a_forward_pass_remembers_is_its_own(dense: Branches) -> None:

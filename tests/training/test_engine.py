@@ -126,6 +126,37 @@ def test_outside_of_a_step_parameters_are_what_would_be_shipped(kind: str) -> No
     assert engine.step == STEPS
 
 
+def test_progress_that_leaps_over_an_event_keeps_the_averages_that_led_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = nets.small_cnn()
+    sparse = SparseParameters(module, nets.NAMES)
+    events = (
+        MaskEvent(0.5, "prune", density=0.1),
+        MaskEvent(0.5, "regrow", budget_fraction=1.0, score="signal-to-noise"),
+    )
+    engine = Engine(
+        sparse, MasterWeights(module, sparse, None, 0), Strategy("x", events, 0.2),
+        nets.fill_count(700), steps=STEPS, seed=0,
+    )  # fmt: skip
+    reached = 0.2
+    engine.progress = lambda: reached
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    engine.attach(optimizer)
+    seen, real = [], engine.propose
+    monkeypatch.setattr(engine, "propose", lambda e, stats: seen.append(stats) or real(e, stats))
+    for step in range(5):
+        reached = 1.0 if step >= 3 else 0.2  # between two steps, such as at the end of an epoch
+        optimizer.zero_grad()
+        loss_of(module, step).backward()
+        optimizer.step()
+    assert sparse.masks.nonzeros == 700
+    squares = seen[1].square
+    assert set(squares) == set(nets.NAMES)
+    # Those of several batches: of a single one there would be ones.
+    assert all(0 < float(each.mean()) < 0.5 for each in squares.values())
+
+
 def test_an_event_clears_the_momentum_of_what_it_prunes() -> None:
     module = nets.small_cnn()
     engine, optimizer = made(module), OPTIMIZERS["adamw"](module.parameters())
