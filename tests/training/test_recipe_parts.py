@@ -170,8 +170,9 @@ def test_a_solution_joins_only_where_validation_does_not_fall() -> None:
         pruned.append(sparse.masks.nonzeros)
         sparse.set_masks(Masks(second), None)
 
-    # The mean of 4 and 2 is welcome, that of 4, 2 and 8 is not.
-    score = {4.0: 0.5, 3.0: 0.5}
+    # The mean of 4 and 2 is welcome, that of 4, 2 and 8 is not; that of 4 and 8 would be, but 2 is
+    # the latest.
+    score = {4.0: 0.5, 3.0: 0.5, 6.0: 0.5}
     joined = pool.merge(
         sparse, finish, lambda: score.get(float(module[0].weight.detach()[0, 1]), 0.1)
     )
