@@ -422,17 +422,34 @@ class _Reader:
         """Average the first ``rows`` rows of each channel, None for all; drop the axes if asked."""
         channels, *size = self.shape_of(x)
         whole, flat = (channels, *(1 for _ in size)), tuple(self.shapes[node.output[0]][1:])
-        if rows is None:
+        if rows is None or self._crop(x, rows):
             self.make(GlobalAveragePool, node, "pool", [x], shape=whole)
         else:
-            window = (rows, size[1])
-            self.make(
-                AveragePool, node, "pool", [x], shape=whole,
-                options={"kernel": window, "strides": window},
-            )  # fmt: skip
+            one_window = {"kernel": (rows, size[1]), "strides": tuple(size)}
+            self.make(AveragePool, node, "pool", [x], shape=whole, options=one_window)
         if flat != whole:
             pooled = self.tensor_of[node.output[0]]
             self.make(Reshape, node, "flat", [pooled], shape=flat)
+
+    def _crop(self, tensor: str, rows: int) -> bool:
+        """Let convolutions make a tensor's first rows alone, where nothing reads the others."""
+        layer = self.layers.get(tensor)
+        if layer is None or layer.kind is not Conv2d or self.reads[self.values[tensor]] > 1:
+            return False
+        if layer.weight is None or len(layer.shape) != 3:
+            return False
+        height, options = self.shape_of(layer.inputs[0])[1], layer.options
+        stride, dilation = (options.get(key, (1, 1))[0] for key in ("strides", "dilations"))
+        top, left, _, right = options.get("pads", (0, 0, 0, 0))
+        read = (rows - 1) * stride + (layer.weight.shape[2] - 1) * dilation + 1 - top
+        # Rows that are left over would make another row, unless they are not made either.
+        if height - read >= stride and not (read > 0 and self._crop(layer.inputs[0], read)):
+            return False
+        pads = (top, left, max(0, read - height), right)
+        self.layers[tensor] = replace(
+            layer, shape=(layer.shape[0], rows, layer.shape[2]), options={**options, "pads": pads}
+        )
+        return True
 
     def _slice(self, node: onnx.NodeProto, attributes: Mapping[str, Any]) -> None:
         """Note a cut of the last rows, where an average follows: it reads fewer rows."""

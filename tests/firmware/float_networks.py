@@ -122,12 +122,25 @@ def cut_average() -> onnx.ModelProto:
     """What Keras makes of an average over part of the map."""
     b = Builder(1, 9, 5)
     x = b.node("Relu", b.conv("x", "a", 6, 1, 3, 3, pads=PADS))
-    parts = [b.constant(f"s{i}", [n], np.int64) for i, n in enumerate((0, 8, 2, 1))]
+    x = b.node("Relu", b.conv(x, "b", 6, 1, 3, 3, pads=PADS, group=6))
+    return first_rows(b, b.node("Relu", b.conv(x, "pointwise", 6, 6, 1, 1)), 8)
+
+
+def cut_pool() -> onnx.ModelProto:
+    """The same of a map that no convolution makes."""
+    b = Builder(1, 10, 5)
+    x = b.node("Relu", b.conv("x", "a", 6, 1, 3, 3, pads=PADS))
+    return first_rows(b, b.node("MaxPool", x, kernel_shape=[2, 1], strides=[1, 1]), 8)
+
+
+def first_rows(b: Builder, x: str, rows: int) -> onnx.ModelProto:
+    parts = [b.constant(f"s{i}", [n], np.int64) for i, n in enumerate((0, rows, 2, 1))]
     axes = b.constant("axes", [2, 3], np.int64)
     pooled = b.node("ReduceMean", b.node("Slice", x, *parts), axes, keepdims=0)
     return b.model(b.linear(pooled, "c", 3, 6))
 
 
 NETWORKS = {
-    made.__name__: made for made in (plain, residual, entangled, alone, one_dimension, cut_average)
+    made.__name__: made
+    for made in (plain, residual, entangled, alone, one_dimension, cut_average, cut_pool)
 }

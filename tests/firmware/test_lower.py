@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from float_networks import NETWORKS, Builder
+from float_networks import NETWORKS, Builder, first_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_qlinear import differing, run_onnx
@@ -27,6 +27,7 @@ from hwprune.firmware.lower import quantize, read_layers
 from hwprune.firmware.network import (
     AveragePool,
     Conv2d,
+    GlobalAveragePool,
     IntegerNetwork,
     QuantizedTensor,
     is_add_ratio,
@@ -92,10 +93,37 @@ def test_tensors_of_which_two_scales_are_asked_are_converted() -> None:
     assert not any(layer.name.endswith("_converted") for layer in plain.layers)
 
 
-def test_an_average_of_the_first_rows_is_one_window() -> None:
+def test_rows_that_no_average_reads_are_not_made() -> None:
     made = lowered(NETWORKS["cut_average"]())
+    assert [made.tensors[name].shape for name in ("a", "b", "pointwise")] == [
+        (6, 9, 5), (6, 8, 5), (6, 8, 5),
+    ]  # fmt: skip
+    assert isinstance(made.layers[3], GlobalAveragePool)
+
+
+@pytest.mark.parametrize(
+    ("rows", "stride", "cut"),
+    [(9, 1, True), (8, 1, True), (7, 1, False), (1, 1, False), (8, 2, False), (3, 3, False)],
+)
+def test_a_cut_of_rows_leaves_the_others_as_they_were(rows: int, stride: int, cut: bool) -> None:
+    b = Builder(2, 9 * stride, 5)
+    x = b.conv("x", "a", 6, 2, 3, 3, pads=(1, 1, 1, 1), strides=(stride, 1))
+    model = first_rows(b, b.conv(x, "b", 6, 6, 3, 1, pads=(2, 0, 0, 0)), rows)
+    made = lowered(model)
+    # The input has rows that a shorter window would not read: it is given as a whole.
+    assert made.tensors["b"].shape == (6, rows if cut else 9, 5)
+    assert isinstance(made.layers[2], GlobalAveragePool if cut else AveragePool)
+    x = samples_of(model, 8, seed=2)
+    values = reference.run(made, reference.quantize(x, made.tensors["x"]))
+    (output,), (expected,) = made.outputs, run_onnx(model, x).values()
+    found = reference.dequantize(values[output], made.tensors[output])
+    assert np.abs(found - expected).mean() < 0.03 * np.ptp(expected)
+
+
+def test_an_average_of_the_first_rows_of_another_layer_is_one_window() -> None:
+    made = lowered(NETWORKS["cut_pool"]())
     pool = next(layer for layer in made.layers if isinstance(layer, AveragePool))
-    assert pool.kernel == pool.strides == (8, 5)
+    assert (pool.kernel, pool.strides) == ((8, 5), (9, 5))
 
 
 def test_the_bias_of_an_empty_channel_fits() -> None:
