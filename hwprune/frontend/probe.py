@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import itertools
 import re
 import traceback
 import warnings
@@ -77,16 +78,21 @@ def _parameters(module: nn.Module) -> list[inspect.Parameter]:
         return []
 
 
-def example_inputs(inputs: tuple[TensorSpec, ...], *, batch: int) -> tuple[Tensor, ...]:
-    """Return one tensor per input: seeded noise for floats, ones for masks, zeros for indices."""
+def example_inputs(
+    inputs: tuple[TensorSpec, ...], *, batch: int, whole: bool = False
+) -> tuple[Tensor, ...]:
+    """Return one tensor per input: seeded noise for floats, ones for masks, zeros for indices.
+
+    Floats are zeros, too, where they are to be ``whole`` numbers: those of rows in a table.
+    """
     generator = torch.Generator().manual_seed(0)
     tensors = []
     for spec in inputs:
         dtype = getattr(torch, spec.dtype)
         shape = spec.with_batch(batch)
-        if dtype.is_floating_point:
+        if dtype.is_floating_point and not whole:
             tensors.append(torch.randn(shape, generator=generator, dtype=dtype))
-        elif dtype == torch.bool or "mask" in spec.name:
+        elif dtype == torch.bool or ("mask" in spec.name and not dtype.is_floating_point):
             tensors.append(torch.ones(shape, dtype=dtype))
         else:
             tensors.append(torch.zeros(shape, dtype=dtype))
@@ -113,13 +119,14 @@ def probe(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
     called = _runs_on_shapes(module, inputs, ways)
     if called is None:
         called = _runs(module, inputs, ways)
-    way, output = called
+    way, output, whole = called
     if not any(True for _ in _tensors(output)):
         raise ModelError(
             f"the network returns {type(output).__name__}, expected a tensor or several",
             hint="wrap it in a module whose forward method returns tensors",
         )
-    return _adapt(module, inputs, way, output)
+    looked_up = "random numbers are out of range for what looks rows up by floats: 0 was tried"
+    return (looked_up,) * whole + _adapt(module, inputs, way, output)
 
 
 def _check_range(module: nn.Module) -> None:
@@ -157,24 +164,26 @@ def _call(module: nn.Module, inputs: tuple[TensorSpec, ...], way: str, tensors: 
 
 def _runs(
     module: nn.Module, inputs: tuple[TensorSpec, ...], ways: tuple[str, ...]
-) -> tuple[str, Any]:
-    tensors = example_inputs(inputs, batch=_BATCH)
+) -> tuple[str, Any, bool]:
+    """Return the way that works, what it gives, and whether it takes whole numbers alone."""
     refused: BaseException | None = None
-    for way in ways:
-        drawing = _Drawing()
+    for whole, way in itertools.product((False, True), ways):
+        if whole and not isinstance(refused, IndexError):
+            break
+        tensors, drawing = example_inputs(inputs, batch=_BATCH, whole=whole), _Drawing()
         try:
             with torch.no_grad(), drawing:
                 output = _call(fresh_copy(module), inputs, way, tensors)
         except FAILURES as error:  # whatever a stranger's forward method raises
             refused = refused or error
             continue
-        _check_is_steady(module, inputs, way, output, drawing.found)
-        _check_other_sizes(module, inputs, way)
-        return way, output
+        _check_is_steady(module, inputs, way, output, drawing.found, tensors)
+        _check_other_sizes(module, inputs, way, whole=whole)
+        return way, output, whole
     assert refused is not None  # there is at least one way
     raise ModelError(
         f"the network does not take {describe(inputs)}: {first_line(refused)}",
-        hint="random numbers were tried; where it looks rows up, whole ones: NAME:SHAPE:int64"
+        hint="random numbers were tried, and zeros; where it looks rows up, give NAME:SHAPE:int64"
         if isinstance(refused, IndexError)
         else "give the shapes and types that its forward method takes, one --input for each, in "
         "order or by their names",
@@ -205,14 +214,19 @@ class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped i
 
 
 def _check_is_steady(
-    module: nn.Module, inputs: tuple[TensorSpec, ...], way: str, output: Any, drawn: str
+    module: nn.Module,
+    inputs: tuple[TensorSpec, ...],
+    way: str,
+    output: Any,
+    drawn: str,
+    tensors: tuple[Tensor, ...],
 ) -> None:
     """Refuse a network whose outputs differ from run to run: no file could be compared with it."""
     if not drawn and sum(tensor.numel() for _, tensor in named_tensors(module)) >= _LARGE:
         return
     try:
         with torch.no_grad():
-            again = _call(fresh_copy(module), inputs, way, example_inputs(inputs, batch=_BATCH))
+            again = _call(fresh_copy(module), inputs, way, tensors)
     except FAILURES:  # one that runs once only: no copy could be made
         return
     for (_, one), (_, other) in zip(_tensors(output), _tensors(again), strict=False):
@@ -228,7 +242,9 @@ def _check_is_steady(
             )
 
 
-def _check_other_sizes(module: nn.Module, inputs: tuple[TensorSpec, ...], way: str) -> None:
+def _check_other_sizes(
+    module: nn.Module, inputs: tuple[TensorSpec, ...], way: str, *, whole: bool
+) -> None:
     """Try sizes that are to be dynamic at a second value."""
     larger = tuple(
         replace(spec, shape=tuple(
@@ -241,7 +257,8 @@ def _check_other_sizes(module: nn.Module, inputs: tuple[TensorSpec, ...], way: s
         return
     try:
         with torch.no_grad():
-            _call(fresh_copy(module), inputs, way, example_inputs(larger, batch=_BATCH))
+            tensors = example_inputs(larger, batch=_BATCH, whole=whole)
+            _call(fresh_copy(module), inputs, way, tensors)
     except FAILURES as error:
         raise ModelError(
             f"the network takes {describe(inputs)}, but not {describe(larger)}: "
@@ -252,7 +269,7 @@ def _check_other_sizes(module: nn.Module, inputs: tuple[TensorSpec, ...], way: s
 
 def _runs_on_shapes(
     module: nn.Module, inputs: tuple[TensorSpec, ...], ways: tuple[str, ...]
-) -> tuple[str, Any] | None:
+) -> tuple[str, Any, bool] | None:
     """Run a large network on tensors without memory; None where that fails or is less strict.
 
     Such a run is a second faster than a real one. It finds every wrong shape but one of a
@@ -280,7 +297,7 @@ def _runs_on_shapes(
             output = _call(shapes, inputs, ways[0], arguments)
     except Exception:  # whatever a stranger's forward method raises
         return None
-    return None if drawing.found else (ways[0], output)
+    return None if drawing.found else (ways[0], output, False)
 
 
 def _adapt(

@@ -174,11 +174,14 @@ class OneShot:
         size = affordable(self._dense, shapes)
         if size is None:
             return "is too large to make inputs for in a few minutes"
-        made = synthesise(
-            self._dense, shapes, samples=size[0], steps=size[1], device=self._device,
-            seed=self.seed,
-            progress=lambda at, of: self._tell("making inputs from BN statistics", at, of),
-        )  # fmt: skip
+        try:
+            made = synthesise(
+                self._dense, shapes, samples=size[0], steps=size[1], device=self._device,
+                seed=self.seed,
+                progress=lambda at, of: self._tell("making inputs from BN statistics", at, of),
+            )  # fmt: skip
+        except IndexError:
+            return "looks rows up by floats"
         return made or "has no BN statistics"
 
     def _apply(self, ranking: Ranking) -> Masks:

@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hwprune.training.module_state import place, set_mode
 
-SAMPLES = 256
+# So many images of so many pixels. A larger one shows each layer more places: then fewer do.
+SAMPLES, _PIXELS = 256, 32 * 32
 STEPS = 64
 _BATCH = 64
 _LEAST_STEPS = 24
@@ -76,7 +77,7 @@ def affordable(
     """Return how many inputs to make in how many steps within a bound on work; None for too few.
 
     The bound is on multiply-adds, not on seconds: the result must not depend on the machine. Where
-    SAMPLES and STEPS would exceed it, both shrink, the steps less.
+    SAMPLES and STEPS would exceed it, both shrink, the steps less. Of large images fewer are made.
 
     Args:
         module: the network, on the CPU.
@@ -88,9 +89,11 @@ def affordable(
         module(*(torch.zeros(1, *shape) for shape in shapes))
     macs = max(1.0, _PASSES * counter.get_total_flops() / 2)
     most = MOST_MACS if most_macs is None else most_macs
-    shrink = min(1.0, most / (macs * SAMPLES * STEPS))
+    pixels = max((shape[1] * shape[2] for shape in shapes if len(shape) == 3), default=1)
+    wanted = min(SAMPLES, max(_BATCH, SAMPLES * _PIXELS // pixels))
+    shrink = min(1.0, most / (macs * wanted * STEPS))
     steps = max(_LEAST_STEPS, int(STEPS * shrink**0.25))
-    samples = max(_BATCH, min(SAMPLES, int(most / (macs * steps))))
+    samples = min(wanted, max(_BATCH, int(most / (macs * steps))))
     return (samples, steps) if macs * samples * steps <= 2 * most else None
 
 
@@ -138,7 +141,7 @@ def synthesise(
                 .requires_grad_()
                 for shape in shapes
             )
-            optimizer = torch.optim.Adam(inputs, lr=_RATE)
+            optimizer = torch.optim.Adam(inputs, lr=_RATE, fused=True)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
             off = torch.zeros(())
             for step in range(steps + 1):
@@ -150,7 +153,8 @@ def synthesise(
                 if step == steps:
                     break
                 optimizer.zero_grad(set_to_none=True)
-                (found + _prior(inputs)).backward()  # type: ignore[no-untyped-call]
+                found.backward()  # type: ignore[no-untyped-call]
+                _add_prior(inputs)
                 optimizer.step()
                 schedule.step()
                 if progress is not None:
@@ -232,12 +236,19 @@ def _mismatch(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tens
     return torch.stack(norms.off).mean() if norms.off else None
 
 
-def _prior(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Return what speaks against inputs as such: noise between neighbours, and great values."""
-    total = torch.zeros((), device=inputs[0].device)
+def _add_prior(inputs: tuple[torch.Tensor, ...]) -> None:
+    """Add the slope of what speaks against inputs as such to their gradients.
+
+    That is _SIZE times the mean square, and _VARIATION times that of the difference of neighbours
+    in each direction of an image: in place, since inputs are what is largest here.
+    """
     for part in inputs:
-        total = total + _SIZE * part.square().mean()
-        if part.ndim == 4:
-            down, right = part.diff(dim=2).square(), part.diff(dim=3).square()
-            total = total + _VARIATION * (down.mean() + right.mean())
-    return total
+        assert part.grad is not None
+        values, slope = part.detach(), part.grad
+        slope.add_(values, alpha=2 * _SIZE / part.numel())
+        for axis in (2, 3) if part.ndim == 4 else ():
+            steps = values.diff(dim=axis)
+            if count := steps.numel():
+                share, size = 2 * _VARIATION / count, part.shape[axis] - 1
+                slope.narrow(axis, 1, size).add_(steps, alpha=share)
+                slope.narrow(axis, 0, size).sub_(steps, alpha=share)

@@ -123,6 +123,8 @@ _FREE_SIZE = 64
 def random_inputs(session: Any, *, batch: int | None = None, seed: int = 0) -> list[NDArray[Any]]:
     """Return one array per input: standard normal floats, integers 0 and 1.
 
+    Where the file looks rows up by its floats these are 0 and 1, too.
+
     Args:
         session: the file.
         batch: N; None is the batch that the file is fixed to, else 1.
@@ -137,7 +139,14 @@ def random_inputs(session: Any, *, batch: int | None = None, seed: int = 0) -> l
     if fixed is not None and batch is not None and batch != fixed:
         raise UsageError(f"the file's batch is fixed to {fixed}, {batch} was asked for")
     count = fixed or batch or 1
-    return [_random(entry, count, generator) for entry in session.get_inputs()]
+    arrays = [_random(entry, count, generator) for entry in session.get_inputs()]
+    if any(array.dtype.kind == "f" for array in arrays):
+        try:
+            run(session, [_random(entry, fixed or 1, generator) for entry in session.get_inputs()])
+        except VerificationError as error:
+            if "out of data bounds" in error.message:
+                return [(array > 0).astype(array.dtype) for array in arrays]
+    return arrays
 
 
 def _random(entry: Any, batch: int, generator: np.random.Generator) -> NDArray[Any]:

@@ -94,15 +94,20 @@ def test_a_buffer_that_a_forward_method_counts_in_stays_as_it_was() -> None:
     assert module.num_batches_tracked == 0
 
 
-def test_a_lookup_of_what_is_no_row_asks_for_whole_numbers() -> None:
-    class Rows(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table = nn.Embedding(4, 3)
+class Rows(nn.Module):
+    """Looks up by floats what begins at a number, as recommenders that read one matrix do."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.table(x.long()).sum(1)
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.table, self.first = nn.Embedding(4, 3), first
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(x.long() - self.first).sum(1)
+
+
+def test_a_lookup_by_floats_is_tried_with_whole_numbers() -> None:
+    notes = probe(Rows(0).eval(), spec(6))
+    assert any("0 was tried" in note for note in notes)
     with pytest.raises(ModelError, match="does not take x:Nx6:float32") as caught:
-        probe(Rows().eval(), (TensorSpec("x", (None, 6), "float32"),))
+        probe(Rows(1).eval(), spec(6))
     assert "int64" in (caught.value.hint or "")

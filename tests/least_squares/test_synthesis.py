@@ -103,7 +103,9 @@ def test_least_squares_on_them_is_better_than_the_mask_alone(trained: nn.Module)
     assert accuracy(real, data.validation) > alone
 
 
-def test_work_is_bounded_whatever_the_network(trained: nn.Module) -> None:
+def test_work_is_bounded_whatever_the_network(
+    trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert affordable(trained, SHAPE) == (SAMPLES, STEPS)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         trained(torch.zeros(1, *SHAPE[0]))
@@ -116,3 +118,10 @@ def test_work_is_bounded_whatever_the_network(trained: nn.Module) -> None:
     # The fewest may take twice as much.
     assert affordable(trained, SHAPE, most_macs=whole / 15) == (SAMPLES // 4, STEPS // 2)
     assert affordable(trained, SHAPE, most_macs=whole / 17) is None
+    # An image of twice the side shows four times the places.
+    large = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1))
+    sizes = [affordable(large, ((1, side, side),)) for side in (16, 32, 45, 64, 224)]
+    assert sizes == [(SAMPLES, STEPS)] * 2 + [(129, STEPS)] + [(SAMPLES // 4, STEPS)] * 2
+    # Fewer than a batch, where fewer are wanted.
+    monkeypatch.setattr(synthesis, "SAMPLES", 8)
+    assert affordable(trained, SHAPE) == (8, STEPS)
