@@ -98,6 +98,13 @@ def trace(model: Model) -> Traced:
 
     if model.kind == "onnx":
         return _of_file(model)
+    for name, part in model.module.named_modules():
+        if isinstance(part, torch.nn.LSTM) and part.proj_size:
+            raise ExportError(
+                f"{name or model.name} is an LSTM with proj_size={part.proj_size}: ONNX's LSTM has "
+                "no projection, and torch exports another network",
+                hint="use an LSTM without proj_size, and a linear layer behind it",
+            )
     args = tuple(
         _example(spec.with_batch(_TRACE_BATCH), spec.dtype, torch) for spec in model.inputs
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 from torch.overrides import TorchFunctionMode
@@ -24,9 +25,24 @@ from hwprune.ir import TensorSpec
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _FUNCTIONS = ("conv1d", "conv2d", "conv3d", "linear")
-# A layer whose weight was computed and is plain now has a buffer of this name: what computes it
-# anew does not load such weights without a word.
-_PLAIN = "weight_is_plain"
+# A layer whose weight was computed and is plain now has a buffer of one of these names: what
+# computes it anew does not load such weights without a word.
+_PLAIN, _PLAIN_SAME = "weight_is_plain", "weight_is_plain_padded_same"
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution that pads its input with zeros as TensorFlow's SAME does: by its size."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pad so that there are as many outputs as strides begin in the input."""
+        pads: list[Any] = []
+        for axis in (1, 0):
+            size, step = input.shape[2 + axis], self.stride[axis]
+            reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+            lacking = (-(-size // step) - 1) * step + reach - size
+            missing = torch.sym_max(lacking, 0)  # type: ignore[no-untyped-call]  # in torch
+            pads += [missing // 2, missing - missing // 2]
+        return super().forward(functional.pad(input, pads))
 
 
 def prepare(module: nn.Module, inputs: tuple[TensorSpec, ...], *, seed: int = 0) -> tuple[str, ...]:
@@ -206,11 +222,11 @@ def fold_layers(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[str,
             return ()
         for name, part in parts.items():
             alone = tensors.count(id(part.weight)) == 1 and len(read.get(part, ())) == 1
-            weight = _computed(part, *read[part]) if alone else None
-            if weight is not None:
+            found = _computed(part, *read[part]) if alone else None
+            if found is not None:
                 layer: Any = module.get_submodule(name)
-                layer.weight.data = weight.clone()
-                _make_plain(layer)
+                layer.weight.data = found[0].clone()
+                _make_plain(layer, same=found[1])
                 folded.append(f"{name}.weight")
     return tuple(folded)
 
@@ -219,15 +235,18 @@ def _kind(part: nn.Module) -> type[nn.Module] | None:
     return next((kind for kind in _LAYERS if isinstance(part, kind)), None)
 
 
-def _make_plain(part: nn.Module) -> None:
-    kind = _kind(part)
+def _make_plain(part: nn.Module, *, same: bool) -> None:
+    kind = SameConv2d if same else _kind(part)
     assert kind is not None
     part.__class__ = kind
-    part.register_buffer(_PLAIN, torch.ones(()))
+    part.register_buffer(_PLAIN_SAME if same else _PLAIN, torch.ones(()))
 
 
-def _computed(part: Any, value: Tensor) -> Tensor | None:
-    """Return the weight that a layer computes, where it does nothing else; ``part`` is changed."""
+def _computed(part: Any, value: Tensor) -> tuple[Tensor, bool] | None:
+    """Return the weight that a layer computes, and whether it pads its input as SAME does.
+
+    None where it does anything else. ``part`` is changed.
+    """
     with _Weights() as noted:
         expected = part(value)
         part(-value)
@@ -236,11 +255,22 @@ def _computed(part: Any, value: Tensor) -> Tensor | None:
     weight = noted.found[0].detach()
     if weight.shape != part.weight.shape or torch.equal(weight, part.weight):
         return None
+    # How a layer pads shows at another size.
+    other = value[..., 1:, 1:] if isinstance(part, nn.Conv2d) else value
+    try:
+        further = part(other)
+    except FAILURES:
+        other, further = value, expected
     part.weight = nn.Parameter(weight)
-    _make_plain(part)
-    found = part(value)
-    same = found.shape == expected.shape and torch.allclose(found, expected, 1e-5, 1e-6)
-    return weight if same else None
+    for same in (False, True) if isinstance(part, nn.Conv2d) else (False,):
+        _make_plain(part, same=same)
+        if all(
+            (found := part(given)).shape == wanted.shape
+            and torch.allclose(found, wanted, 1e-5, 1e-6)
+            for given, wanted in ((value, expected), (other, further))
+        ):
+            return weight, same
+    return None
 
 
 def make_plain(module: nn.Module, names: Iterable[str]) -> bool:
@@ -250,11 +280,14 @@ def make_plain(module: nn.Module, names: Iterable[str]) -> bool:
         Whether there was one.
     """
     parts = dict(module.named_modules())
-    owners = [name.removesuffix(f".{_PLAIN}") for name in names if name.endswith(f".{_PLAIN}")]
-    found = [parts[name] for name in owners if name in parts and _kind(parts[name]) is not None]
-    for part in found:
-        _make_plain(part)
-    return bool(found)
+    found = False
+    for name in names:
+        owner, _, last = name.rpartition(".")
+        part = parts.get(owner) if last in (_PLAIN, _PLAIN_SAME) else None
+        if part is not None and _kind(part) is not None:
+            _make_plain(part, same=last == _PLAIN_SAME)
+            found = True
+    return found
 
 
 def _forget(owner: nn.Module, *names: str) -> None:

@@ -74,7 +74,7 @@ class Padding(nn.Conv2d):
     """It does more than torch's layer."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight * 2, self.bias)
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.weight * 2, self.bias)
 
 
 class Adapted(nn.Linear):
@@ -93,6 +93,51 @@ def test_what_does_more_than_compute_a_weight_stays(part: nn.Module) -> None:
     assert type(part) in (Mixed, Padding, Adapted)
     assert state.keys() == module.state_dict().keys()
     assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in state.items())
+
+
+SAME = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Same(nn.Conv2d):
+    def forward(self, x):
+        missing = []
+        for size, k, s, d in zip(x.shape[2:], self.kernel_size, self.stride, self.dilation):
+            missing.append(max((-(size // -s) - 1) * s + (k - 1) * d + 1 - size, 0))
+        (h, w) = missing
+        x = F.pad(x, (w // 2, w - w // 2, h // 2, h - h // 2))
+        return F.conv2d(x, self.weight * 2, self.bias, self.stride, 0, self.dilation, self.groups)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = Same(3, 8, 3, stride=2), Same(8, 8, (2, 3), dilation=2, groups=2)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.b(torch.relu(self.a(x)))).mean((2, 3)))
+"""
+
+
+def test_a_convolution_that_pads_by_its_inputs_size_is_folded_and_reads_back(
+    tmp_path: Path,
+) -> None:
+    space: dict[str, type[nn.Module]] = {}
+    exec(SAME, space)
+    torch.manual_seed(0)
+    module = space["Net"]().eval()
+    (tmp_path / "net.py").write_text(SAME)
+    torch.save(module.state_dict(), tmp_path / "model.pt")
+    given = {"arch": f"{tmp_path / 'net.py'}:Net", "inputs": ("x:Nx3x12x12",)}
+    first = load_model(str(tmp_path / "model.pt"), **given).module
+    torch.save(first.state_dict(), tmp_path / "folded.pt")
+    again = load_model(str(tmp_path / "folded.pt"), **given).module
+    for size in ((12, 12), (12, 13), (17, 9)):
+        x = torch.randn(2, 3, *size)
+        for folded in (first, again):
+            assert torch.allclose(folded(x), module(x), atol=1e-5)
+            assert torch.equal(folded.a.weight, 2 * module.a.weight)
 
 
 def test_a_tied_weight_stays() -> None:

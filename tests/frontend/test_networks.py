@@ -228,3 +228,11 @@ def test_a_batch_that_comes_out_fixed_is_refused_with_the_line(forward: Any) -> 
     assert f"{forward.__code__.co_firstlineno + 1}: return" in caught.value.message
     assert "test_networks.py" in caught.value.message
     assert "--fixed-batch" in str(caught.value.hint)
+
+
+def test_a_projection_that_no_onnx_operator_has_is_named() -> None:
+    module = net(lambda self, x: self.fc(self.rnn(x)[0]))
+    module.rnn = nn.LSTM(6, 8, proj_size=4)
+    model = Model("net", "net.pt", "state-dict", module, None, (spec("x", 5, 6),))
+    with pytest.raises(ExportError, match=r"rnn is an LSTM with proj_size=4: ONNX's"):
+        trace(model)
