@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from hwprune.encoding import unpack
-from hwprune.errors import ExportError, InfeasibleError, UsageError
+from hwprune.errors import ExportError, HwpruneError, InfeasibleError, UsageError
 from hwprune.export.graph import message_of
 from hwprune.export.template import Template, Written
 from hwprune.firmware import emit
@@ -86,8 +86,7 @@ def firmware_layers(job: Job, template: Template) -> tuple[FloatNetwork | None, 
         return None, ""
     why = ""
     try:
-        layers = read_layers(float_model(template), job.model.name)
-        check_ram(layers, job.target)
+        layers = check_ram(float_model(template), job.model.name, job.target)
     except ExportError as error:
         if job.firmware:
             raise
@@ -113,17 +112,71 @@ def firmware_layers(job: Job, template: Template) -> tuple[FloatNetwork | None, 
     return layers, ""
 
 
-def check_ram(layers: FloatNetwork, target: Target) -> int:
-    """Return the RAM that a network takes however many of its weights are removed.
+def check_ram(model: onnx.ModelProto, name: str, target: Target) -> FloatNetwork:
+    """Return a network's layers, which fit the RAM if enough of their weights are removed.
+
+    Args:
+        model: of fp32.
+        name: a short name for files.
+        target: the device.
 
     Raises:
-        InfeasibleError: more than the target has; names the layer that peaks.
+        ExportError: a layer has no integer form.
+        InfeasibleError: more than the target has; names the layer that peaks, and what would fit.
     """
+    layers = read_layers(model, name)
+    try:
+        _plan_empty(layers, target)
+    except InfeasibleError as error:
+        fitting = _largest_input(model, target)
+        if fitting is None:
+            raise
+        shape = "x".join(map(str, fitting))
+        raise InfeasibleError(
+            error.message, hint=f"take a target with more RAM, or a smaller input: {shape} fits"
+        ) from None
+    return layers
+
+
+def _plan_empty(layers: FloatNetwork, target: Target) -> None:
     empty = [
         replace(layer, weight=None if layer.weight is None else np.zeros_like(layer.weight))
         for layer in layers.layers
     ]
-    return planned(any_scales(replace(layers, layers=tuple(empty))), target).ram_bytes
+    planned(any_scales(replace(layers, layers=tuple(empty))), target)
+
+
+def _largest_input(model: onnx.ModelProto, target: Target) -> tuple[int, ...] | None:
+    """Return the largest input of the same proportions that fits; None where its size is fixed."""
+    sizes = [size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim][1:]
+    channels, *sides = sizes
+
+    def scaled(first: int) -> tuple[int, ...]:
+        return (channels, *(max(1, side * first // sides[0]) for side in sides))
+
+    def fits(first: int) -> bool:
+        smaller = onnx.ModelProto()
+        smaller.CopyFrom(model)
+        dims = smaller.graph.input[0].type.tensor_type.shape.dim
+        for dim, size in zip(dims[1:], scaled(first), strict=True):
+            dim.dim_value = size
+        try:
+            _plan_empty(read_layers(smaller, "n"), target)
+        except InfeasibleError:
+            return False
+        return True
+
+    best = 0
+    for step in (32, 16, 8, 4, 2, 1):
+        low, high = best // step, -(-sides[0] // step) if sides else 0
+        try:
+            while low + 1 < high:
+                middle = (low + high) // 2
+                low, high = (middle, high) if fits(middle * step) else (low, middle)
+        except HwpruneError:  # such a size suits no stride, or a linear layer takes no other at all
+            break
+        best = low * step
+    return scaled(best) if best else None
 
 
 def fits_ram(layers: FloatNetwork, target: Target) -> bool:
@@ -322,7 +375,7 @@ def planned_image(
     if target.kind != "microcontroller" or "int8" not in found:
         return None, ()
     try:
-        check_ram(read_layers(float_model(prepared.template), "network"), target)
+        check_ram(float_model(prepared.template), "network", target)
     except ExportError as error:
         _check_largest(prepared.template, target)
         return None, (error.message + (f" ({error.hint})" if error.hint else ""),)
