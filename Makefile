@@ -7,6 +7,7 @@
 #   make kernels  build the library of sparse kernels into hwprune/kernels (CMake, a C++17 compiler)
 #   make sanitize build and test the kernels with address and undefined-behaviour sanitizers; fuzz
 #   make faults   kill hwprune and fill its disk at some of the changes it makes to the disk
+#   make fuzz     fuzz what reads other people's files, with atheris in .venv-fuzz
 #   make aarch64  build the kernels for 64-bit Arm, test them under qemu-user
 #   make runtimes install onnxruntime 1.11.1, 1.15.1 and 1.17.3 apart, for the tests that run files
 #                 in them (1.11.1 where there is a Python 3.10 or 3.9 for it)
@@ -25,7 +26,7 @@ STAMP  := $(VENV)/.hwprune-installed
 ROOT   := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all check kernels sanitize faults aarch64 runtimes integrations clean
+.PHONY: help install demo test test-slow test-all check kernels sanitize faults fuzz aarch64 runtimes integrations clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -88,6 +89,19 @@ FAULTS_ARGS ?= --points 3 --mode kill
 faults: $(STAMP) kernels
 	$(BIN)/python tests/faults/crash_points.py $(FAULTS_ARGS)
 
+# Coverage-guided; the rest of its Python is that of .venv.
+FUZZERS := .venv-fuzz
+FUZZ_ARGS ?= --seconds 5
+fuzz: $(STAMP) kernels
+	@test -e $(FUZZERS)/installed || { $(BIN)/python -m venv $(FUZZERS) && \
+	  shared=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  own=$$($(FUZZERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  echo "import site; site.addsitedir('$$shared')" >"$$own/shared.pth" && \
+	  $(FUZZERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps atheris && \
+	  touch $(FUZZERS)/installed; } || rm -rf $(FUZZERS)
+	@if test -e $(FUZZERS)/installed; then $(FUZZERS)/bin/python tests/fuzz/fuzz_readers.py $(FUZZ_ARGS); \
+	else echo "SKIPPED: atheris cannot be installed here."; fi
+
 aarch64:
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
 	  { $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq --no-install-recommends \
@@ -132,5 +146,5 @@ integrations: $(STAMP) kernels
 
 clean:
 	rm -f hwprune/kernels/libhwprune_kernels.so
-	rm -rf $(VENV) $(TRAINERS) demo-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TRAINERS) $(FUZZERS) demo-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hwprune.encoding.codecs import CODECS, MAX_WEIGHTS, MalformedIndexError, matrix_shape
 from hwprune.encoding.values import (
     CODEBOOK_ENTRIES,
+    LEVELS,
     NIBBLE_TYPES,
     VALUE_DTYPES,
     codebook_entries,
@@ -136,6 +137,9 @@ def check(packed: Packed) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """
     positions = packed_positions(packed)
     levels = levels_of(packed.arrays["values"].reshape(-1), packed.value_type, packed.nonzeros)
+    for role, users in ("codebook", CODEBOOK_ENTRIES), ("scale", LEVELS):
+        if role in packed.arrays and packed.value_type not in users:
+            raise VerificationError(f"{packed.name}: {packed.value_type} values have no {role}")
     _check_table(packed, packed.arrays.get("codebook"), levels)
     return positions, levels
 

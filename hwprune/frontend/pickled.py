@@ -81,8 +81,12 @@ class Inert:
         return id(self)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows tensors; gives an empty class for every other name, and notes the name."""
+class _Unpickler(pickle._Unpickler):
+    """Knows tensors; gives an empty class for every other name, and notes the name.
+
+    The one that is written in Python: of the other a number in the file says how much memory its
+    table takes.
+    """
 
     foreign: dict[str, type[Inert]]
 

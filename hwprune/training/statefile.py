@@ -78,7 +78,14 @@ def read_state(path: Path) -> Any:
             return _read(stream)
     except OSError as error:
         raise _damaged(path, str(error.strerror or error)) from None
-    except (ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         raise _damaged(path, str(error) or type(error).__name__) from None
 
 

@@ -102,6 +102,8 @@ def test_a_half_byte_too_many_is_refused() -> None:
         ("codebook256", {"codebook": np.zeros(256, np.float16)}, "expected 3 fp16"),
         ("codebook256", {"codebook": np.ones(3, np.float16)}, "first entry of its codebook"),
         ("codebook256", {"values": np.array([1, 3], np.uint8)}, "entry 3 of 3"),
+        ("fp16", {"codebook": np.zeros(16, np.float16)}, "fp16 values have no codebook"),
+        ("codebook16", {"scale": np.ones(3, np.float16)}, "codebook16 values have no scale"),
     ],
 )
 def test_a_codebook_that_does_not_fit_is_refused(

@@ -145,6 +145,20 @@ def test_a_state_dict_that_runs_code_is_refused_and_does_not_run(
     assert not marker.exists()
 
 
+def test_a_table_that_a_number_says_is_large_takes_no_memory(tmp_path: Path) -> None:
+    import resource
+
+    path = tmp_path / "model.pt"
+    entries = b"".join(b"r" + number.to_bytes(4, "little") for number in (2**27, 2**28, 2**29))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/data.pkl", b"\x80\x02cforeign\nName\n" + entries + b".")
+        archive.writestr("m/version", b"3\n")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError):
+        load_model(str(path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KB
+
+
 def test_a_bare_pickle_is_refused_even_where_unsafe_is_allowed(
     tmp_path: Path, trap: Any, marker: Path
 ) -> None:

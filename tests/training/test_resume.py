@@ -281,6 +281,14 @@ def test_a_flipped_bit_is_found_wherever_it_is(left: Checkpoint, tmp_path: Path)
             read_state(path)
 
 
+@pytest.mark.parametrize("header", ["3", "[]", '{"__metadata__": 3}', '{"__metadata__": {}}'])
+def test_a_header_of_another_form_is_refused(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "run"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_state(path)
+
+
 def test_a_full_disk_does_not_end_the_run(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
