@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +12,6 @@ from hwprune.errors import UsageError
 
 if TYPE_CHECKING:
     from hwprune.targets import Target
-    from hwprune.verify import LatencyResult, MemoryResult
 
 
 @click.command("bench")
@@ -77,46 +75,15 @@ def command(
             print_json(found_there)
         _print_there(found_there, to_stderr=as_json)
         return
-    from hwprune.export.artifact import read_artifact
-    from hwprune.verify import (
-        compare_kernels,
-        environment,
-        kernels_unavailable_reason,
-        measure,
-        resident,
-    )
+    from hwprune.gate import bench
 
-    notes = ["stock onnxruntime decodes packed weights at load and runs them at dense speed"]
-    found = read_artifact(artifact)
-    if target is not None:
-        notes.insert(0, _suits(found.opset, found.ir_version, target))
-    files = {"artifact": artifact} | ({"against": against} if against is not None else {})
-    alone = kernels_unavailable_reason(found)
-    if alone is None:
-        notes.append(f"native kernels against stock: {compare_kernels(found)}")
-        files["kernels"] = artifact
-    else:
-        notes.append(f"native kernels: not run, {alone}")
-    latency = measure(files, threads=threads, batch=batch, runs=runs, kernels={"kernels"})
-    memory = {label: resident(path, kernels=label == "kernels") for label, path in files.items()}
-    host = latency["artifact"].host
-    results = {
-        label: _document(path, latency[label], memory[label]) for label, path in files.items()
-    }
-    document = {
-        "host": host,
-        "onnxruntime": latency["artifact"].onnxruntime,
-        "target": target.name if target else None,
-        "results": results,
-        "ratio_p50": _ratio(latency, "artifact"),
-        "ratio_p50_kernels": _ratio(latency, "kernels"),
-        "environment": environment(),
-        "notes": notes,
-    }
+    document = bench(
+        artifact, target=target, threads=threads, batch=batch, against=against, runs=runs
+    )
     _write_record(document, record)
     if as_json:
         print_json(document)
-    _print(files, latency, memory, notes, to_stderr=as_json)
+    _print(document, to_stderr=as_json)
 
 
 def _on_device(
@@ -217,91 +184,46 @@ def _print_there(found: dict[str, Any], *, to_stderr: bool) -> None:
         out.print(f"note: {when}: {told or 'temperature and governor are not known'}")
 
 
-def _suits(opset: int, ir_version: int, target: Target) -> str:
-    """Return the label for a board; refuse what no measurement here can stand for.
-
-    Raises:
-        UsageError: a microcontroller, or a file that the target's runtime cannot read.
-    """
-    if target.kind == "microcontroller":
-        raise UsageError(
-            f"{target.name} is a microcontroller: a latency of this host says nothing about it",
-            hint="leave --target out to measure this host",
-        )
-    if opset > target.runtime.opset or ir_version > target.runtime.ir_version:
-        raise UsageError(
-            f"the file has opset {opset} and IR version {ir_version}, {target.name} reads up to "
-            f"opset {target.runtime.opset} and IR version {target.runtime.ir_version}",
-            hint=f"compile with --target {target.name}",
-        )
-    return f"measured on this host, not on {target.name}"
-
-
-def _ratio(latency: dict[str, LatencyResult], label: str) -> float | None:
-    if "against" not in latency or label not in latency:
-        return None
-    return latency[label].p50_ms / latency["against"].p50_ms
-
-
-def _document(path: str, latency: LatencyResult, memory: MemoryResult) -> dict[str, Any]:
-    from pathlib import Path
-
-    numbers = dataclasses.asdict(latency)
-    for shared in ("host", "onnxruntime"):
-        del numbers[shared]
-    size = Path(path).stat().st_size
-    return {"path": path, "bytes": size, **numbers, **dataclasses.asdict(memory)}
-
-
-def _print(
-    files: dict[str, str],
-    latency: dict[str, LatencyResult],
-    memory: dict[str, MemoryResult],
-    notes: list[str],
-    *,
-    to_stderr: bool,
-) -> None:
-    from pathlib import Path
-
+def _print(document: dict[str, Any], *, to_stderr: bool) -> None:
     from rich.text import Text
 
     from hwprune.report.terminal import table
-    from hwprune.units import format_bytes
+    from hwprune.units import format_bytes, format_count
 
-    out = console(stderr=to_stderr)
-    first = latency["artifact"]
+    out, results = console(stderr=to_stderr), document["results"]
+    first = results["artifact"]
     out.print(
-        Text(f"Measured on {first.host}, onnxruntime {first.onnxruntime}", style="bold"),
+        Text(
+            f"Measured on {document['host']}, onnxruntime {document['onnxruntime']}", style="bold"
+        ),
         soft_wrap=True,
     )
-    threads = "1 thread" if first.threads == 1 else f"{first.threads} threads"
+    threads = format_count(first["threads"], "thread")
     out.print(
-        f"{first.runs} runs, {threads}, batch {first.batch}"
-        + (", files in turn" if len(files) > 1 else "")
+        f"{first['runs']} runs, {threads}, batch {first['batch']}"
+        + (", files in turn" if len(results) > 1 else "")
     )
-    for label, path in files.items():
-        size = format_bytes(Path(path).stat().st_size)
-        what = "the artifact, with native kernels" if label == "kernels" else f"{path}, {size}"
+    for label, found in results.items():
+        what = f"{found['path']}, {format_bytes(found['bytes'])}"
+        what = "the artifact, with native kernels" if label == "kernels" else what
         out.print(Text(f"{label}: {what}"), soft_wrap=True)
     columns = ("p50", "p90", "load", "resident", "by load", "weights")
-    rows = []
-    for label in files:
-        result, used = latency[label], memory[label]
-        rows.append(
-            (
-                label,
-                f"{result.p50_ms:.3f} ms",
-                f"{result.p90_ms:.3f} ms",
-                f"{result.load_ms:.1f} ms",
-                f"{used.resident_bytes / 2**20:.1f} MiB",
-                f"{used.added_bytes / 2**20:.1f} MiB",
-                "-" if used.weight_bytes is None else f"{used.weight_bytes / 2**20:.2f} MiB",
-            )
+    rows = [
+        (
+            label,
+            f"{found['p50_ms']:.3f} ms",
+            f"{found['p90_ms']:.3f} ms",
+            f"{found['load_ms']:.1f} ms",
+            f"{found['resident_bytes'] / 2**20:.1f} MiB",
+            f"{found['added_bytes'] / 2**20:.1f} MiB",
+            "-" if found["weight_bytes"] is None else f"{found['weight_bytes'] / 2**20:.2f} MiB",
         )
+        for label, found in results.items()
+    ]
     out.print(table(("", *columns), rows, right=columns))
-    for label, how in (("artifact", ""), ("kernels", " with native kernels")):
-        ratio = _ratio(latency, label)
-        if ratio is not None:
-            out.print(f"p50{how} is {ratio:.2f}x of {files['against']}", soft_wrap=True)
-    for note in notes:
+    for key, how in (("ratio_p50", ""), ("ratio_p50_kernels", " with native kernels")):
+        if document[key] is not None:
+            against = results["against"]["path"]
+            out.print(f"p50{how} is {document[key]:.2f}x of {against}", soft_wrap=True)
+    for note in document["notes"]:
         out.print(f"note: {note}", soft_wrap=True)

@@ -71,15 +71,22 @@ def command(
     over a limit; 5 verification failed.
     """
     from hwprune.errors import worst_exit_code
+    from hwprune.gate import check
 
     gated = _gated(artifacts, config)
-    measured = _measured_on(task, data)
+    source = None
+    if data is not None:
+        from hwprune.frontend import load_data
+        from hwprune.tasks import CLASSIFICATION
+
+        source = load_data(data, task=task or CLASSIFICATION)
     results = [
-        _checked(
-            one, target or one.target, (*one.limits, *limits), baseline or one.baseline, measured
+        check(
+            one.path, target=target or one.target, require=(*one.limits, *limits), task=task,
+            data=source, baseline=baseline or one.baseline, may_worsen=one.may_worsen,
         )
         for one in gated
-    ]
+    ]  # fmt: skip
     code = worst_exit_code([result.exit_code for result in results])
     if junit is not None:
         from hwprune.report.record import write_text
@@ -134,40 +141,6 @@ def _gated(artifacts: tuple[str, ...], config: str | None) -> list[Gated]:
         dataclasses.replace(known.get(os.path.realpath(file), Gated(file)), path=file)
         for file in files
     ]
-
-
-def _measured_on(task: Task | None, data: str | None) -> dict[str, Any]:
-    """Return what is measured, and on which samples."""
-    from hwprune.errors import UsageError
-    from hwprune.frontend import load_data
-    from hwprune.tasks import CLASSIFICATION
-
-    if task is not None and data is None:
-        raise UsageError(
-            f"--task {task.name} without --data: there is nothing to measure {task.metric.name} on",
-            hint="give --data SPEC, whose test part is measured",
-        )
-    if data is None:
-        return {}
-    task = CLASSIFICATION if task is None else task
-    return {"task": task, "split": load_data(data, task=task).test}
-
-
-def _checked(
-    gated: Gated,
-    target: Target | None,
-    limits: tuple[Limit, ...],
-    baseline: str | None,
-    measured: dict[str, Any],
-) -> CheckResult:
-    from hwprune.verify import check
-    from hwprune.verify.baseline import read
-    from hwprune.verify.firmware import check_firmware, is_firmware
-
-    if is_firmware(gated.path):
-        return check_firmware(gated.path, target=target, limits=limits).result
-    before = None if baseline is None else read(baseline, gated.path, gated.may_worsen)
-    return check(gated.path, target=target, limits=limits, baseline=before, **measured)
 
 
 def _document(result: CheckResult) -> dict[str, Any]:

@@ -103,9 +103,17 @@ def _recipes() -> list[str]:
     "gone on; where there is none, start. The rest of the command must be the same.",
 )  # fmt: skip
 @click.option(
+    "--restart", is_flag=True,
+    help="Start anew where an interrupted run is in the output folder: its checkpoint is replaced.",
+)  # fmt: skip
+@click.option(
     "--checkpoint-every", "checkpoint_seconds", type=click.FloatRange(0), default=30.0,
     show_default=True, metavar="SECONDS",
     help="The least time between two checkpoints; they are written after an epoch.",
+)  # fmt: skip
+@click.option(
+    "--embed-preprocessing", type=click.Choice(["nchw", "nhwc"]), metavar="nchw|nhwc",
+    help="Let the file normalise: it reads images of the network's size as uint8 in that layout.",
 )  # fmt: skip
 @require_option
 @click.option(
@@ -138,22 +146,27 @@ def command(
     MODEL is a state dict (.pt .pth .safetensors), a torch.export program (.pt2), an ONNX file
     (.onnx; pruned and fitted, not trained), or with --unsafe-load a pickled module. Without
     MODEL the network that --arch names is trained from random weights. The output folder gets
-    model.onnx, report.json, report.html and checkpoint/; a file that is not verified or misses
-    a --require is kept as rejected.onnx, and beside an earlier model.onnx, which stays whole, in
-    rejected/. An interrupted run leaves a checkpoint there: repeat the command with --resume.
+    model.onnx, report.json, report.html, README.md (a model card) and checkpoint/; a file that is
+    not verified or misses a --require is kept as rejected.onnx, and beside an earlier model.onnx,
+    which stays whole, in rejected/. An interrupted run leaves a checkpoint there: repeat the
+    command with --resume.
 
     Several GPUs or processes: torchrun --nproc-per-node N -m hwprune.cli compile MODEL ...
 
     Exit codes: 0 fits, verified, and about as good as before; 2 bad usage or input; 3 a limit is
     not met, or accuracy fell (--max-drop); 4 no pruning reaches the budget; 5 verification failed.
     """
-    from hwprune.cli.watching import watching
+    from hwprune.cli.watching import resumable, watching
+    from hwprune.ir import Status
     from hwprune.report import record as reports
     from hwprune.report import render
 
     if output == "":
         raise UsageError("-o is empty", hint="give a folder, or leave -o out")
     with ExitStack() as stack:
+        say = stack.enter_context(watching())
+        of = model or asked["arch"] or "the network"
+        say(Status("read", f"{of}, for {target.name}, and the libraries to compile it"))
         with collector_paused():
             require_torch()
             from hwprune.compiler import compile_model
@@ -177,7 +190,7 @@ def command(
                 command=("hwprune", *sys.argv[1:]),
                 **asked,
             )
-        with watching() as say:
+        with resumable(folder):
             artifact = compile_model(job, say)
     if not world.leads:
         ctx.exit(artifact.verdict.exit_code)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hwprune.cli.main import print_json
 from hwprune.cli.options import console, json_option
+from hwprune.preprocessing import parse
 from hwprune.units import format_bytes, format_percent
 
 if TYPE_CHECKING:
@@ -23,7 +25,10 @@ _MOST_DENSE = 20
 @click.argument("artifact", type=click.Path())
 @json_option
 def command(*, artifact: str, as_json: bool) -> None:
-    """Show what is in ARTIFACT, an ONNX file: packed layers, function bodies, dense tensors."""
+    """Show what is in ARTIFACT, an ONNX file: packed layers, function bodies, dense tensors.
+
+    And how to make its input: what the file says of the preprocessing that it was trained with.
+    """
     from hwprune.export.artifact import read_artifact
 
     found = read_artifact(artifact)
@@ -48,6 +53,7 @@ def _document(found: ArtifactFile) -> dict[str, Any]:
         "layer_bytes": sum(layer.bytes for layer in found.layers),
         "function_bytes": found.function_bytes,
         "graph_bytes": found.graph_bytes,
+        "metadata_bytes": found.metadata_bytes,
         "layers": [
             {"name": layer.name, "shape": list(layer.shape)}
             | {key: getattr(layer, key) for key in of_layer}
@@ -116,6 +122,7 @@ def _print(found: ArtifactFile) -> None:
         ("inputs", "; ".join(_describe(entry) for entry in _inputs(found))),
         ("outputs", "; ".join(_describe(entry) for entry in found.model.graph.output)),
         ("sha256", found.sha256),
+        *_metadata(found),
     ]
     out.print(pairs(lines))
     if found.layers:
@@ -123,6 +130,17 @@ def _print(found: ArtifactFile) -> None:
     out.print("", _bytes(found))
     if found.dense_tensors:
         out.print("", *_dense(found))
+
+
+def _metadata(found: ArtifactFile) -> Iterator[tuple[str, str]]:
+    """Yield what the file says about itself: how to make its input, what its outputs are."""
+    said = dict(found.metadata)
+    if (how := parse(said.pop("preprocessing", None))) is not None:
+        for number, step in enumerate(how.sentences(), 1):
+            yield "preprocessing" if number == 1 else "", f"{number}. {step}"
+    names = {"producer_name": "written by", "hwprune": "hwprune version"}
+    for key, value in said.items():
+        yield names.get(key, key), value.strip()
 
 
 def _describe(entry: ValueInfoProto) -> str:
@@ -160,16 +178,14 @@ def _bytes(found: ArtifactFile) -> Table:
     dense = sum(size for _, _, size in found.dense_tensors)
     bodies = [_body_name(function) for function in found.model.functions]
     listed = f" ({', '.join(bodies)})" if bodies else ""
-    rows = (
+    parts = (
         ("packed layers", layers),
         ("dense tensors", dense),
         (f"function bodies{listed}", found.function_bytes),
         ("nodes, inputs and outputs", found.graph_bytes),
-        (
-            "file header and the rest",
-            found.bytes - layers - dense - found.function_bytes - found.graph_bytes,
-        ),
+        ("metadata", found.metadata_bytes),
     )
+    rows = (*parts, ("file header and the rest", found.bytes - sum(size for _, size in parts)))
     made = table(
         ("where the bytes are", "bytes"), [(a, f"{b:,}") for a, b in rows], right=("bytes",)
     )

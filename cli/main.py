@@ -38,6 +38,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 class Terminated(BaseException):
     """SIGTERM or SIGHUP arrived; a BaseException, so that only clean-up code sees it on its way."""
 
+    hint: str | None = None
+
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are asked for."""
@@ -194,9 +196,9 @@ def _problem(error: BaseException) -> tuple[str, int, str, str | None]:
         path = context.command_path if context is not None else "hwprune"
         return "UsageError", USAGE_ERROR, error.format_message(), f"see `{path} --help`"
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return "Interrupted", INTERRUPTED, "interrupted", None
+        return "Interrupted", INTERRUPTED, "interrupted", getattr(error, "hint", None)
     if isinstance(error, Terminated):
-        return "Terminated", TERMINATED, "terminated", None
+        return "Terminated", TERMINATED, "terminated", error.hint
     text = str(error).strip() or "no further message"
     return (
         type(error).__name__,

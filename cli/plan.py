@@ -27,18 +27,22 @@ _MOST_LAYERS = 40
     help="The type of the stored weights: fp32, fp16 or int8 (auto shows each that the target can "
     "decode), int4, codebook16 or codebook256.",
 )  # fmt: skip
+@click.option(
+    "--data", metavar="SPEC",
+    help="As for compile: what the file says of them takes some bytes, at most 1 % of the budget.",
+)  # fmt: skip
 @json_option
-def command(*, model: str, target: Target, as_json: bool, **asked: Any) -> None:
+def command(*, model: str, target: Target, data: str | None, as_json: bool, **asked: Any) -> None:
     """Say what fits: bytes, fixed cost, and how many weights of MODEL survive. Takes seconds.
 
     Counts are exact for the file that would be written, with the connections that LAMP scores of
     the trained weights choose. Exit code 4: not even the empty network fits.
     """
     with collector_paused():
-        loaded, _ = load(model, asked, mapped=True)
+        loaded, source = load(model, asked, data=data, mapped=True)
         from hwprune.steps.fitting import plan_model
 
-        found = plan_model(loaded, target, **asked)
+        found = plan_model(loaded, target, data=source, **asked)
     if as_json:
         print_json(_document(loaded.name, target, found))
     _print(loaded.name, target, found, to_stderr=as_json)

@@ -9,12 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hwprune import notebook
 from hwprune.compiler import compile_model
 from hwprune.errors import UsageError
 from hwprune.frontend.task_file import load_task
-from hwprune.ir import Artifact, Data, Model, TensorSpec
+from hwprune.ir import Artifact, Data, Model, Say, TensorSpec
 from hwprune.job import check_seed, resolve
+from hwprune.preprocessing import InputLayout
 from hwprune.sampling import sample_shapes
+from hwprune.steps.fitting import Fitting, plan_model
 from hwprune.targets import Target
 from hwprune.targets import load as load_target
 from hwprune.tasks import CLASSIFICATION, Task
@@ -47,6 +50,9 @@ def compile(
     recipe: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     device: str = "auto",
     resume: bool = False,
+    restart: bool = False,
+    embed_preprocessing: InputLayout | None = None,
+    progress: Say | None = None,
 ) -> Artifact:
     """Compile a network into a sparse ONNX file that fits a device's byte budget.
 
@@ -81,6 +87,11 @@ def compile(
         device: where to train: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         resume: continue the run that was interrupted in ``output``, bit for bit as it would have
             gone on; start where there is none.
+        restart: start anew in a folder that holds an interrupted run, which is refused without.
+        embed_preprocessing: ``"nchw"`` or ``"nhwc"`` lets the file normalise: it reads images as
+            uint8 in that layout.
+        progress: called with each ``hwprune.ir.Status``; at the end of an epoch its ``values``
+            hold numbers to plot. In a notebook without one there is a bar.
 
     Returns:
         the artifact; ``artifact.verdict.exit_code`` is 0 where it fits and is verified.
@@ -88,8 +99,6 @@ def compile(
     Raises:
         HwpruneError: the run could not reach a file; its class says why.
     """
-    from hwprune.frontend import load_data
-
     check_seed(seed)
     if resume and output is None:
         raise UsageError(
@@ -99,8 +108,7 @@ def compile(
     profile = target if isinstance(target, Target) else load_target(target)
     if isinstance(task, str):
         task = load_task(task)
-    kind = CLASSIFICATION if task is None else task
-    source = load_data(data, seed=seed, task=kind) if isinstance(data, str) else data
+    source = _data(data, CLASSIFICATION if task is None else task, seed=seed)
     loaded = model_of(
         model, example_input, source, arch=arch, unsafe_load=unsafe_load, entry=entry, seed=seed
     )
@@ -124,14 +132,58 @@ def compile(
             max_drop=max_drop,
             device=device,
             resume=resume,
+            restart=restart,
             command=("hwprune.compile",),
+            embed_preprocessing=embed_preprocessing,
         )
-        return compile_model(job)
+        say = progress or notebook.bar()
+        return compile_model(job) if say is None else compile_model(job, say)
     except BaseException:
         if output is None:
             with suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def plan(
+    model: torch.nn.Module | str | os.PathLike[str],
+    *,
+    target: str | Target,
+    data: str | Data | None = None,
+    example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    arch: str | None = None,
+    unsafe_load: bool = False,
+    entry: str | None = None,
+    budget: int | str | None = None,
+    share_weights: str | Sequence[str | Sequence[str]] = (),
+    values: str = "auto",
+    form: str | None = None,
+) -> Fitting:
+    """Return what fits a target before any training, as ``hwprune plan`` says it.
+
+    The arguments are those of ``compile``. The result's ``plans`` hold, by value type, the exact
+    bytes and the number of weights that are kept.
+
+    Raises:
+        HwpruneError: it cannot be loaded, or not even the empty network fits.
+    """
+    source = _data(data, CLASSIFICATION, seed=0)
+    loaded = model_of(model, example_input, source, arch=arch, unsafe_load=unsafe_load, entry=entry)
+    return plan_model(
+        loaded,
+        target if isinstance(target, Target) else load_target(target),
+        budget_bytes=parse_bytes(budget) if isinstance(budget, str) else budget,
+        values=values,
+        share_weights=_sharing(share_weights),
+        form=form,
+        data=source,
+    )
+
+
+def _data(data: str | Data | None, task: Task, *, seed: int) -> Data | None:
+    from hwprune.frontend import load_data
+
+    return load_data(data, seed=seed, task=task) if isinstance(data, str) else data
 
 
 def _sharing(share_weights: str | Sequence[str | Sequence[str]]) -> tuple[str, ...]:

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from hwprune.errors import LimitError, VerificationError, worst_exit_code
+from hwprune.export.deployment import NOTHING_TO_SAY
 from hwprune.export.template import Written
 from hwprune.firmware.reference import quantize
-from hwprune.ir import Artifact, Data, Masks, Plan, ValueType, Verdict
-from hwprune.job import Job, Say, Status
+from hwprune.ir import Artifact, Data, Masks, Plan, Say, Status, ValueType, Verdict
+from hwprune.job import Job
 from hwprune.sparsity import STRATEGIES
 from hwprune.steps.check_data import check_batch, check_data
-from hwprune.steps.checkpoint import discard_training_state, save_checkpoint
+from hwprune.steps.checkpoint import discard_training_state, refuse_unfinished, save_checkpoint
 from hwprune.steps.firmware import (
     Firmware,
     firmware_layers,
@@ -43,7 +44,14 @@ from hwprune.steps.planning import (
     prepare,
 )
 from hwprune.steps.pruning import nothing_pruned, prune_and_regrow, strategy_for
-from hwprune.steps.recording import Compiled, Outcome, record_of, with_verdict, write_reports
+from hwprune.steps.recording import (
+    CARD_NAME,
+    Compiled,
+    Outcome,
+    record_of,
+    with_verdict,
+    write_reports,
+)
 from hwprune.steps.value_type_selection import choose_value_type
 from hwprune.steps.verifying import (
     Evaluation,
@@ -57,15 +65,16 @@ from hwprune.verify import limits as limit_rules
 from hwprune.verify.firmware import FIRMWARE_NAME, QLINEAR_NAME, FirmwareCheck, check_firmware
 
 # What goes with a file, in this order: the report, which holds the file's hash, after the file.
-_PUBLISHED = ("checkpoint", FIRMWARE_NAME, "report.json", "report.html")
+_PUBLISHED = ("checkpoint", FIRMWARE_NAME, "report.json", "report.html", CARD_NAME)
 
 
 def compile_model(job: Job, say: Say = lambda status: None) -> Artifact:
     """Compile a model for a target into a folder.
 
-    The folder gets model.onnx, report.json and report.html; where the result is not verified or
-    a limit is not met, the file is kept as rejected.onnx. Beside a model.onnx of an earlier run,
-    which stays as it was with its report and its checkpoint, all of it goes into rejected/.
+    The folder gets model.onnx, report.json, report.html and README.md, a model card; where the
+    result is not verified or a limit is not met, the file is kept as rejected.onnx. Beside a
+    model.onnx of an earlier run, which stays as it was with its report and its checkpoint, all of
+    it goes into rejected/.
 
     While it trains, the folder holds a checkpoint that ``Job.resume`` continues from. Of several
     processes the leader alone packs, writes and verifies; all return the same.
@@ -80,15 +89,18 @@ def compile_model(job: Job, say: Say = lambda status: None) -> Artifact:
     if not job.world.leads:
         say = _quiet
     with opened(job.output) if job.world.leads else nullcontext() as folder:
+        if folder is not None and not (job.resume or job.restart):
+            refuse_unfinished(folder.path)
         matched = () if job.data is None else check_data(job.model, job.data, job.task)
         for note in matched:
             say(Status("data", note))
         say(Status("trace", f"tracing {job.model.name}"))
-        prepared = prepare(job.model, job.target)
+        prepared = prepare(job.model, job.target, deployment=job.deployment)
         layers, why_not = firmware_layers(job, prepared.template)
         dense = prepared.template.write_dense()
         if folder is not None:
-            check_export(job.model, dense, folder.staging / "dense.onnx")
+            bare = replace(prepared.template, deployment=NOTHING_TO_SAY)
+            check_export(job.model, bare.write_dense(), folder.staging / "dense.onnx")
         notes = [*prepared.notes, *(job.data.notes if job.data else ()), *matched]
         notes += [why_not] if why_not else []
         whole = fits_dense(prepared.dense_bytes, job.target, job.budget_bytes)

@@ -6,12 +6,15 @@ A stage takes some of these and returns others; none of them is changed after it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hwprune.preprocessing import Preprocessing
 
 ValueType = Literal["fp32", "fp16", "int8", "int4", "codebook16", "codebook256"]
 VALUE_TYPES: tuple[ValueType, ...] = ("fp32", "fp16", "int8", "int4", "codebook16", "codebook256")
@@ -108,6 +111,8 @@ class Data:
         normalize: the normalisation that was applied, in words.
         augment: what fine-tuning may do to an input: ``none``, ``shift`` or ``crop-flip``.
         notes: sentences for the report.
+        preprocessing: how stored values became inputs; None where there are several, or indices.
+        class_names: in the order of the labels; empty where the source does not say.
     """
 
     name: str
@@ -118,6 +123,8 @@ class Data:
     normalize: str
     augment: Literal["none", "shift", "crop-flip"] = "none"
     notes: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] = ()
 
 
 # -- what may be pruned -------------------------------------------------------------------------
@@ -299,6 +306,32 @@ class Plan:
         return self.budget_bytes - self.used_bytes
 
 
+# -- while it runs ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A sign of life for whoever watches.
+
+    Attributes:
+        stage: the stage in progress.
+        message: a short line.
+        done: steps of the stage that are done, where it has any.
+        of: steps of the stage.
+        values: numbers by name at the end of an epoch: ``epoch``, ``loss``, the metric's name (on
+            validation), ``nonzeros`` and ``bytes`` of the file that they would make.
+    """
+
+    stage: str
+    message: str
+    done: int = 0
+    of: int = 0
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+Say = Callable[[Status], None]
+
+
 # -- outcomes -----------------------------------------------------------------------------------
 
 
@@ -333,7 +366,7 @@ class Verdict:
     exit_code: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Artifact:
     """A written artifact: where it is, what it weighs, and the record of the run that made it."""
 
@@ -342,3 +375,32 @@ class Artifact:
     sha256: str
     verdict: Verdict
     report: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Artifact {self.path}: {'; '.join(text for _, text in self._lines())}>"
+
+    def _repr_html_(self) -> str:
+        """Return a few lines for a notebook."""
+        rows = [("artifact", self.path), *self._lines()]
+        cells = (
+            f'<tr><th scope="row" style="text-align:left">{escape(label)}</th>'
+            f'<td style="text-align:left">{escape(text)}</td></tr>'
+            for label, text in rows
+        )
+        return f"<table>{''.join(cells)}</table>"
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        """Yield what counts, as far as it is known: size, verdict, nonzeros, the metric."""
+        found, verdict = self.report, self.verdict
+        budget = f" of {found['budget']['bytes']:,} B" if "budget" in found else ""
+        yield "size", f"{self.bytes:,} B{budget}"
+        state = "fits and verified" if verdict.exit_code == 0 else f"exit code {verdict.exit_code}"
+        yield "verdict", state
+        if "result" in found:
+            result = found["result"]
+            kept = f"{result['nonzeros']:,} of {result['weights']:,} weights kept"
+            yield "nonzeros", f"{kept} ({100 * result['sparsity']:.2f} % sparse)"
+        metric = found.get("metric") or {}
+        if metric.get("final") is not None:
+            before = "" if metric["dense"] is None else f", {metric['dense']:.4g} dense"
+            yield metric["name"], f"{metric['name']} {metric['final']:.4g}{before}"

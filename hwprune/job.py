@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hwprune.errors import ModelError, UsageError
+from hwprune.export.deployment import Deployment
 from hwprune.ir import Data, Model, ValueType
+from hwprune.preprocessing import InputLayout
 from hwprune.sparsity import check_options
+from hwprune.steps.deployment import deployment_of, metadata_of
 from hwprune.steps.planning import check_budget, value_types
 from hwprune.steps.sharing import resolve_sharing
 from hwprune.targets import Target
@@ -31,25 +34,6 @@ MAX_SEED = 2**32 - 1
 # Those that ``auto`` takes only after trying them in training: a codebook of 256 is as wide as
 # int8, and its table larger.
 TRIED_VALUE_TYPES: tuple[ValueType, ...] = ("int4", "codebook16")
-
-Say = Callable[["Status"], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """A sign of life for whoever watches.
-
-    Attributes:
-        stage: the stage in progress.
-        message: a short line.
-        done: steps of the stage that are done, where it has any.
-        of: steps of the stage.
-    """
-
-    stage: str
-    message: str
-    done: int = 0
-    of: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +63,12 @@ class Job:
         world: the processes that compile together, each of which does the same job.
         resume: continue the run that was interrupted in the output folder; start where there is
             none.
+        restart: start anew where there is one; without either, that is refused.
         checkpoint_seconds: the least time between two checkpoints of the training.
         threads: of onnxruntime while measuring latency.
         command: the command line, for the record.
+        metadata: what is to be known of the file; see ``steps/deployment.py``.
+        deployment: what of that the file holds, and whether it does its preprocessing itself.
     """
 
     model: Model
@@ -103,9 +90,12 @@ class Job:
     device: str
     world: World
     resume: bool
+    restart: bool
     checkpoint_seconds: float
     threads: int
     command: tuple[str, ...]
+    metadata: Mapping[str, str]
+    deployment: Deployment
 
     @property
     def runs_here(self) -> bool:
@@ -136,9 +126,11 @@ def resolve(
     device: str = "auto",
     world: World | None = None,
     resume: bool = False,
+    restart: bool = False,
     checkpoint_seconds: float = 30.0,
     threads: int = 1,
     command: Sequence[str] = (),
+    embed_preprocessing: InputLayout | None = None,
 ) -> Job:
     """Return the job that is asked for in the words of the command line.
 
@@ -149,7 +141,8 @@ def resolve(
     without; ``firmware`` says whether a microcontroller's C is made (None: where it can
     be); ``metric`` names what the caller's own function measures; ``device`` may be ``auto``
     (CUDA, else MPS, else the CPU), and with a ``world``, of ``hwprune.training.joined``, is the one
-    that it was joined with. ``max_drop`` is what the metric may lose, or ``off``.
+    that it was joined with. ``embed_preprocessing`` lets the file read uint8 in that layout.
+    ``max_drop`` is what the metric may lose, or ``off``.
 
     Raises:
         UsageError: something that there is not, or that cannot be done with this model, target and
@@ -187,6 +180,11 @@ def resolve(
             hint="give --data, or --epochs 0, which fits what survives to what BN layers remember",
         )
     check_seed(seed)
+    if resume and restart:
+        raise UsageError(
+            "--resume goes on where a run was interrupted, --restart starts anew",
+            hint="give one of them",
+        )
     trains = data is not None and epochs > 0
     _check_model(model, trains=trains)
     budget = check_budget(target, budget_bytes)
@@ -202,6 +200,7 @@ def resolve(
     how = Recipe(epochs=epochs, **asked.recipe)
     shared = tuple(share_weights) or asked.share_weights
     sharing = resolve_sharing(shared, name, trains=trains)
+    metadata = metadata_of(target, budget, data)
     tried = TRIED_VALUE_TYPES if may_try(data, task, how) else ()
     return Job(
         model=model,
@@ -223,9 +222,14 @@ def resolve(
         device=where,
         world=SINGLE_PROCESS if world is None else world,
         resume=resume,
+        restart=restart,
         checkpoint_seconds=checkpoint_seconds,
         threads=threads,
         command=tuple(command),
+        metadata=metadata,
+        deployment=deployment_of(
+            metadata, budget, model=model, target=target, data=data, embed=embed_preprocessing
+        ),
     )
 
 

@@ -121,7 +121,9 @@ class Pruner:
         self._gradient_batches = gradient_batches
         parameters = () if prune_frozen else self._module.named_parameters()
         frozen = frozenset(name for name, each in parameters if not each.requires_grad)
-        self._prepared = prepare(copied, self._job.target, keep=frozen)
+        self._prepared = prepare(
+            copied, self._job.target, keep=frozen, deployment=self._job.deployment
+        )
         if fits_dense(self._prepared.dense_bytes, self._job.target, self._job.budget_bytes):
             raise UsageError(
                 f"the dense model fits {format_bytes(self._job.budget_bytes)}: there is nothing to"

@@ -113,6 +113,7 @@ class ArtifactFile:
         function_bytes: the bodies of domain ``hwprune``.
         graph_bytes: nodes, inputs and outputs: the graph without its initializers.
         metadata: producer and metadata properties.
+        metadata_bytes: of the properties.
         model: the whole file.
     """
 
@@ -127,6 +128,7 @@ class ArtifactFile:
     function_bytes: int
     graph_bytes: int
     metadata: Mapping[str, str]
+    metadata_bytes: int
     model: onnx.ModelProto
 
     @property
@@ -198,6 +200,7 @@ def read_artifact(path: str) -> ArtifactFile:
         function_bytes=sum(field_bytes(function.ByteSize(), 2) for function in functions),
         graph_bytes=model.graph.ByteSize() - initializer_bytes,
         metadata=metadata,
+        metadata_bytes=sum(field_bytes(entry.ByteSize()) for entry in model.metadata_props),
         model=model,
     )
 

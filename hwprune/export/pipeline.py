@@ -56,7 +56,7 @@ def template_of(
 
 def renewed(template: Template, module: Any) -> Template:
     """Return a whole network's template over the module's present weights."""
-    return template_of(
+    made, _ = template_of(
         _traced(template),
         module,
         opset=template.graph.opset,
@@ -64,7 +64,8 @@ def renewed(template: Template, module: Any) -> Template:
         inline=template.inline,
         codecs=template.codecs,
         fuse=template.fuse,
-    )[0]
+    )
+    return replace(made, deployment=template.deployment)
 
 
 def _traced(template: Template) -> Traced:

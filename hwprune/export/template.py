@@ -28,6 +28,7 @@ from hwprune.encoding.values import (
 from hwprune.encoding.wire import field_bytes, tensor_field_bytes
 from hwprune.errors import ExportError, HwpruneError
 from hwprune.export.body import DOMAIN, DOMAIN_VERSION
+from hwprune.export.deployment import NOTHING_TO_SAY, Deployment
 from hwprune.export.graph import Graph, attributes, input_names, message_of
 from hwprune.export.layout import Layout, layout_of
 from hwprune.export.operators import (
@@ -111,6 +112,7 @@ class Template:
         kept: what is left of tensors, where channels were removed; ``graph`` and ``prunable`` are
             without them.
         traced: the structure that it was made of; None where a graph is all there is.
+        deployment: what the file holds beside the network.
     """
 
     graph: Graph
@@ -121,6 +123,7 @@ class Template:
     fuse: bool = True
     kept: Kept = field(default_factory=dict)
     traced: Traced | None = None
+    deployment: Deployment = NOTHING_TO_SAY
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -181,12 +184,14 @@ class Template:
         names, gone = self.layout.names, self.layout.replaced
         skeleton = self._model([message_of(n, names) for n in self.graph.nodes if n not in gone])
         frame = skeleton.ByteSize() - field_bytes(skeleton.graph.ByteSize())
+        about = sum(field_bytes(entry.ByteSize()) for entry in skeleton.metadata_props)
         dense = sum(self.dense_tensors(value_type).values())
         graph_bytes = skeleton.graph.ByteSize() + dense
         parts = (
             ("nodes, inputs and outputs that are not pruned", skeleton.graph.ByteSize()),
             ("tensors kept dense", dense),
-            ("file header", frame),
+            ("metadata", about),
+            ("file header", frame - about),
         )
         return FileCost(frame, graph_bytes, tuple(tensors), functions, parts)
 
@@ -289,7 +294,8 @@ class Template:
         ]
         # A function stands behind those that it calls: onnx's own evaluator reads them in order.
         names = sorted(needed, key=lambda name: name in OPERATORS)
-        model = self._model(written, [known_function(name, self.graph.opset) for name in names])
+        bodies = [known_function(name, self.graph.opset) for name in names]
+        model = self._model(written, bodies, nonzeros=masks.nonzeros)
         model.graph.initializer.extend(_messages(tensors, {}))
         data = model.SerializeToString(deterministic=True)
         if len(data) != encoding.file_bytes:
@@ -468,7 +474,12 @@ class Template:
         return self._model([message_of(node, names) for node in graph.nodes], dense=True), names
 
     def _model(
-        self, nodes: list[onnx.NodeProto], functions: Sequence[Any] = (), *, dense: bool = False
+        self,
+        nodes: list[onnx.NodeProto],
+        functions: Sequence[Any] = (),
+        *,
+        dense: bool = False,
+        nonzeros: int = 0,
     ) -> onnx.ModelProto:
         imports = [helper.make_opsetid("", self.graph.opset)]
         domains = {node.domain for node in nodes if node.domain and node.domain != DOMAIN}
@@ -479,13 +490,15 @@ class Template:
         inputs, outputs = (
             [ir.to_proto(v) for v in vs] for vs in (structure.inputs, structure.outputs)
         )
-        return helper.make_model(
+        model = helper.make_model(
             helper.make_graph(nodes, "g", inputs, outputs),
             functions=functions,
             opset_imports=imports,
             ir_version=self.ir_version,
             producer_name=PRODUCER,
         )
+        self.deployment.put_into(model, self.weights if dense else nonzeros, self.weights)
+        return model
 
 
 def _messages(

@@ -87,6 +87,8 @@ def load_data(spec: str, *, seed: int = 0, task: Task = CLASSIFICATION) -> Data:
         normalize=normalizer.words,
         augment=source.augment,
         notes=source.notes + test_notes + validation_notes + normalize_notes,
+        preprocessing=splits["train"].preprocessing(source.resize),
+        class_names=source.class_names,
     )
 
 

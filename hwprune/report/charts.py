@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hwprune.report.record import LatencyRun, MetricPoint, Record
+from hwprune.report.summary import density, packed_bytes
 
 WIDTH = 760
 _MOST_BARS = 40
@@ -43,6 +44,7 @@ class Curve:
         points: ``x,y`` pairs as an SVG polyline takes them.
         dots: (x, y, tip) of each measured point.
         ticks: of its own vertical axis.
+        extreme: (x, y) of the state with the fewest connections, where some came back after it.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Curve:
     points: str
     dots: tuple[tuple[float, float, str], ...]
     ticks: tuple[Tick, ...]
+    extreme: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +70,16 @@ class Plot:
 def layer_bars(record: Record) -> tuple[list[Bar], int]:
     """Return the largest layers in the network's order, and how many are left out."""
     layers = record.result.layers
-    kept = sorted(range(len(layers)), key=lambda number: -layers[number].bytes)[:_MOST_BARS]
-    most = max((layer.bytes for layer in layers), default=0) or 1
+    sizes = [packed_bytes(layer) for layer in layers]
+    kept = sorted(range(len(layers)), key=lambda number: -sizes[number])[:_MOST_BARS]
+    most = max(sizes, default=0) or 1
     bars = [
         Bar(
             label=layers[number].name,
-            text=f"{layers[number].bytes:,} B",
-            share=layers[number].bytes / most,
-            tip=(
-                f"{layers[number].nonzeros:,} nonzeros, {layers[number].codec}, "
-                f"{layers[number].value_type}"
-            ),
+            text=f"{packed_bytes(layers[number]):,} B, {density(layers[number])} kept, "
+            f"{layers[number].codec}",
+            share=packed_bytes(layers[number]) / most,
+            tip=f"{layers[number].nonzeros:,} nonzeros, {layers[number].value_type}",
         )
         for number in sorted(kept)
     ]
@@ -132,6 +134,7 @@ def trajectory(points: Sequence[MetricPoint], name: str | None = None) -> Plot |
                     Tick(round(place + height * (1 - axis.share(tick)), 1), _label(tick, unit))
                     for tick in axis.ticks
                 ),
+                extreme=_extreme(points, dots) if unit == "nonzeros" else None,
             )
         )
     bottom = top + len(curves) * (height + gap) - gap
@@ -140,6 +143,16 @@ def trajectory(points: Sequence[MetricPoint], name: str | None = None) -> Plot |
         for epoch in _multiples(0.0, last, max(1.0, _round_up(last / 8)))
     )
     return Plot(tuple(curves), epochs, left, right, top, bottom)
+
+
+def _extreme(
+    points: Sequence[MetricPoint], dots: Sequence[tuple[float, float, str]]
+) -> tuple[float, float] | None:
+    """Return the place of the state with the fewest connections, if something was regrown."""
+    if not any(point.action == "regrow" for point in points):
+        return None
+    fewest = min(range(len(points)), key=lambda place: points[place].nonzeros)
+    return dots[fewest][:2]
 
 
 def _times(points: Sequence[MetricPoint]) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -27,6 +26,7 @@ def html(record: Record) -> str:
         good=summary.passed(record),
         facts=list(summary.facts(record)),
         used=min(1.0, record.budget.used_bytes / record.budget.bytes) if record.budget.bytes else 0,
+        sizes=summary.size_rows(record),
         layer_bars=bars,
         left_out=left_out,
         layers=summary.layer_rows(record),
@@ -35,7 +35,6 @@ def html(record: Record) -> str:
         plot=charts.trajectory(record.metric.trajectory, record.metric.name),
         moments=summary.moments(record),
         width=charts.WIDTH,
-        environment_rows=[(key, _value(value)) for key, value in record.environment.items()],
     )
 
 
@@ -63,7 +62,3 @@ def _template(name: str) -> jinja2.Template:
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
     return environment.get_template(name)
-
-
-def _value(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -15,45 +15,56 @@ _SPECIAL = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]<>#|~"} | {"\n
 
 def markdown(record: Record) -> str:
     """Return a report as GitHub-flavoured Markdown; all text of the record is escaped."""
-    return "\n".join(_lines(record)) + "\n"
+    lines = [*head(record), *_layers(record), *metric_and_notes(record)]
+    return "\n".join([*lines, "## Command", "", *_code(record.command)]) + "\n"
 
 
 def comparison_markdown(runs: Sequence[Compared], title: str, notes: Sequence[str] = ()) -> str:
     """Return several runs as a table."""
-    lines = [f"# {_text(title)}", "", *_table(comparison.COLUMNS, comparison.rows(runs))]
-    return "\n".join([*lines, *map(_text, notes)]).rstrip() + "\n"
+    lines = [f"# {text(title)}", "", *_table(comparison.COLUMNS, comparison.rows(runs))]
+    return "\n".join([*lines, *map(text, notes)]).rstrip() + "\n"
 
 
-def _lines(record: Record) -> Iterator[str]:
+def head(record: Record) -> Iterator[str]:
+    """Yield the verdict, the facts and the limits."""
     mark = "✅" if summary.passed(record) else "❌"
-    yield f"# {_text(record.model)} for {_text(record.target)}"
+    yield f"# {text(record.model)} for {text(record.target)}"
     yield ""
-    yield f"{mark} **{_text(summary.headline(record))}**"
+    yield f"{mark} **{text(summary.headline(record))}**"
     yield ""
+    if rows := summary.size_rows(record):
+        yield from _table(summary.SIZE_COLUMNS, rows)
     yield from _table(("", ""), summary.facts(record))
     if record.verdict.limits:
         yield from ("## Limits", "")
         yield from _table(summary.LIMIT_COLUMNS, summary.limit_rows(record))
+
+
+def _layers(record: Record) -> Iterator[str]:
     yield from ("## Bytes per layer", "")
     yield from _table(summary.LAYER_COLUMNS, summary.layer_rows(record))
-    yield from (f"## {_text(summary.metric_title(record))}", "")
+
+
+def metric_and_notes(record: Record) -> Iterator[str]:
+    """Yield what was measured, and the notes."""
+    yield from (f"## {text(summary.metric_title(record))}", "")
     yield from _table(("state", "value"), summary.metric_rows(record))
     rows = [(name, *summary.latency_cells(run)) for name, run in summary.latency_rows(record)]
     if rows:
-        yield from (f"## {_text(summary.latency_title(record))}", "")
+        yield from (f"## {text(summary.latency_title(record))}", "")
         yield from _table(summary.LATENCY_COLUMNS, rows)
+        yield from (f"{text(reason)}\n" for reason in summary.latency_reasons(record))
     if record.notes:
         yield from ("## Notes", "")
-        yield from (f"- {_text(note)}" for note in record.notes)
+        yield from (f"- {text(note)}" for note in summary.notes(record))
         yield ""
-    yield from ("## Command", "", *_code(record.command))
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     yield "| " + " | ".join(columns) + " |"
     yield "|" + "---|" * len(columns)
     for row in rows:
-        yield "| " + " | ".join(_text(cell) for cell in row) + " |"
+        yield "| " + " | ".join(text(cell) for cell in row) + " |"
     yield ""
 
 
@@ -62,5 +73,6 @@ def _code(text: str) -> tuple[str, ...]:
     return tuple(f"    {line}" for line in printable(text).splitlines())
 
 
-def _text(text: str) -> str:
-    return printable(text).translate(_SPECIAL)
+def text(given: str) -> str:
+    """Return text that Markdown, and the HTML in it, reads as itself."""
+    return printable(given).translate(_SPECIAL)

@@ -7,6 +7,7 @@ of schema 1 is read as one of schema 2 whose metric is accuracy.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ REPORT_NAME = "report.json"
 # What is null in these explains itself.
 _SELF_EXPLAINING = (
     "environment", "recipe", "accuracy.trajectory", "metric.trajectory", "result.layers",
-    "verdict.limits", "firmware",
+    "verdict.limits", "firmware", "result.dense_bytes", "result.int8_bytes",
 )  # fmt: skip
 
 # Bounds that every real number keeps, and that arithmetic on them does not leave.
@@ -80,9 +81,10 @@ class BudgetPart(Section):
 class LayerPart(Section):
     """One prunable tensor.
 
-    ``bytes`` is all that it adds to the graph; of these ``index_bytes`` say where its nonzeros are
-    and ``value_bytes`` what they are. The bounds are the entropies of both. ``stored_shape`` is
-    given where channels were removed and the file holds less than ``shape``.
+    ``bytes`` is all that it adds to the graph, its nodes and its bias too; ``packed_bytes`` what
+    its packed arrays take in the file, as ``inspect`` counts them. Of these ``index_bytes`` say
+    where its nonzeros are and ``value_bytes`` what they are. The bounds are the entropies of both.
+    ``stored_shape`` is given where channels were removed and the file holds less than ``shape``.
     """
 
     name: str
@@ -91,6 +93,7 @@ class LayerPart(Section):
     codec: str
     value_type: str
     bytes: Count
+    packed_bytes: Count | None = None
     index_bytes: Count | None = None
     value_bytes: Count | None = None
     index_bound_bytes: Positive | None = None
@@ -102,7 +105,9 @@ class ResultPart(Section):
     """What was written. ``weights`` counts the elements of prunable tensors, shared ones once.
 
     ``function_bytes`` are those of the operators' bodies, ``bound_bytes`` the entropy of all
-    positions and values; both are 0 where nothing is packed.
+    positions and values; both are 0 where nothing is packed. ``dense_bytes`` is the dense fp32
+    file, ``int8_bytes`` one that keeps every weight as int8, whose size is exact and which was not
+    written.
     """
 
     nonzeros: Count
@@ -111,6 +116,8 @@ class ResultPart(Section):
     artifact_bytes: Count
     function_bytes: Count = 0
     bound_bytes: Positive = 0
+    dense_bytes: Count | None = None
+    int8_bytes: Count | None = None
     layers: tuple[LayerPart, ...]
 
 
@@ -233,6 +240,9 @@ class FirmwarePart(Section):
 class Record(Section):
     """The whole report.
 
+    ``metadata`` is what is to be known of the file, with the keys that it has in the file; those of
+    ``left_out`` are not in it, for want of room. ``preprocessing`` and ``classes`` are JSON.
+
     ``recipe`` is how it was trained: the fields of the recipe and the options of the strategy.
     ``cost_epochs`` is what that cost, in epochs of one forward and backward pass a sample: steps
     that take two, and short trainings that chose between value types, count as what they take.
@@ -259,6 +269,17 @@ class Record(Section):
     recipe: Mapping[str, str | int | float | bool | None] = {}
     cost_epochs: Positive = 0
     firmware: FirmwarePart | None = None
+    metadata: Mapping[str, str] = {}
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes in the order of the outputs; empty if not known."""
+        try:
+            found = json.loads(self.metadata.get("classes", "[]"))
+        except ValueError:
+            return ()
+        return tuple(map(str, found)) if isinstance(found, list) else ()
 
     @model_validator(mode="before")
     @classmethod

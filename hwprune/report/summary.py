@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from hwprune.report.record import FirmwarePart, LatencyRun, Record
+from hwprune.preprocessing import parse
+from hwprune.report.record import FirmwarePart, LatencyRun, LayerPart, Record
 from hwprune.units import format_bytes, format_count, format_percent, format_seconds
 
 # Of a scope that leaves something out: an ONNX file alone never fits a microcontroller.
@@ -91,6 +92,10 @@ def facts(record: Record) -> Iterator[tuple[str, str]]:
         "strategy",
         f"{record.strategy}, {format_count(record.epochs, 'epoch')}, seed {record.seed}",
     )
+    if (how := parse(record.metadata.get("preprocessing"))) is not None:
+        yield "input", "; ".join(how.sentences())
+    if "data" in record.metadata:
+        yield "data", record.metadata["data"]
     if record.firmware is not None:
         yield "firmware", " ".join(_of_firmware(record.firmware))
     if record.parity.relative_error is not None:
@@ -167,6 +172,92 @@ def moments(record: Record) -> list[tuple[str, ...]]:
     ]
 
 
+SIZE_COLUMNS = ("file", "size", "of dense", "metric", "p50")
+
+
+def size_rows(record: Record) -> list[tuple[str, ...]]:
+    """Return the dense file, int8 alone and what was written: size, ratio, metric, latency."""
+    result, metric, latency = record.result, record.metric, record.latency
+    if result.dense_bytes is None:
+        return []
+    used = record.artifact.bytes if record.firmware is None else record.budget.used_bytes
+    best = latency.kernels or latency.stock
+    what = "this file" if record.firmware is None else "this image, int8"
+    files = [("dense fp32", result.dense_bytes, metric.dense, latency.dense)]
+    if result.int8_bytes is not None:
+        files.append(("int8 alone, by its size", result.int8_bytes, None, None))
+    files.append((what, used, metric.final, best))
+    return [
+        (
+            name,
+            f"{size:,} B",
+            f"{size / result.dense_bytes:.3g}x",
+            "-" if value is None else show_metric(record, value),
+            "-" if run is None else f"{run.p50_ms:.3f} ms",
+        )
+        for name, size, value, run in files
+    ]
+
+
+def latency_reasons(record: Record) -> list[str]:
+    """Return why the latency moved, or did not, in sentences; none where nothing was measured."""
+    dense, stock, kernels = record.latency.dense, record.latency.stock, record.latency.kernels
+    if dense is None or stock is None:
+        return []
+    whole = record.artifact.form == "dense" or not record.result.sparsity
+    if whole:
+        return ["Nothing was pruned: the file runs as the dense network does."]
+    found = [
+        f"Stock onnxruntime takes {stock.p50_ms / dense.p50_ms:.2f} times as long as the dense "
+        "file: it decodes packed weights when it loads and multiplies by every weight, zero or "
+        "not. What pruning changes there is the size."
+    ]
+    if kernels is None:
+        return found
+    ratio = kernels.p50_ms / dense.p50_ms
+    sparse = [one for one in record.result.layers if one.nonzeros < 0.3 * math.prod(one.shape)]
+    share = f"{len(sparse)} of {format_count(len(record.result.layers), 'layer')}"
+    found.append(
+        f"Native kernels take {ratio:.2f} times as long as the dense file: they skip weights that "
+        f"were removed, which gains where few are kept; {share} keep less than 30 %. Small layers "
+        "cost what a call costs, however sparse they are."
+    )
+    return found
+
+
+# What a note that explains a null of report.json is about, for people.
+_ABOUT = {
+    "accuracy": "accuracy", "metric": "metric", "latency": "latency",
+    "accuracy.extreme": "extreme point", "metric.extreme": "extreme point",
+    "latency.kernels": "native kernels", "budget.floor_bytes": "floor",
+    "budget.max_nonzeros": "weights that fit", "metric.final": "final", "metric.split": "split",
+    "metric.samples": "samples",
+}  # fmt: skip
+
+
+def notes(record: Record) -> list[str]:
+    """Return the notes for people: places of report.json in words, not where a table has a dash."""
+    found = []
+    for note in record.notes:
+        place, colon, rest = note.partition(": ")
+        if colon and place in _ABOUT:
+            found.append(f"{_ABOUT[place]}: {rest}")
+        elif not (colon and "." in place and place.replace(".", "").replace("_", "").isalnum()):
+            found.append(note)
+    return found
+
+
+def environment_rows(record: Record) -> list[tuple[str, str]]:
+    """Return what the numbers depend on."""
+    rows = []
+    for key, value in record.environment.items():
+        name = {"cpu": "processor", "cpu_cores": "cores", "memory_bytes": "memory"}.get(key, key)
+        memory = key == "memory_bytes" and isinstance(value, int)
+        text = "not installed" if value is None else str(value)
+        rows.append((name, format_bytes(int(text)) if memory else text))
+    return rows
+
+
 def latency_rows(record: Record) -> list[tuple[str, LatencyRun]]:
     """Return (runtime, numbers) for what ran."""
     latency = record.latency
@@ -202,19 +293,28 @@ def _mebibytes(size: int | None) -> str:
 
 # "by load": what loading added to the process; "weights": of that, as native kernels count it.
 LATENCY_COLUMNS = ("file", "p50", "p90", "load", "resident", "by load", "weights", "measured")
-LAYER_COLUMNS = ("layer", "shape", "nonzeros", "sparsity", "codec", "values", "bytes")
+LAYER_COLUMNS = ("layer", "shape", "nonzeros", "kept", "codec", "values", "bytes")
 
 
 def layer_rows(record: Record) -> list[tuple[str, ...]]:
     """Return the cells of ``LAYER_COLUMNS`` for each layer, in the network's order."""
     rows: list[tuple[str, ...]] = []
     for layer in record.result.layers:
-        weights = math.prod(layer.shape)
-        sparsity = format_percent(1 - layer.nonzeros / weights, 1) if weights else "-"
         shape, count = "×".join(map(str, layer.shape)), f"{layer.nonzeros:,}"
-        stored = (layer.codec, layer.value_type, f"{layer.bytes:,}")
-        rows.append((layer.name, shape, count, sparsity, *stored))
+        stored = (layer.codec, layer.value_type, f"{packed_bytes(layer):,}")
+        rows.append((layer.name, shape, count, density(layer), *stored))
     return rows
+
+
+def packed_bytes(layer: LayerPart) -> int:
+    """Return a layer's bytes as ``hwprune inspect`` counts them, where the report has that."""
+    return layer.bytes if layer.packed_bytes is None else layer.packed_bytes
+
+
+def density(layer: LayerPart) -> str:
+    """Return the part of a layer's weights that is kept."""
+    weights = math.prod(layer.shape)
+    return format_percent(layer.nonzeros / weights, 1) if weights else "-"
 
 
 LIMIT_COLUMNS = ("limit", "value", "met")
@@ -224,12 +324,16 @@ def limit_rows(record: Record) -> list[tuple[str, str, str]]:
     """Return the user's limits: (limit, value, met)."""
     return [
         (
-            f"{limit.field} {limit.op} {_with_unit(limit.field, limit.limit)}",
+            f"{_named(record, limit.field)} {limit.op} {_with_unit(limit.field, limit.limit)}",
             NOT_MEASURED if limit.value is None else _with_unit(limit.field, limit.value),
             "yes" if limit.met else "NO",
         )
         for limit in record.verdict.limits
     ]
+
+
+def _named(record: Record, field: str) -> str:
+    return f"drop of {record.metric.name or 'accuracy'}" if field == "metric_drop" else field
 
 
 def _with_unit(field: str, value: float) -> str:

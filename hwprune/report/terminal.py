@@ -15,7 +15,9 @@ from hwprune.units import format_count
 
 _MOST_LAYERS = 60
 _STYLES = {"✓": "bold green", "○": "bold yellow", "✗": "bold red"}
-_RIGHT = frozenset({"nonzeros", "sparsity", "bytes", "p50", "p90", "load", "resident", "value"})
+_RIGHT = frozenset(
+    {"nonzeros", "kept", "sparsity", "bytes", "p50", "p90", "load", "resident", "value"}
+)
 _COMPARED = frozenset({"size", "metric", "drop", "seed"})
 
 
@@ -28,11 +30,17 @@ def terminal(record: Record, console: Console) -> None:
         ),
         soft_wrap=True,
     )
+    if sizes := summary.size_rows(record):
+        right = frozenset(summary.SIZE_COLUMNS[1:])
+        console.print(table(summary.SIZE_COLUMNS, sizes, right=right), "")
     console.print(pairs(summary.facts(record)))
     if record.verdict.limits:
         _titled(console, "Limits", summary.LIMIT_COLUMNS, summary.limit_rows(record))
     rows = summary.layer_rows(record)
-    _titled(console, "Bytes per layer", summary.LAYER_COLUMNS, rows[:_MOST_LAYERS])
+    _titled(
+        console, "Bytes per layer", summary.LAYER_COLUMNS, rows[:_MOST_LAYERS],
+        spare=("shape", "values", "nonzeros"),
+    )  # fmt: skip
     if len(rows) > _MOST_LAYERS:
         console.print(
             f"and {format_count(len(rows) - _MOST_LAYERS, 'layer')} more; -o FILE.html shows all"
@@ -40,10 +48,15 @@ def terminal(record: Record, console: Console) -> None:
     _titled(console, summary.metric_title(record), ("state", "value"), summary.metric_rows(record))
     latency = [(name, *summary.latency_cells(run)) for name, run in summary.latency_rows(record)]
     if latency:
-        _titled(console, summary.latency_title(record), summary.LATENCY_COLUMNS, latency)
+        _titled(
+            console, summary.latency_title(record), summary.LATENCY_COLUMNS, latency,
+            spare=("measured", "weights", "resident", "by load", "load"),
+        )  # fmt: skip
+        for reason in summary.latency_reasons(record):
+            console.print(Text(reason))
     if record.notes:
         console.print(Text("\nNotes", style="bold"))
-        for note in record.notes:
+        for note in summary.notes(record):
             console.print(Text(f"- {note}"), soft_wrap=True)
 
 
@@ -57,10 +70,13 @@ def comparison_terminal(
         for place, column in enumerate(comparison.COLUMNS)
         if column not in ("target", "strategy", "seed") or len({row[place] for row in cells}) > 1
     ]
-    columns = [comparison.COLUMNS[place] for place in told]
-    console.print(
-        table(columns, ([row[place] for place in told] for row in cells), right=_RIGHT | _COMPARED)
+    columns, narrow = _narrowed(
+        console,
+        [comparison.COLUMNS[place] for place in told],
+        [[row[place] for place in told] for row in cells],
+        ("seed", "sparsity", "strategy", "verdict"),
     )
+    console.print(table(columns, narrow, right=_RIGHT | _COMPARED))
     for note in notes:
         console.print(Text(note), soft_wrap=True)
 
@@ -88,7 +104,31 @@ def table(
 
 
 def _titled(
-    console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
+    console: Console,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    spare: Sequence[str] = (),
 ) -> None:
     console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
+    columns, rows = _narrowed(console, columns, rows, spare)
     console.print(table(columns, rows, right=_RIGHT))
+
+
+def _narrowed(
+    console: Console,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    spare: Sequence[str],
+) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """Return the columns that fit side by side: those that can be spared go one by one."""
+    for gone in spare:
+        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+        if sum(widths) + 2 * (len(widths) - 1) <= console.width:
+            break
+        if gone in columns:
+            place = columns.index(gone)
+            columns = [*columns[:place], *columns[place + 1 :]]
+            rows = [[*row[:place], *row[place + 1 :]] for row in rows]
+    return columns, rows

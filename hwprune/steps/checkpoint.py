@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hwprune.errors import OutputError
+from hwprune.errors import OutputError, UsageError
 from hwprune.ir import Masks, Plan
 from hwprune.job import Job
 from hwprune.training import Checkpoint
@@ -61,6 +61,19 @@ def training_state(job: Job, plan: Plan) -> Checkpoint:
         "the dense file in bytes": plan.dense_bytes,
     }
     return Checkpoint(job.output / STATE_NAME, job.resume, job.checkpoint_seconds, identity)
+
+
+def refuse_unfinished(output: Path) -> None:
+    """Refuse to start anew where an interrupted run would be lost.
+
+    Raises:
+        UsageError: there is the state of one.
+    """
+    if (output / STATE_NAME).exists():
+        raise UsageError(
+            f"{output} holds the checkpoint of a run that was interrupted",
+            hint="add --resume to go on from it, or --restart to start anew",
+        )
 
 
 def discard_training_state(output: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hwprune.ir import Model, Plan, SkippedTensor, ValueType
+from hwprune.export.deployment import chosen
+from hwprune.ir import Data, Model, Plan, SkippedTensor, ValueType
+from hwprune.steps.deployment import metadata_of
 from hwprune.steps.firmware import ImagePlan, planned_image
 from hwprune.steps.planning import (
     auto_strategy,
@@ -59,6 +61,7 @@ def plan_model(
     values: str = "auto",
     share_weights: Sequence[str] = (),
     form: str | None = None,
+    data: Data | None = None,
 ) -> Fitting:
     """Return what fits a target, before any training.
 
@@ -69,6 +72,7 @@ def plan_model(
         values: a value type, or ``auto`` for all that the target can decode without training.
         share_weights: which layers are to share theirs, as ``--share-weights`` spells it.
         form: ``functions`` or ``inlined``; the target's without.
+        data: what the file says of them counts.
 
     Raises:
         UsageError, ExportError, InfeasibleError.
@@ -77,7 +81,8 @@ def plan_model(
     kinds = value_types(target, values)
     budget = check_budget(target, budget_bytes)
     sharing = resolve_sharing(share_weights, "", trains=True)
-    prepared = prepare(model, target)
+    deployment = chosen(metadata_of(target, budget, data), budget)
+    prepared = prepare(model, target, deployment=deployment)
     fits = fits_dense(prepared.dense_bytes, target, budget)
     if fits:  # then that is what compile writes
         found = candidates_of(prepared, kinds, budget)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hwprune.budget import Prefixes, fit, plan, ranking_limit
 from hwprune.encoding import FileCost
 from hwprune.errors import InfeasibleError, UsageError
+from hwprune.export.deployment import NOTHING_TO_SAY, Deployment
 from hwprune.export.pipeline import renewed, template_of
 from hwprune.export.template import Template, Written
 from hwprune.export.trace import tensors_of, trace
@@ -129,13 +130,20 @@ def fits_dense(dense_bytes: int, target: Target, budget_bytes: int) -> bool:
     return dense_bytes <= budget_bytes and "fp32" in target.value_types
 
 
-def prepare(model: Model, target: Target, *, keep: frozenset[str] = frozenset()) -> Prepared:
+def prepare(
+    model: Model,
+    target: Target,
+    *,
+    keep: frozenset[str] = frozenset(),
+    deployment: Deployment = NOTHING_TO_SAY,
+) -> Prepared:
     """Trace a model for a target.
 
     Args:
         model: the network.
         target: for which the file is.
         keep: parameters that stay as they are.
+        deployment: what the file holds beside the network.
 
     Raises:
         ExportError: the network cannot be expressed for the target, or nothing can be pruned.
@@ -151,6 +159,7 @@ def prepare(model: Model, target: Target, *, keep: frozenset[str] = frozenset())
         # One node per layer is for native kernels; firmware compiles the file and has its own.
         fuse=target.runtime.kind == "onnxruntime",
     )
+    template = replace(template, deployment=deployment)
     return Prepared(model, template, skipped, template.dense_bytes())
 
 
@@ -299,7 +308,7 @@ def _shared(
         f"{shared.saved:,} weights fewer; the file holds each shared tensor once"
     )
     whole = replace(
-        prepare(model, target),
+        prepare(model, target, deployment=prepared.template.deployment),
         dense_bytes=prepared.dense_bytes,  # what the result is compared with
         unshared=prepared.model.module,
         saved_weights=shared.saved,

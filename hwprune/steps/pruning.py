@@ -9,8 +9,8 @@ from typing import Any
 
 from hwprune.errors import InfeasibleError
 from hwprune.extreme import extreme_hooks
-from hwprune.ir import Data, Masks
-from hwprune.job import Job, Say, Status
+from hwprune.ir import Data, Masks, Say, Status
+from hwprune.job import Job
 from hwprune.least_squares import OneShot
 from hwprune.sparsity import STRATEGIES, Fill, Strategy, full, make
 from hwprune.steps.checkpoint import training_state
@@ -162,7 +162,7 @@ def _train(
             seed=job.seed,
             task=job.task,
             device=job.device,
-            progress=_progress(say, job.task),
+            progress=_progress(say, job.task, candidate),
             train_batchnorm=not model.batchnorm_frozen,
             checkpoint=training_state(job, candidate.plan),
             world=job.world,
@@ -211,12 +211,23 @@ def _one_shot(job: Job, prepared: Prepared, candidate: Candidate, say: Say) -> O
     )  # fmt: skip
 
 
-def _progress(say: Say, task: Task) -> Any:
+def _progress(say: Say, task: Task, candidate: Candidate) -> Any:
     """Return what reports the progress of a training."""
+    kind, budget = candidate.plan.value_type, format_bytes(candidate.plan.budget_bytes)
 
     def progress(event: Progress) -> None:
-        metric = "" if event.metric is None else f", validation {task.metric.show(event.metric)}"
-        loss = "" if event.loss is None else f", loss {event.loss:.3f}"
-        say(Status("train", f"{event.message}{loss}{metric}", event.step, event.of))
+        parts, values = [event.message], dict[str, float]()
+        if event.loss is not None:
+            parts.append(f"loss {event.loss:.3f}")
+            values |= {"epoch": event.epoch, "loss": event.loss}
+        if event.metric is not None:
+            parts.append(f"validation {task.metric.show(event.metric)}")
+            values[task.metric.name] = event.metric
+        if event.masks is not None:
+            size = candidate.cost.encoding(event.masks.positions(), kind).file_bytes
+            parts.append(f"{event.masks.nonzeros:,} nonzeros, {size:,} B of {budget}")
+            values |= {"nonzeros": event.masks.nonzeros, "bytes": size}
+        done = values if event.masks is not None else {}
+        say(Status("train", ", ".join(parts), event.step, event.of, done))
 
     return progress

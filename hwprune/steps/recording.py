@@ -6,25 +6,29 @@ import hashlib
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hwprune.encoding import bound_of
+from hwprune.export.deployment import NONZEROS, SHARE
 from hwprune.export.template import Template, Written
 from hwprune.ir import LimitResult, Masks, Packed, Plan, SkippedTensor, Verdict
 from hwprune.job import Job
 from hwprune.report import record as reports
+from hwprune.report.card import card
 from hwprune.report.html import html
 from hwprune.steps.firmware import Firmware
 from hwprune.steps.planning import Prepared
 from hwprune.steps.pruning import Pruned
 from hwprune.steps.verifying import Measured
-from hwprune.units import format_count
+from hwprune.units import format_count, format_percent
 from hwprune.verify import SCOPE_HOST, SCOPE_UNLINKED, CheckResult, environment
 from hwprune.verify.firmware import FirmwareCheck
+
+CARD_NAME = "README.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,12 @@ def record_of(outcome: Outcome) -> dict[str, Any]:
     notes = list(made.notes)
     notes += [f"problem: {problem}" for problem in outcome.problems]
     notes += _skipped_notes(made.prepared.skipped)
+    left_out = [key for key in job.metadata if key not in job.deployment.metadata]
+    if left_out:
+        notes.append(
+            f"not in the file, where metadata take at most {format_percent(SHARE, 0)} of the "
+            f"budget, but in the report: {', '.join(left_out)}"
+        )
     notes += _reasons(outcome)
     return {
         "schema_version": 2,
@@ -125,7 +135,9 @@ def record_of(outcome: Outcome) -> dict[str, Any]:
             "artifact_bytes": size,
             "function_bytes": 0 if written.encoding is None else written.encoding.function_bytes,
             "bound_bytes": _bound_bytes(written),
-            "layers": _layers(made),
+            "dense_bytes": made.prepared.dense_bytes,
+            "int8_bytes": _int8_bytes(made.prepared.template),
+            "layers": _layers(made, outcome.checked),
         },
         "metric": metric,
         "accuracy": _accuracy(metric, pruned),
@@ -139,6 +151,9 @@ def record_of(outcome: Outcome) -> dict[str, Any]:
         "seconds": 0.0,
         "notes": notes,
         "firmware": _firmware(outcome),
+        # As the file has them: what is embedded says so.
+        "metadata": {**job.metadata, **job.deployment.metadata, NONZEROS: str(nonzeros)},
+        "left_out": left_out,
     }
 
 
@@ -175,10 +190,12 @@ def _firmware(outcome: Outcome) -> dict[str, Any] | None:
 
 
 def write_reports(record: Mapping[str, Any], folder: Path) -> None:
-    """Write report.json and report.html into a folder."""
+    """Write report.json, report.html and the model card into a folder."""
     checked = reports.from_mapping(record)
     reports.write(checked, folder / "report.json")
-    reports.write_text(html(reports.read(folder / "report.json")), folder / "report.html")
+    written = reports.read(folder / "report.json")
+    reports.write_text(html(written), folder / "report.html")
+    reports.write_text(card(written), folder / CARD_NAME)
 
 
 def _form(made: Compiled) -> str:
@@ -187,8 +204,16 @@ def _form(made: Compiled) -> str:
     return "inlined" if made.prepared.template.inline else "functions"
 
 
-def _layers(made: Compiled) -> list[dict[str, Any]]:
+def _int8_bytes(template: Template) -> int:
+    """Return what the file would weigh with every weight as int8."""
+    nothing = dict.fromkeys(template.names, np.zeros(0, np.int64))  # dense forms need none
+    dense = replace(template, codecs=("dense",))
+    return dense.cost("int8").encoding(nothing, "int8").file_bytes
+
+
+def _layers(made: Compiled, checked: CheckResult) -> list[dict[str, Any]]:
     written, masks = made.written, made.masks
+    read = {} if checked.artifact is None else {e.name: e.bytes for e in checked.artifact.layers}
     layers = []
     for tensor in made.prepared.template.prunable:
         packed = written.packed.get(tensor.name)
@@ -206,6 +231,7 @@ def _layers(made: Compiled) -> list[dict[str, Any]]:
                 "codec": codec,
                 "value_type": kind,
                 "bytes": size,
+                "packed_bytes": read.get(tensor.name),
                 **_bounds(packed),
                 **_stored_shape(packed, tensor.shape),
             }

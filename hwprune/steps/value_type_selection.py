@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from hwprune.budget import ranking_limit
 from hwprune.encoding.values import rounded
 from hwprune.extreme import extreme_hooks
-from hwprune.ir import Data, Masks, ValueType
-from hwprune.job import Job, Say, Status, may_try
+from hwprune.ir import Data, Masks, Say, Status, ValueType
+from hwprune.job import Job, may_try
 from hwprune.sampling import Sampled, evenly_spread
 from hwprune.sparsity import make, rank_weights
 from hwprune.steps.planning import AUTO_VALUE_TYPES, Candidate, Prepared, module_weights

@@ -55,14 +55,23 @@ def verify_file(
         data: where samples for the comparison come from; random ones without.
     """
     module = _with_decoded_weights(written, template, model.module)
+    how = template.deployment.embedded
+
+    def read(inputs: Arrays) -> Arrays:
+        """Return what the network reads, of what the file is given."""
+        return inputs if how is None else [how.inputs(inputs[0])]
+
+    samples = _samples(model, data)
+    if how is not None and samples is not None:
+        samples = [how.stored(samples[0])]
     made = Made(
         data=written.data,
         budget_bytes=budget_bytes,
         packed_layers=len(written.packed),
         nonzeros=None if masks is None else masks.nonzeros,
-        network=lambda inputs: _run(module, inputs),
-        rounding=lambda inputs: _rounding(module, _few(model, inputs)),
-        inputs=_samples(model, data),
+        network=lambda inputs: _run(module, read(inputs)),
+        rounding=lambda inputs: _rounding(module, _few(model, read(inputs))),
+        inputs=samples,
     )
     return check(str(path), target=target, made=made)
 

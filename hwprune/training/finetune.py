@@ -223,7 +223,8 @@ class Run:
             with self.shipped():
                 journal.trajectory[-1]["observed"] = config.observe(self.module)
         message = f"epoch {self.epoch} of {self.epochs}"
-        journal.say(self.epoch, self.step, loss=loss, metric=metric, message=message)
+        living = self.sparse.masks
+        journal.say(self.epoch, self.step, loss=loss, metric=metric, message=message, masks=living)
         score = self.validator.judge.metric.score
         better = self.best is None or score(metric) > score(self.best[0])
         if clean and self.recipe.checkpoint == "best" and better:

@@ -32,10 +32,12 @@ def identity_of(config: FinetuneConfig) -> Identity:
     The network's weights enter as a digest of all of them, a split as a digest of its labels and of
     256 samples that are spread over it.
     """
-    with torch.random.fork_rng(devices=[]):  # a source may draw: looking leaves no trace
-        splits = [_split_digest(part) for part in (config.data.train, config.data.validation)]
+    splits = [
+        _short(split_digest(part), f"{len(part):,} samples", digested=True)
+        for part in (config.data.train, config.data.validation)
+    ]
     return {
-        "hwprune": f"{_version()}, code {code_digest()}",
+        "hwprune": f"{version()}, code {code_digest()}",
         "the network": _module_digest(config.module),
         "the data": f"{config.data.name}, normalised by {config.data.normalize}",
         "the training data": splits[0],
@@ -77,7 +79,8 @@ def code_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def _version() -> str:
+def version() -> str:
+    """Return the version of this program."""
     try:
         return importlib.metadata.version("hwprune")
     except importlib.metadata.PackageNotFoundError:
@@ -96,24 +99,24 @@ def _module_digest(module: torch.nn.Module) -> str:
     return _short(digest.hexdigest(), type(module).__name__, digested=True)
 
 
-def _split_digest(split: Split) -> str:
+def split_digest(split: Split) -> str:
+    """Return a short digest of a split: of its labels, and of 256 samples spread over it."""
     digest = hashlib.sha256()
     if split.labels is not None:
         for path, labels in leaves(split.labels):
             digest.update(path.encode())
             digest.update(np.ascontiguousarray(labels).data)
-    count = len(split)
-    chosen = np.unique(evenly_spread(count, _LOOKED_AT))
+    chosen = np.unique(evenly_spread(len(split), _LOOKED_AT))
     few = chosen[:4]
+    with torch.random.fork_rng(devices=[]):  # a source may draw: looking leaves no trace
+        once, again, samples = split.batch(few), split.batch(few), split.batch(chosen)
     # A source that augments by itself gives other values each time: its shapes must do.
-    random = any(
-        not np.array_equal(*pair) for pair in zip(split.batch(few), split.batch(few), strict=True)
-    )
-    for array in split.batch(chosen):
+    random = any(not np.array_equal(*pair) for pair in zip(once, again, strict=True))
+    for array in samples:
         digest.update(f"{array.dtype} {array.shape}".encode())
         if not random:
             digest.update(np.ascontiguousarray(array).data)
-    return _short(digest.hexdigest(), f"{count:,} samples", digested=True)
+    return digest.hexdigest()[:12]
 
 
 def _short(text: str, name: str, *, digested: bool = False) -> str:

@@ -24,6 +24,7 @@ class Progress:
         loss: mean training loss of this epoch so far, None before the first step.
         metric: on validation, where it was just measured.
         message: a short line for people.
+        masks: what lives, at the end of an epoch.
     """
 
     epoch: int
@@ -32,6 +33,7 @@ class Progress:
     loss: float | None
     metric: float | None
     message: str
+    masks: Masks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +129,11 @@ class Journal:
         loss: float | None = None,
         metric: float | None = None,
         message: str = "",
+        masks: Masks | None = None,
     ) -> None:
         """Give a sign of life: always with a message, otherwise if one is due."""
         if self._progress is None or not (message or self.pulse_due):
             return
         self._pulse = time.perf_counter()
         message = message or f"epoch {epoch} of {self._epochs}"
-        self._progress(Progress(epoch, step, self._steps, loss, metric, message))
+        self._progress(Progress(epoch, step, self._steps, loss, metric, message, masks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hwprune import preprocessing
 from hwprune.errors import DataError, VerificationError
 from hwprune.ir import Split
 from hwprune.tasks import Task
@@ -38,11 +39,14 @@ def metric_of(path: str, split: Split, task: Task, *, batch: int = 256, threads:
     session = runner.open_session(path, threads=threads)
     names = [entry.name for entry in session.get_outputs()]
     fixed, parts, done = runner.fixed_batch(session), [], 0
+    how = preprocessing.parse(session.get_modelmeta().custom_metadata_map.get("preprocessing"))
     step = fixed or 1  # until it is known how large outputs are
     while done < len(split):
         indices = np.arange(done, min(done + step, len(split)), dtype=np.int64)
         inputs = split.batch(indices)
-        found = runner.run_in_batches(session, inputs, batch=step)
+        # A file that normalises by itself reads values as they are stored.
+        given = [how.stored(inputs[0])] if how is not None and how.embedded else inputs
+        found = runner.run_in_batches(session, given, batch=step)
         lost = [output.shape for output in found if len(output) != len(indices)]
         if lost:
             raise VerificationError(

@@ -18,7 +18,7 @@ from hwprune.cli.main import main
 from hwprune.frontend import load_data
 
 WRITTEN = {
-    ".hwprune", "model.onnx", "report.json", "report.html",
+    ".hwprune", "model.onnx", "report.json", "report.html", "README.md",
     "checkpoint/weights.safetensors", "checkpoint/masks.safetensors",
 }  # fmt: skip
 KIB12 = 12 * 1024

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import runpy
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -168,3 +169,58 @@ def test_training_that_diverges_is_said(digits_net: nn.Module, options: dict[str
     with pytest.raises(UsageError):
         hwprune.compile(digits_net, data="digits", recipe={"learning_rate": 1e9}, **options)
     assert not options["output"].exists()
+
+
+class Writer:
+    """What TensorBoard's and MLflow's loggers are called with."""
+
+    def __init__(self) -> None:
+        self.scalars: list[tuple[str, float, int]] = []
+
+    def add_scalar(self, name: str, value: float, *, global_step: int) -> None:
+        self.scalars.append((name.removeprefix("hwprune/"), value, global_step))
+
+    def log_metrics(self, values: dict[str, float], *, step: int) -> None:
+        self.scalars += [(name, value, step) for name, value in values.items()]
+
+
+@pytest.mark.parametrize("name", ["to_tensorboard", "to_mlflow"])
+def test_loggers_get_each_epoch(digits_net: nn.Module, options: dict[str, Any], name: str) -> None:
+    loggers = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "loggers.py"))
+    writer = Writer()
+    artifact = hwprune.compile(
+        digits_net, data="digits", epochs=2, values="int8", max_drop="off",
+        progress=loggers[name](writer), **options,
+    )  # fmt: skip
+    assert artifact.verdict.exit_code == 0
+    epochs = [(value, step) for key, value, step in writer.scalars if key == "epoch"]
+    assert [value for value, _ in epochs] == [1, 2]
+    steps = [step for _, step in epochs]
+    assert steps[1] == 2 * steps[0]
+    names = {key for key, _, _ in writer.scalars}
+    assert names == {"epoch", "loss", "accuracy", "nonzeros", "bytes"}
+    last = {key: value for key, value, step in writer.scalars if step == steps[1]}
+    assert last["bytes"] <= 12 * 1024
+    trajectory = artifact.report["metric"]["trajectory"]
+    assert last["accuracy"] == [p["value"] for p in trajectory if p["action"] == "train"][-1]
+
+
+def test_what_the_command_line_has_python_has(
+    digits_net: nn.Module, options: dict[str, Any]
+) -> None:
+    output = options.pop("output")
+    plan = hwprune.plan(digits_net, **options)
+    artifact = hwprune.compile(digits_net, epochs=0, output=output, **options)
+    kind = artifact.report["result"]["layers"][0]["value_type"]
+    assert plan.plans[kind].max_nonzeros == artifact.report["budget"]["max_nonzeros"]
+    assert hwprune.check(artifact.path, target="nrf52840", require="size<=12KiB").ok
+    found = hwprune.check(artifact.path, require=["size<=1KiB"])
+    assert (found.ok, found.exit_code) == (False, 3)
+    measured = hwprune.bench(artifact.path, runs=3)
+    assert measured["results"]["artifact"]["p50_ms"] > 0
+    with pytest.raises(UsageError, match="microcontroller"):
+        hwprune.bench(artifact.path, target="nrf52840")
+    record = hwprune.report.read(output)
+    assert record.artifact.sha256 == artifact.sha256
+    assert "Fits" in hwprune.report.render.markdown(record)
+    assert hwprune.targets.load("nrf52840").name == "nrf52840"

@@ -135,7 +135,7 @@ def test_another_run_and_a_damaged_checkpoint_are_refused(
     assert (out / CHECKPOINT).read_bytes() == before
 
 
-def test_ctrl_c_keeps_the_checkpoint_and_a_new_run_replaces_it(
+def test_ctrl_c_keeps_the_checkpoint_which_only_restart_replaces(
     hwprune: Runner, digits_pt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, real = tmp_path / "o", Run._step
@@ -148,13 +148,16 @@ def test_ctrl_c_keeps_the_checkpoint_and_a_new_run_replaces_it(
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "_step", step)
-        hwprune.refused("compile", digits_pt, *WORDS, "-o", out, code=130)
+        stopped = hwprune.refused("compile", digits_pt, *WORDS, "-o", out, code=130)
+    assert "repeat the command with --resume" in stopped.err
     assert files_in(out) == {".hwprune", str(CHECKPOINT)}
-    ran = hwprune(
-        "compile", digits_pt, *words_with("--epochs", "1"), "--max-drop", "off", "-o", out
-    )
+    words = ("compile", digits_pt, *words_with("--epochs", "1"), "--max-drop", "off", "-o", out)
+    refused = hwprune.refused(*words, says=["interrupted", "--resume", "--restart"])
+    assert refused.out == ""
+    assert files_in(out) == {".hwprune", str(CHECKPOINT)}
+    hwprune.refused(*words, "--resume", "--restart", says=["give one of them"])
+    ran = hwprune(*words, "--restart")
     assert ran.code == 0
-    assert "--resume would have continued it" in ran.err
     assert not (out / ".resume").exists()
 
 

@@ -44,7 +44,7 @@ def test_the_file_is_what_other_programs_expect(
     assert list(document) == [
         "schema_version", "verdict", "model", "target", "strategy", "epochs", "artifact", "budget",
         "result", "metric", "accuracy", "latency", "parity", "environment", "command", "seed",
-        "seconds", "notes", "recipe", "cost_epochs", "firmware",
+        "seconds", "notes", "recipe", "cost_epochs", "firmware", "metadata", "left_out",
     ]  # fmt: skip
     assert set(document["verdict"]) == {"fits", "verified", "scope", "limits", "exit_code"}
     assert set(document["verdict"]["limits"][0]) == {"field", "op", "limit", "value", "met"}

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from steps_tools import At, job_of, weights_in
 
-from hwprune.ir import Data, ValueType
-from hwprune.job import TRIED_VALUE_TYPES, Status, may_try
+from hwprune.ir import Data, Status, ValueType
+from hwprune.job import TRIED_VALUE_TYPES, may_try
 from hwprune.sampling import Sampled
 from hwprune.steps import value_type_selection
 from hwprune.steps.planning import AUTO_VALUE_TYPES, Candidate, Prepared, candidates_of, value_types

@@ -46,7 +46,10 @@ def read_digits() -> DataSource:
     train = ArrayPart(
         pixels.reshape(-1, 1, 8, 8).astype(np.uint8), np.asarray(labels, dtype=np.int64)
     )
-    return DataSource("digits", {"train": train}, 10, full_scale=16.0, augment="shift")
+    names = tuple("0123456789")
+    return DataSource(
+        "digits", {"train": train}, 10, full_scale=16.0, augment="shift", class_names=names
+    )
 
 
 def read_npz(path: Path, *, classes: bool = True) -> DataSource:

@@ -37,7 +37,9 @@ CIFAR10_TRAIN_MD5 = {
 CIFAR10_TEST_MD5 = {"test_batch": "40351d587109b95175f43aff81a1287e"}
 CIFAR100_FOLDER = "cifar-100-python"
 CIFAR100_TRAIN_MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d"}
+CIFAR10_NAMES_MD5 = {"batches.meta": "5ff9c542aee3614f3951f8cda6e48888"}
 CIFAR100_TEST_MD5 = {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
+CIFAR100_NAMES_MD5 = {"meta": "7973b15100ade9c7d40fb424638fde48"}
 
 
 def read_cifar10(folder: Path) -> DataSource:
@@ -52,7 +54,10 @@ def read_cifar10(folder: Path) -> DataSource:
     folder = _find(folder, CIFAR10_FOLDER, "data_batch_1")
     train, test = (_read(folder, md5, "labels") for md5 in (CIFAR10_TRAIN_MD5, CIFAR10_TEST_MD5))
     parts: dict[PartName, StoredPart] = {"train": train, "test": test}
-    return DataSource("cifar10", parts, 10, default_normalize="cifar10", augment="crop-flip")
+    return DataSource(
+        "cifar10", parts, 10, default_normalize="cifar10", augment="crop-flip",
+        class_names=_names(folder, CIFAR10_NAMES_MD5, "label_names"),
+    )  # fmt: skip
 
 
 def read_cifar100(folder: Path) -> DataSource:
@@ -60,7 +65,18 @@ def read_cifar100(folder: Path) -> DataSource:
     folder = _find(folder, CIFAR100_FOLDER, "train")
     both = (CIFAR100_TRAIN_MD5, CIFAR100_TEST_MD5)
     train, test = (_read(folder, md5, "fine_labels") for md5 in both)
-    return DataSource("cifar100", {"train": train, "test": test}, 100, augment="crop-flip")
+    return DataSource(
+        "cifar100", {"train": train, "test": test}, 100, augment="crop-flip",
+        class_names=_names(folder, CIFAR100_NAMES_MD5, "fine_label_names"),
+    )  # fmt: skip
+
+
+def _names(folder: Path, files: dict[str, str], key: str) -> tuple[str, ...]:
+    """Return the names of the classes, none where the archive's file of them is not there."""
+    ((name, md5),) = files.items()
+    if not (folder / name).is_file():
+        return ()
+    return tuple(map(str, unpickle_verified(folder / name, md5=md5)[key]))
 
 
 def _find(folder: Path, name: str, member: str) -> Path:

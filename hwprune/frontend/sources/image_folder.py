@@ -72,6 +72,9 @@ def read_image_folder(folder: Path, *, size: int = DEFAULT_SIZE) -> DataSource:
         count_classes(parts, where=str(folder)),
         augment="crop-flip" if size <= SMALL_SIZE else "none",
         notes=notes,
+        class_names=classes,
+        resize=f"resize the shorter side to {_shorter_side(size)} pixels (bilinear), cut {size} x "
+        f"{size} out of the middle, red-green-blue",
     )
 
 
@@ -142,6 +145,10 @@ class ImagePart:
         return (self.kept[indices],)
 
 
+def _shorter_side(size: int) -> int:
+    return size if size <= SMALL_SIZE else round(size * _RESIZE_RATIO)
+
+
 def decode(path: Path, *, size: int) -> NDArray[np.uint8]:
     """Decode an image to (3, size, size): resized, then cut out of the middle.
 
@@ -150,7 +157,7 @@ def decode(path: Path, *, size: int) -> NDArray[np.uint8]:
     """
     from PIL import Image
 
-    shorter = size if size <= SMALL_SIZE else round(size * _RESIZE_RATIO)
+    shorter = _shorter_side(size)
     try:
         with Image.open(path) as opened:
             image = _eight_bits(opened).convert("RGB")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hwprune.errors import DataError
 from hwprune.frontend.sources.parts import StoredPart
+from hwprune.preprocessing import Preprocessing
 from hwprune.sampling import evenly_spread
 
 CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -66,13 +67,10 @@ class Normalizer:
     def affine(self, scale: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return (factor, shift) per channel, or one for all: ``stored * factor - shift``.
 
-        One multiplication and one subtraction, folded in double precision.
-
         Args:
             scale: the stored value that stands for 1.0.
         """
-        mean, std = np.array(self.mean, np.float64), np.array(self.std, np.float64)
-        return (1.0 / (std * scale)).astype(np.float32), (mean / std).astype(np.float32)
+        return Preprocessing("", scale, self.mean, self.std).affine()
 
 
 def is_index(values: NDArray[Any]) -> bool:

@@ -67,6 +67,8 @@ class DataSource:
         1.
         augment: what fine-tuning may do to an input.
         notes: sentences for the report.
+        class_names: in the order of the labels; empty where the source does not say.
+        resize: how images come to their size, in words; empty where they have it.
     """
 
     name: str
@@ -76,6 +78,8 @@ class DataSource:
     full_scale: float | None = None
     augment: Literal["none", "shift", "crop-flip"] = "none"
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    resize: str = ""
 
 
 def lfs_pointer(path: Path) -> str | None:

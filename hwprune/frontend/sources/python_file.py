@@ -60,7 +60,17 @@ def read_python_file(path: Path, attribute: str, *, classes: bool = True) -> Dat
     if "train" not in parts:
         raise DataError(f"{where}('train') returned None", hint=_HINT)
     count = (count_classes if classes else all_labelled)(parts, where=where)
-    return DataSource(where, parts, count if classes else None, default_normalize="none")
+    return DataSource(
+        where, parts, count if classes else None, default_normalize="none",
+        class_names=_class_names(parts["train"], count) if classes else (),
+    )  # fmt: skip
+
+
+def _class_names(part: StoredPart, count: int | None) -> tuple[str, ...]:
+    """Return what a data set says of its classes, as torchvision's do."""
+    named: Any = getattr(part.dataset, "classes", None) if isinstance(part, DatasetPart) else None
+    listed = isinstance(named, list | tuple) and len(named) == count
+    return tuple(map(str, named)) if listed else ()
 
 
 @dataclass(frozen=True, slots=True)

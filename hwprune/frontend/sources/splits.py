@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.errors import DataError
-from hwprune.frontend.sources.normalize import Normalizer, scale_of
+from hwprune.frontend.sources.normalize import Normalizer, is_index, scale_of
 from hwprune.frontend.sources.parts import PartName, StoredPart, check_finite
+from hwprune.preprocessing import LAYOUTS, Preprocessing
 from hwprune.trees import tree_map
 
 VALIDATION_FRACTION = 0.1
@@ -85,6 +86,15 @@ class NormalizedSplit:
         if len(first) > 1 or first[0].dtype != np.uint8 or not self.normalizer.mean:
             return None
         return self.normalizer.affine(scale_of(first[0], self.normalizer.full_scale))
+
+    def preprocessing(self, resize: str) -> Preprocessing | None:
+        """Return what ``batch`` does to stored values; None for several inputs, and for indices."""
+        first, how = self.part.read(np.zeros(1, dtype=np.int64)), self.normalizer
+        layout = LAYOUTS.get(first[0].ndim)
+        if len(first) > 1 or is_index(first[0]) or layout is None:
+            return None
+        scale = 1.0 if how.raw else scale_of(first[0], how.full_scale)
+        return Preprocessing(layout, scale, how.mean, how.std, resize)
 
 
 def with_test(
