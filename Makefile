@@ -13,6 +13,7 @@
 #                 in them (1.11.1 where there is a Python 3.10 or 3.9 for it)
 #   make integrations  install Lightning, transformers and ultralytics into .venv-integrations, run
 #                 the tests that train in them
+#   make wheel    build wheels with the kernels inside into dist/, for x86-64 and for 64-bit Arm
 #   make clean    remove what these made, .venv included
 #
 # PYTHON chooses the interpreter (3.10 to 3.13): make demo PYTHON=python3.12
@@ -26,7 +27,7 @@ STAMP  := $(VENV)/.hwprune-installed
 ROOT   := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all check kernels sanitize faults fuzz aarch64 runtimes integrations clean
+.PHONY: help install demo test test-slow test-all check kernels sanitize faults fuzz aarch64 runtimes integrations wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -143,6 +144,9 @@ integrations: $(STAMP) kernels
 	  env OMP_NUM_THREADS=1 $(TRAINERS)/bin/python -m pytest -n logical --dist loadfile \
 	    tests/integrations $(PYTEST_ARGS); \
 	else echo "SKIPPED: Lightning, transformers and ultralytics cannot be installed here."; fi
+
+wheel:
+	PYTHON=$(PYTHON) .ci/wheels
 
 clean:
 	rm -f hwprune/kernels/libhwprune_kernels.so

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("hwprune.cli.plan", "Say what fits a budget, before any training."),
     "check": ("hwprune.cli.check", "Check artifacts: the gate for CI."),
     "bench": ("hwprune.cli.bench", "Measure latency and memory on this host."),
+    "calibrate": ("hwprune.cli.calibrate", "Write a device profile of measured facts."),
     "inspect": ("hwprune.cli.inspect", "Show what is in an artifact, or in any ONNX file."),
     "report": ("hwprune.cli.report", "Show the report of a run, or write it as HTML or Markdown."),
     "targets": ("hwprune.cli.targets", "List, show and check device profiles."),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -110,7 +112,8 @@ def _target(text: str) -> Target:
     return load(text)
 
 
-def _target_names() -> list[str]:
+def target_names() -> list[str]:
+    """Return what names a built-in profile."""
     from hwprune.targets import aliases, names
 
     return [*names(), *aliases()]
@@ -129,7 +132,7 @@ def _limit_fields() -> list[str]:
 
 
 SIZE, LIMIT = Parsed("size", _positive_size), Parsed("limit", _limit, _limit_fields)
-TARGET = Parsed("target", _target, _target_names)
+TARGET = Parsed("target", _target, target_names)
 TASK = Parsed("task", _task, _task_names)
 # Those of hwprune.ir, which is not imported for a line of help.
 VALUES = click.Choice(["auto", "fp32", "fp16", "int8", "int4", "codebook16", "codebook256"])
@@ -174,4 +177,10 @@ def console(*, stderr: bool = False) -> Console:
             for segment in super().render(renderable, options):
                 yield segment if segment.control else segment._replace(text=printable(segment.text))
 
-    return Plain(stderr=stderr, markup=False, highlight=False, emoji=False)
+    width: int | None = None
+    height: int | None = None
+    if os.environ.get("TERM") in ("dumb", "unknown"):  # rich would take 80 columns, whatever it has
+        width, height = shutil.get_terminal_size((80, 25))
+    return Plain(
+        stderr=stderr, markup=False, highlight=False, emoji=False, width=width, height=height
+    )

@@ -54,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": set(),
     "sweep": set(),
     "remote": {"kernels"},
+    "calibrate": {"encoding", "export", "remote"},
     "kernels": set(),
     "firmware": {"encoding", "targets"},
     "budget": {"encoding", "targets"},
@@ -66,6 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiler": STAGES | {"steps", "job"},
     "steps": STAGES | {"steps", "job"},  # the compiler's own stages, one file each
     "cli": {
+        "calibrate",
         "gate",
         "sparsity",
         "remote",
@@ -86,9 +88,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 # These run on CI machines and boards where nothing of the extra `compile` is installed.
 WITHOUT_TORCH = {
     "ir", "errors", "units", "sampling", "files", "toml", "trees", "preprocessing", "verify",
-    "report", "targets",
-    "kernels", "encoding", "budget", "cli", "tasks", "firmware",
-    "export.artifact", "export.operators", "frontend.data", "frontend.sources",
+    "calibrate", "gate", "report", "targets", "kernels", "encoding", "budget", "cli", "tasks",
+    "firmware", "export.artifact", "export.operators", "frontend.data", "frontend.sources",
     "frontend.task_file",
 }  # fmt: skip
 COMPILE_EXTRA = {

@@ -1,5 +1,5 @@
 """Measuring on another machine, over ssh."""
 
-from hwprune.remote.ssh import Destination, measure_there, parse_destination
+from hwprune.remote.ssh import THIS_MACHINE, Destination, measure_there, parse_destination
 
-__all__ = ["Destination", "measure_there", "parse_destination"]
+__all__ = ["THIS_MACHINE", "Destination", "measure_there", "parse_destination"]

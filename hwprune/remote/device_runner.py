@@ -22,6 +22,9 @@ def facts():
     """Return what the machine and its Python are."""
     found = {"machine": platform.machine(), "python": platform.python_version(), "cpu": _cpu()}
     found["cores"] = os.cpu_count()
+    found["clock_hz"] = _clock()
+    found["ram_bytes"] = _memory()
+    found["last_level_cache_bytes"] = _cache()
     for name in ("numpy", "onnxruntime"):
         try:
             found[name] = __import__(name).__version__
@@ -45,6 +48,34 @@ def _cpu():
     except (OSError, UnicodeDecodeError):
         pass
     return platform.processor() or platform.machine()
+
+
+def _clock():
+    """Return the highest clock in Hz, else the present one, None where nothing says it."""
+    most = _number("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq", 1e-3)
+    for line in (_text("/proc/cpuinfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        if most is None and name.strip() == "cpu MHz":
+            most = 1e6 * float(value)
+    return None if most is None else round(most)
+
+
+def _memory():
+    for line in (_text("/proc/meminfo") or "").splitlines():
+        if line.startswith("MemTotal:"):
+            return 1024 * int(line.split()[1])
+    return None
+
+
+def _cache():
+    """Return the bytes of the last level of cache, None where the system does not say."""
+    folder, found = "/sys/devices/system/cpu/cpu0/cache/", {}
+    for number in range(8):
+        place = folder + f"index{number}/"
+        level, size = _number(place + "level", 1), _text(place + "size")
+        if level and size and size[:-1].isdigit() and _text(place + "type") != "Instruction":
+            found[level] = int(size[:-1]) * {"K": 1 << 10, "M": 1 << 20}.get(size[-1], 1)
+    return found[max(found)] if found else None
 
 
 def state():

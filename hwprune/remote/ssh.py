@@ -10,6 +10,7 @@ import json
 import re
 import struct
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,6 +62,21 @@ class Destination:
         line += ["-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15", "-T"]
         line += ["-p", str(self.port)] if self.port else []
         return [*line, "--", str(self), f'{self.python} -c "{_BOOT}"']
+
+
+class _ThisMachine(Destination):
+    """The machine that this process runs on, asked as any other."""
+
+    def __str__(self) -> str:
+        """Return what messages call it."""
+        return "this machine"
+
+    def command(self, options: Sequence[str] = ()) -> list[str]:
+        """Return the command line of the same Python."""
+        return [sys.executable, "-c", _BOOT]
+
+
+THIS_MACHINE = _ThisMachine(None, "localhost", None, sys.executable)
 
 
 def parse_destination(text: str, python: str = "python3") -> Destination:

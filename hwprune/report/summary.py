@@ -178,14 +178,14 @@ SIZE_COLUMNS = ("file", "size", "of dense", "metric", "p50")
 def size_rows(record: Record) -> list[tuple[str, ...]]:
     """Return the dense file, int8 alone and what was written: size, ratio, metric, latency."""
     result, metric, latency = record.result, record.metric, record.latency
-    if result.dense_bytes is None:
+    if not result.dense_bytes:
         return []
     used = record.artifact.bytes if record.firmware is None else record.budget.used_bytes
     best = latency.kernels or latency.stock
     what = "this file" if record.firmware is None else "this image, int8"
     files = [("dense fp32", result.dense_bytes, metric.dense, latency.dense)]
     if result.int8_bytes is not None:
-        files.append(("int8 alone, by its size", result.int8_bytes, None, None))
+        files.append(("int8 alone", result.int8_bytes, None, None))
     files.append((what, used, metric.final, best))
     return [
         (
@@ -202,7 +202,7 @@ def size_rows(record: Record) -> list[tuple[str, ...]]:
 def latency_reasons(record: Record) -> list[str]:
     """Return why the latency moved, or did not, in sentences; none where nothing was measured."""
     dense, stock, kernels = record.latency.dense, record.latency.stock, record.latency.kernels
-    if dense is None or stock is None:
+    if dense is None or stock is None or not dense.p50_ms:
         return []
     whole = record.artifact.form == "dense" or not record.result.sparsity
     if whole:

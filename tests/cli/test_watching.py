@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from hwprune import notebook
-from hwprune.cli import watching
+from hwprune.cli import options, watching
 from hwprune.ir import Artifact, Status, Verdict
 
 EPOCH = {"epoch": 1, "loss": 0.5, "accuracy": 0.9, "nonzeros": 1000, "bytes": 2000}
@@ -62,6 +62,13 @@ def test_stages_and_epochs_are_lines_that_stay(environment: dict[str, str]) -> N
     assert ("\x1b" in text) == bar
     if "NO_COLOR" in environment:
         assert "\x1b[36m" not in text
+
+
+def test_a_dumb_terminal_keeps_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert options.console(stderr=True).width == 60
 
 
 def test_a_notebook_has_a_bar_that_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

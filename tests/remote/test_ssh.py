@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+from hwprune import calibrate as calibration
+from hwprune.calibrate import calibrate, profile
 from hwprune.cli.main import main
 from hwprune.errors import HwpruneError, UsageError, VerificationError
 from hwprune.kernels import library
-from hwprune.remote import Destination, measure_there, parse_destination, ssh
+from hwprune.remote import THIS_MACHINE, Destination, measure_there, parse_destination, ssh
+from hwprune.targets import load_file
 
 WriteArtifact = Callable[..., Path]
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -312,3 +316,57 @@ def test_the_command(
     assert json.loads(capsys.readouterr().out)["on"] == "127.0.0.1"
     assert main([*arguments, "--target", "raspberry-pi-5"]) == 2
     assert "--target is not for --on" in capsys.readouterr().err
+
+
+# -- a profile from the device --------------------------------------------------------------------
+
+
+def test_a_profile_is_measured_over_ssh(server: Server, tmp_path: Path) -> None:
+    found = calibrate(server.where(), options=tuple(server.options()))
+    assert (found.opset, found.ir_version, found.folds) == (18, 8, True)
+    path = tmp_path / "ours.toml"
+    path.write_text(profile(found, extends="raspberry-pi-5", description='a "board"\n'))
+    target = load_file(path)
+    facts = {fact.field: fact for fact in target.facts()}
+    assert target.cores == os.cpu_count()
+    assert target.core == "Cortex-A76"  # what was not measured comes from the other profile
+    assert facts["memory.ram_bytes"].source.startswith("measured on the device")
+    assert not target.runtime.inline_functions
+    assert left() == []
+
+
+def test_calibrate_writes_a_profile_of_this_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "here.toml"
+    extends = ("--extends", "raspberry-pi-5")  # a virtual machine does not say all
+    assert main(["calibrate", "-o", str(path), *extends, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["name"], shown["folds_functions"]) == ("here", True)
+    assert main(["targets", "check", str(path)]) == 0
+    assert main(["calibrate", "-o", str(tmp_path / "here.txt")]) == 2
+    assert main(["calibrate", "-o", str(path), "--extends", "no-such-board"]) == 2
+
+
+def test_an_old_runtime_gets_the_form_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def old(where: Destination, model: bytes, *_: object, **options: object) -> dict[str, Any]:
+        read = onnx.load_from_string(model)
+        opset = read.opset_import[0].version
+        seen.append((opset, bool(read.functions)))
+        if opset > 15:
+            raise VerificationError("it does not run there")
+        p50 = 9.0 if read.functions else 1.0
+        device = {"machine": "aarch64", "onnxruntime": "1.15.1", "cpu": "Old board"}
+        return {"device": device, "results": {"stock": {"p50_ms": p50}}}
+
+    monkeypatch.setattr(calibration, "measure_there", old)
+    found = calibrate(THIS_MACHINE)
+    assert seen == [(18, False), (17, False), (15, False), (15, True)]
+    assert (found.opset, found.folds) == (15, False)
+    assert "inline_functions = { value = true" in profile(
+        found, extends="jetson-nano", description="old"
+    )
+    with pytest.raises(UsageError, match="does not say cores, clock_hz"):
+        profile(found, extends=None, description="old")

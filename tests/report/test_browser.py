@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_cases import kinds
 
 from hwprune.report import render
 from hwprune.report.comparison import compare
@@ -18,8 +19,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 # The page in frames of three widths; what each says of itself becomes this page's text.
 FRAMES = """<!doctype html><body><pre id=said></pre><script>
 const widths = [360, 768, 1440];
-let left = widths.length;
-for (const width of widths) {
+const names = ["trained", "untrained", "dense", "firmware", "sweep"];
+let left = widths.length * names.length;
+for (const name of names) for (const width of widths) {
   const frame = document.createElement("iframe");
   frame.style.width = width + "px"; frame.style.height = "800px"; frame.style.border = "0";
   frame.onload = () => {
@@ -31,10 +33,11 @@ for (const width of widths) {
       return box.width > 1 && !hidden && box.right > width + 1;
     }).map(each => each.tagName);
     document.getElementById("said").append(
-      width + ":" + page.documentElement.scrollWidth + ":" + [...new Set(out)].join(",") + ";");
+      [name, width, page.documentElement.scrollWidth, [...new Set(out)].join(","),
+       getComputedStyle(page.body).backgroundColor].join(":") + ";");
     if (!--left) document.title = "done";
   };
-  frame.src = "page.html"; document.body.append(frame);
+  frame.src = name + ".html"; document.body.append(frame);
 }
 </script>"""
 
@@ -57,36 +60,41 @@ def chromium(*arguments: str) -> str:
 
 
 def pages(sample_record: dict[str, Any]) -> dict[str, str]:
-    """Return a report with long names, and two runs beside each other."""
+    """Return reports of every kind with long names, and runs beside each other as in a sweep."""
     long = "a_very_long_name_of_a_layer." * 6
     sample_record["result"]["layers"][0]["name"] = long
     sample_record["notes"] += [long]
-    record = from_mapping(sample_record)
-    return {
-        "report": render.html(record),
-        "comparison": render.comparison_html(
-            compare([("a" * 60, record), ("b", record)]), "2 runs"
-        ),
-    }
+    records = {kind: from_mapping(each) for kind, each in kinds(sample_record).items()}
+    runs = [("a" * 60, records["trained"]), *records.items()]
+    sweep = render.comparison_html(compare(runs), "Sweep of 5 runs", [long])
+    return {**{kind: render.html(each) for kind, each in records.items()}, "sweep": sweep}
 
 
-@pytest.mark.parametrize("name", ["report", "comparison"])
+NAMES = ["trained", "untrained", "dense", "firmware", "sweep"]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_sticks_out(
-    tmp_path: Path, sample_record: dict[str, Any], name: str, scheme: str
-) -> None:
-    (tmp_path / "page.html").write_text(pages(sample_record)[name])
+def test_nothing_sticks_out(tmp_path: Path, sample_record: dict[str, Any], scheme: str) -> None:
+    for name, text in pages(sample_record).items():
+        (tmp_path / f"{name}.html").write_text(text)
     (tmp_path / "frames.html").write_text(FRAMES)
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     shown = chromium(*dark, "--dump-dom", f"file://{tmp_path}/frames.html")
-    found = re.findall(r"(\d+):(\d+):([A-Za-z,]*);", shown)
-    assert {width for width, _, _ in found} == {"360", "768", "1440"}
-    assert [(width, out) for width, _, out in found if out] == []
-    assert [width for width, scroll, _ in found if int(scroll) > int(width)] == []
+    found = re.findall(r"(\w+):(\d+):(\d+):([A-Za-z,]*):([^;]*);", shown)
+    assert {(name, width) for name, width, *_ in found} == {
+        (name, width) for name in NAMES for width in ("360", "768", "1440")
+    }
+    assert [(name, width, out) for name, width, _, out, _ in found if out] == []
+    assert [(n, width) for n, width, scroll, *_ in found if int(scroll) > int(width)] == []
+    ground = "rgb(20, 23, 28)" if scheme == "dark" else "rgb(246, 247, 249)"
+    assert {colour for *_, colour in found} == {ground}
 
 
-def test_a_report_prints_on_two_pages(tmp_path: Path, sample_record: dict[str, Any]) -> None:
-    (tmp_path / "page.html").write_text(pages(sample_record)["report"])
+@pytest.mark.parametrize("name", ["trained", "firmware"])
+def test_a_report_prints_on_two_pages(
+    tmp_path: Path, sample_record: dict[str, Any], name: str
+) -> None:
+    (tmp_path / "page.html").write_text(pages(sample_record)[name])
     target = tmp_path / "page.pdf"
     chromium(f"--print-to-pdf={target}", "--no-pdf-header-footer", f"file://{tmp_path}/page.html")
     assert len(re.findall(rb"/Type\s*/Page[^s]", target.read_bytes())) <= 2

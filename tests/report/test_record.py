@@ -53,11 +53,12 @@ def test_the_file_is_what_other_programs_expect(
         "bytes", "floor_bytes", "max_nonzeros", "used_bytes", "slack_bytes",
     }  # fmt: skip
     assert set(document["result"]) == {
+        "dense_bytes", "int8_bytes",
         "nonzeros", "weights", "sparsity", "artifact_bytes", "layers",
         "function_bytes", "bound_bytes",
     }  # fmt: skip
     assert set(document["result"]["layers"][0]) == {
-        "name", "shape", "nonzeros", "codec", "value_type", "bytes",
+        "name", "shape", "nonzeros", "codec", "value_type", "bytes", "packed_bytes",
         "index_bytes", "value_bytes", "index_bound_bytes", "value_bound_bytes", "stored_shape",
     }  # fmt: skip
     assert set(document["accuracy"]) == {

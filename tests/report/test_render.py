@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from report_cases import kinds
 from rich.console import Console
 
 from hwprune.report import charts, record, render, summary
@@ -76,7 +77,7 @@ def test_the_page_says_everything(sample_record: dict[str, Any]) -> None:
     for expected in (
         "Fits and verified: 65,100 B (63.6 KiB) of 65,536 B (64.0 KiB)", "91.73 %", "-1.48 points",
         "layer8.<b>conv</b>.weight", "1,840 B", "2.200 ms", "this host: Some CPU", "epoch",
-        "nonzeros, log scale", "latency.kernels: this installation has no native kernels",
+        "nonzeros, log scale", "native kernels: this installation has no native kernels",
         "ab" * 32,
     ):  # fmt: skip
         assert expected in page.text
@@ -306,3 +307,68 @@ def test_points_inside_an_epoch_are_placed_by_their_step() -> None:
 
 def test_no_plot_of_a_single_point() -> None:
     assert charts.trajectory([MetricPoint(epoch=0, nonzeros=1)]) is None
+
+
+# -- runs of every kind -------------------------------------------------------------------------
+
+
+NARROW = {"layer", "kept", "codec", "bytes"}
+
+
+@pytest.mark.parametrize("kind", ["trained", "untrained", "dense", "firmware"])
+def test_runs_of_every_kind(sample_record: dict[str, Any], kind: str) -> None:
+    found = from_mapping(kinds(sample_record)[kind])
+    page = Page(render.html(found))
+    for text in (page.text, render.markdown(found).replace("\\", ""), in_terminal(found, 80)):
+        assert "dense fp32" in text
+        assert "1,100,000 B" in text
+        assert "int8 alone" in text
+        assert "290,000 B" in text
+        for internal in ("latency.kernels:", "weight_bytes", "memory_bytes", "metric_drop"):
+            assert internal not in text
+    assert ("polyline" in page.tags) == (kind in ("trained", "firmware"))
+    assert ("extreme point" in page.text) == (kind in ("trained", "firmware"))
+    assert ("0.40 times as long as the dense" in page.text) == (kind in ("trained", "untrained"))
+    assert ("Nothing was pruned: the file runs as" in page.text) == (kind == "dense")
+    if kind == "trained":
+        row = next(line for line in render.markdown(found).splitlines() if "this file" in line)
+        assert [cell.strip() for cell in row.strip("|").split("|")] == [
+            "this file", "65,100 B", "0.0592x", "90.25 %", "0.840 ms",
+        ]  # fmt: skip
+        assert "200" in summary.layer_rows(found)[0]  # as inspect counts it
+
+
+def in_terminal(found: record.Record, width: int, **environment: str) -> str:
+    stream = io.StringIO()
+    terminal = bool(environment)
+    console = Console(
+        file=stream, width=width, markup=False, highlight=False, force_terminal=terminal,
+        _environ=environment,
+    )  # fmt: skip
+    render.terminal(found, console)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize(
+    "environment", [{}, {"TERM": "dumb"}, {"TERM": "xterm", "NO_COLOR": "1"}, {"TERM": "xterm"}],
+    ids=["pipe", "dumb", "no-colour", "colour"],
+)  # fmt: skip
+def test_the_terminal_page_is_readable(
+    sample_record: dict[str, Any], width: int, environment: dict[str, str]
+) -> None:
+    text = in_terminal(from_mapping(kinds(sample_record)["trained"]), width, **environment)
+    width = 80 if environment.get("TERM") == "dumb" else width  # rich's own choice there
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    lines = plain.splitlines()
+    # Rows of tables are whole: what would not fit beside the rest is left out, not folded.
+    names = [layer["name"] for layer in sample_record["result"]["layers"]]
+    for name in (*names, "artifact, stock onnxruntime", "int8 alone"):
+        assert sum(name in line for line in lines) == 1, name
+    heads = next(line for line in lines if line.startswith("layer ")).split()
+    assert set(heads) >= NARROW
+    assert max(len(line.rstrip()) for line in lines if "layer8" in line) <= width
+    coloured = environment == {"TERM": "xterm"}
+    assert bool(re.search(r"\x1b\[[0-9;]*3[0-7]m", text)) == coloured
+    if environment.get("TERM") != "xterm":
+        assert "\x1b" not in text
