@@ -108,7 +108,7 @@ def compile(
     profile = target if isinstance(target, Target) else load_target(target)
     if isinstance(task, str):
         task = load_task(task)
-    source = _data(data, CLASSIFICATION if task is None else task, seed=seed)
+    source = data_of(data, CLASSIFICATION if task is None else task, seed=seed)
     loaded = model_of(
         model, example_input, source, arch=arch, unsafe_load=unsafe_load, entry=entry, seed=seed
     )
@@ -167,7 +167,7 @@ def plan(
     Raises:
         HwpruneError: it cannot be loaded, or not even the empty network fits.
     """
-    source = _data(data, CLASSIFICATION, seed=0)
+    source = data_of(data, CLASSIFICATION, seed=0)
     loaded = model_of(model, example_input, source, arch=arch, unsafe_load=unsafe_load, entry=entry)
     return plan_model(
         loaded,
@@ -180,7 +180,8 @@ def plan(
     )
 
 
-def _data(data: str | Data | None, task: Task, *, seed: int) -> Data | None:
+def data_of(data: str | Data | None, task: Task, *, seed: int) -> Data | None:
+    """Return what ``compile`` is given as data."""
     from hwprune.frontend import load_data
 
     return load_data(data, seed=seed, task=task) if isinstance(data, str) else data

@@ -11,6 +11,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from hwprune.api import model_of
+from hwprune.api import data_of, model_of
 from hwprune.compiler import finish, packing_notes
 from hwprune.errors import HwpruneError, UsageError
+from hwprune.export.deployment import chosen as chosen_for_file
 from hwprune.extreme.reachability import Reachability
-from hwprune.ir import Artifact, Masks, Plan, ValueType
+from hwprune.ir import Artifact, Data, Masks, Plan, ValueType
 from hwprune.job import resolve
 from hwprune.sparsity import Strategy
+from hwprune.steps.deployment import metadata_of
 from hwprune.steps.output import opened
 from hwprune.steps.packing import pack_model
 from hwprune.steps.planning import Candidate, candidates_of, fits_dense, prepare
@@ -36,7 +39,7 @@ from hwprune.steps.verifying import Evaluation
 from hwprune.steps.weight_quantizer import weight_quantizer
 from hwprune.targets import Target
 from hwprune.targets import load as load_target
-from hwprune.tasks import METRICS
+from hwprune.tasks import CLASSIFICATION, METRICS
 from hwprune.training.engine import Engine, value_phase
 from hwprune.training.masters import MasterWeights
 from hwprune.training.module_state import average_statistics
@@ -67,6 +70,8 @@ class Pruner:
             for never.
         gradient_batches: over how many steps the gradients that regrowth asks for are summed.
         prune_frozen: also prune weights that are not trained, which stay dense otherwise.
+        data: what is trained on, as ``compile`` takes it: read only for what the file says of it,
+            how to make its input and what its classes are called.
         seed: of what is random.
         options: of the strategy.
 
@@ -89,6 +94,7 @@ class Pruner:
         quantise_from: float = 0.75,
         gradient_batches: int = 1,
         prune_frozen: bool = False,
+        data: str | Data | None = None,
         seed: int = 0,
         **options: Any,
     ) -> None:
@@ -112,6 +118,9 @@ class Pruner:
             device="cpu",
             command=("hwprune.Pruner",),
         )
+        size = self._job.budget_bytes
+        said = metadata_of(self._job.target, size, data_of(data, CLASSIFICATION, seed=seed))
+        self._job = replace(self._job, metadata=said, deployment=chosen_for_file(said, size))
         if not 0 <= quantise_from <= 1 or gradient_batches < 1:
             raise UsageError(
                 f"quantise_from is {quantise_from!r}, gradient_batches {gradient_batches!r}",
@@ -323,6 +332,7 @@ class Pruner:
             limits=(require,) if isinstance(require, str) else tuple(require),
             metric=None if evaluate is None else metric, max_drop="off",
         )  # fmt: skip
+        job = replace(job, metadata=self._job.metadata, deployment=self._job.deployment)
         copied, template = self._prepared.model.module, self._prepared.template
         pretrained = {n: _on_cpu(value) for n, value in self._sparse.pretrained.items()}
         copied.load_state_dict({**pretrained, **self._others})

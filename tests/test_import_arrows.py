@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "notebook": set(),
     "gate": {"export", "frontend", "targets", "tasks", "verify"},
     "pruner": {
+        "export",
         "api",
         "compiler",
         "job",

@@ -79,7 +79,7 @@ def test_in_the_same_recipe_the_file_is_the_same(
     optimizer = watch(sgd(model, recipe), ours)
     pruner = hwprune.Pruner(
         model, optimizer, example_input=torch.zeros(1, 1, 8, 8), steps=steps, strategy=strategy,
-        **asked, **options,
+        data=data, **asked, **options,
     )  # fmt: skip
     pruner.begin()
     generator = torch.Generator().manual_seed(0)

@@ -350,6 +350,8 @@ def test_option_types_name_their_option() -> None:
         ("hwprune compile --strategy bidirectional-s", {"bidirectional-single"}),
         ("hwprune compile --recipe rew", {"rewind"}),
         ("hwprune compile --values codebook2", {"codebook256"}),
+        ("hwprune check --task regr", {"regression"}),
+        ("hwprune calibrate --extends raspberry-pi-5", {"raspberry-pi-5"}),
     ],
 )
 def test_a_shell_completes_values(words: str, offered: set[str]) -> None:
@@ -363,3 +365,13 @@ def test_a_shell_completes_values(words: str, offered: set[str]) -> None:
     found = {line.partition(",")[2] for line in shown.splitlines()}
     assert offered <= found
     assert all(value.startswith(words.split()[-1]) for value in found)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_gets_its_script(shell: str) -> None:
+    environment = {**os.environ, "_HWPRUNE_COMPLETE": f"{shell}_source"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "hwprune"], env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0
+    assert f"_HWPRUNE_COMPLETE={shell}_complete" in ran.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tarfile
 import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -125,7 +127,9 @@ def test_a_pure_installation_says_that_it_has_no_kernels(installed: Path) -> Non
 @pytest.mark.skipif(
     shutil.which("cmake") is None or shutil.which("c++") is None, reason="no CMake or compiler"
 )
-def test_the_wheel_holds_the_kernels_where_they_can_be_built(tmp_path: Path) -> None:
+def test_the_wheel_holds_the_kernels_where_they_can_be_built(
+    tmp_path: Path, write_artifact: Callable[..., Path]
+) -> None:
     build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path)]
     run(*build, str(ROOT))
     (archive,) = tmp_path.glob("*.whl")
@@ -135,6 +139,17 @@ def test_the_wheel_holds_the_kernels_where_they_can_be_built(tmp_path: Path) -> 
         names = wheel.namelist()
     assert names.count("hwprune/kernels/libhwprune_kernels.so") == 1
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"hwprune"}
+    # Installed into an empty environment it checks a file, and measures it with these kernels.
+    folder = tmp_path / "clean"
+    venv.create(folder, with_pip=False, symlinks=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
+    run(*pip, "install", "--quiet", "--no-deps", "--no-index", str(archive))
+    borrowed = os.pathsep.join(path for path in sys.path if "site-packages" in path)
+    environment = {**os.environ, "PYTHONPATH": f"{site_packages(folder)}{os.pathsep}{borrowed}"}
+    command, file = folder / "bin" / "hwprune", write_artifact()
+    assert "passed" in run(command, "check", file, env=environment, cwd=tmp_path).stdout
+    shown = run(command, "bench", file, "--runs", "3", "--json", env=environment, cwd=tmp_path)
+    assert json.loads(shown.stdout)["results"]["kernels"]["p50_ms"] > 0
 
 
 def test_the_installed_command_runs(installed: Path) -> None:

@@ -15,9 +15,11 @@ from torch import nn
 from hwprune.budget import Prefixes
 from hwprune.budget import plan as solve
 from hwprune.errors import InfeasibleError, UsageError
+from hwprune.export.deployment import chosen
 from hwprune.ir import Data, Masks, Model, TensorSpec
 from hwprune.sampling import Sampled, evenly_spread
 from hwprune.sparsity import rank_weights
+from hwprune.steps.deployment import metadata_of
 from hwprune.steps.fitting import plan_model
 from hwprune.steps.planning import (
     AUTO_VALUE_TYPES,
@@ -84,7 +86,9 @@ def test_what_fits_is_told_without_compiling(prepared: At) -> None:
     found = plan_model(model, target, budget_bytes=8_000, values="int8")
     assert (found.budget_bytes, found.fits_dense) == (8_000, False)
     (plan,) = found.plans.values()
-    assert plan == candidates_of(prepared(), ("int8",), 8_000)["int8"].plan
+    said = chosen(metadata_of(target, 8_000, None), 8_000)  # what the file says of itself counts
+    whole = prepare(model, target, deployment=said)
+    assert plan == candidates_of(whole, ("int8",), 8_000)["int8"].plan
     assert found.weights == plan.weights
     roomy = plan_model(model, target)
     assert (roomy.budget_bytes, roomy.fits_dense) == (target.budget_bytes, True)
