@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from hwprune.budget import Prefixes, fit, plan, ranking_limit
 from hwprune.encoding import FileCost
 from hwprune.errors import InfeasibleError, UsageError
-from hwprune.export.deployment import NOTHING_TO_SAY, Deployment
+from hwprune.export.deployment import NOTHING_TO_SAY, SHARE, Deployment
 from hwprune.export.pipeline import renewed, template_of
 from hwprune.export.template import Template, Written
 from hwprune.export.trace import tensors_of, trace
@@ -220,11 +221,16 @@ def candidates_of(
             for kind in tried
         }
     except InfeasibleError as error:
-        raise _naming_dense(error, prepared, tried[0]) from None
+        raise _naming_dense(error, prepared, tried[0], floors[tried[0]]) from None
 
 
-def _naming_dense(error: InfeasibleError, prepared: Prepared, kind: ValueType) -> InfeasibleError:
-    """Return the error with the largest of the tensors that stay dense, each with its reason."""
+def _naming_dense(
+    error: InfeasibleError, prepared: Prepared, kind: ValueType, floor: int
+) -> InfeasibleError:
+    """Return the error with the largest of the tensors that stay dense, each with its reason.
+
+    And with a budget that is enough: with it metadata grow, too, to their share at most.
+    """
     reasons = {tensor.name: tensor.reason for tensor in prepared.skipped}
     sizes = prepared.template.dense_tensors(kind)
     dense = sorted(sizes, key=lambda name: -sizes[name])
@@ -237,7 +243,10 @@ def _naming_dense(error: InfeasibleError, prepared: Prepared, kind: ValueType) -
     if len(dense) > _NAMED:
         rest = sum(sizes[name] for name in dense[_NAMED:])
         lines.append(f"\n  {rest:>12,} B  dense: {len(dense) - _NAMED} more")
-    return InfeasibleError(error.message + "".join(lines), hint=error.hint)
+    hint = error.hint
+    if hint is not None:
+        hint = hint.replace(str(floor), str(math.ceil(floor / (1 - SHARE))))
+    return InfeasibleError(error.message + "".join(lines), hint=hint)
 
 
 def _prefixes(
