@@ -25,7 +25,7 @@ from hwprune.tasks import IMITATION, Task
 from hwprune.training import recalibrate_batchnorm
 from hwprune.training.batches import Batches
 from hwprune.training.evaluate import Judge
-from hwprune.training.module_state import place
+from hwprune.training.module_state import place, placed
 from hwprune.training.sparse import SparseParameters, to_numpy
 from hwprune.units import format_percent
 
@@ -209,11 +209,8 @@ class OneShot:
         return Judge(task, batches, chosen, self._dense)
 
     def _measured(self, judge: Judge, module: nn.Module) -> float:
-        home = next(module.parameters()).device
-        place(module, self._device, channels_last=False)
-        found = judge(module)
-        place(module, home, channels_last=False)
-        return found
+        with placed(self._device, module):
+            return judge(module)
 
     def _fit(self, masks: Masks, split: Split) -> Reconstruction:
         return least_squares(

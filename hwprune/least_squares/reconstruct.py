@@ -26,7 +26,7 @@ from hwprune.least_squares.lockstep import Pass
 from hwprune.least_squares.parameter_uses import ParameterUse, plain_attention, survey
 from hwprune.least_squares.ridge_solver import GramSums, solve
 from hwprune.training.batches import Batches
-from hwprune.training.module_state import place, set_mode, share_parameters
+from hwprune.training.module_state import placed, share_parameters
 
 SAMPLES = 256
 # Each row takes the one that does best on held-out samples.
@@ -121,11 +121,7 @@ def least_squares(
     """
     if share_parameters(teacher, module):
         raise HwpruneError("least squares needs the dense network apart from the pruned one")
-    home = next(module.parameters()).device
-    for network in (module, teacher):
-        place(network, device, channels_last=False)
-        set_mode(network, training=False)
-    try:
+    with placed(device, module, teacher):
         source = Batches(split, device=device, resident_bytes=0, channels_last=False)
         order = torch.randperm(source.size, generator=torch.Generator().manual_seed(seed))
         order = order[: max(1, samples)]
@@ -141,9 +137,6 @@ def least_squares(
                     layers.append(found)
                 else:
                     skipped.append((name, found))
-    finally:
-        for network in (module, teacher):
-            place(network, home, channels_last=False)
     return Reconstruction(tuple(layers), tuple(skipped), len(order))
 
 

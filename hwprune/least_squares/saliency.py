@@ -32,7 +32,7 @@ from hwprune.least_squares.parameter_uses import ParameterUse, survey, watch
 from hwprune.least_squares.ridge_solver import GramSums, Supports, factor, support, supports
 from hwprune.sparsity import SCORES
 from hwprune.training.batches import Batches
-from hwprune.training.module_state import place, set_mode
+from hwprune.training.module_state import placed
 from hwprune.training.sparse import to_numpy
 
 _RIDGE = 1e-2
@@ -76,11 +76,8 @@ def reconstruction_scores(
     Raises:
         DataError: the split is empty.
     """
-    home = next(module.parameters()).device
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    place(module, device, channels_last=False)
-    set_mode(module, training=False)
-    try:
+    with placed(device, module):
         source = Batches(split, device=device, resident_bytes=0, channels_last=False)
         order = torch.randperm(source.size, generator=torch.Generator().manual_seed(seed))
         batches = torch.split(order[: max(1, samples)], _BATCH)
@@ -107,8 +104,6 @@ def reconstruction_scores(
                     lamp[layer.name], partial(progress, layer.name, number, len(layers))
                 )
                 scores[layer.name] = lamp[layer.name] if found is None else to_numpy(found)
-    finally:
-        place(module, home, channels_last=False)
     return scores
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from hwprune.training.module_state import place, set_mode
+from hwprune.training.module_state import borrowed, placed, set_mode
 
 # So many images of so many pixels. A larger one shows each layer more places: then fewer do.
 SAMPLES, _PIXELS = 256, 32 * 32
@@ -121,18 +121,14 @@ def synthesise(
         seed: of the noise that it starts from.
         progress: called after each step with its number from 1, and their count.
     """
-    home = next(module.parameters()).device
-    wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    # What convolutions on a CPU are fastest in.
-    place(module, device, channels_last=True)
-    set_mode(module, training=False)
     generator = torch.Generator().manual_seed(seed)
     parts = [_BATCH] * (samples // _BATCH)
     parts += [samples - sum(parts)] * (samples % _BATCH > 0)
     made: list[tuple[torch.Tensor, ...]] = []
     first, last = 0.0, 0.0
-    try:
-        for parameter, _ in wanted:
+    # NHWC is what convolutions on a CPU are fastest in.
+    with placed(device, module, channels_last=True), borrowed(module):
+        for parameter in module.parameters():
             parameter.requires_grad_(False)
         for number, size in enumerate(parts):
             inputs = tuple(
@@ -161,10 +157,6 @@ def synthesise(
                     progress(number * steps + step + 1, steps * len(parts))
             last += float(off) / len(parts)
             made.append(tuple(part.detach().cpu().contiguous() for part in inputs))
-    finally:
-        for parameter, flag in wanted:
-            parameter.requires_grad_(flag)
-        place(module, home, channels_last=False)
     arrays = (torch.cat(each).numpy() for each in zip(*made, strict=True))
     return Synthetic(tuple(arrays), first, last)
 

@@ -46,6 +46,22 @@ def place(module: nn.Module, device: str | torch.device, *, channels_last: bool)
             tensor.data = tensor.data.contiguous(memory_format=order)
 
 
+@contextmanager
+def placed(
+    device: str | torch.device, *modules: nn.Module, channels_last: bool = False
+) -> Iterator[None]:
+    """Have modules on a device and in eval mode inside; they go back to where they came from."""
+    homes = [next(module.parameters()).device for module in modules]
+    try:
+        for module in modules:
+            place(module, device, channels_last=channels_last)
+            set_mode(module, training=False)
+        yield
+    finally:
+        for module, home in zip(modules, homes, strict=True):
+            place(module, home, channels_last=False)
+
+
 def share_parameters(first: nn.Module, second: nn.Module) -> bool:
     """Return whether training one module would change the other."""
     owned = {parameter.data_ptr() for parameter in second.parameters()}
