@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from hwprune.export.pipeline import renewed
 from hwprune.export.removal import gather_channels
 from hwprune.ir import Masks, Model, TensorSpec, ValueType
 from hwprune.sparsity import rank_weights
+from hwprune.steps import planning
 from hwprune.steps.packing import FULL_FRACTION
 from hwprune.steps.planning import Prepared, prepare
 from hwprune.targets import load
@@ -92,7 +94,8 @@ def efficient() -> nn.Module:
 
 
 @cache
-def _prepared(build: Callable[[], nn.Module], target: str = "raspberry-pi-5") -> Prepared:
+def _made(build: Callable[[], nn.Module]) -> tuple[Model, Any]:
+    """The network and its trace, which is the same for all targets."""
     torch.manual_seed(0)
     module = build().eval()
     for part in module.modules():
@@ -102,7 +105,15 @@ def _prepared(build: Callable[[], nn.Module], target: str = "raspberry-pi-5") ->
             part.running_mean.normal_(std=0.3)  # type: ignore[union-attr]
     spec = TensorSpec("x", (None, 1, 8, 8), "float32")
     model = Model("net", "net.pt", "state-dict", module, None, (spec,))
-    return prepare(model, load(target))
+    return model, planning.trace(model)
+
+
+@cache
+def _prepared(build: Callable[[], nn.Module], target: str = "raspberry-pi-5") -> Prepared:
+    model, traced = _made(build)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "trace", lambda model: traced)
+        return prepare(model, load(target))
 
 
 def sparse(
