@@ -191,8 +191,8 @@ def build(
 ) -> LinkedImage:
     """Compile a folder's sources and some programs, and link them for a chip."""
     core = compiler_for(chip.core)
-    parts = [BOARD / _start_of(core), BOARD / "memory.c"]
-    sources = [*sorted((folder / "src").glob("*.c")), *programs, *parts]
+    start = "start_arm.c" if core.tools == ARM else "start_riscv.c"
+    sources = [*sorted((folder / "src").glob("*.c")), *programs, BOARD / start, BOARD / "memory.c"]
     script = elf.with_suffix(".ld")
     script.write_text(linker_script(chip, stack_bytes))
     done = run_tool(
@@ -217,26 +217,6 @@ def linker_script(chip: Chip, stack_bytes: int) -> str:
     for name, number in numbers.items():
         text = text.replace(f"@{name}@", f"{number:#x}")
     return text
-
-
-def write_board(folder: Path, chip: Chip, stack_bytes: int) -> None:
-    """Write what an image is linked with beside a folder's sources: to change, or to start from.
-
-    ``folder/board`` gets the linker script of the chip, the start-up of its core, and what a
-    compiler calls without a C library; nothing for a core that no image is linked for.
-    """
-    core = CORES.get(chip.core)
-    if core is None:
-        return
-    place = folder / "board"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "link.ld").write_text(linker_script(chip, stack_bytes))
-    for source in (_start_of(core), "memory.c"):
-        shutil.copyfile(BOARD / source, place / source)
-
-
-def _start_of(core: CoreBuild) -> str:
-    return "start_arm.c" if core.tools == ARM else "start_riscv.c"
 
 
 def _explain(stderr: str, chip: Chip) -> None:

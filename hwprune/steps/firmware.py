@@ -39,7 +39,7 @@ from hwprune.steps.planning import Candidate, Prepared, module_weights, plan_sha
 from hwprune.targets import Target
 from hwprune.units import format_bytes
 from hwprune.verify import runner
-from hwprune.verify.firmware import QLINEAR_NAME, core_of, planned, sha256_of, write_folder
+from hwprune.verify.firmware import QLINEAR_NAME, core_of, planned, sha256_of
 
 if TYPE_CHECKING:
     from hwprune.job import Job
@@ -414,7 +414,7 @@ def make_firmware(
     model = float_model(template, written)
     layers = read_layers(model, name)
     network, method, error = calibrated(model, layers, data)
-    made = write_folder(network, folder, planned(network, target), target)
+    made = emit.write(network, folder, planned(network, target))
     write_file(folder / QLINEAR_NAME, to_onnx(network).SerializeToString(deterministic=True))
     return Firmware(network, method, error, made.formats, made.constant_bytes, sha256_of(folder))
 
