@@ -37,6 +37,9 @@ def test_a_file_says_how_to_feed_it(hwprune: Runner, digits_pt: Path, tmp_path: 
     shown = hwprune("inspect", path).out
     for line in ("1. divide by 16", "2. subtract the mean 0.30", "4. give float32, NCHW"):
         assert line in shown
+    layers = hwprune("inspect", path, "--json").document["layers"]
+    reported = {each["name"]: each["packed_bytes"] for each in record["result"]["layers"]}
+    assert reported == {each["name"]: each["bytes"] for each in layers}
     plan = hwprune("plan", digits_pt, *COMPILE[:4], "--budget", "40KiB", "--json").document
     kind = record["result"]["layers"][0]["value_type"]
     assert plan["plans"][kind]["max_nonzeros"] == record["budget"]["max_nonzeros"]

@@ -154,8 +154,9 @@ def state(folder: Path) -> dict[str, str]:
 
 
 def comparable(found: dict[str, str]) -> dict[str, str]:
-    """Leave out what holds times: reports."""
-    return {name: "" if name.rsplit("/")[-1].startswith("report") else digest
+    """Leave out what holds times: reports, and the model card that is made of them."""
+    timed = ("report", "README")
+    return {name: "" if name.rsplit("/")[-1].startswith(timed) else digest
             for name, digest in found.items()}  # fmt: skip
 
 
