@@ -62,8 +62,9 @@ def runner(engine: str, path: str, threads: int, x: np.ndarray[Any, Any]) -> Cal
         core = openvino.Core()
         model = core.read_model(path)
         model.reshape(list(x.shape))
-        settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         settings["INFERENCE_PRECISION_HINT"] = "f32"
+        settings["ENABLE_CPU_PINNING"] = False  # of two threads on one core one waits
         request = core.compile_model(model, "CPU", settings).create_infer_request()
         return lambda: request.infer([x])
     if engine == "litert":

@@ -13,25 +13,42 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hwprune.kernels import library
 from hwprune.kernels.model_file import DOMAIN, ModelFile, Node
 
 _KINDS = ("Conv", "Depthwise", "Gemm", "Linear", "MatMul")
-# Up to which share of its weights a layer runs a kernel: below what was measured to be as fast as
-# onnxruntime's dense operator (benchmarks/dense_or_sparse.py, see docs/kernels.md). Of convolutions
-# with several taps and with one, each with a weight that a second-level cache holds, and a larger
-# one. Memory sets no lower limit: a stored weight takes 6 bytes in a kernel, 8 in a very wide row,
-# and 4 if all are.
+# Larger weights than these are held by no second-level cache.
 _CACHED_WEIGHTS = 1 << 18
-_WIDE, _POINTWISE = (0.5, 0.35), (0.4, 0.3)
-# Of products, with many rows and with few: then the dense one only reads each weight once. With
-# less than these weights, calling the kernel takes longer than that.
-_ROWS, _ROW, _FEW_ROWS, _FEW_WEIGHTS = 0.3, 0.1, 16, 1 << 15
-# Kernels and onnxruntime gain alike from AVX2 and AVX-512. NEON was not measured: a margin. Plain
-# C++ computes one weight at a time, where onnxruntime still has vectors.
-_BY_INSTRUCTIONS = {"avx512": 1.0, "avx2": 1.0, "neon": 0.75}
-_PLAIN = 0.125
+# A product of fewer rows only reads each weight once, where it is dense; with fewer weights than
+# these, calling the kernel takes longer than that.
+_FEW_ROWS, _FEW_WEIGHTS = 16, 1 << 15
+
+
+class _Limits(NamedTuple):
+    """Up to which share of its weights a layer runs a kernel.
+
+    Of convolutions with several taps and with one, each with a weight that a second-level cache
+    holds and with a larger one; of products with many rows and with few. Memory sets no lower
+    limit: a stored weight takes 6 bytes in a kernel, 8 in a very wide row, and 4 if all are.
+    """
+
+    wide: tuple[float, float]
+    pointwise: tuple[float, float]
+    rows: float
+    row: float
+
+
+# Below what was measured to be as fast as onnxruntime's dense operator: kernels and onnxruntime
+# gain alike from AVX2 and AVX-512 (benchmarks/dense_or_sparse.py, see docs/kernels.md).
+_X86 = _Limits((0.5, 0.35), (0.4, 0.3), 0.3, 0.1)
+# Where kernels execute half of the instructions that the dense operator does: these were counted
+# under emulation, no board was timed (benchmarks/arm_counts.py).
+_NEON = _Limits((0.22, 0.18), (0.16, 0.16), 0.22, 0.02)
+# Plain C++ computes one weight at a time, where onnxruntime still has vectors.
+_PLAIN = _Limits((0.06, 0.04), (0.05, 0.03), 0.03, 0.01)
+_BY_INSTRUCTIONS = {"avx512": _X86, "avx2": _X86, "neon": _NEON}
 # With several threads onnxruntime divides each dense layer. A kernel divides what takes it 100
 # microseconds and more (src/ort_calls.cpp) and loses some of that; most filters with few weights
 # take less, and have one thread. So limits fall with the threads, by a part for each; no
@@ -96,24 +113,25 @@ class DenseFallback:
 
 def density_limit(layer: PackedLayer) -> float:
     """Return the share of its weights up to which a layer runs its kernel on this processor."""
-    by_instructions = _BY_INSTRUCTIONS.get(library.instruction_set(), _PLAIN)
+    limits = _BY_INSTRUCTIONS.get(library.instruction_set(), _PLAIN)
     if layer.follows:
-        return 0.0 if by_instructions == _PLAIN else 1.0
+        return 0.0 if limits is _PLAIN else 1.0
     if layer.kind == "Depthwise":
         return 0.0
     wide = layer.kind == "Conv" and math.prod(layer.shape[2:]) > 1
+    share = 1.0
     if layer.threads > 1:
         few = wide and layer.weights < _FEW_FILTER_WEIGHTS
         part = _FEW_BY_THREADS if few else _BY_THREADS
-        by_instructions *= max(part / layer.threads, _LEAST_BY_THREADS)
+        share = max(part / layer.threads, _LEAST_BY_THREADS)
     if layer.kind == "Conv":
         # Many samples share what is read of a weight; with one tap that was not measured.
         shared = wide and layer.batch >= _FEW_ROWS
         large = layer.weights > _CACHED_WEIGHTS and not shared
-        return by_instructions * (_WIDE if wide else _POINTWISE)[large]
+        return share * (limits.wide if wide else limits.pointwise)[large]
     if layer.kind == "Gemm" and layer.batch < _FEW_ROWS:
-        return by_instructions * _ROW * (layer.weights >= _FEW_WEIGHTS)
-    return by_instructions * _ROWS
+        return share * limits.row * (layer.weights >= _FEW_WEIGHTS)
+    return share * limits.rows
 
 
 def too_dense(layers: Sequence[PackedLayer]) -> set[int]:

@@ -226,10 +226,10 @@ def test_the_rule_itself(instructions: str, monkeypatch: pytest.MonkeyPatch) -> 
     shapes = [(64, 64, 3, 3), (512, 512, 3, 3), (64, 64, 1, 1), (512, 1024, 1, 1), (64, 64, 5)]
     limits = [density_limit(plain(0.5, *shape)) for shape in shapes]
     # Where no vectors are, little gains; nowhere does a layer that keeps most of its weights.
-    most = 0.5 if instructions.startswith("avx") else 0.4 if instructions == "neon" else 0.1
+    most = 0.5 if instructions.startswith("avx") else 0.25 if instructions == "neon" else 0.1
     assert 0 < min(limits) <= max(limits) <= most
     assert limits[1] < limits[0] == density_limit(PackedLayer("Conv", shapes[1], 0.5, 64))
-    assert limits[3] < limits[2] < limits[0] == limits[4]
+    assert limits[3] <= limits[2] < limits[0] == limits[4]
     row = density_limit(plain(0.5, 512, 512, kind="Gemm"))
     rows = density_limit(PackedLayer("Gemm", (512, 512), 0.5, 64))
     assert 0 < row < rows == density_limit(plain(0.5, 512, 512, kind="Linear"))
