@@ -38,6 +38,9 @@ def command(*, model: str, target: Target, data: str | None, as_json: bool, **as
     Counts are exact for the file that would be written, with the connections that LAMP scores of
     the trained weights choose. Exit code 4: not even the empty network fits.
     """
+    out = console(stderr=True)
+    if out.is_terminal:  # importing torch takes seconds
+        out.print(f"reading {model}, for {target.name}", soft_wrap=True)
     with collector_paused():
         loaded, source = load(model, asked, data=data, mapped=True)
         from hwprune.steps.fitting import plan_model
