@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Options of compile that take several values here: VALUE,VALUE or repeated.
 _AXES = ("target", "budget_bytes", "strategy", "values", "recipe", "epochs", "seed")
 # Those that a sweep has for itself.
-_OWN = ("model", "output", "as_json", "resume")
+_OWN = ("model", "output", "as_json", "resume", "restart")
 
 
 def _shared_options() -> list[click.Option]:

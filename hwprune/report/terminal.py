@@ -18,7 +18,7 @@ _STYLES = {"✓": "bold green", "○": "bold yellow", "✗": "bold red"}
 _RIGHT = frozenset(
     {"nonzeros", "kept", "sparsity", "bytes", "p50", "p90", "load", "resident", "value"}
 )
-_COMPARED = frozenset({"size", "metric", "drop", "seed"})
+_COMPARED = frozenset({"size", "accuracy", "drop", "seed"})
 
 
 def terminal(record: Record, console: Console) -> None:

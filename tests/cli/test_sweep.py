@@ -134,3 +134,11 @@ def test_reports_side_by_side(
     assert code == 2
     assert ".html or .md" in err
     assert hwprune("report", "s", runs[0])[0] == 2
+
+
+def test_a_sweep_has_the_options_of_compile_but_always_resumes() -> None:
+    from hwprune.cli.sweep import command
+
+    names = {name for option in command.params for name in option.opts}
+    assert {"--embed-preprocessing", "--budget", "--max-drop"} <= names
+    assert not {"--resume", "--restart"} & names

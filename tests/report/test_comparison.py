@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from typing import Any
 from xml.etree import ElementTree
 
@@ -88,3 +89,13 @@ def test_pages(runs: list[tuple[str, Record]]) -> None:
     shown = console.export_text()
     assert "knee" in shown
     assert "seed" not in shown  # all have the same
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_runs_side_by_side_stay_on_their_lines(runs: list[tuple[str, Record]], width: int) -> None:
+    stream = io.StringIO()
+    render.comparison_terminal(compare(runs), Console(file=stream, width=width))
+    lines = stream.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert len(lines) == 1 + len(runs)
+    assert any(line.startswith("b ") and "16,384 B" in line and "knee" in line for line in lines)
