@@ -65,7 +65,7 @@ class Model:
         arch: the architecture's specification (such as ``cifar-resnet20``), None where the file
             carries it.
         inputs: one specification per input, in the order of the forward method.
-        trainable: False where the graph is frozen (TorchScript, ONNX).
+        trainable: False where no gradient reaches the weights (TorchScript, much of ONNX).
         batchnorm_frozen: True where BN cannot be put in training mode (what was exported).
         trained: False where the weights are random: there is nothing yet to be kept or imitated.
         notes: sentences for the report: what was recognised, unwrapped or left out.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from hwprune.verify.fields import FIELDS, spelled
 DEFAULT_EPOCHS = 12
 # What the records have ahead, by sparsity, steps and network (hwprune/sparsity/auto.py).
 DEFAULT_STRATEGY = "auto"
+# How an ONNX file is trained: on from least squares (docs/tasks.md).
+_OF_ONNX = ("auto", "one-shot", "dense")
 # What every generator that is seeded takes, torch's and NumPy's.
 MAX_SEED = 2**32 - 1
 # Those that ``auto`` takes only after trying them in training: a codebook of 256 is as wide as
@@ -170,7 +172,7 @@ def resolve(
     check_options(name, strategy_options)
     asked_epochs = epochs
     if epochs is None:
-        usual = DEFAULT_EPOCHS if model.trainable else 0
+        usual = 0 if model.kind == "onnx" or not model.trainable else DEFAULT_EPOCHS
         epochs = usual if asked.epochs is None else asked.epochs
     if not isinstance(epochs, int) or epochs < 0:
         raise UsageError(f"epochs is {epochs!r}", hint="expected a whole number, 0 or more")
@@ -186,7 +188,7 @@ def resolve(
             hint="give one of them",
         )
     trains = data is not None and epochs > 0
-    _check_model(model, trains=trains)
+    _check_model(model, name, trains=trains)
     budget = check_budget(target, budget_bytes)
     if firmware and target.kind != "microcontroller":
         raise UsageError(
@@ -198,6 +200,8 @@ def resolve(
     _check_limits(wanted, target, metric, firmware=data is not None and firmware is not False)
     where = devices.resolve(device) if world is None else device
     how = Recipe(epochs=epochs, **asked.recipe)
+    if model.kind == "onnx":  # trials do not start from least squares
+        how = replace(how, race=0.0)
     shared = tuple(share_weights) or asked.share_weights
     sharing = resolve_sharing(shared, name, trains=trains)
     metadata = metadata_of(target, budget, data)
@@ -263,7 +267,7 @@ def may_try(data: Data | None, task: Task, recipe: Recipe) -> bool:
     return measurable and recipe.epochs > 0 and recipe.race > 0 and recipe.quantise_from < 1
 
 
-def _check_model(model: Model, *, trains: bool) -> None:
+def _check_model(model: Model, strategy: str, *, trains: bool) -> None:
     if not model.trained and not trains:
         raise UsageError(
             f"{model.source} has random weights, and there is nothing to train it with",
@@ -276,9 +280,14 @@ def _check_model(model: Model, *, trains: bool) -> None:
         )
     if trains and not model.trainable:
         raise ModelError(
-            f"{model.source} is an ONNX file, which is pruned and fitted but not trained: its BN "
-            "is folded or frozen",
+            f"{model.source} is an ONNX file that cannot be trained: {'; '.join(model.notes)}",
             hint="give --epochs 0, or the PyTorch model that it was exported from",
+        )
+    if trains and model.kind == "onnx" and strategy not in _OF_ONNX:
+        raise UsageError(
+            f"an ONNX file is trained by {' or '.join(_OF_ONNX)}, not by {strategy}: its BN is "
+            "folded or frozen, and a network that was pruned gradually does not recover",
+            hint="leave --strategy out, give --epochs 0, or the PyTorch model",
         )
 
 

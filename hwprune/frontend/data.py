@@ -106,7 +106,10 @@ def check_labels(data: Data, *, outputs: int) -> None:
         raise DataError(
             f"{data.name}: label {highest} is out of range; the network has {outputs} outputs, "
             f"for the labels 0 to {outputs - 1}",
-            hint="check that the data set and the network belong together",
+            hint="one output that says yes or no is trained by --task multilabel; a class index"
+            " needs one output per class"
+            if outputs == 1 and highest == 1
+            else "check that the data set and the network belong together",
         )
 
 

@@ -112,6 +112,7 @@ def load_model(
         probe(model.module, tuple(replace(s, free=()) for s in specs) if is_onnx else specs)
     if is_onnx and (why := model.module.try_torch(example_inputs(specs, batch=2))):
         notes += (f"the file's layers cannot be fitted to data: {why}",)
+        model = replace(model, trainable=False)
     return replace(model, inputs=specs, notes=(*model.notes, *notes))
 
 
@@ -140,8 +141,7 @@ def _read(
         model = replace(model, trainable=False, batchnorm_frozen=True)
     elif files[0].kind == "onnx":
         network, specs = onnx_file.read(files[0])
-        model = _model(path, files[0].kind, network, ())
-        model = replace(model, trainable=False, batchnorm_frozen=True)
+        model = replace(_model(path, files[0].kind, network, ()), batchnorm_frozen=True)
         specs = onnx_file.sized(specs, sources.given, path)
         sources = replace(sources, given=(), known=specs)
     else:

@@ -58,7 +58,7 @@ class OnnxNetwork(nn.Module):
     """An ONNX file's network over the module's present parameters.
 
     onnxruntime computes it as the file says it. Where torch can compute it, too (``in_torch``), its
-    layers can be fitted.
+    layers can be fitted and trained.
 
     Attributes:
         given: the file's graph; its tensors are inputs of it, behind the network's own.
@@ -78,9 +78,19 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self.given, self.proto, self.in_torch = given, proto, False
         self.inputs = [entry.name for entry in given.graph.input if entry.name not in tensors]
+        statistics = {
+            name
+            for node in proto.graph.node
+            if node.op_type == "BatchNormalization"
+            for name in node.input[3:]
+        }
         for name, array in tensors.items():
             # Past register_parameter, which takes no dots: a name is the file's, dots and all.
-            self._parameters[name] = nn.Parameter(torch.from_numpy(array))
+            tensor = torch.from_numpy(array)
+            if name in statistics:  # no gradient may move a variance below zero
+                self._buffers[name] = tensor
+            else:
+                self._parameters[name] = nn.Parameter(tensor)
         self._constants = {
             tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
             for tensor in proto.graph.initializer
@@ -114,7 +124,8 @@ class OnnxNetwork(nn.Module):
         return made if len(made) > 1 else made[0]
 
     def _values(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {**dict(self.named_parameters()), **dict(zip(self.inputs, tensors, strict=True))}
+        held = (*self.named_parameters(), *self.named_buffers())
+        return {**dict(held), **dict(zip(self.inputs, tensors, strict=True))}
 
     def try_torch(self, tensors: Sequence[Tensor]) -> str:
         """Compute by torch from now on, where that gives the same; else return why it does not."""

@@ -48,26 +48,29 @@ def unwrap(payload: Any, path: str, entry: str | None = None) -> tuple[Any, tupl
     notes: list[str] = []
     while isinstance(payload, Mapping):
         held = [key for key, value in payload.items() if _holds_weights(key, value)]
-        if entry is not None and entry not in payload:
-            inside = {k: v for k, v in payload.items() if str(k).startswith(f"{entry}.")}
-            if not inside:
-                raise ModelError(
-                    f"{path} has no entry {entry!r}; it holds {_some(map(str, held or payload))}",
-                    hint="leave --entry out, or name one of these",
-                )
-            payload, held = inside, []
+        if entry is None or entry in payload:
+            key = _most_usual(payload, held, path) if entry is None else entry
+        elif inside := {k: v for k, v in payload.items() if str(k).startswith(f"{entry}.")}:
+            payload = inside
             notes.append(f"of the weights in {path} those below {entry!r} were taken (--entry)")
-        key = entry if entry in payload else _most_usual(payload, held, path)
+            break
+        elif len(held) == 1:  # it may be below what trainers wrap weights in
+            key = held[0]
+        else:
+            raise ModelError(
+                f"{path} has no entry {entry!r}; it holds {_some(map(str, held or payload))}",
+                hint="leave --entry out, or name one of these",
+            )
         if key is None:
             break
         others = [str(other) for other in held if other != key]
         why = f"the weights were taken from {path}'s entry {key!r}"
-        if entry is not None:
+        if entry == key:
             why += " (--entry)"
         elif _AVERAGED.fullmatch(str(key)) and others:
             why += f", a moving average of them (--entry {others[0]} takes the others)"
         notes.append(why)
-        payload, entry = payload[key], None
+        payload, entry = payload[key], None if entry == key else entry
     return payload, tuple(notes)
 
 

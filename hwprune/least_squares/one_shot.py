@@ -8,6 +8,7 @@ measurement (benchmarks/accuracy/data_free.py) shows that it fails.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,14 +128,26 @@ class OneShot:
             notes += _limits("data", masks)
         return Fitted(masks, metric, _trajectory(masks, metric), tuple(notes))
 
-    def before_training(self, split: Split) -> tuple[Masks, str]:
-        """Prune and fit, for training to go on from; return the masks and a note."""
-        masks = self._prune(split)
-        report = self._fit(masks, split)
-        return masks, (
-            "no labels and one-shot: training went on from the weights that least squares gave on "
-            f"{report.samples:,} inputs"
+    def before_training(self, data: Data, *, task: Task) -> Fitted:
+        """Prune and fit, for training to go on from."""
+        masks = self._prune(data.train)
+        report = self._fit(masks, data.train)
+        self._judged = self._judge(data, task)
+        note = (
+            "training went on from the weights that least squares gave on "
+            f"{report.samples:,} inputs, its gradients clipped"
         )
+        return Fitted(masks, self._measured(self._judged, self.module), (), (note,))
+
+    def is_behind(self, fitted: Fitted) -> tuple[bool, str]:
+        """Return whether training made less of the module on validation than the fit was."""
+        judge, was = self._judged, fitted.metric
+        found = self._measured(judge, self.module)
+        assert was is not None  # `before_training` measured it
+        score, show = judge.metric.score, judge.metric.show
+        behind = score(was) > score(found) or not math.isfinite(found)
+        note = f"{judge.name} on validation: least squares {show(was)}, trained {show(found)}"
+        return behind, note + (": the weights of least squares were kept" if behind else "")
 
     def without_data(self, shapes: Sequence[tuple[int, ...]] | None) -> Fitted:
         """Prune and fit on inputs made from BN's statistics; without BN, mask by LAMP scores alone.

@@ -23,6 +23,9 @@ from hwprune.training.hooks import HookMaker
 from hwprune.training.int8_activations import Int8Activations
 from hwprune.units import format_bytes
 
+# The largest norm of a gradient in training that goes on from least squares.
+_GENTLE = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
@@ -84,6 +87,10 @@ def strategy_for(
             hint="choose another strategy, or raise --budget",
         )
     adapts = STRATEGIES[job.strategy].adapts and not job.strategy_options
+    trains = job.data is not None and job.recipe.epochs > 0
+    if adapts and density is None and trains and job.model.kind == "onnx":
+        note = "--strategy auto takes one-shot, as whenever an ONNX file is trained"
+        return replace(make("one-shot", density=candidate.density), notes=(note,))
     if adapts and density is None and job.data is not None and job.recipe.epochs > 0:
         flat = all(len(layer.shape) == 2 for layer in plan.layers)
         if flat and not job.task.measurable(job.data.train):
@@ -146,10 +153,15 @@ def _train(
     teacher = copy.deepcopy(prepared.teacher)
     # Where weights are shared there is no dense network of the same layers to be fitted to.
     fits = STRATEGIES[strategy.name].starts_from_fit and prepared.unshared is None
-    if fits and not job.task.measurable(data.train):
-        masks, note = _one_shot(job, prepared, candidate, say).before_training(data.train)
-        notes.append(note)
+    recipe, fitted = job.recipe, None
+    if fits and (model.kind == "onnx" or not job.task.measurable(data.train)):
+        one_shot = _one_shot(job, prepared, candidate, say)
+        fitted = one_shot.before_training(data, task=job.task)
+        masks, fit = fitted.masks, copy.deepcopy(model.module.state_dict())
+        notes += fitted.notes
         fill = lambda ranking, fraction: masks  # noqa: E731 (they are chosen already)
+        if recipe.grad_clip is None:  # the first steps would undo what was fitted
+            recipe = replace(recipe, grad_clip=_GENTLE)
     result = finetune(
         FinetuneConfig(
             module=model.module,
@@ -157,7 +169,7 @@ def _train(
             names=template.names,
             strategy=strategy,
             fill=fill,
-            recipe=job.recipe,
+            recipe=recipe,
             teacher=teacher,
             seed=job.seed,
             task=job.task,
@@ -170,6 +182,13 @@ def _train(
             store=weight_quantizer(template, model.module, candidate.plan.value_type),
         )
     )
+    final = result.final_metric if result.metric == job.task.metric.name else None
+    if fitted is not None:
+        behind, note = one_shot.is_behind(fitted)
+        notes.append(note)
+        if behind:
+            model.module.load_state_dict(fit)
+            final = None if final is None else fitted.metric
     where = f"on {job.device}"
     if job.world.size > 1:
         where += f", by {job.world.size} processes"
@@ -184,10 +203,10 @@ def _train(
         result.epochs,
         result.metric,
         result.extreme_metric,
-        result.final_metric if result.metric == job.task.metric.name else None,
+        final,
         result.trajectory,
         tuple(notes),
-        {**asdict(job.recipe), **options},
+        {**asdict(recipe), **options},
         result.cost_epochs,
     )
 
@@ -195,6 +214,8 @@ def _train(
 def _hooks(job: Job) -> HookMaker:
     """Return what takes part in training; for firmware, activations are int8 as weights are."""
     start = job.recipe.quantise_from
+    if job.model.kind == "onnx":  # they know modules
+        return lambda stage: {}
     if not job.firmware or start >= 1:
         return extreme_hooks
     return lambda stage: {

@@ -57,7 +57,9 @@ def test_the_file_keeps_its_interface(
     assert (again.code, "was packed by hwprune already" in again.err) == (2, True)
 
 
-def test_data_fit_what_is_left_and_train_nothing(hwprune: Runner, tmp_path: Path) -> None:
+def test_data_fit_what_is_left_and_training_goes_on_from_there(
+    hwprune: Runner, tmp_path: Path
+) -> None:
     given = write(tmp_path)
     x = drawn(400, 3, 8, 8, seed=11)
     scores = onnxruntime.InferenceSession(str(given)).run(None, {"x": x})[0]
@@ -72,9 +74,15 @@ def test_data_fit_what_is_left_and_train_nothing(hwprune: Runner, tmp_path: Path
     assert "least squares left" not in notes
     assert report["accuracy"]["dense"] == 1.0
     assert report["accuracy"]["final"] > 0.8
-    refused = hwprune(*words, *data, "--epochs", "2", "-o", tmp_path / "trained")
-    assert refused.code == 2
-    assert "fitted but not trained" in refused.err
+    ran = hwprune(*words, *data, "--epochs", "2", "-o", tmp_path / "trained")
+    assert ran.code == 0, ran.err
+    trained = json.loads((tmp_path / "trained" / "report.json").read_text())
+    assert "on validation: least squares" in " ".join(trained["notes"])
+    assert trained["epochs"] == 2
+    assert trained["accuracy"]["final"] >= report["accuracy"]["final"] - 0.03
+    for option, said in (("--strategy=cubic", "an ONNX file is trained by auto"),):
+        refused = hwprune(*words, *data, "--epochs", "2", option, "-o", tmp_path / "no")
+        assert (refused.code, said in refused.err) == (2, True)
 
 
 def test_a_size_that_is_free_in_name_only(hwprune: Runner, tmp_path: Path) -> None:

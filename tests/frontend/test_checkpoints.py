@@ -506,6 +506,10 @@ def test_several_sets_of_weights_are_not_guessed(digits: nn.Module, save: Save) 
     with pytest.raises(ModelError, match=r"2 times: below key\. and query\."):
         load_model(path, arch="digits-cnn")
     assert load_model(path, entry="key").arch == "digits-cnn"
+    path = save({"epoch": 3, "state_dict": {**below("query.", state), **below("key.", state)}})
+    assert load_model(path, entry="key").arch == "digits-cnn"
+    with pytest.raises(ModelError, match="no entry 'value'; it holds query"):
+        load_model(path, entry="value")
 
 
 def test_a_network_inside_what_was_saved_is_recognised(digits: nn.Module, save: Save) -> None:

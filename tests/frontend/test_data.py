@@ -290,11 +290,15 @@ def test_a_close_name_is_suggested() -> None:
     assert caught.value.hint == "did you mean cifar10?"
 
 
-def test_more_classes_than_outputs(unique_npz: str) -> None:
+def test_more_classes_than_outputs(unique_npz: str, tmp_path: Path) -> None:
     data: Data = load_data(unique_npz)
     check_labels(data, outputs=4)
     with pytest.raises(DataError, match="label 3 is out of range; the network has 3 outputs"):
         check_labels(data, outputs=3)
+    two = write_npz(tmp_path / "two.npz", x=np.zeros((20, 4)), y=np.arange(20) % 2)
+    with pytest.raises(DataError) as caught:
+        check_labels(load_data(two), outputs=1)
+    assert "--task multilabel" in str(caught.value.hint)
 
 
 def test_the_keys_of_an_npz_without_x_are_all_listed(tmp_path: Path) -> None:

@@ -37,11 +37,12 @@ def path(tmp_path: Path) -> Callable[..., str]:
 @pytest.mark.parametrize("opset", [9, 11, 13, 17, 18, 20])
 def test_a_file_keeps_its_names_and_its_numbers(path: Callable[..., str], opset: int) -> None:
     model = load_model(path(classifier(opset), "weights.pt"))
-    assert (model.kind, model.name, model.trainable) == ("onnx", "weights", False)
+    assert (model.kind, model.name, model.trainable) == ("onnx", "weights", True)
     assert model.module.in_torch
     assert model.inputs == (TensorSpec("x", (None, 3, 8, 8), "float32"),)
     named = dict(model.module.named_parameters())
     assert named.keys() > WEIGHTS
+    assert {"bn.mean", "bn.var"} == dict(model.module.named_buffers()).keys()
     x = torch.from_numpy(drawn(5, 3, 8, 8, seed=9))
     with torch.no_grad():
         torch.testing.assert_close(model.module(x), model.module.as_given(x))

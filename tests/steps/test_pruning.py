@@ -83,3 +83,26 @@ def test_one_shot_without_labels_starts_from_least_squares(network: Prepared, da
     for given, strategy in ((data, "one-shot"), (bare, "cubic")):
         assert "least squares gave" not in " ".join(run(given, strategy).notes)
     assert not any(message.startswith("refitting") for message in told)
+
+
+def test_training_that_ends_behind_least_squares_is_thrown_away(
+    network: Prepared, data: Data
+) -> None:
+    model = dataclasses.replace(network.model, batchnorm_frozen=True)
+    network = dataclasses.replace(network, model=model)
+    candidate, bare = fitting(network), without_labels(data)
+    kept = []
+    for rate in (1e-12, 3.0):
+        before = copy.deepcopy(network.model.module.state_dict())
+        recipe = {"precision": "fp32", "learning_rate": rate, "quantise_from": 1.0}
+        job = job_of(network, bare, strategy="one-shot", epochs=1, recipe=recipe)
+        run = prune_and_regrow(
+            job, network, candidate, strategy_for(job, candidate), lambda status: None
+        )
+        kept.append("the weights of least squares were kept" in " ".join(run.notes))
+        assert run.recipe["grad_clip"] is not None  # else the first steps undo the fit
+        assert all(np.isfinite(weight).all() for weight in weights_in(network).values())
+        for name, weight in weights_in(network).items():
+            assert not np.any(weight[~run.masks[name]])
+        network.model.module.load_state_dict(before)
+    assert kept == [False, True]
