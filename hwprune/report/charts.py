@@ -197,6 +197,8 @@ def _axis(values: Sequence[float], *, counts: bool, shares: bool = False) -> _Ax
         return _Axis(bottom, ticks[-1], tuple(ticks if len(ticks) < 8 else decades), True)
     if high <= low:
         high = low + (abs(low) * 0.1 or 1.0)
+        if shares and low >= 1:
+            low = 0.9
     step = _round_up((high - low) / 4)
     if counts:
         step = max(1.0, step)

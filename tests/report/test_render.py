@@ -297,6 +297,15 @@ def test_the_trajectory_stays_inside_its_axes(nonzeros: list[int]) -> None:
             assert high - 0.1 <= y <= low + 0.1
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_a_metric_that_never_moves_is_drawn(value: float) -> None:
+    points = [MetricPoint(epoch=epoch, nonzeros=9, step=epoch, value=value) for epoch in (1, 2)]
+    plot = charts.trajectory(points)
+    assert plot is not None
+    for _, y, _ in plot.curves[0].dots:
+        assert plot.top <= y <= plot.bottom
+
+
 def test_points_inside_an_epoch_are_placed_by_their_step() -> None:
     points = [MetricPoint(epoch=min(step // 5, 1), nonzeros=9, step=step) for step in range(6)]
     plot = charts.trajectory(points)
