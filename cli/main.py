@@ -210,14 +210,20 @@ def _problem(error: BaseException) -> tuple[str, int, str, str | None]:
 
 
 def _show(problem: dict[str, Any], *, as_json: bool) -> None:
-    from hwprune.units import printable
-
     if as_json:
         print_json({"error": problem})
     click.secho("hwprune: error: ", fg="red", bold=True, err=True, nl=False)
-    click.echo(printable(problem["message"]), err=True)
+    click.echo(_shown(problem["message"]), err=True)
     if problem["hint"]:
-        click.echo(f"  hint: {printable(problem['hint'])}", err=True)
+        click.echo(f"  hint: {_shown(problem['hint'])}", err=True)
+
+
+def _shown(text: str) -> str:
+    """Return what a screen can take of text in which files have their say."""
+    from hwprune.units import printable
+
+    lines = printable(text).split("\n")
+    return "\n".join(f"{line[:997]}..." if len(line) > 1000 else line for line in lines)
 
 
 def error_document(kind: str, exit_code: int, message: str, hint: str | None) -> dict[str, Any]:

@@ -263,11 +263,14 @@ def _from_payload(
     foreign: tuple[str, ...],
 ) -> tuple[Model, InputSources]:
     """Make a model of what torch.save wrote: a state dict, or (unsafe) a whole module."""
-    payload, unwrapped = state.unwrap(payload, path, entry)
+    try:
+        payload, unwrapped = state.unwrap(payload, path, entry)
+        inside = None if arch is None else pickled.module_state(payload)
+    except RecursionError:
+        raise ModelError(f"{path} holds itself, or is nested too deeply", hint=SAVE_AGAIN) from None
     notes += unwrapped
     if isinstance(payload, nn.Module):
         return _model(path, "pickled-module", payload.eval().float(), notes), sources
-    inside = None if arch is None else pickled.module_state(payload)
     if inside is not None:
         notes += (f"the weights of a pickled {foreign[0]} were taken; none of its code was run",)
     tensors, cleaned = state.clean(inside or payload, path, foreign)
@@ -295,12 +298,29 @@ def _build(
             notes = (f"the file's final layer has {classes} classes: {arch.spec}",)
     if mismatch:
         raise mismatch_error(path, arch.spec, mismatch, tensors)
+    _check_are_floats(module, named, path)
     _give(module, named, assign=arch.meta)
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         # A tensor that no checkpoint holds (a table made when the network is built).
         module = arch.build()
         _give(module, named, assign=False)
     return module.float(), arch, notes + renamed
+
+
+def _check_are_floats(module: nn.Module, tensors: Mapping[str, Tensor], path: str) -> None:
+    """Refuse whole and complex numbers where the architecture has floats: copying changes them."""
+    odd = [
+        f"{name} ({str(tensors[name].dtype).removeprefix('torch.')})"
+        for name, parameter in module.named_parameters()
+        if parameter.is_floating_point() and name in tensors
+        if not tensors[name].is_floating_point()
+    ]
+    if odd:
+        raise ModelError(
+            f"{path} holds weights that were quantised already, or are no floats: "
+            f"{', '.join(odd[:5])}",
+            hint="save the float model's state dict; hwprune quantises and packs it itself",
+        )
 
 
 def _compared(

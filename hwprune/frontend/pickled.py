@@ -26,6 +26,7 @@ from hwprune.frontend.user_code import FAILURES, first_line
 # What rebuilds tensors and containers, and does nothing else with its arguments.
 _OWN: dict[str, Any] = {
     "collections.OrderedDict": collections.OrderedDict,
+    "collections.defaultdict": lambda *_: {},
     "torch.Size": torch.Size,
     "torch.device": torch.device,
     "torch.nn.parameter.Parameter": torch.nn.Parameter,

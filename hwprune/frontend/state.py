@@ -46,7 +46,9 @@ def unwrap(payload: Any, path: str, entry: str | None = None) -> tuple[Any, tupl
         ModelError: no such entry, or several that could be meant.
     """
     notes: list[str] = []
-    while isinstance(payload, Mapping):
+    seen: set[int] = set()
+    while isinstance(payload, Mapping) and id(payload) not in seen:
+        seen.add(id(payload))
         held = [key for key, value in payload.items() if _holds_weights(key, value)]
         if entry is None or entry in payload:
             key = _most_usual(payload, held, path) if entry is None else entry
@@ -89,11 +91,15 @@ def _most_usual(payload: Mapping[Any, Any], held: list[Any], path: str) -> Any:
     return held[0]
 
 
-def _holds_weights(key: object, value: object) -> bool:
+def _holds_weights(key: object, value: object, seen: set[int] | None = None) -> bool:
     if not isinstance(key, str) or _NO_WEIGHTS.fullmatch(key.lower()):
         return False
     if isinstance(value, Mapping):
-        return _has_tensors(value) or any(_holds_weights(*pair) for pair in value.items())
+        seen = set() if seen is None else seen
+        new = id(value) not in seen  # a pickle may hold one dictionary many times, itself included
+        seen.add(id(value))
+        inner = new and any(_holds_weights(*pair, seen) for pair in value.items())
+        return inner or _has_tensors(value)
     return isinstance(value, nn.Module) or module_state(value) is not None
 
 
@@ -222,6 +228,7 @@ def _check_kind(payload: Mapping[Any, Any], path: str) -> None:
         if (
             tensor.is_quantized
             or tensor.is_meta
+            or tensor.is_nested
             or tensor.layout not in (torch.strided, *_SPARSE)
             or re.match(r"bits|float4|u?int[1-7]$", kind)
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import importlib.machinery
 import importlib.util
 import json
@@ -723,3 +724,37 @@ def test_types_of_safetensors_that_torch_cannot_convert(tmp_path: Path) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(ModelError, match=r"w \(float4|cannot be read"):
         load_model(str(path))
+
+
+def test_a_dictionary_may_hold_itself(digits: nn.Module, save: Save) -> None:
+    state: dict[str, Any] = dict(digits.state_dict())
+    around: dict[str, Any] = {}
+    around |= {f"part{number}": around for number in range(30)}
+    with pytest.raises(ModelError, match="a dictionary with 'part0'"):
+        load_model(save(around))
+    around["net"] = state
+    assert load_model(save({"beside": around, "model": state})).arch == "digits-cnn"
+    wrapped: Any = collections.defaultdict(list, state)
+    assert load_model(save(wrapped)).arch == "digits-cnn"
+    for _ in range(100):
+        wrapped = {"model": wrapped}
+    assert load_model(save(wrapped)).arch == "digits-cnn"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda t: (10 * t).to(torch.int8), lambda t: t.to(torch.complex64), lambda t: t > 0],
+)
+def test_weights_that_are_no_floats_are_not_taken_for_some(
+    digits: nn.Module, save: Save, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    state = digits.state_dict()
+    name = next(key for key, tensor in state.items() if tensor.ndim == 4)
+    with pytest.raises(ModelError, match="quantised already, or are no floats"):
+        load_model(save({**state, name: change(state[name])}))
+
+
+def test_nested_tensors_are_refused(digits: nn.Module, save: Save) -> None:
+    nested = torch.nested.nested_tensor([torch.zeros(3), torch.zeros(4)])
+    with pytest.raises(ModelError, match="quantised or empty"):
+        load_model(save({**digits.state_dict(), "extra": nested}))
