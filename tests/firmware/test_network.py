@@ -10,7 +10,7 @@ from random_networks import KINDS, conv, network, random_input, tensor
 
 from hwprune.errors import HwpruneError
 from hwprune.firmware import reference
-from hwprune.firmware.network import Conv2d, IntegerNetwork, QuantizedTensor
+from hwprune.firmware.network import Conv2d, IntegerNetwork, Linear, QuantizedTensor
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -53,6 +53,23 @@ def test_a_network_that_is_not_sound_is_refused_by_layer(
     with pytest.raises(HwpruneError, match=what) as caught:
         pointwise(**changes).validate()
     assert "Conv2d 'y'" in caught.value.message
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_no_sum_of_weights_passes_int32(more: int) -> None:
+    """A bound that holds for whatever input, by the weights alone."""
+    count = ((1 << 31) - 1) // (127 * 510) + more
+    rng = np.random.default_rng(1)
+    x, y = tensor(rng, "x", (count,)), tensor(rng, "y", (1,))
+    one = np.ones(1, np.float32)
+    weight = np.full((1, count), -127, np.int8)
+    layer = Linear("wide", ("x",), "y", weight, one, np.zeros(1, np.int32))
+    made = IntegerNetwork("n", {"x": x, "y": y}, "x", ("y",), (layer,))
+    if not more:
+        made.validate()
+        return
+    with pytest.raises(HwpruneError, match=r"'wide' may sum up to 2,147,5.*, beyond int32"):
+        made.validate()
 
 
 def test_an_addition_of_inexact_ratios_is_refused() -> None:
