@@ -194,3 +194,9 @@ def test_a_tensor_stored_dense_lives_in_full() -> None:
     found = fit(cost, ranking, size_of(cost, ranking, count, "int8"), "int8")
     assert set(found.encoding.codecs.values()) == {"dense"}
     assert all(mask.all() for mask in found.masks.by_name.values())
+    # Also those that a prefix does not reach.
+    prefixes, dense = Prefixes(ranking), frozenset({"t0"})
+    counts = prefixes.counts(100, dense)
+    masks = prefixes.masks(100, dense)
+    assert counts["t0"] == 72
+    assert counts == {name: int(masks[name].sum()) for name in masks}

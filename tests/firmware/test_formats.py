@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwprune.errors import ArtifactError
+from hwprune.firmware import formats
 from hwprune.firmware.formats import (
     FORMATS,
     PACKED,
@@ -44,6 +45,17 @@ def test_rows_come_back_and_their_size_was_known(
     assert np.array_equal(decode(stored, offsets), rows)
     if name in PACKED:
         assert smallest(rows).size <= stored.size
+
+
+@pytest.mark.parametrize("density", [0.002, 0.02, 0.1, 0.4])
+def test_the_rice_code_is_the_shortest_there_is(density: float) -> None:
+    rows = rows_of(2, 6, 900, density)
+    stored = encode(rows, "rice")
+    gaps = formats._gaps(rows != 0)
+    assert stored.rice > 0 or density == 0.4
+    assert len(stored.index) == min(
+        len(formats._rice_bytes(gaps, rice)) for rice in range(formats.MAX_RICE + 1)
+    )
 
 
 def test_columns_are_in_the_order_of_memory() -> None:
