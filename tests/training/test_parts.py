@@ -93,6 +93,10 @@ def test_the_rate_warms_up_falls_and_restarts() -> None:
     )
     assert recipe.rate(0.5, (0.5,)) == 0
     assert recipe.rate(0.55, (0.5,)) == pytest.approx(1.0)
+    steps = Recipe(learning_rate=1.0, schedule="step", warmup_fraction=0.0)
+    assert [steps.rate(p) for p in (0, 0.49, 0.5, 0.74, 0.75, 1)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
 
 
 @pytest.mark.parametrize(
