@@ -93,7 +93,7 @@ def test_what_is_cut_is_found_exactly_and_mended_at_the_same_count(seed: int) ->
 
 
 def test_an_empty_layer_and_a_broken_chain_are_mended_with_the_fewest() -> None:
-    paths, _ = looked(Chain(), (2, 6))
+    paths, sparse = looked(Chain(), (2, 6))
     shapes = [(after, before) for before, after in pairwise(SIZES)]
     masks = {f"layers.{n}.weight": np.zeros(shape, bool) for n, shape in enumerate(shapes)}
     for n, mask in enumerate(masks.values()):
@@ -107,6 +107,13 @@ def test_an_empty_layer_and_a_broken_chain_are_mended_with_the_fewest() -> None:
     assert reached_in_chain(mended.masks).all()
     assert mended.opened.nonzeros == 1  # layers.2 reaches 7 with a single one
     assert np.count_nonzero(mended.opened["layers.2.weight"][7]) == 1
+    # In its place goes the smallest of those that no output needs.
+    needed = paths.needed(Masks({n: whole[n] | mended.opened[n] for n in whole}))
+    sizes = {n: np.abs(array) for n, array in sparse.values().items()}
+    spare = np.concatenate([sizes[n][whole[n] & ~needed[n]] for n in whole])
+    closed = np.concatenate([sizes[n][whole[n] & ~mended.masks[n]] for n in whole])
+    assert spare.size > 1
+    assert closed.tolist() == [spare.min()]
 
 
 def test_what_can_live_reaches_as_many_as_it_can() -> None:
