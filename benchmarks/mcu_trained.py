@@ -122,7 +122,7 @@ def run(config: Config, seed: int, folder: Path, experiment: Experiment) -> None
         report = artifact.report
         keys = (
             "flash_bytes", "ram_bytes", "planned_ram_bytes", "stack_bytes", "board", "tensors",
-            "instructions", "method", "error",
+            "instructions", "calibration", "error",
         )  # fmt: skip
         found = {key: report["firmware"].get(key) for key in keys}
         made = Path(artifact.path).parent / FIRMWARE_NAME

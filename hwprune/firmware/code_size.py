@@ -25,8 +25,8 @@ from hwprune.firmware.network import (
 )
 
 TABLE = Path(__file__).parent / "code_bytes.json"
-# For other releases of the compiler, and padding: of the same sources GCC 13.2 makes from 1.3 %
-# less to 0.8 % more than the GCC 12.2 that the table is measured with.
+# For other releases of the compiler, and padding: of the same sources GCC 13.2 makes, for a
+# Cortex-M0, M3, M4F, M7 and M33, from 1.3 % less to 0.8 % more than the GCC 12.2 of the table.
 MARGIN = 1 / 32
 # Functions of the runtime that networks may do without, by the class of the layer that calls them.
 KERNELS = {
