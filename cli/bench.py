@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hwprune.cli.main import print_json
-from hwprune.cli.options import console, json_option, target_option, threads_option
+from hwprune.cli.main import end_now, print_json
+from hwprune.cli.options import (
+    console,
+    json_option,
+    load_seconds_option,
+    target_option,
+    threads_option,
+)
 from hwprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,8 +49,11 @@ if TYPE_CHECKING:
 @click.option(
     "--record", type=click.Path(dir_okay=False), metavar="FILE", help="Write a record as JSON."
 )
+@load_seconds_option
 @json_option
+@click.pass_context
 def command(
+    ctx: click.Context,
     *,
     artifact: str,
     target: Target | None,
@@ -55,6 +65,7 @@ def command(
     remote_python: str,
     kernels_library: str | None,
     record: str | None,
+    load_seconds: float,
     as_json: bool,
 ) -> None:
     """Measure ARTIFACT: latency, load time, resident memory, on this host or on a device.
@@ -63,6 +74,9 @@ def command(
     outputs were compared. The numbers are this host's and are labelled so; with --target, it is
     first made sure that the artifact is one that the target could run.
     """
+    from hwprune.verify.deadline import loads_within
+
+    ctx.with_resource(loads_within(load_seconds, partial(end_now, as_json=as_json)))
     if where is not None:
         for option, given in (("--against", against), ("--target", target)):
             if given is not None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hwprune.cli import github
-from hwprune.cli.main import error_document, print_json
-from hwprune.cli.options import console, json_option, require_option, target_option, task_option
+from hwprune.cli.main import end_now, error_document, print_json
+from hwprune.cli.options import (
+    console,
+    json_option,
+    load_seconds_option,
+    require_option,
+    target_option,
+    task_option,
+)
 
 if TYPE_CHECKING:
     from hwprune.targets import Target
@@ -43,6 +51,7 @@ _MARKS = {"passed": ("✓", "green"), "failed": ("✗", "bold red"), "skipped": 
 @click.option(
     "--junit", type=click.Path(dir_okay=False), metavar="FILE", help="Write JUnit XML as well."
 )
+@load_seconds_option
 @json_option
 @click.pass_context
 def command(
@@ -56,6 +65,7 @@ def command(
     config: str | None,
     baseline: str | None,
     junit: str | None,
+    load_seconds: float,
     as_json: bool,
 ) -> None:
     """Check ONNX artifacts: the gate for CI.
@@ -72,7 +82,9 @@ def command(
     """
     from hwprune.errors import worst_exit_code
     from hwprune.gate import check
+    from hwprune.verify.deadline import loads_within
 
+    ctx.with_resource(loads_within(load_seconds, partial(end_now, as_json=as_json)))
     gated = _gated(artifacts, config)
     source = None
     if data is not None:

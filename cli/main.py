@@ -10,6 +10,7 @@ import importlib.util
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
@@ -34,6 +35,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("hwprune.cli.report", "Show the report of a run, or write it as HTML or Markdown."),
     "targets": ("hwprune.cli.targets", "List, show and check device profiles."),
 }
+
+
+# How long a signal waits for Python before the process ends without clean-up.
+PATIENCE_SECONDS = 3.0
 
 
 class Terminated(BaseException):
@@ -241,20 +246,57 @@ def print_json(document: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _ends_clean_up() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into an exception, so that half-written files are taken away.
+    """Turn Ctrl-C, SIGTERM and SIGHUP into exceptions, so that half-written files are taken away.
 
-    One that is ignored, as ``nohup`` does with SIGHUP, stays so.
+    Native code, such as onnxruntime's loading, keeps Python from seeing them: then the process ends
+    without. A signal that is ignored, as ``nohup`` does with SIGHUP, stays so.
     """
-    before = {}
-    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            with contextlib.suppress(ValueError):  # not the main thread: others handle signals
-                before[number] = signal.signal(number, _on_end)
+    if threading.current_thread() is not threading.main_thread():  # others handle signals
+        yield
+        return
+    taken = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        taken.set()
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    def watch() -> None:
+        while arrived := os.read(reading, 1):
+            if arrived[0] in before and not taken.wait(PATIENCE_SECONDS):
+                given_up = KeyboardInterrupt() if arrived[0] == signal.SIGINT else Terminated()
+                end_now(given_up)
+        os.close(reading)
+
+    ends = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    known = {number: signal.getsignal(number) for number in ends}
+    before = {number: known[number] for number in ends if known[number] is not signal.SIG_IGN}
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in before:
+        signal.signal(number, end)
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
+        signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(writing)
+
+
+def _forget_wakeup() -> None:
+    """Let the signals of a forked process be its own."""
+    with contextlib.suppress(ValueError):
+        signal.set_wakeup_fd(-1)
+
+
+def end_now(error: BaseException, *, as_json: bool = False) -> NoReturn:
+    """Say what is wrong and end the process, whatever its other threads are at."""
+    kind, code, message, hint = _problem(error)
+    _show(error_document(kind, code, message, hint), as_json=as_json)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 @contextlib.contextmanager
@@ -275,5 +317,5 @@ def _followers_quiet(debug: bool) -> Iterator[None]:
         yield
 
 
-def _on_end(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_wakeup)

@@ -157,6 +157,10 @@ task_option = click.option(
     "regression, segmentation, reconstruction, ctc or causal-lm, with ?metric=NAME and "
     "?output=NAME; or a file with loss, metric and higher_is_better.",
 )  # fmt: skip
+load_seconds_option = click.option(
+    "--load-seconds", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True,
+    metavar="SECONDS", help="Give up where onnxruntime takes longer to load a file.",
+)  # fmt: skip
 threads_option = click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads a run."
 )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hwprune.errors import ArtifactError, HwpruneError, UsageError, VerificationError
 from hwprune.kernels import session as native_session
+from hwprune.verify.deadline import limited
 
 Arrays = Sequence[NDArray[Any]]
 
@@ -50,9 +51,10 @@ def open_session(path: str, *, threads: int = 1, kernels: bool = False) -> Any:
     options.log_severity_level = _FATAL_ONLY
     try:
         source = loadable(path)
-        if kernels:
-            return _native(path, source, options)
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        with limited(path):
+            if kernels:
+                return _native(path, source, options)
+            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except HwpruneError:
         raise
     except Exception as error:  # onnxruntime's exceptions share no base below Exception

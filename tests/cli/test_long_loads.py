@@ -1,0 +1,98 @@
+"""Files that onnxruntime loads for minutes: a deadline, and signals, end the process at once."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from hwprune.errors import ArtifactError, VerificationError
+from hwprune.export.artifact import read_artifact
+from hwprune.verify.deadline import limited, loads_within
+
+
+def functions(calls: int, depth: int, *, back: bool = False) -> onnx.ModelProto:
+    """A graph of one node, whose function calls the next so many times, and so on."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("d", 1)]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    made = []
+    for number in range(depth):
+        following = f"F{number + 1}" if number + 1 < depth else "F0" if back else "Relu"
+        names = ["x", *(f"t{each}" for each in range(calls - 1)), "y"]
+        domain = "" if following == "Relu" else "d"
+        nodes = [helper.make_node(following, [names[each]], [names[each + 1]], domain=domain)
+                 for each in range(calls)]  # fmt: skip
+        made.append(helper.make_function("d", f"F{number}", ["x"], ["y"], nodes, opsets))
+    first = helper.make_node("F0", ["x"], ["y"], domain="d")
+    graph = helper.make_graph([first], "g", values[:1], values[1:])
+    return helper.make_model(graph, opset_imports=opsets, functions=made, ir_version=8)
+
+
+def saved(folder: Path, model: onnx.ModelProto) -> str:
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("calls", "depth", "back", "says"),
+    [
+        (2, 30, False, "more than 1,000,000 nodes once its functions are inlined"),
+        (2, 5_000, False, "more than 1,000,000 nodes"),
+        (1, 3, True, "calls itself"),
+    ],
+)
+def test_functions_that_double_are_refused(
+    tmp_path: Path, calls: int, depth: int, back: bool, says: str
+) -> None:
+    with pytest.raises(ArtifactError, match=says):
+        read_artifact(saved(tmp_path, functions(calls, depth, back=back)))
+
+
+@pytest.mark.parametrize(("calls", "depth"), [(2, 12), (1, 3_000)])
+def test_functions_that_call_others_are_read(tmp_path: Path, calls: int, depth: int) -> None:
+    assert read_artifact(saved(tmp_path, functions(calls, depth))).layers == ()
+
+
+def test_a_load_that_takes_longer_is_given_up() -> None:
+    seen: list[VerificationError] = []
+    with loads_within(0.01, seen.append):
+        with limited("quick.onnx"):
+            pass
+        with limited("slow.onnx"):
+            time.sleep(0.3)
+    with limited("free.onnx"):
+        time.sleep(0.05)
+    assert [error.message for error in seen] == ["slow.onnx does not load within 0.01 s"]
+
+
+def measuring(path: str, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "hwprune.cli", "bench", path, *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_the_deadline_ends_a_command(tmp_path: Path) -> None:
+    path = saved(tmp_path, functions(2, 18))
+    process = measuring(path, "--load-seconds", "0.5", "--json")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 5, err
+    assert f"{path} does not load within 0.5 s" in err
+    assert '"VerificationError"' in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_load(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    process = measuring(saved(tmp_path, functions(2, 18)))
+    time.sleep(15)  # in which it comes to its load, which takes minutes
+    assert process.poll() is None
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == code
