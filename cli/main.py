@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import gc
 import importlib
 import importlib.util
@@ -22,6 +23,8 @@ from hwprune.errors import HwpruneError, OutputError
 SCHEMA_VERSION = 1
 INTERNAL_ERROR, USAGE_ERROR, INTERRUPTED, TERMINATED, PIPE_CLOSED = 1, 2, 130, 143, 141
 
+# No file can have such a path, whichever option it was given with.
+_NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 # The commands in the order of --help: module and short help; one whose module is not there is not
 # listed. Help stands here, so that `hwprune --help` imports none of them.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -205,6 +208,9 @@ def _problem(error: BaseException) -> tuple[str, int, str, str | None]:
         return "Interrupted", INTERRUPTED, "interrupted", getattr(error, "hint", None)
     if isinstance(error, Terminated):
         return "Terminated", TERMINATED, "terminated", error.hint
+    if isinstance(error, OSError) and error.errno in _NO_PATH and error.filename:
+        name = os.fsdecode(error.filename)
+        return "UsageError", USAGE_ERROR, f"{name}: {error.strerror}", "give another path"
     text = str(error).strip() or "no further message"
     return (
         type(error).__name__,

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+_LFS_POINTER = b"version https://git-lfs."
+POINTER = "it is a Git LFS pointer, run git lfs pull"
+
+
+def is_pointer(head: bytes) -> bool:
+    """Return whether a file that begins so only stands for one that Git LFS holds."""
+    return head.startswith(_LFS_POINTER)
+
+
+def read_ordinary(path: Path, *, most: int) -> bytes:
+    """Return what an ordinary file of at most ``most`` bytes holds.
+
+    A pipe would be waited for, a device has no end, and a Git LFS pointer stands for another file.
+
+    Raises:
+        OSError: it is none, or cannot be read; ``strerror`` says why.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is not an ordinary file")
+    with path.open("rb") as stream:
+        if os.fstat(stream.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"it is larger than {most >> 20:,} MiB")
+        content = stream.read()
+    if is_pointer(content[:64]):
+        raise OSError(errno.EINVAL, POINTER)
+    return content
 
 
 def partial_of(path: Path) -> Path:

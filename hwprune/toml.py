@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hwprune.errors import HwpruneError
+from hwprune.files import POINTER, is_pointer
 
 # By name: tomli is installed on Python 3.10 only, and a type checker would ask for it anywhere.
 _toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
@@ -39,6 +40,8 @@ def read(path: Path, what: str, error: type[HwpruneError], *, hint: str) -> dict
     except (OSError, ValueError) as problem:  # ValueError: a NUL inside the path
         reason = getattr(problem, "strerror", None) or str(problem)
         raise error(f"{str(path)!r} cannot be read: {reason}", hint=hint) from None
+    if is_pointer(raw):
+        raise error(f"{path}: {POINTER}")
     if not raw.strip():
         raise error(f"{path} is empty; expected {what}", hint=hint)
     if len(raw) > _LARGEST_BYTES or b"\0" in raw:

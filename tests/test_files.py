@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from hwprune.files import replacing
+from hwprune.files import read_ordinary, replacing
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -65,3 +66,31 @@ def test_many_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
         list(pool.map(write, range(100)))  # each call's error, if any, is raised here
     assert len(set(path.read_bytes().split())) == 1
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("pipe", "not an ordinary file"),
+        ("device", "not an ordinary file"),
+        ("folder", "directory"),
+        ("large", "larger than 1 MiB"),
+        ("pointer", "Git LFS"),
+        ("absent", "No such file"),
+        ("loop", "symbolic links"),
+    ],
+)
+def test_what_has_no_end_or_is_none_is_not_read(tmp_path: Path, kind: str, said: str) -> None:
+    path = tmp_path / "file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind in ("device", "loop"):
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind != "absent":
+        path.write_bytes(
+            bytes(2**20 + 1) if kind == "large" else b"version https://git-lfs.github.com/spec/v1"
+        )
+    with pytest.raises(OSError, match=said):
+        read_ordinary(path, most=2**20)

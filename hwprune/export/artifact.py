@@ -25,6 +25,7 @@ from hwprune.errors import ArtifactError, ExternalDataError, VerificationError
 from hwprune.export.body import DOMAIN
 from hwprune.export.inlined import InlinedLayers, claim_of
 from hwprune.export.operators import OPERATORS, Operator, plain_name
+from hwprune.files import read_ordinary
 from hwprune.ir import CodecName, Packed, ValueType
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def csr_arrays(path: str) -> dict[str, scipy.sparse.csr_array]:
 
 def _read_bytes(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_ordinary(Path(path), most=2**31)  # protobuf ends there
     except FileNotFoundError:
         raise ArtifactError(f"there is no file {path}") from None
     except IsADirectoryError:

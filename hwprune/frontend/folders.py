@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hwprune.errors import ModelError
+from hwprune.files import read_ordinary
 from hwprune.frontend.torchvision_shim import import_torchvision
 from hwprune.frontend.user_code import running
 
@@ -32,7 +33,7 @@ def weight_files(folder: Path) -> tuple[str, ...]:
         index = folder / f"{name}.index.json"
         if index.is_file():
             shards = _json(index).get("weight_map")
-            names = set(shards.values()) if isinstance(shards, dict) else {""}
+            names = set(shards.values()) if isinstance(shards, dict) and shards else {""}
             if not all(isinstance(n, str) and n and Path(n).name == n for n in names):
                 raise ModelError(f"{index} does not map tensors to files beside it")
             return tuple(str(folder / shard) for shard in sorted(names))
@@ -113,11 +114,10 @@ def _transformers(name: str, folder: Path) -> Any:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise ValueError("it is too large")
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(read_ordinary(path, most=_LARGEST_JSON).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{path} cannot be read: {reason}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} is not what a model's folder holds: no mapping")
     return content

@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from hwprune.errors import HwpruneError
+from hwprune.files import POINTER, is_pointer
 
 # What a stranger's code may raise; Ctrl-C and the like stay what they are.
 FAILURES = (Exception, SystemExit)
@@ -76,6 +77,9 @@ def run_file(path: Path, *, option: str, error: type[HwpruneError]) -> dict[str,
         raise error(
             f"{path}: there is no such file", hint=f"write {option} path/to/file.py:callable"
         )
+    with suppress(OSError), path.open("rb") as file:  # importing it says what is wrong
+        if is_pointer(file.read(64)):
+            raise error(f"{path}: {POINTER}")
     # Under a name of its own, kept in sys.modules: dataclasses and pickling look there.
     name = f"hwprune_{option.strip('-')}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hwprune.errors import ArtifactError, HwpruneError, OutputError
-from hwprune.files import replacing
+from hwprune.files import read_ordinary, replacing
 
 REPORT_NAME = "report.json"
 # What is null in these explains itself.
@@ -343,7 +343,7 @@ def read(path: str | os.PathLike[str]) -> Record:
     if file.is_dir():
         file = file / REPORT_NAME
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_ordinary(file, most=64 << 20).decode("utf-8")
     except FileNotFoundError:
         raise ArtifactError(
             f"there is no {file}",

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 
 from hwprune.errors import ArtifactError
 from hwprune.export.artifact import ArtifactFile
+from hwprune.files import read_ordinary
 
 REPORT_NAME = "report.json"
 
@@ -91,7 +92,7 @@ def load(place: Path) -> Mapping[str, Any]:
         ArtifactError: it cannot be read, or is not JSON.
     """
     try:
-        record = json.loads(place.read_text(encoding="utf-8"))
+        record = json.loads(read_ordinary(place, most=64 << 20).decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError, RecursionError) as error:

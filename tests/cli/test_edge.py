@@ -375,3 +375,17 @@ def test_every_shell_gets_its_script(shell: str) -> None:
     )
     assert ran.returncode == 0
     assert f"_HWPRUNE_COMPLETE={shell}_complete" in ran.stdout
+
+
+def test_a_path_that_no_file_can_have_is_bad_input(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    odd = ("x" * 300, "x" * 5000, str(tmp_path / "loop"), str(tmp_path / "pipe"), "/dev/zero")
+    for path in odd:
+        for command in (["inspect"], ["report"], ["plan", "--target", "jetson-nano"]):
+            assert edge.main([*command, path]) in (2, 5), (command, path[:30])
+            said = capsys.readouterr().err
+            assert "internal error" not in said
+            assert max(map(len, said.splitlines())) < 1100

@@ -754,6 +754,12 @@ def test_weights_that_are_no_floats_are_not_taken_for_some(
         load_model(save({**state, name: change(state[name])}))
 
 
+def test_an_index_without_shards_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(ModelError, match="does not map tensors"):
+        load_model(str(tmp_path), arch="digits-cnn")
+
+
 def test_nested_tensors_are_refused(digits: nn.Module, save: Save) -> None:
     nested = torch.nested.nested_tensor([torch.zeros(3), torch.zeros(4)])
     with pytest.raises(ModelError, match="quantised or empty"):

@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -502,3 +503,15 @@ def test_real_fashion_mnist() -> None:
         10000,
     ]
     assert data.normalize == "own statistics (mean 0.286; std 0.353)"
+
+
+def test_archives_that_would_fill_the_memory_are_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", b"short")
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b"PK\x01\x02")
+    content[place + 24 : place + 28] = (2**31).to_bytes(4, "little")  # what it says to unpack to
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="unpacks to 2,147,483,648 B"):
+        load_data(f"npz:{path}")

@@ -22,11 +22,14 @@ from hwprune.frontend.sources.parts import (
     count_classes,
     lfs_pointer,
 )
+from hwprune.units import format_bytes
 
 _SUFFIXES: dict[PartName, str] = {"train": "", "validation": "_val", "test": "_test"}
 _NPZ_HINT = (
     "write it with numpy.savez(FILE, x=inputs, y=labels); x_val, y_val, x_test, y_test are optional"
 )
+# Masks pack well; beyond this, and above a gibibyte, an archive was made to fill the memory.
+_MOST_PACKED = 64
 
 
 def read_digits() -> DataSource:
@@ -112,6 +115,13 @@ def _load(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
         if not zipfile.is_zipfile(path):
             reason = lfs_pointer(path) or "this is not a .npz file"
             raise DataError(f"{path}: {reason}", hint=_NPZ_HINT)
+        with zipfile.ZipFile(path) as members:
+            unpacked = sum(member.file_size for member in members.infolist())
+        if unpacked > _MOST_PACKED * path.stat().st_size + 2**30:
+            raise DataError(
+                f"{path}: unpacks to {format_bytes(unpacked)}: no such file is read",
+                hint="write it with numpy.savez, which packs nothing",
+            )
         with np.load(path, allow_pickle=False) as archive:
             names = {key: key.partition(".")[0] for key in archive.files}
             if "x" not in names.values():

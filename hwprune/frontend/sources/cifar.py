@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.errors import DataError
+from hwprune.files import read_ordinary
 from hwprune.frontend.sources.parts import (
     ArrayPart,
     DataSource,
@@ -106,7 +107,7 @@ def unpickle_verified(path: Path, *, md5: str) -> dict[str, Any]:
         DataError: the file cannot be read, or is another one; then nothing of it was unpickled.
     """
     try:
-        content = path.read_bytes()
+        content = read_ordinary(path, most=2**30)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read: {error.strerror}",

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.errors import DataError
+from hwprune.files import read_ordinary
 from hwprune.frontend.sources.parts import ArrayPart, DataSource, as_labels, lfs_pointer
 
 _FOLDERS = ("", "raw", "FashionMNIST/raw")
+_MOST = 2**28  # five times the official images
 _HINT = (
     "name the folder that holds train-images-idx3-ubyte, train-labels-idx1-ubyte, "
     "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (or the same as .gz)"
@@ -58,10 +60,12 @@ def _read_idx(path: Path, *, axes: int) -> NDArray[np.uint8]:
     packed = path.with_name(path.name + ".gz")
     try:
         if path.is_file():
-            content = path.read_bytes()
+            content = read_ordinary(path, most=_MOST)
         else:
             with gzip.open(packed) as stream:
-                content = stream.read()
+                content = stream.read(_MOST + 1)
+            if len(content) > _MOST:
+                raise OSError(f"it unpacks to more than {_MOST >> 20} MiB")
     except FileNotFoundError:
         raise DataError(
             f"{path}: there is no such file, and no {packed.name}", hint=_HINT

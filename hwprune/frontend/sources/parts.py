@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.errors import DataError
+from hwprune.files import POINTER, is_pointer
 from hwprune.trees import leaves, tree_map
 
 PartName = Literal["train", "validation", "test"]
@@ -86,10 +87,9 @@ def lfs_pointer(path: Path) -> str | None:
     """Return what to say of a file that only stands for one that Git LFS holds, else None."""
     try:
         with path.open("rb") as file:
-            is_pointer = file.read(24) == b"version https://git-lfs."
+            return POINTER if is_pointer(file.read(64)) else None
     except OSError:
         return None
-    return "it is a Git LFS pointer, run git lfs pull" if is_pointer else None
 
 
 def as_labels(values: NDArray[Any], *, samples: int, where: str) -> NDArray[np.int64]:
