@@ -3,7 +3,7 @@
 By shape: weights and masks are random, with the first layer and depthwise layers left dense, since
 neither bytes nor instructions depend on values. Images are linked for the memory of QEMU's boards,
 run there, and every tensor is compared with the reference. Instructions are exact and emulated;
-they are not cycles, and no time follows from them but an estimate.
+they are not cycles: of those there is an estimate where the core's manual says them.
 
     flash          .text + .rodata + .data of an image with a main that runs the network once
     ram            arena, taps, state and output of the network, and the stack that a run used
@@ -29,6 +29,8 @@ from common import Config, Experiment, Stopwatch, command_line, measure_rows
 
 from hwprune.errors import InfeasibleError
 from hwprune.firmware import code_size, emit, emulate, link, memory_plan, reference
+from hwprune.firmware.cycles import estimated
+from hwprune.firmware.fixed_point import settled_average, settled_scales
 from hwprune.firmware.formats import FORMATS, FormatName
 from hwprune.firmware.host import checksum
 from hwprune.firmware.link import Chip
@@ -43,12 +45,15 @@ from hwprune.firmware.network import (
     Quad,
     QuantizedTensor,
     Reshape,
+    Weighted,
     window_output,
 )
 
 SPARSITIES = (0.8, 0.9, 0.95)
-# Layer by layer where there is room, and the least that a plan can do with.
-RAM = ("roomy", "least")
+# Layer by layer where there is room, the least that a plan can do with, and that with some flash
+# spent on formats that are faster to decode.
+RAM = ("roomy", "least", "least and fast")
+SPARE_BYTES = 4096
 BOARDS = ("mps2-an386", "mps2-an385", "microbit", "mps3-an547", "virt")
 SCALE = np.float32(1 / 16)
 # Of an accumulator, in steps of the output: what calibration gives for a layer's inner values.
@@ -123,13 +128,27 @@ class Builder:
         """Add the average of each channel and a linear layer; return the network."""
         channels = self.tensors[x].shape[0]
         self.layers.append(GlobalAveragePool("average", (x,), "average"))
-        self.tensor("average", (channels, 1, 1))
+        given = self.tensors[x]
+        average = QuantizedTensor("average", (channels, 1, 1), SCALE, -128)
+        self.tensors["average"] = replace(average, scale=settled_average(given, average))
         self.layers.append(Reshape("flat", ("average",), "flat"))
-        return self.done(self.linear(self.tensor("flat", (channels,)), "output", outputs))
+        self.tensors["flat"] = replace(self.tensors["average"], name="flat", shape=(channels,))
+        return self.done(self.linear("flat", "output", outputs))
+
+    def settled(self, layer: Weighted) -> np.ndarray:
+        """Return the scales of a layer's weights, as a chip can compute with them."""
+        x, y = self.tensors[layer.inputs[0]], self.tensors[layer.output]
+        return settled_scales(layer.weight, layer.bias, layer.weight_scale, x, y, layer.clamp)
 
     def done(self, output: str) -> IntegerNetwork:
         """Return the network."""
-        network = IntegerNetwork(self.name, self.tensors, "x", (output,), tuple(self.layers))
+        layers = [
+            replace(layer, weight_scale=self.settled(layer))
+            if isinstance(layer, (Conv2d, Linear))
+            else layer
+            for layer in self.layers
+        ]
+        network = IntegerNetwork(self.name, self.tensors, "x", (output,), tuple(layers))
         network.validate()
         return network
 
@@ -209,7 +228,7 @@ def measure(config: Config) -> dict[str, Any]:
     """Return what one network takes, and what it does on each board that is here and holds it."""
     network = NETWORKS[config["network"]](1 - config["sparsity"])
     plan = memory_plan.plan(network)
-    if config["ram"] == "least":
+    if config["ram"] != "roomy":
         plan = least_plan(network, plan)
     weighted = [layer for layer in network.layers if isinstance(layer, (Conv2d, Linear))]
     pixels = {layer.name: network.macs(layer) // layer.weight.size for layer in weighted}
@@ -227,7 +246,9 @@ def measure(config: Config) -> dict[str, Any]:
         if board.name not in BOARDS:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            emitted = emit.write(network, Path(folder), plan)
+            spare = SPARE_BYTES if config["ram"] == "least and fast" else 0
+            formats = emit.layer_formats(network, plan, spare)
+            emitted = emit.write(network, Path(folder), plan, formats)
             measured["constant_bytes"] = emitted.constant_bytes
             try:
                 image = link.link(Path(folder), board.chip)
@@ -249,6 +270,7 @@ def measure(config: Config) -> dict[str, Any]:
                 count for name, count in found.items() if name in pixels
             ),
             "by_layer": found,
+            "estimated_cycles": list(estimated(board.chip.core, done.classes or {}) or ()),
         }
     return measured
 

@@ -182,7 +182,9 @@ def _firmware(
     template = made.prepared.template if made.template is None else made.template
     say(Status("calibrate", "int8 activations"))
     place = folder.staging / FIRMWARE_NAME
-    found = make_firmware(template, made.written, job.data, job.target, place, job.model.name)
+    found = make_firmware(
+        template, made.written, job.data, job.target, place, job.model.name, job.budget_bytes
+    )
     say(Status("link", f"for {job.target.name}, and running it on an emulated board"))
     x = found.network.tensors[found.network.input]
     some = np.asarray(job.data.validation.batch(np.arange(min(2, len(job.data.validation))))[0])

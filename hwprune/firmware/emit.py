@@ -5,6 +5,8 @@
       CMakeLists.txt        the library `model`; library.properties and zephyr/ say the same to
                             Arduino and Zephyr
       examples/.../main.c   a program that runs it once
+      board/                start-up, linker script and compiler for one chip: with them the CMake
+                            project by itself makes an image of the example
 
 All numbers that make the network are constant arrays in model.c; nothing in it is code but a few
 lines that hand them to the runtime.
@@ -18,9 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwprune.errors import ExportError
-from hwprune.firmware.formats import FormatName, StoredRows, columns_of, encode, smallest
+from hwprune.firmware.fixed_point import layer_multipliers
+from hwprune.firmware.formats import (
+    FORMATS,
+    FormatName,
+    Layer,
+    StoredRows,
+    choose,
+    columns_of,
+    encode,
+)
 from hwprune.firmware.memory_plan import MemoryPlan, PlannedLayer, column_offsets, convolution_of
 from hwprune.firmware.network import (
     Add,
@@ -34,6 +46,7 @@ from hwprune.firmware.network import (
     QuantizedTensor,
     Reshape,
     Softmax,
+    Weighted,
     accumulator_bound,
     pool_multiplier,
 )
@@ -41,12 +54,11 @@ from hwprune.firmware.reference import softmax_table
 
 # What start-ups, linker scripts and harnesses are made of; the runtime lies around it.
 BOARD = Path(__file__).parent / "runtime" / "board"
-# Without a fast path that could saturate by mistake, a scaled accumulator stays below.
-MAX_SCALED = 1 << 30
 # Bytes of the runtime's descriptors on a 32-bit core; biases and scales are words.
 NETWORK_BYTES, TENSOR_BYTES, LAYER_BYTES = 36, 20, 16
-CONV_BYTES, ADD_BYTES, POOL_BYTES, GLOBAL_POOL_BYTES = 64, 6, 12, 8
+CONV_BYTES, ADD_BYTES, POOL_BYTES, GLOBAL_POOL_BYTES = 68, 6, 12, 12
 WORD_BYTES = 4
+_NUMBERS = {"int8_t": "<i1", "uint8_t": "<u1", "uint32_t": "<u4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,7 @@ def write(
     folder: Path,
     plan: MemoryPlan,
     formats: Mapping[str, FormatName] | None = None,
+    board: Mapping[str, str] | None = None,
 ) -> EmittedModel:
     """Write a network's library.
 
@@ -76,12 +89,13 @@ def write(
         network: a valid one.
         folder: is made; files of these names in it are replaced.
         plan: of the same network.
-        formats: of some or all weighted layers, by their names; the shortest otherwise.
+        formats: of the weighted layers, by their names; ``layer_formats`` chooses them otherwise.
+        board: what else to write, by path: the start-up and linker script of ``link.board_files``.
 
     Raises:
         ExportError: a layer is beyond what the runtime's descriptors hold.
     """
-    writer = _ModelWriter(network, plan, formats or {})
+    writer = _ModelWriter(network, plan, formats or layer_formats(network, plan))
     source = folder / "src"
     files = {
         source / "model.h": writer.header(),
@@ -94,11 +108,43 @@ def write(
     }
     for path in runtime_files():
         files[source / path.name] = path.read_text()
+    files |= {folder / name: text for name, text in (board or {}).items()}
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     stored = {name: rows.format for name, rows in writer.stored.items()}
     return EmittedModel(folder, stored, writer.constant_bytes)
+
+
+def layer_formats(
+    network: IntegerNetwork, plan: MemoryPlan, spare_bytes: int = 0
+) -> dict[str, FormatName]:
+    """Return how each weighted layer is best stored: see ``formats.choose``."""
+    layers: dict[str, Layer] = {}
+    for number, planned in enumerate(plan.layers):
+        if isinstance(planned.layer, (Conv2d, Linear)):
+            conv, offsets = _addressed(network, plan, planned.layer)
+            alive = columns_of(conv.weight) != 0
+            layers[conv.name] = Layer(alive, offsets, plan.schedule.count(number))
+    return choose(layers, spare_bytes)
+
+
+def _addressed(
+    network: IntegerNetwork, plan: MemoryPlan, layer: Weighted
+) -> tuple[Conv2d, NDArray[np.int64]]:
+    """Return a layer as a convolution, and where its columns lie in the input's memory."""
+    source = plan.renamed.get(layer.inputs[0], layer.inputs[0])
+    conv, place = convolution_of(layer, network.tensors[source]), plan.placements[source]
+    return conv, column_offsets(conv, place.chw[0], place.pitch)
+
+
+def formats_in(folder: Path, plan: MemoryPlan) -> dict[str, FormatName] | None:
+    """Return how a folder's model.c stores the layers of its plan; None where it does not say."""
+    model = folder / "src" / "model.c"
+    text = model.read_text(errors="replace") if model.is_file() else ""
+    found = [name for name in re.findall(r"hwp_decode_(\w+)", text) if name in FORMATS]
+    layers = [each.layer.name for each in plan.layers if isinstance(each.layer, (Conv2d, Linear))]
+    return dict(zip(layers, found, strict=True)) if len(found) == len(layers) else None
 
 
 def runtime_files() -> list[Path]:
@@ -215,7 +261,7 @@ class _ModelWriter:
         ]
         self.lines += [
             "",
-            f"static hwp_value arena[{plan.arena_bytes}];",
+            f"static _Alignas(4) hwp_value arena[{plan.arena_bytes}];",
             f"static uint32_t taps[{plan.taps}];",
             f"static uint16_t first[{plan.windows}], done[{len(plan.layers)}];",
             "static hwp_source source;",
@@ -258,7 +304,7 @@ class _ModelWriter:
         x, y = self.network.tensors[planned.inputs[0]], self.network.tensors[layer.output]
         self._comment(layer.name, type(layer).__name__, x, y)
         if isinstance(layer, (Conv2d, Linear)):
-            self._convolution(convolution_of(layer, x), name, layer)
+            self._convolution(layer, name)
             return "hwp_conv2d", f"&layer_{name}"
         if isinstance(layer, Add):
             low, high = layer.clamp
@@ -269,7 +315,8 @@ class _ModelWriter:
             sums = f"sums_{name}" if planned in self.plan.summing else "0"
             if planned in self.plan.summing:
                 self.lines.append(f"static int32_t {sums}[{y.chw[0]}];")
-            text = f"{{{_float(self.network.multipliers(layer)[0])}, {sums}}}"
+            (multiplier,), shift = _multipliers(self.network, layer)
+            text = f"{{{sums}, {multiplier}, {shift}}}"
             self._constant("hwp_global_pool_parameters", name, text, GLOBAL_POOL_BYTES)
             return "hwp_global_pool", f"&layer_{name}"
         if isinstance(layer, Softmax):
@@ -296,32 +343,35 @@ class _ModelWriter:
         self._constant("hwp_pool_parameters", name, text, POOL_BYTES)
         return kernel, f"&layer_{name}"
 
-    def _convolution(self, conv: Conv2d, name: str, layer: Conv2d | Linear) -> None:
+    def _convolution(self, layer: Weighted, name: str) -> None:
+        conv, offsets = _addressed(self.network, self.plan, layer)
         place = self.plan.placements[self.plan.renamed.get(conv.inputs[0], conv.inputs[0])]
         x = self.network.tensors[conv.inputs[0]]
-        scales = self.network.multipliers(layer)
-        _check_scales(conv, scales)
-        offsets = column_offsets(conv, place.chw[0], place.pitch)
+        multipliers, shift = _multipliers(self.network, layer)
         rows = columns_of(conv.weight)
-        chosen = self.formats.get(conv.name)
-        stored = encode(rows, chosen, offsets) if chosen else smallest(rows)
+        stored = encode(rows, offsets, self.formats[conv.name], shift)
         self.stored[conv.name] = stored
         arrays = []
+        words = stored.format == "words"
         for kind, part, data in (
-            ("uint8_t", "index", stored.index),
+            ("uint32_t" if words else "uint8_t", "index", stored.index),
             ("int8_t", "values", stored.values),
             ("uint8_t", "counts", stored.counts),
         ):
-            arrays.append(f"{part}_{name}" if data else "0")
+            cast = "(const uint8_t *)" if kind == "uint32_t" else ""
+            arrays.append(f"{cast}{part}_{name}" if data else "0")
             if data:
-                numbers = np.frombuffer(data, np.int8 if kind == "int8_t" else np.uint8).tolist()
+                numbers = np.frombuffer(data, _NUMBERS[kind]).tolist()
                 self._numbers(kind, f"{part}_{name}", map(str, numbers))
                 self._count(len(data))
         sums = rows.astype(np.int64).sum(1)
         folded = conv.bias.astype(np.int64) - x.zero_point * sums
-        biases = [f"HWP_BIAS({b}, {w})" for b, w in zip(folded, sums, strict=True)]
+        biases = [
+            f"HWP_BIAS({b}, {w})" for b, w in zip(folded << shift, sums << shift, strict=True)
+        ]
         self._numbers("int32_t", f"bias_{name}", biases)
-        self._floats(f"scale_{name}", scales)
+        self._numbers("int32_t", f"multiplier_{name}", map(str, multipliers))
+        self._count(WORD_BYTES * len(biases))
         self._count(WORD_BYTES * len(biases))
         outputs, per_group, kernel_rows, kernel_columns = conv.weight.shape
         channels, _, _ = place.chw
@@ -346,13 +396,14 @@ class _ModelWriter:
         filters = (
             f"{{hwp_decode_{stored.format}, {', '.join(arrays)}, {', '.join(map(str, lengths))},\n"
             f"     {reciprocal}, {rows.shape[1]}, {stored.most}, {row_columns}, {step}, "
-            f"{place.pitch - width * conv.dilations[1]}, {conv.dilations[1]}, {stored.rice}}}"
+            f"{offsets[-1]}, {place.pitch - width * conv.dilations[1]}, {conv.dilations[1]}, "
+            f"{stored.rice}, {16 + shift}}}"
         )
         reach = (kernel_rows - 1) * conv.dilations[0] + 1
         numbers = (
             outputs // conv.groups, per_group, reach, *conv.strides, *conv.pads[:2], *conv.clamp,
         )  # fmt: skip
-        text = f"{{{filters},\n    bias_{name}, scale_{name}, {', '.join(map(str, numbers))}}}"
+        text = f"{{{filters},\n    bias_{name}, multiplier_{name}, {', '.join(map(str, numbers))}}}"
         self._constant("hwp_conv2d_parameters", name, text, CONV_BYTES)
 
     def _comment(self, name: str, kind: str, x: QuantizedTensor, y: QuantizedTensor) -> None:
@@ -418,15 +469,23 @@ def _layer_name(planned: PlannedLayer) -> str:
     return planned.layer.name if planned.layer else "input"
 
 
-def _check_scales(conv: Conv2d, scales: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
-    most = accumulator_bound(conv.weight, conv.bias) * float(scales.max(initial=0))
-    least = float(scales.min(initial=1))
-    if most >= MAX_SCALED or least < float(np.finfo(np.float32).tiny):
+def _multipliers(
+    network: IntegerNetwork, layer: Weighted | GlobalAveragePool
+) -> tuple[list[int], int]:
+    """Return the multipliers of a layer and its shift; none of its sums passes 2^31 so long."""
+    found, shift = layer_multipliers(network, layer)
+    bound = 0
+    if not isinstance(layer, GlobalAveragePool):
+        bound = accumulator_bound(layer.weight, layer.bias)
+    if not found.all() or bound << shift >= 1 << 31:
+        scales = network.multipliers(layer)
         raise ExportError(
-            f"the scales of {conv.name!r} lie from {least:g} on and reach values of {most:g}, "
-            f"where firmware takes normal numbers and values below {MAX_SCALED:,}",
-            hint="calibrate with data as the network will see it",
+            f"the scales of {layer.name!r}, from {scales.min(initial=1):g} to "
+            f"{scales.max(initial=0):g} steps of its output, are beyond what firmware computes "
+            "with integers",
+            hint="calibrate with data as the network will see it; pool large images in two layers",
         )
+    return found.tolist(), shift
 
 
 def _quantization(prefix: str, tensor: QuantizedTensor) -> list[str]:
@@ -463,6 +522,7 @@ def _identifiers(names: Sequence[str]) -> list[str]:
 
 CMAKE = """\
 # The network and its runtime as a static library: add_subdirectory(...), then link `model`.
+# By itself: an image of the example for the chip of board/, see there.
 cmake_minimum_required(VERSION 3.13)
 project(model C)
 file(GLOB MODEL_SOURCES ${CMAKE_CURRENT_SOURCE_DIR}/src/*.c)
@@ -470,6 +530,15 @@ add_library(model STATIC ${MODEL_SOURCES})
 target_include_directories(model PUBLIC src)
 target_compile_features(model PUBLIC c_std_11)
 target_compile_options(model PRIVATE -O2 -ffunction-sections -fdata-sections)
+set(BOARD ${CMAKE_CURRENT_SOURCE_DIR}/board)
+if(CMAKE_SOURCE_DIR STREQUAL CMAKE_CURRENT_SOURCE_DIR AND CMAKE_CROSSCOMPILING)
+  add_executable(image.elf examples/run_once/main.c ${BOARD}/start.c ${BOARD}/memory.c)
+  target_compile_options(image.elf PRIVATE -O2)
+  target_link_options(image.elf PRIVATE -nostdlib -Wl,--gc-sections -T ${BOARD}/link.ld)
+  target_link_libraries(image.elf model gcc)
+  add_custom_command(TARGET image.elf POST_BUILD
+    COMMAND ${CMAKE_OBJCOPY} -O binary image.elf image.bin)
+endif()
 """
 ARDUINO = """\
 name={name}

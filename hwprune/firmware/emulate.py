@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from hwprune.errors import TargetError, VerificationError
+from hwprune.firmware.cycles import CLASSES
 from hwprune.firmware.emit import BOARD
 from hwprune.firmware.link import STACK_BYTES, Chip, build, compiler_for, run_tool
 from hwprune.firmware.memory_plan import MemoryPlan
@@ -78,12 +79,14 @@ class Emulation:
         sums: of each tensor by its name, for each input.
         stack_bytes: the most that a run used of the stack.
         instructions: of one run by layer, in the order of the plan; None without plugins.
+        classes: of one run by ``cycles.CLASSES``; likewise.
     """
 
     board: str
     sums: list[dict[str, int]]
     stack_bytes: int
     instructions: dict[str, int] | None
+    classes: dict[str, int] | None
 
 
 class EmulatorAbsentError(TargetError):
@@ -157,12 +160,15 @@ def run(
             f"the run on {board.name} uses all of the stack's {STACK_BYTES:,} B, and perhaps more",
             hint="compilers use the least with -O2",
         )
-    counts = [int(line[6:]) for line in done.stderr.splitlines() if line.startswith("count ")]
+    lines = [line[6:] for line in done.stderr.splitlines() if line.startswith("count ")]
+    counts = [[int(number) for number in line.split()] for line in lines][: len(plan.schedule)]
+    counted = len(counts) == len(plan.schedule)
     return Emulation(
         board.name,
         [dict(zip(tensors, run[1:-1], strict=True)) for run in runs],
         stack,
-        _by_layer(plan, counts) if len(counts) >= len(plan.schedule) else None,
+        _by_layer(plan, counts) if counted else None,
+        dict(zip(CLASSES, map(sum, zip(*counts, strict=True)), strict=True)) if counted else None,
     )
 
 
@@ -215,9 +221,9 @@ def _has_plugins(program: str) -> bool:
     return "-plugin" in run_tool([program, "--help"]).stdout
 
 
-def _by_layer(plan: MemoryPlan, counts: list[int]) -> dict[str, int]:
-    """Sum the counts of the first run's steps by layer, named by what it makes."""
+def _by_layer(plan: MemoryPlan, counts: list[list[int]]) -> dict[str, int]:
+    """Sum the instructions of the first run's steps by layer, named by what it makes."""
     total = {planned.output: 0 for planned in plan.layers}
-    for number, count in zip(plan.schedule, counts, strict=False):
-        total[plan.layers[number].output] += count
+    for number, count in zip(plan.schedule, counts, strict=True):
+        total[plan.layers[number].output] += count[0]
     return total

@@ -5,34 +5,43 @@ here filters follow one another, so that one at a time becomes a list of taps. A
 are in the order [kernel row][channel][kernel column], in which the input lies in memory.
 
     rice     gaps between nonzeros as Golomb-Rice codes, the highest bit first, in one bit stream
-    gap8     gaps as bytes; 255 skips 255 columns
+    gap8     gaps between where nonzeros lie in memory as bytes; 255 skips 255 of it
     bitmap   a bit a column, the lowest first, each filter from a new byte
     dense    every column, zeros included
-    words    the taps themselves, four bytes a nonzero: nothing is decoded
+    words    the taps themselves, four bytes a nonzero, and a word of 0 behind those of each filter
 
 ``rice``, ``gap8`` and ``words`` also store how many nonzeros each filter has: bytes that are
-summed, where 255 says that another one follows. The decoders in C are in ``runtime/hwp_decode.c``.
+summed, where 255 says that another one follows. A filter of ``words`` has one at least, which may
+be of weight 0. The decoders in C are in ``runtime/hwp_decode.c``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprune.errors import ArtifactError
 from hwprune.firmware.network import Int8Array
 
 FormatName = Literal["rice", "gap8", "bitmap", "dense", "words"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
-# What `smallest` chooses from: taps in flash are never the shortest.
-PACKED: tuple[FormatName, ...] = FORMATS[:-1]
+Offsets = NDArray[np.integer[Any]]
 # A decoder holds a code's low bits and the rest of a byte in one word.
 MAX_RICE = 15
 LONG_GAP = LONG_COUNT = 255
 TAP_BYTES = 4
+# Measured on a Cortex-M4: instructions that decoding takes for a filter, for each of its nonzeros,
+# for each of its columns; and what the decoder's code takes of the flash.
+DECODING: dict[FormatName, tuple[int, int, int]] = {
+    "rice": (165, 44, 0), "gap8": (125, 17, 0), "bitmap": (90, 31, 3), "dense": (90, 17, 10),
+    "words": (60, 0, 0),
+}  # fmt: skip
+CODE_BYTES: dict[FormatName, int] = {
+    "rice": 440, "gap8": 180, "bitmap": 220, "dense": 200, "words": 170,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,49 +77,48 @@ def columns_of(weight: Int8Array) -> Int8Array:
     return np.ascontiguousarray(weight.transpose(0, 2, 1, 3).reshape(len(weight), -1))
 
 
-def encode(
-    rows: Int8Array, name: FormatName, offsets: NDArray[np.integer[Any]] | None = None
-) -> StoredRows:
+def encode(rows: Int8Array, offsets: Offsets, name: FormatName, shift: int = 0) -> StoredRows:
     """Store the filters of a layer.
 
     Args:
         rows: (filters, columns).
+        offsets: (columns,) where the input's byte of each column lies.
         name: the format.
-        offsets: (columns,) where the input's byte of each column lies, for ``words`` alone.
+        shift: by how many bits weights are longer in a tap, which ``words`` holds.
     """
     alive = rows != 0
-    most = int(alive.sum(1).max(initial=0))
     index, counts, rice = b"", b"", 0
     values = rows[alive].tobytes()
+    if name == "words":
+        alive[~alive.any(1), 0] = True
+        taps = np.zeros(int(alive.sum()) + len(rows), np.int64)
+        marks = np.cumsum(alive.sum(1) + 1) - 1
+        taps[np.delete(np.arange(len(taps)), marks)] = (
+            rows[alive].astype(np.int64) << (16 + shift)
+        ) + offsets[np.nonzero(alive)[1]]
+        values, index = b"", (taps & 0xFFFFFFFF).astype("<u4").tobytes()
     if name in ("rice", "gap8", "words"):
         counts = b"".join(_spilled(int(count), LONG_COUNT) for count in alive.sum(1))
-    gaps = _gaps(alive)
     if name == "dense":
         values = rows.tobytes()
     elif name == "bitmap":
         index = np.packbits(alive, axis=1, bitorder="little").tobytes()
     elif name == "gap8":
-        index = b"".join(_spilled(int(gap), LONG_GAP) for gap in gaps)
+        index = b"".join(_spilled(int(gap), LONG_GAP) for gap in _gaps(alive, offsets))
     elif name == "rice":
+        gaps = _gaps(alive, np.arange(rows.shape[1]))
         rice = _best_rice(gaps)[0]
         index = _rice_bytes(gaps, rice)
-    else:
-        assert offsets is not None, "taps hold offsets"
-        taps = (rows[alive].astype(np.int64) << 16) | offsets[np.nonzero(alive)[1]]
-        values, index = b"", (taps & 0xFFFFFFFF).astype("<u4").tobytes()
-    return StoredRows(name, (len(rows), rows.shape[1]), values, index, counts, rice, most)
+    most = int(alive.sum(1).max(initial=0))
+    return StoredRows(name, rows.shape, values, index, counts, rice, most)
 
 
-def smallest(rows: Int8Array) -> StoredRows:
-    """Store the filters of a layer in the fewest bytes; the earlier of two equal formats."""
-    return encode(rows, min(PACKED, key=lambda name: stored_bytes(rows != 0, name)))
-
-
-def stored_bytes(alive: NDArray[np.bool_], name: FormatName) -> int:
+def stored_bytes(alive: NDArray[np.bool_], offsets: Offsets, name: FormatName) -> int:
     """Return the exact bytes of weights, of which only the nonzeros' places are known.
 
     Args:
         alive: (filters, columns).
+        offsets: as in ``encode``.
         name: the format.
     """
     filters, columns = len(alive), int(alive.shape[1])
@@ -121,93 +129,88 @@ def stored_bytes(alive: NDArray[np.bool_], name: FormatName) -> int:
         return int(nonzeros.sum()) + filters * -(-columns // 8)
     counts = int((nonzeros // LONG_COUNT + 1).sum())
     if name == "words":
-        return counts + TAP_BYTES * int(nonzeros.sum())
-    gaps = _gaps(alive)
-    index = _best_rice(gaps)[1] if name == "rice" else int((gaps // LONG_GAP + 1).sum())
+        return counts + TAP_BYTES * int((np.maximum(nonzeros, 1) + 1).sum())
+    if name == "rice":
+        index = _best_rice(_gaps(alive, np.arange(columns)))[1]
+    else:
+        index = int((_gaps(alive, offsets) // LONG_GAP + 1).sum())
     return counts + int(nonzeros.sum()) + index
 
 
-def decode(stored: StoredRows, offsets: NDArray[np.integer[Any]] | None = None) -> Int8Array:
-    """Return the filters again: (filters, columns).
+def decoding_cost(alive: NDArray[np.bool_], name: FormatName) -> int:
+    """Return about how many instructions of a Cortex-M4 it takes to decode a layer once."""
+    each, weight, column = DECODING[name]
+    return each * len(alive) + weight * int(alive.sum()) + column * alive.size
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer whose format is to be chosen.
+
+    Attributes:
+        alive: (filters, columns) where its weights are not zero.
+        offsets: as in ``encode``.
+        passes: how often it is decoded in a run.
+    """
+
+    alive: NDArray[np.bool_]
+    offsets: Offsets
+    passes: int
+
+
+def choose(layers: Mapping[str, Layer], spare_bytes: int = 0) -> dict[str, FormatName]:
+    """Return the format of each layer: the shortest, or a faster one while bytes are spare.
+
+    The bytes go step by step to where each of them saves the most instructions, among the layers
+    that are decoded several times: of others decoding is a small part.
 
     Args:
-        stored: what ``encode`` made.
-        offsets: as there.
-
-    Raises:
-        ArtifactError: the bytes are not what ``encode`` writes.
+        layers: by their names.
+        spare_bytes: of flash, that may be spent on formats longer than the shortest.
     """
-    filters, columns = stored.shape
-    rows = np.zeros((filters, columns), np.int8)
-    if stored.format == "dense":
-        alive = np.ones((filters, columns), np.bool_)
-    elif stored.format == "bitmap":
-        packed = np.frombuffer(stored.index, np.uint8)
-        _expect(packed.size == filters * -(-columns // 8), stored)
-        bits = np.unpackbits(packed.reshape(filters, -1), axis=1, bitorder="little")
-        _expect(not bits[:, columns:].any(), stored)
-        alive = bits[:, :columns].astype(np.bool_)
-    elif stored.format == "words":
-        assert offsets is not None, "taps hold offsets"
-        taps = np.frombuffer(stored.index, "<u4")
-        places = {int(offset): column for column, offset in enumerate(offsets)}
-        counts = _joined(stored, stored.counts, LONG_COUNT)
-        _expect(len(counts) == filters and sum(counts) == taps.size, stored)
-        for row, tap in zip(np.repeat(np.arange(filters), counts), taps.tolist(), strict=True):
-            _expect(tap & 0xFFFF in places, stored)
-            rows[row, places[tap & 0xFFFF]] = np.int8((tap >> 16 & 0xFF ^ 0x80) - 0x80)
-        return rows
-    else:
-        counts = _joined(stored, stored.counts, LONG_COUNT)
-        _expect(len(counts) == filters, stored)
-        is_rice = stored.format == "rice"
-        gaps = (
-            _rice_gaps(stored, sum(counts)) if is_rice else _joined(stored, stored.index, LONG_GAP)
-        )
-        _expect(len(gaps) == sum(counts), stored)
-        alive = np.zeros((filters, columns), np.bool_)
-        start = 0
-        for at, count in enumerate(counts):
-            places_of = np.cumsum(np.asarray(gaps[start : start + count], np.int64) + 1) - 1
-            _expect(not count or int(places_of[-1]) < columns, stored)
-            alive[at, places_of] = True
-            start += count
-    _expect(int(alive.sum()) == len(stored.values), stored)
-    rows[alive] = np.frombuffer(stored.values, np.int8)
-    return rows
+    sizes = {
+        name: {each: stored_bytes(layer.alive, layer.offsets, each) for each in FORMATS}
+        for name, layer in layers.items()
+    }
+    costs = {
+        name: {each: layer.passes * decoding_cost(layer.alive, each) for each in FORMATS}
+        for name, layer in layers.items()
+    }
+    chosen = {name: min(FORMATS, key=lambda each: sizes[name][each]) for name in layers}
+
+    def code(each: FormatName) -> int:
+        return 0 if each in chosen.values() else CODE_BYTES[each]
+
+    while True:
+        steps = [
+            ((costs[name][chosen[name]] - costs[name][each]) / longer, longer, name, each)
+            for name in layers
+            for each in FORMATS
+            if layers[name].passes > 1
+            and costs[name][each] < costs[name][chosen[name]]
+            and (longer := max(1, sizes[name][each] - sizes[name][chosen[name]] + code(each)))
+            <= spare_bytes
+        ]
+        if not steps:
+            return chosen
+        _, longer, name, each = max(steps)
+        chosen[name] = each
+        spare_bytes -= longer
 
 
-def _expect(met: bool, stored: StoredRows) -> None:
-    if not met:
-        raise ArtifactError(
-            f"the {stored.format} weights of a layer of {stored.shape} are not what was written"
-        )
-
-
-def _gaps(alive: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the zeros before each nonzero, counted from the one before it in the same filter."""
+def _gaps(alive: NDArray[np.bool_], places: Offsets) -> NDArray[np.int64]:
+    """Return what lies between each nonzero and the one before it in the same filter."""
     filters, columns = np.nonzero(alive)
-    before = np.concatenate([[-1], columns[:-1]])
+    at = places[columns].astype(np.int64)
+    before = np.concatenate([[-1], at[:-1]])
     before[np.concatenate([[True], filters[1:] != filters[:-1]])[: len(filters)]] = -1
-    result: NDArray[np.int64] = columns - before[: len(columns)] - 1
+    result: NDArray[np.int64] = at - before[: len(at)] - 1
     return result
 
 
 def _spilled(number: int, long: int) -> bytes:
     """Return bytes whose sum is a number, where each ``long`` says that another one follows."""
     return bytes([long] * (number // long) + [number % long])
-
-
-def _joined(stored: StoredRows, stream: bytes, long: int) -> list[int]:
-    """Return the numbers of a stream of ``_spilled``."""
-    numbers, number = [], 0
-    for byte in stream:
-        number += byte
-        if byte < long:
-            numbers.append(number)
-            number = 0
-    _expect(number == 0, stored)
-    return numbers
 
 
 def _best_rice(gaps: NDArray[np.int64]) -> tuple[int, int]:
@@ -226,16 +229,3 @@ def _rice_bytes(gaps: NDArray[np.int64], rice: int) -> bytes:
     for place in range(rice):
         bits[ends - 1 - place] = gaps >> place & 1
     return np.packbits(bits).tobytes()
-
-
-def _rice_gaps(stored: StoredRows, count: int) -> list[int]:
-    bits = np.unpackbits(np.frombuffer(stored.index, np.uint8)).tolist()
-    gaps, at, rice = [], 0, stored.rice
-    for _ in range(count):
-        end = bits.index(1, at) if 1 in bits[at:] else len(bits)
-        _expect(end + rice < len(bits), stored)
-        low = sum(bit << rice - 1 - i for i, bit in enumerate(bits[end + 1 : end + 1 + rice]))
-        gaps.append((end - at << rice) + low)
-        at = end + 1 + rice
-    _expect(len(bits) - at < 8, stored)
-    return gaps

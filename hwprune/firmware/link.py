@@ -219,6 +219,35 @@ def linker_script(chip: Chip, stack_bytes: int) -> str:
     return text
 
 
+def board_files(chip: Chip, stack_bytes: int = STACK_BYTES) -> dict[str, str]:
+    """Return what makes a folder's CMake project build an image for a chip, by path in the folder.
+
+    Nothing for a core that no image is linked for.
+    """
+    core = CORES.get(chip.core)
+    if core is None:
+        return {}
+    start = "start_arm.c" if core.tools == ARM else "start_riscv.c"
+    flags = " ".join((*core.flags, *OPTIONS[1:]))
+    return {
+        "board/start.c": (BOARD / start).read_text(),
+        "board/memory.c": (BOARD / "memory.c").read_text(),
+        "board/link.ld": linker_script(chip, stack_bytes),
+        TOOLCHAIN_NAME: TOOLCHAIN.format(name=chip.name, tools=core.tools, flags=flags),
+    }
+
+
+TOOLCHAIN_NAME = "board/toolchain.cmake"
+TOOLCHAIN = """\
+# {name}: cmake -B build -DCMAKE_TOOLCHAIN_FILE=board/toolchain.cmake && cmake --build build
+set(CMAKE_SYSTEM_NAME Generic)
+set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
+set(CMAKE_C_COMPILER {tools}gcc)
+set(CMAKE_OBJCOPY {tools}objcopy)
+set(CMAKE_C_FLAGS_INIT "{flags}")
+"""
+
+
 def _explain(stderr: str, chip: Chip) -> None:
     """Say in our words what the linker found too long; everything else in its own."""
     overflow = re.search(r"region [`']?(FLASH|RAM)'? overflowed by (\d+) byte", stderr)

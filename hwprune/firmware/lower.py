@@ -25,6 +25,7 @@ from onnx import numpy_helper
 
 from hwprune.errors import ExportError
 from hwprune.firmware.calibrate import Range, add_ratio, average_scale, few_bits, starting_scale
+from hwprune.firmware.fixed_point import LEAST_SCALE, MAX_SPREAD, settled_average, settled_scales
 from hwprune.firmware.network import (
     SOFTMAX_SCALE,
     Add,
@@ -625,6 +626,10 @@ class _Scales:
         elif layer.kind is AveragePool:
             yield from self._average(layer)
             return
+        elif layer.kind is GlobalAveragePool:
+            x, y = self._tensor(layer.inputs[0]), self._tensor(layer.name)
+            yield from self._rescaled(layer, settled_average(x, y))
+            return
         yield layer
 
     def _average(self, layer: FloatLayer) -> Iterator[FloatLayer]:
@@ -639,7 +644,11 @@ class _Scales:
             self.fix(name, wanted)
         made = self.scale[self.of(layer.name)]
         scale = average_scale(wanted, self._zero_point(layer.inputs[0]), made, counts)
-        if self.of(layer.name) in self.is_fixed and scale != made:
+        yield from self._rescaled(layer, scale)
+
+    def _rescaled(self, layer: FloatLayer, scale: np.float32) -> Iterator[FloatLayer]:
+        """Yield an average of this scale, and what converts it where another one is wanted."""
+        if self.of(layer.name) in self.is_fixed and scale != self.scale[self.of(layer.name)]:
             pooled = f"{layer.name}_pooled"
             self.shapes[pooled], self.group[pooled] = layer.shape, pooled
             self.range[pooled] = self.range[self.of(layer.name)]
@@ -667,11 +676,12 @@ class _Scales:
         low, _ = self.range[group]
         return int(np.clip(round(-128 - low / float(self.scale[group])), -128, 127))
 
+    def _tensor(self, name: str) -> QuantizedTensor:
+        scale = self.scale[self.of(name)]
+        return QuantizedTensor(name, self.shapes[name], scale, self._zero_point(name))
+
     def tensors(self) -> dict[str, QuantizedTensor]:
-        return {
-            name: QuantizedTensor(name, shape, self.scale[self.of(name)], self._zero_point(name))
-            for name, shape in self.shapes.items()
-        }
+        return {name: self._tensor(name) for name in self.shapes}
 
 
 def _conversion(name: str, shape: tuple[int, ...]) -> FloatLayer:
@@ -695,9 +705,6 @@ def _window_counts(layer: FloatLayer, shape: tuple[int, ...]) -> list[int]:
 def _integer_layer(layer: FloatLayer, tensors: Mapping[str, QuantizedTensor]) -> IntegerLayer:
     x, y = tensors[layer.inputs[0]], tensors[layer.name]
     arguments: dict[str, Any] = {**layer.options}
-    if layer.weight is not None and layer.bias is not None:
-        weight, scale, bias = _weights(layer.weight, layer.bias, x.scale, y.scale)
-        arguments |= {"weight": weight, "weight_scale": scale, "bias": bias}
     if layer.kind in (Conv2d, Linear, Add):
         low, high = (
             int(
@@ -707,7 +714,11 @@ def _integer_layer(layer: FloatLayer, tensors: Mapping[str, QuantizedTensor]) ->
             )
             for bound in layer.activation
         )
-        arguments["clamp"] = (min(low, 126), max(high, min(low, 126) + 1))
+        clamp = arguments["clamp"] = (min(low, 126), max(high, min(low, 126) + 1))
+    if layer.weight is not None and layer.bias is not None:
+        weight, scale, bias = _weights(layer.weight, layer.bias, x.scale, y.scale)
+        scale = settled_scales(weight, bias, scale, x, y, clamp)
+        arguments |= {"weight": weight, "weight_scale": scale, "bias": bias}
     made: IntegerLayer = layer.kind(layer.name, layer.inputs, layer.name, **arguments)
     return made
 
@@ -720,7 +731,10 @@ def _weights(
     needed = np.abs(bias.astype(np.float64)) / (float(x) * MAX_BIAS_STEPS)
     scale = np.maximum(largest / 127, needed)
     # A channel without weights or bias: any scale does.
-    scale = np.where(scale > 0, scale, float(y) / (256 * float(x))).astype(np.float32)
+    scale = np.where(scale > 0, scale, float(y) / (256 * float(x)))
+    # A step of a weight that is far below one of what is made would be for nothing.
+    least = max(LEAST_SCALE * float(y) / float(x), MAX_SPREAD * float(scale.max(initial=0)))
+    scale = np.maximum(scale, least).astype(np.float32)
     each = scale.reshape(-1, *(1,) * (weight.ndim - 1))
     steps = np.clip(np.rint(weight / each), -127, 127).astype(np.int8)
     biases = np.rint(bias / (float(x) * scale.astype(np.float64))).astype(np.int32)

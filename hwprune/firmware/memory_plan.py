@@ -39,7 +39,7 @@ MAX_OFFSET = 65_535
 # The descriptors hold gaps, pads, strides and kernels in one byte each, numbers of things too.
 MAX_BYTE = 255
 TAP_BYTES = 4
-# Words behind a list of taps at which a loop ends.
+# The word behind a list of taps at which a loop ends, and a tap where there would be none.
 END_TAPS = 2
 # What the state of a schedule takes: a row number a window and a layer, and where input comes from.
 ROW_BYTES = 2
@@ -51,9 +51,11 @@ PIXELS = 16
 WORD_SLACK = 8
 # Rows a pass that are tried, the last one for all.
 PASSES = (1, 2, 4, 8, 16, 65_535)
+# Of how many beginnings a plan is refined: the best one does not always end as the best.
+REFINED = 3
 # What decoding a filter and each of its nonzeros, a multiply-accumulate, and moving a byte cost, in
 # instructions of a Cortex-M4: to compare plans of one network.
-FILTER_COST, DECODE_COST, MAC_COST, MOVE_COST = 150.0, 42.0, 2.2, 5.0
+FILTER_COST, DECODE_COST, MAC_COST, MOVE_COST = 165.0, 44.0, 2.2, 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,13 +208,18 @@ def plan(network: IntegerNetwork, ram_bytes: int | None = None) -> MemoryPlan:
     gaps = _gaps(network, layers)
     planner = _Planner(network, renamed, gaps, ram_bytes)
     least: MemoryPlan | None = None
-    for candidates in _candidates(layers):
+    begun: list[MemoryPlan] = []
+    for count, candidates in enumerate(_candidates(layers)):
         made = [plan for candidate in candidates for plan in planner.plans(candidate)]
-        fitting = [plan for plan in made if planner.fits(plan)]
-        if fitting:
-            best = min(fitting, key=_rank)
-            return planner.refined(best) if ram_bytes is not None else best
+        begun += sorted(filter(planner.fits, made), key=_rank)[:1]
+        if begun and not count:  # layer by layer: nothing is decoded twice
+            break
         least = min([*made, *([least] if least else [])], key=lambda plan: plan.ram_bytes)
+    if begun and ram_bytes is None:
+        return begun[0]
+    if begun:
+        best = sorted(begun, key=_rank)[:REFINED]
+        return min(map(planner.refined, best), key=_rank)
     assert least is not None
     raise InfeasibleError(
         f"the network needs {format_bytes(least.ram_bytes)} of RAM at {least.peak!r}, where "
@@ -246,7 +253,10 @@ class _Planner:
         return self.limit is None or plan.ram_bytes <= self.limit
 
     def refined(self, best: MemoryPlan) -> MemoryPlan:
-        """Give layers, and sums with what makes an operand, more rows a pass where they fit."""
+        """Give layers more rows a pass where they fit.
+
+        One alone, a sum with what makes an operand, all from one on to the last that is streamed.
+        """
         readers = _readers(best.layers)
         groups = [{number} for number in range(len(best.layers))]
         for number, planned in enumerate(best.layers):
@@ -255,6 +265,8 @@ class _Planner:
                 for reader in readers[planned.output]
                 if isinstance(best.layers[reader].layer, Add)
             ]
+        streamed = [n for n, planned in enumerate(best.layers) if planned.rows < planned.height]
+        groups += [set(streamed[begin:]) for begin in range(len(streamed) - 1)]
         for group in groups:
             for rows in reversed(PASSES):
                 layers = tuple(
@@ -543,7 +555,7 @@ def _packed(
         begin = 0
         for other, end, other_born, other_died in sorted(taken):
             if born <= other_died and other_born <= died and begin + place.size > other:
-                begin = max(begin, end)
+                begin = max(begin, _aligned(end))
         taken.append((begin, begin + place.size, born, died))
         begins[place.tensor] = begin
     return begins, max(end for _, end, _, _ in taken)

@@ -20,6 +20,7 @@ Int8Array = NDArray[np.int8]
 Pair = tuple[int, int]
 Quad = tuple[int, int, int, int]
 
+FULL_RANGE = (-128, 127)
 # Scales of the operands of an addition are these parts of the sum's scale.
 ADD_DENOMINATOR = 64
 MAX_ADD_RATIO = 4095  # then every product and sum of the formula is exact in single precision

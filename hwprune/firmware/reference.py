@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from hwprune.firmware.network import (
     ADD_DENOMINATOR,
+    FULL_RANGE,
     Add,
     AveragePool,
     Concat,
@@ -45,7 +46,6 @@ from hwprune.firmware.network import (
 
 # Sums of int8 products are whole numbers far below 2^53, and matrix products of float64 are fast.
 Exact = NDArray[np.float64]
-FULL_RANGE = (-128, 127)
 
 
 def run(network: IntegerNetwork, x: Int8Array) -> dict[str, Int8Array]:

@@ -117,6 +117,9 @@ def _of_firmware(firmware: FirmwarePart) -> Iterator[str]:
         yield f"Equal to onnxruntime on {firmware.board} in {equal}."
     if firmware.instructions is not None:
         yield f"{firmware.instructions:,} instructions an input."
+    if firmware.estimated_cycles is not None:
+        least, most = firmware.estimated_cycles
+        yield f"{least:,} to {most:,} cycles, estimated by the core's manual."
 
 
 def metric_rows(record: Record) -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ from hwprune.steps.planning import Candidate, Prepared, module_weights, plan_sha
 from hwprune.targets import Target
 from hwprune.units import format_bytes
 from hwprune.verify import runner
-from hwprune.verify.firmware import QLINEAR_NAME, core_of, planned, sha256_of
+from hwprune.verify.firmware import QLINEAR_NAME, board_files, core_of, planned, sha256_of
 
 if TYPE_CHECKING:
     from hwprune.job import Job
@@ -395,8 +395,9 @@ def _as_planned(prepared: Prepared, candidate: Candidate, kind: ValueType) -> Wr
 
 
 def make_firmware(
-    template: Template, written: Written, data: Data, target: Target, folder: Path, name: str
-) -> Firmware:
+    template: Template, written: Written, data: Data, target: Target, folder: Path, name: str,
+    budget_bytes: int,
+) -> Firmware:  # fmt: skip
     """Calibrate, choose scales, and write the folder.
 
     Args:
@@ -406,6 +407,7 @@ def make_firmware(
         target: the device.
         folder: is made.
         name: of the network.
+        budget_bytes: of the image; what is left of it makes streamed layers faster.
 
     Raises:
         DataError: samples that calibrate nothing.
@@ -414,7 +416,18 @@ def make_firmware(
     model = float_model(template, written)
     layers = read_layers(model, name)
     network, method, error = calibrated(model, layers, data)
-    made = emit.write(network, folder, planned(network, target))
+    plan, board = planned(network, target), board_files(target)
+
+    def write(spare: int) -> tuple[emit.EmittedModel, int]:
+        formats = emit.layer_formats(network, plan, spare)
+        made = emit.write(network, folder, plan, formats, board)
+        return made, budget_bytes - made.constant_bytes - code_bytes(core_of(target), plan, made)
+
+    made, left = write(0)
+    if plan.streamed and left > 0:
+        made, left = write(left)
+        if left < 0:
+            made, _ = write(0)
     write_file(folder / QLINEAR_NAME, to_onnx(network).SerializeToString(deterministic=True))
     return Firmware(network, method, error, made.formats, made.constant_bytes, sha256_of(folder))
 

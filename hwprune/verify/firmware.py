@@ -29,6 +29,7 @@ from hwprune.errors import (
     VerificationError,
 )
 from hwprune.firmware import emit, emulate, link, memory_plan, reference
+from hwprune.firmware.cycles import estimated
 from hwprune.firmware.host import checksum
 from hwprune.firmware.link import Chip, LinkedImage
 from hwprune.firmware.memory_plan import MemoryPlan
@@ -46,7 +47,7 @@ QLINEAR_NAME = "model.qlinear.onnx"
 SCOPE_LINKED = "linked, not run"
 SCOPE_NOT_LINKED = "not linked, not run"
 _RANDOM_INPUTS = 2  # that a folder is run with, beside those that its maker gives
-_WORD = 4
+_WORD, _STACK_ALIGNMENT = 4, 16
 # Cores of which QEMU has a small board only; a larger core runs their code unchanged.
 ARMV6M = ("Cortex-M0", "Cortex-M0+")
 ROOMY_ARMV6M = next(board for board in emulate.BOARDS if board.name == "mps2-an385")
@@ -66,6 +67,7 @@ class FirmwareFacts:
         inputs: how many inputs were run.
         tensors: how many tensors of each were compared.
         instructions: of one run by layer; None where they were not counted.
+        estimated_cycles: of one run, from and to; None where the core's manual has no cycles.
         why_not: why it was not linked, or not run, with what to install.
     """
 
@@ -77,6 +79,7 @@ class FirmwareFacts:
     inputs: int = 0
     tensors: int = 0
     instructions: Mapping[str, int] | None = None
+    estimated_cycles: tuple[int, int] | None = None
     why_not: str | None = None
 
     @property
@@ -99,6 +102,7 @@ class FirmwareFacts:
             "tensors": self.tensors,
             "instructions": count,
             "instructions_by_layer": None if count is None else dict(self.instructions or {}),
+            "estimated_cycles": self.estimated_cycles,
         }
 
 
@@ -123,14 +127,16 @@ def is_firmware(path: str) -> bool:
 def planned(network: IntegerNetwork, target: Target) -> MemoryPlan:
     """Return the memory plan of a network in what a target leaves to it.
 
-    The stack, and the outputs that a program holds, are taken off first.
+    The stack, which begins at a multiple of 16, and the outputs that a program holds are taken off
+    first.
 
     Raises:
         ExportError: a layer is beyond what the runtime holds.
         InfeasibleError: no plan fits; names the layer that peaks and the bytes.
     """
     outputs = sum(network.tensors[name].size + _WORD for name in network.outputs)
-    return memory_plan.plan(network, target.ram_bytes - STACK_BYTES - outputs - _WORD)
+    room = (target.ram_bytes - STACK_BYTES) // _STACK_ALIGNMENT * _STACK_ALIGNMENT
+    return memory_plan.plan(network, room - outputs - _WORD)
 
 
 def chip_of(target: Target) -> Chip:
@@ -151,6 +157,14 @@ def chip_of(target: Target) -> Chip:
 def core_of(target: Target) -> str:
     """Return a target's core by the name that code is built for."""
     return next((word for word in target.core.split() if word in link.CORES), target.core)
+
+
+def board_files(target: Target) -> dict[str, str]:
+    """Return what a folder has for a target alone: nothing where its regions are not known."""
+    try:
+        return link.board_files(chip_of(target), STACK_BYTES)
+    except TargetError:
+        return {}
 
 
 def linked(folder: Path, target: Target) -> LinkedImage:
@@ -259,7 +273,10 @@ class _FolderCheck:
     def as_made(self) -> str:
         """Make the C again and compare."""
         with tempfile.TemporaryDirectory() as room:
-            emit.write(self.network, Path(room), self.planned)
+            assert self.target is not None
+            formats = emit.formats_in(self.folder, self.planned)
+            board = board_files(self.target) if self._is_for(self.target) else {}
+            emit.write(self.network, Path(room), self.planned, formats, board)
             made = [file.relative_to(room) for file in Path(room).rglob("*") if file.is_file()]
             for file in sorted(made):
                 place = self.folder / file
@@ -276,6 +293,11 @@ class _FolderCheck:
             if added:
                 raise VerificationError(f"{added[0]} is no file of hwprune's, and would be linked")
         return f"{format_count(len(made), 'file')} as {QLINEAR_NAME} makes them, byte for byte"
+
+    def _is_for(self, target: Target) -> bool:
+        """Return whether the folder's board is this target; a folder may be checked for another."""
+        toolchain = self.folder / link.TOOLCHAIN_NAME
+        return toolchain.is_file() and toolchain.read_text().startswith(f"# {target.name}:")
 
     def links(self, folder: Path) -> str:
         assert self.target is not None
@@ -345,9 +367,11 @@ class _FolderCheck:
                 f"a run uses {found.stack_bytes:,} B of stack, the image leaves {STACK_BYTES:,}",
                 hint="this is a defect of hwprune: please report it with the folder",
             )
+        cycles = estimated(core, found.classes or {})
         self.facts = replace(
             self.facts, board=board.name, stack_bytes=found.stack_bytes, inputs=len(x),
             tensors=len(found.sums[0]), instructions=found.instructions,
+            estimated_cycles=cycles,
         )  # fmt: skip
         return (
             f"{format_count(len(found.sums[0]), 'tensor')} of {format_count(len(x), 'input')} on "

@@ -42,19 +42,20 @@ int main(void) {
     filters.row_step = (uint16_t)(channels * pitch);
     filters.dilation = 1;
     filters.rice = (uint8_t)next(16);
+    filters.shift = (uint8_t)(16 + next(9));
     filters.most_taps = (uint16_t)(1 + next(filters.columns));
-    uint32_t *taps = malloc((filters.most_taps + 1u) * sizeof *taps);
-    hwp_cursor cursor = {filters.index, filters.values, filters.counts, 0, 0};
+    uint32_t *taps = malloc(filters.most_taps * sizeof *taps);
+    hwp_cursor cursor = {taps, filters.index, filters.values, filters.counts, 0, 0};
     const uint32_t most = (rows - 1) * filters.row_step + (channels - 1) * pitch + width - 1;
+    filters.last = (uint16_t)most;
     for (unsigned filter = 0; filter < 4; filter++) {
-      uint32_t *end = filters.decode(&filters, &cursor, taps);
+      const uint32_t *end = filters.decode(&filters, &cursor, taps, 1);
       if (!end) {
         refused++;
         break;
       }
       decoded++;
-      *end = 0;
-      for (const uint32_t *tap = taps; tap != end; tap++)
+      for (const uint32_t *tap = cursor.taps; tap != end; tap++)
         if ((*tap & 0xffffu) > most) return 1;
     }
     free(taps);

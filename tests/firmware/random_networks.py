@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
+from hwprune.firmware.fixed_point import settled_average, settled_scales
 from hwprune.firmware.network import (
     SOFTMAX_SCALE,
     Add,
@@ -53,12 +55,21 @@ def fitting(rng: np.random.Generator, weight: np.ndarray, x: QuantizedTensor) ->
 
 
 def network(
-    layers: list[IntegerLayer], tensors: list[QuantizedTensor], outputs: tuple[str, ...] = ()
-) -> IntegerNetwork:
+    layers: list[IntegerLayer], tensors: list[QuantizedTensor], outputs: tuple[str, ...] = (),
+    settle: bool = True,
+) -> IntegerNetwork:  # fmt: skip
+    """Put a network together; its scales are settled where chips shall compute with them."""
+    known = {t.name: t for t in tensors}
+    settled = []
+    for layer in layers:
+        if settle and isinstance(layer, (Conv2d, Linear)):
+            x, y = known[layer.inputs[0]], known[layer.output]
+            scale = settled_scales(layer.weight, layer.bias, layer.weight_scale, x, y, layer.clamp)
+            layer = replace(layer, weight_scale=scale)
+        settled.append(layer)
     made = IntegerNetwork(
-        "random", {t.name: t for t in tensors}, tensors[0].name,
-        outputs or (layers[-1].output,), tuple(layers),
-    )  # fmt: skip
+        "random", known, tensors[0].name, outputs or (layers[-1].output,), tuple(settled)
+    )
     made.validate()
     return made
 
@@ -86,6 +97,14 @@ def linear(
     weight = weights(rng, (outputs, x.size))
     scales, bias, step = fitting(rng, weight, x)
     return Linear(y, (x.name,), y, weight, scales, bias), tensor(rng, y, (outputs,), step)
+
+
+def averaged(
+    rng: np.random.Generator, x: QuantizedTensor, name: str, part: float
+) -> QuantizedTensor:
+    """What a global average makes, with a scale that is about so large a part of the input's."""
+    y = tensor(rng, name, (x.shape[0], 1, 1), float(x.scale) * part)
+    return replace(y, scale=settled_average(x, y))
 
 
 def random_conv(rng: np.random.Generator) -> IntegerNetwork:
@@ -178,7 +197,7 @@ def random_average_pool(rng: np.random.Generator) -> IntegerNetwork:
 
 def random_global_pool(rng: np.random.Generator) -> IntegerNetwork:
     x = tensor(rng, "x", (64, int(rng.integers(1, 26)), int(rng.integers(1, 9))))
-    y = tensor(rng, "y", (64, 1, 1), float(x.scale) * rng.uniform(0.1, 1))
+    y = averaged(rng, x, "y", rng.uniform(0.1, 1))
     return network([GlobalAveragePool("y", ("x",), "y")], [x, y])
 
 
@@ -205,7 +224,7 @@ def random_residual(rng: np.random.Generator) -> IntegerNetwork:
     back, c = conv(rng, b, "c", 8, kernel=(3, 3), pads=(1, 1, 1, 1), scale=y_scale * ratios[1] / 64)
     total = tensor(rng, "d", (8, 12, 10), y_scale)
     down, e = conv(rng, total, "e", 12, kernel=(3, 3), strides=(2, 2), pads=(0, 0, 1, 1))
-    pooled = tensor(rng, "g", (12, 1, 1), float(e.scale) / 2)
+    pooled = averaged(rng, e, "g", 0.5)
     flat = QuantizedTensor("f", (12,), pooled.scale, pooled.zero_point)
     head, out = linear(rng, flat, "y", 10)
     layers = [

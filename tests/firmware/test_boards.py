@@ -13,7 +13,7 @@ import pytest
 from random_networks import KINDS, random_input
 
 from hwprune.errors import InfeasibleError, TargetError, VerificationError
-from hwprune.firmware import code_size, emit, emulate, link, memory_plan, reference
+from hwprune.firmware import code_size, cycles, emit, emulate, link, memory_plan, reference
 from hwprune.firmware.host import checksum
 from hwprune.firmware.network import Conv2d, IntegerNetwork, Linear
 
@@ -59,6 +59,70 @@ def test_every_tensor_on_every_board_equals_the_reference(name: str, tmp_path: P
     if done.instructions is not None:
         assert set(done.instructions) == set(plan.placements)
         assert all(done.instructions.values())
+        assert done.classes is not None
+        assert done.classes["all"] == sum(done.instructions.values())
+        found = cycles.estimated(board.chip.core, done.classes)
+        assert (found is None) == (board.chip.core not in cycles.EXTRA)
+        if found is not None:
+            assert done.classes["all"] < found[0] <= found[1] < 3 * done.classes["all"]
+
+
+# Instructions, the class that counts each, and the registers that it moves.
+CODE = {
+    "adds r0, r1": ("all", 1), "ldr r0, [pc, #8]": ("load", 1), "ldrsb r0, [r1, r2]": ("load", 1),
+    "str r0, [r1, r2]": ("store", 1), "ldrb r0, [r1, #3]": ("load", 1),
+    "strh r0, [r1, #2]": ("store", 1), "ldr r0, [sp, #4]": ("load", 1),
+    "push {r4, r5, lr}": ("store", 3), "pop {r4, pc}": ("load", 2),
+    "stmia r0!, {r1, r2}": ("store", 2), "ldmia r0!, {r1}": ("load", 1),
+    "muls r0, r1, r0": ("multiply", 1), "b .": ("all", 1),
+    "ldr.w r8, [r12], #8": ("load", 1), "strb.w r0, [r11, #-7]": ("store", 1),
+    "ldmdb r8, {r0, r9, r12}": ("load", 3), "ldrd r8, r9, [r10, #24]": ("load", 2),
+    "mul r0, r1, r9": ("multiply", 1), "mla r0, r1, r2, r3": ("accumulate", 1),
+    "smlabt r0, r1, r2, r3": ("accumulate", 1), "smmla r0, r1, r2, r3": ("accumulate", 1),
+    "smull r0, r1, r2, r3": ("long", 1), "udiv r0, r1, r2": ("divide", 1),
+    "vldr s0, [r1]": ("load", 1), "vldmia r0, {s8-s14}": ("load", 7),
+    "vmov s0, s1, r0, r1": ("all", 1), "uxtah r9, lr, r8": ("all", 1),
+}  # fmt: skip
+CLASSES = r"""
+#include "count.c"
+
+int main(int argc, char **argv) {
+  for (int i = 1; i < argc; i++) {
+    const unsigned long code = strtoul(argv[i], NULL, 16);
+    unsigned registers;
+    const int wide = strlen(argv[i]) > 4;
+    const int class = class_of(wide ? code >> 16 : code, code & 0xffff, &registers);
+    printf("%d %u\n", class, registers);
+  }
+  return 0;
+}
+"""
+
+
+def test_each_instruction_is_counted_in_its_class(tmp_path: Path) -> None:
+    need_compiler("Cortex-M4F")
+    lines = [".syntax unified", ".thumb", ".align 2", *CODE]
+    (tmp_path / "code.s").write_text("\n".join(lines) + "\n")
+    tools = link.CORES["Cortex-M4F"]
+    subprocess.run([tools.tools + "gcc", *tools.flags, "-c", "code.s"], cwd=tmp_path, check=True)
+    listing = subprocess.run(
+        [tools.tools + "objdump", "-d", "code.o"], cwd=tmp_path, capture_output=True, text=True,
+        check=True,
+    ).stdout  # fmt: skip
+    rows = [line.split("\t") for line in listing.splitlines() if line.count("\t") > 1]
+    codes = [row[1].strip().replace(" ", "") for row in rows]
+    codes = codes[: len(CODE)]  # not what pads them
+    (tmp_path / "main.c").write_text(CLASSES)
+    subprocess.run(
+        ["cc", f"-I{emit.BOARD}", "main.c", "-ffunction-sections", "-Wl,--gc-sections",
+         "-o", "main"],
+        cwd=tmp_path, check=True,
+    )  # fmt: skip
+    done = subprocess.run(
+        [tmp_path / "main", *codes], capture_output=True, text=True, check=True
+    ).stdout
+    found = [(cycles.CLASSES[int(a)], int(b)) for a, b in map(str.split, done.splitlines())]
+    assert dict(zip(CODE, found, strict=True)) == CODE
 
 
 # The kinds of layer that the residual network has not.
@@ -138,6 +202,25 @@ def test_the_folder_is_a_library_for_cmake(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     assert subprocess.run([tmp_path / "build" / "program"], check=False).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="no CMake")
+@pytest.mark.parametrize("name", ["microbit", "mps2-an386", "virt"])
+def test_the_folder_by_itself_is_an_image_for_its_chip(name: str, tmp_path: Path) -> None:
+    chip = BOARDS[name].chip
+    need_compiler(chip.core)
+    made, plan = residual()
+    emit.write(made, tmp_path, plan, board=link.board_files(chip))
+    toolchain = "-DCMAKE_TOOLCHAIN_FILE=board/toolchain.cmake"
+    for command in (["cmake", "-B", "build", toolchain], ["cmake", "--build", "build"]):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    binary = (tmp_path / "build" / "image.bin").read_bytes()
+    assert abs(len(binary) - link.link(tmp_path, chip).flash_bytes) < 64
+    if chip.core.startswith("Cortex"):  # the stack's first address, and where to begin
+        stack, reset = np.frombuffer(binary[:8], "<u4").tolist()
+        assert chip.ram_origin < stack <= chip.ram_origin + chip.ram_bytes
+        assert chip.flash_origin < reset < chip.flash_origin + len(binary)
 
 
 @pytest.mark.parametrize("region", ["flash", "ram"])

@@ -20,6 +20,7 @@ from hwprune.targets import Target, load, names
 from hwprune.verify import Step
 from hwprune.verify.firmware import (
     QLINEAR_NAME,
+    board_files,
     check_firmware,
     chip_of,
     linked,
@@ -38,7 +39,8 @@ def network() -> IntegerNetwork:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     place = tmp_path / "firmware"
-    emit.write(network(), place, planned(network(), load(CHIP)))
+    chip = load(CHIP)
+    emit.write(network(), place, planned(network(), chip), board=board_files(chip))
     (place / QLINEAR_NAME).write_bytes(to_onnx(network()).SerializeToString())
     return place
 
@@ -232,6 +234,21 @@ def test_an_edited_weight_is_found(folder: Path) -> None:
     assert found.message.startswith(
         f"src/model.c is not what {QLINEAR_NAME} makes, from line {line}"
     )
+
+
+def test_an_edited_linker_script_is_found_and_other_formats_are_none_of_a_checks_business(
+    tmp_path: Path,
+) -> None:
+    chip = load(CHIP)
+    plan = planned(network(), chip)
+    formats = {name: "words" for name in emit.layer_formats(network(), plan)}
+    emit.write(network(), tmp_path, plan, formats, board_files(chip))  # type: ignore[arg-type]
+    (tmp_path / QLINEAR_NAME).write_bytes(to_onnx(network()).SerializeToString())
+    assert step(str(tmp_path), "as written", chip).outcome == "passed"
+    script = tmp_path / "board" / "link.ld"
+    script.write_text(script.read_text().replace("ALIGN(8)", "ALIGN(4)"))
+    found = step(str(tmp_path), "as written", chip)
+    assert found.message.startswith(f"board/link.ld is not what {QLINEAR_NAME} makes")
 
 
 def test_a_ram_that_is_a_byte_short_is_refused(

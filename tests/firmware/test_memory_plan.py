@@ -106,6 +106,22 @@ def test_less_ram_streams_more_layers_and_computes_the_same(tmp_path: Path) -> N
         memory_plan.plan(made, limits[-1])
 
 
+def test_more_ram_never_means_more_instructions() -> None:
+    rng = np.random.default_rng(0)
+    layers, tensors = [], [tensor(rng, "x", (3, 32, 32))]
+    for i, (channels, stride) in enumerate(((8, 2), (8, 1), (16, 2), (16, 1), (32, 2), (32, 1))):
+        layer, made = conv(
+            rng, tensors[-1], f"l{i}", channels, kernel=(3, 3), pads=(1, 1, 1, 1),
+            strides=(stride, stride), density=0.3,
+        )  # fmt: skip
+        layers.append(layer)
+        tensors.append(made)
+    chain = network(layers, tensors)
+    counts = [p.instructions for n in range(2_250, 6_000, 250) if (p := fitting(chain, n))]
+    assert len(counts) > 10
+    assert counts == sorted(counts, reverse=True)
+
+
 def test_a_window_beyond_sixteen_bits_is_refused_by_name() -> None:
     rng = np.random.default_rng(5)
     x = tensor(rng, "x", (256, 9, 100))

@@ -84,7 +84,7 @@ typedef struct hwp_network {
   const hwp_layer *layers;
   const uint8_t *schedule; /* the layer of each step */
   hwp_value *arena;
-  uint32_t *taps;          /* room for the largest filter's nonzeros and an end mark of two */
+  uint32_t *taps;          /* room for the largest filter's nonzeros, and two words */
   uint16_t *first;         /* [window] the row that it begins with */
   uint16_t *done;          /* [layer] the rows made so far */
   hwp_source *source;      /* of the input, while the network runs */
@@ -122,6 +122,7 @@ void hwp_trace_end(const hwp_network *network, unsigned layer, unsigned first, u
 struct hwp_filters;
 
 typedef struct {
+  const uint32_t *taps; /* of the filter that was decoded last */
   const uint8_t *index;
   const int8_t *value;
   const uint8_t *count;
@@ -129,9 +130,10 @@ typedef struct {
   unsigned held;   /* how many they are */
 } hwp_cursor;
 
-/* Writes the taps of the next filter; returns their end, or NULL where the stream is corrupt. */
-typedef uint32_t *hwp_decoder(const struct hwp_filters *filters, hwp_cursor *cursor,
-                              uint32_t *taps);
+/* Writes the taps of the next filter, or finds them in flash, where a word of 0 is behind them; returns
+ * their end, or NULL where the stream is corrupt. `first` says that this one was never decoded. */
+typedef const uint32_t *hwp_decoder(const struct hwp_filters *filters, hwp_cursor *cursor,
+                                    uint32_t *taps, int first);
 
 typedef struct hwp_filters {
   hwp_decoder *decode;
@@ -146,23 +148,25 @@ typedef struct hwp_filters {
   uint16_t most_taps;     /* nonzeros of the fullest filter */
   uint16_t row_columns;   /* of one kernel row */
   uint16_t row_step;      /* bytes from one kernel row to the next */
+  uint16_t last;          /* offset of the last column */
   int16_t channel_skip;   /* bytes from the end of a channel's window to the next one's begin */
   uint8_t dilation;       /* along a row */
   uint8_t rice;           /* parameter of the Rice code */
+  uint8_t shift;          /* 16, and by how many bits weights are longer in a tap than stored */
 } hwp_filters;
 
 hwp_decoder hwp_decode_rice;   /* gaps between nonzeros as Rice codes, one bit stream for all */
-hwp_decoder hwp_decode_gap8;   /* gaps as bytes; 255 skips 255 columns */
+hwp_decoder hwp_decode_gap8;   /* gaps between offsets as bytes; 255 skips 255 */
 hwp_decoder hwp_decode_bitmap; /* a bit a column, the lowest first, each filter from a new byte */
 hwp_decoder hwp_decode_dense;  /* every column's value, zeros included */
-hwp_decoder hwp_decode_words;  /* the taps themselves, four bytes each, lowest byte first */
+hwp_decoder hwp_decode_words;  /* the taps themselves, each filter with a word of 0 behind it */
 
 /* ---- layers ---------------------------------------------------------------------------------- */
 
 typedef struct {
   hwp_filters filters;
   const int32_t *bias;      /* HWP_BIAS less the input's zero point times the filter's weights */
-  const float *scale;       /* of each filter's accumulator, in steps of the output */
+  const int32_t *multiplier; /* of each filter's sum: 2^40 steps of the output */
   uint16_t filters_per_group;
   uint16_t group_channels;  /* of the input */
   uint16_t kernel_reach;    /* rows that a window spans */
@@ -192,8 +196,9 @@ typedef struct {
 } hwp_pool_parameters;
 
 typedef struct {
-  float scale;
   int32_t *sums; /* [channel] between passes; NULL where there is one */
+  int32_t multiplier;
+  uint8_t shift; /* of a sum, to the left */
 } hwp_global_pool_parameters;
 
 typedef struct {

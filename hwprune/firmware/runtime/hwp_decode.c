@@ -4,8 +4,8 @@
  * the second one puts offsets in the columns' place. */
 #include "hwp_internal.h"
 
-HWP_INLINE uint32_t tap_of(int weight, uint32_t place) {
-  return (uint32_t)weight << 16 | place;
+HWP_INLINE uint32_t tap_of(int weight, unsigned shift, uint32_t place) {
+  return (uint32_t)weight << shift | place;
 }
 
 /* Turns columns, which only grow within a filter, into offsets. Returns the end. */
@@ -55,8 +55,10 @@ HWP_INLINE unsigned leading_zeros(uint32_t bits) {
 #endif
 }
 
-uint32_t *hwp_decode_rice(const hwp_filters *filters, hwp_cursor *cursor, uint32_t *taps) {
-  const unsigned count = next_count(filters, cursor), rice = filters->rice;
+const uint32_t *hwp_decode_rice(const hwp_filters *filters, hwp_cursor *cursor, uint32_t *taps,
+                                int first) {
+  (void)first;
+  const unsigned count = next_count(filters, cursor), rice = filters->rice, shift = filters->shift;
   if (!has_values(filters, cursor, count)) return NULL;
   const uint8_t *index = cursor->index, *index_end = filters->index + filters->index_bytes;
   const int8_t *value = cursor->value;
@@ -85,7 +87,7 @@ uint32_t *hwp_decode_rice(const hwp_filters *filters, hwp_cursor *cursor, uint32
     bits <<= rice;
     held -= rice;
     if (column >= columns) return NULL;
-    *at++ = tap_of(*value++, column++);
+    *at++ = tap_of(*value++, shift, column++);
   }
   cursor->value = value;
   cursor->index = index;
@@ -94,71 +96,78 @@ uint32_t *hwp_decode_rice(const hwp_filters *filters, hwp_cursor *cursor, uint32
   return placed(filters, taps, end);
 }
 
-uint32_t *hwp_decode_gap8(const hwp_filters *filters, hwp_cursor *cursor, uint32_t *taps) {
-  const unsigned count = next_count(filters, cursor);
+const uint32_t *hwp_decode_gap8(const hwp_filters *filters, hwp_cursor *cursor, uint32_t *taps,
+                                int first) {
+  const unsigned count = next_count(filters, cursor), shift = filters->shift;
   if (!has_values(filters, cursor, count)) return NULL;
   const uint8_t *index = cursor->index, *index_end = filters->index + filters->index_bytes;
   const int8_t *value = cursor->value;
-  uint32_t column = 0, *at = taps, *end = taps + count;
+  const uint32_t last = filters->last;
+  uint32_t offset = 0, *at = taps, *end = taps + count;
+  (void)first;
   while (at != end) {
     if (index == index_end) return NULL;
     const unsigned gap = *index++;
-    column += gap;
+    offset += gap;
     if (gap == 255) continue;
-    if (column >= filters->columns) return NULL;
-    *at++ = tap_of(*value++, column++);
+    if (offset > last) return NULL;
+    *at++ = tap_of(*value++, shift, offset++);
   }
   cursor->value = value;
   cursor->index = index;
-  return placed(filters, taps, end);
+  return end;
 }
 
-uint32_t *hwp_decode_bitmap(const hwp_filters *filters, hwp_cursor *cursor, uint32_t *taps) {
+const uint32_t *hwp_decode_bitmap(const hwp_filters *filters, hwp_cursor *cursor, uint32_t *taps,
+                                  int first) {
+  (void)first;
   const int8_t *value = cursor->value, *values_end = filters->values + filters->value_bytes;
   const uint32_t *last = taps + filters->most_taps;
   const uint32_t bytes = (filters->columns + 7u) >> 3;
+  const unsigned shift = filters->shift;
   uint32_t *at = taps;
   if (filters->index_bytes - (uint32_t)(cursor->index - filters->index) < bytes) return NULL;
-  for (uint32_t first = 0; first < filters->columns; first += 8) {
-    uint32_t column = first;
+  for (uint32_t begin = 0; begin < filters->columns; begin += 8) {
+    uint32_t column = begin;
     for (unsigned mask = *cursor->index++; mask; mask >>= 1, column++) {
       if (!(mask & 1)) continue;
       if (value == values_end || column >= filters->columns || at == last) return NULL;
-      *at++ = tap_of(*value++, column);
+      *at++ = tap_of(*value++, shift, column);
     }
   }
   cursor->value = value;
   return placed(filters, taps, at);
 }
 
-uint32_t *hwp_decode_dense(const hwp_filters *filters, hwp_cursor *cursor, uint32_t *taps) {
+const uint32_t *hwp_decode_dense(const hwp_filters *filters, hwp_cursor *cursor, uint32_t *taps,
+                                 int first) {
+  (void)first;
   const int8_t *values_end = filters->values + filters->value_bytes;
   const uint32_t *last = taps + filters->most_taps;
+  const unsigned shift = filters->shift;
   uint32_t *at = taps;
   if (values_end - cursor->value < filters->columns) return NULL;
   for (uint32_t column = 0; column < filters->columns; column++) {
     const int weight = *cursor->value++;
     if (!weight) continue;
     if (at == last) return NULL;
-    *at++ = tap_of(weight, column);
+    *at++ = tap_of(weight, shift, column);
   }
   return placed(filters, taps, at);
 }
 
-uint32_t *hwp_decode_words(const hwp_filters *filters, hwp_cursor *cursor, uint32_t *taps) {
-  uint32_t most = filters->columns - 1u;
-  (void)placed(filters, &most, &most + 1);
+const uint32_t *hwp_decode_words(const hwp_filters *filters, hwp_cursor *cursor, uint32_t *taps,
+                                 int first) {
   const unsigned count = next_count(filters, cursor);
-  if (count > filters->most_taps ||
-      count > (filters->index_bytes - (uint32_t)(cursor->index - filters->index)) / 4)
-    return NULL;
-  for (unsigned i = 0; i < count; i++) {
-    const uint8_t *at = cursor->index;
-    const uint32_t tap = at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 |
-                         (uint32_t)at[3] << 24;
-    if ((tap & 0xffffu) > most) return NULL;
-    *taps++ = tap;
-    cursor->index += 4;
+  const uint32_t *at = (const uint32_t *)(const void *)cursor->index, *end = at + count;
+  (void)taps;
+  if (count >= (filters->index_bytes - (uint32_t)(cursor->index - filters->index)) / 4) return NULL;
+  if (first) {
+    if (!count || count > filters->most_taps || *end) return NULL;
+    for (const uint32_t *tap = at; tap != end; tap++)
+      if ((*tap & 0xffffu) > filters->last) return NULL;
   }
-  return taps;
+  cursor->taps = at;
+  cursor->index = (const uint8_t *)(end + 1);
+  return end;
 }

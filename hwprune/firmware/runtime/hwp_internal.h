@@ -8,14 +8,7 @@
 
 #define HWP_INLINE static inline __attribute__((always_inline))
 
-/* Each of these may be set by the build, so that tests run all ways on one machine. */
-#ifndef HWP_FLOAT /* single-precision products are fast */
-#if (defined(__ARM_FP) && (__ARM_FP & 4)) || (defined(__riscv_flen) && __riscv_flen >= 32)
-#define HWP_FLOAT 1
-#else
-#define HWP_FLOAT 0
-#endif
-#endif
+/* May be set by the build, so that tests run both ways on one machine. */
 #ifndef HWP_WIDE /* the core multiplies 32 by 32 bits to 64 */
 #if defined(__ARM_ARCH_6M__) || defined(__ARM_ARCH_8M_BASE__)
 #define HWP_WIDE 0
@@ -65,60 +58,34 @@ HWP_INLINE hwp_value hwp_clamp(int32_t value, int32_t low, int32_t high) {
 
 /* Rounds to the nearest whole number, ties to even; beyond +-1000 to something beyond +-999. */
 HWP_INLINE int32_t hwp_round(float value) {
-#if defined(__ARM_FP) && (__ARM_FP & 4)
-  int32_t result; /* VCVTR rounds as FPSCR says: to nearest even, unless a program changed it */
-  __asm__("vcvtr.s32.f32 %0, %0" : "+t"(value));
-  __asm__("vmov %0, %1" : "=r"(result) : "t"(value));
-  return result;
-#else
   /* Single precision has no room for a fraction above 2^23: adding 1.5 * 2^23 rounds. The limits
    * also keep a compiler from fusing the sum with a product before it, which would round once. */
   union { float value; int32_t bits; } sum;
   const float limited = value < -1000.0f ? -1000.0f : value > 1000.0f ? 1000.0f : value;
   sum.value = limited + 12582912.0f;
   return sum.bits - 0x4b400000;
-#endif
 }
 
-/* The scale of an accumulator, made ready once for a filter. */
-#if HWP_FLOAT
-typedef float hwp_scale;
-HWP_INLINE void hwp_prepare(hwp_scale *scale, float value) { *scale = value; }
-HWP_INLINE int32_t hwp_scaled(int32_t sum, const hwp_scale *scale) {
-  return hwp_round((float)sum * *scale);
-}
-#else
-typedef struct {
-  int32_t multiplier; /* the fast product is sum * scale * 2^shift, rounded down */
-  uint32_t shift;
-  uint32_t half;      /* one half, in units of the fast product */
-  uint32_t nearest;   /* added so that products too near to one half wrap to the lowest fractions */
-  uint32_t zone;      /* those fractions, as the upper bits of a word: they take the slow path */
-  float value;
-} hwp_scale;
-void hwp_prepare(hwp_scale *scale, float value);
-
-/* RNE(f32(f32(sum) * scale)) in integers alone, for every sum; beyond +-2^20 it is about that. */
-int32_t hwp_scaled_exactly(int32_t sum, float scale);
-
-/* The same, up to some beyond +-256, which all saturates. A product that knows the fraction to some
- * bits decides, unless it lies next to one half, where the roundings of single precision count. */
-HWP_INLINE int32_t hwp_scaled(int32_t sum, const hwp_scale *scale) {
+/* The upper half of a product. */
+HWP_INLINE int32_t hwp_upper(int32_t sum, int32_t multiplier) {
 #if HWP_WIDE
-  const int32_t product = (int32_t)(((int64_t)sum * scale->multiplier) >> 32);
+  return (int32_t)(((int64_t)sum * multiplier) >> 32);
 #else
-  if (((uint32_t)sum + (1u << 22)) >> 23) return hwp_scaled_exactly(sum, scale->value);
-  const int32_t product = (sum >> 8) * scale->multiplier +
-                          (int32_t)(((uint32_t)sum & 255u) * (uint32_t)scale->multiplier >> 8);
+  const int32_t upper = sum >> 16, factor = multiplier >> 16;
+  const uint32_t lower = (uint32_t)sum & 0xffffu, part = (uint32_t)multiplier & 0xffffu;
+  const int32_t middle = upper * (int32_t)part + (int32_t)(lower * part >> 16);
+  const uint32_t rest = lower * (uint32_t)factor + ((uint32_t)middle & 0xffffu);
+  return upper * factor + (middle >> 16) + (int32_t)(rest >> 16);
 #endif
-  if (((uint32_t)product + scale->nearest) << (32u - scale->shift) <= scale->zone)
-    return hwp_scaled_exactly(sum, scale->value);
-  return (int32_t)((uint32_t)product + scale->half) >> scale->shift;
 }
-#endif
 
-HWP_INLINE hwp_value hwp_requantize(int32_t sum, const hwp_scale *scale, int32_t zero) {
-  return hwp_saturate(hwp_scaled(sum, scale) + zero);
+/* The last step of every sum: a value of the output, in 256ths until it is saturated. The compiler
+ * chose multipliers that give, for every sum that can be, what single precision gives (see
+ * hwprune/firmware/fixed_point.py). */
+#define HWP_HALF 128
+HWP_INLINE int32_t hwp_rounding(int32_t zero) { return zero * 256 + HWP_HALF; }
+HWP_INLINE hwp_value hwp_requantize(int32_t sum, int32_t multiplier, int32_t rounding) {
+  return hwp_saturate((hwp_upper(sum, multiplier) + rounding) >> 8);
 }
 
 #endif

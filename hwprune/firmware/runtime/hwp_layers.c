@@ -114,8 +114,7 @@ int hwp_global_pool(const hwp_network *network, const hwp_layer *layer, unsigned
   const hwp_tensor *input = hwp_input_of(network, layer), *output = hwp_output_of(network, layer);
   const hwp_value *channel_begin = hwp_row(network, input, (int)first);
   hwp_value *y = hwp_row(network, output, 0);
-  hwp_scale scale;
-  hwp_prepare(&scale, pool->scale);
+  const int32_t rounding = hwp_rounding(output->zero);
   for (unsigned channel = 0; channel < output->channels; channel++) {
     const hwp_value *at = channel_begin;
     int32_t sum = first ? pool->sums[channel] : -(int32_t)input->height * input->width * input->zero;
@@ -124,7 +123,7 @@ int hwp_global_pool(const hwp_network *network, const hwp_layer *layer, unsigned
     if (end < input->height)
       pool->sums[channel] = sum;
     else
-      *y = hwp_requantize(sum, &scale, output->zero);
+      *y = hwp_requantize((int32_t)((uint32_t)sum << pool->shift), pool->multiplier, rounding);
     channel_begin += input->pitch;
     y += output->pitch;
   }

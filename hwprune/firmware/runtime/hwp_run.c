@@ -1,8 +1,18 @@
 /* The schedule, the windows, and what goes in and out. */
 #include "hwp_internal.h"
 
+typedef uint32_t __attribute__((may_alias)) word;
+
+/* Windows begin at words, and most rows are whole words. */
 static void move_down(hwp_value *to, const hwp_value *from, unsigned bytes) {
-  for (unsigned i = 0; i < bytes; i++) to[i] = from[i];
+  if (!(((uintptr_t)to | (uintptr_t)from) & 3u))
+    for (; bytes >= 16; bytes -= 16, to += 16, from += 16) {
+      word *a = (word *)(void *)to;
+      const word *b = (const word *)(const void *)from;
+      const word b0 = b[0], b1 = b[1], b2 = b[2], b3 = b[3];
+      a[0] = b0, a[1] = b1, a[2] = b2, a[3] = b3;
+    }
+  for (; bytes; bytes--) *to++ = *from++;
 }
 
 /* Makes room in the window of a tensor for rows up to `end`: the oldest ones go. */

@@ -11,9 +11,9 @@
 
 /* Pixels a pass: as many sums as the core's registers hold. */
 #if HWP_WIDE
-#define HWP_PIXELS 8
+#define HWP_PIXELS 8u
 #else
-#define HWP_PIXELS 4
+#define HWP_PIXELS 4u
 #endif
 
 /* Without optimization a compiler keeps registers to itself that these loops need. */
@@ -28,9 +28,8 @@
 #define HWP_TAPS_THUMB1 1
 #endif
 #endif
-/* Helium with floats makes whole rows, at 1.0 instructions a product and less. */
-#if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 2) && HWP_FLOAT && !HWP_UNSIGNED && \
-    !defined(HWP_PLAIN_C)
+/* Helium makes whole rows, at 1.0 instructions a product and less. */
+#if defined(__ARM_FEATURE_MVE) && !HWP_UNSIGNED && !defined(HWP_PLAIN_C)
 #define HWP_ROW_HELIUM 1
 #include <arm_mve.h>
 #endif
@@ -42,16 +41,19 @@
 #define HWP_APART static __attribute__((noinline))
 #endif
 
-/* One row of one filter's output. The first seven fields are read in assembly. */
+/* One row of one filter's output. The fields up to x_end are read in assembly, by their places. Whoever
+ * makes pixels moves x and y on. */
 typedef struct {
-  const uint32_t *taps;
-  const hwp_value *x; /* the window's corner for the first pixel */
-  hwp_value *y;
-  uint32_t passes;    /* of HWP_PIXELS pixels each */
   int32_t bias;
-  int32_t zero;
-  hwp_scale scale;
-  const uint32_t *end; /* of the taps; behind it is what ends a loop in assembly */
+  uint32_t odd;           /* whether there is an odd number of taps */
+  const uint32_t *list;   /* of taps, without the first one where it is */
+  int32_t multiplier;
+  int32_t rounding;
+  hwp_value *y;
+  const hwp_value *x;     /* the window's corner for the next pixel */
+  const hwp_value *x_end; /* where it is behind the last pass of HWP_PIXELS pixels, at least one */
+  const uint32_t *taps;   /* at least one, but for hwp_sum_one */
+  const uint32_t *end;    /* of the taps; a word of 0 is there */
   uint32_t width;
   uint32_t stride;
 } hwp_row_job;
@@ -65,15 +67,14 @@ HWP_INLINE int32_t hwp_sum_one(const hwp_row_job *job, const hwp_value *x) {
 }
 
 #ifndef HWP_ROW_HELIUM
-/* hwp_sum_next and hwp_sum_second: the sums of HWP_PIXELS pixels that lie one or two bytes apart, from
- * the one at x on. */
+/* hwp_passes_next and hwp_passes_second make pixels whose corners lie one or two bytes apart. */
 
-/* The loops below take two taps a turn and end at a word of 0 in the place of a first one, which
- * spares the register of the list's end. A list of odd length has a tap of weight 0 behind it. */
-#define HWP_LOOP(body)                                        \
-  "ldr r8, [r12], #8\n cmp r8, #0\n beq 2f\n 1:\n" body      \
-  "ldr r8, [r12, #-4]\n" body                                 \
-  "ldr r8, [r12], #8\n cmp r8, #0\n bne 1b\n 2:\n"
+/* The loops below take two taps a turn, of an odd number one in the first, and end at a word of 0 in
+ * the place of a first one, which spares the register of the list's end. Flags say, from before, whether
+ * the number is not odd. */
+#define HWP_LOOP(body)                                                             \
+  "bne 2f\n ldr r8, [r12], #8\n 1:\n" body                                          \
+  "2: ldr r8, [r12, #-4]\n" body "ldr r8, [r12], #8\n cmp r8, #0\n bne 1b\n"
 
 #if defined(HWP_TAPS_DSP)
 /* Two pixels from the halves of a word: the weight is the upper half of its tap. */
@@ -102,61 +103,34 @@ HWP_INLINE int32_t hwp_sum_one(const hwp_row_job *job, const hwp_value *x) {
 #endif
 
 #if defined(HWP_TAPS_DSP) || defined(HWP_TAPS_THUMB2)
-#define HWP_CLOBBERED "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "memory", "cc"
-#define HWP_SUM_ASSEMBLY(tap)                                                                   \
-  register const uint32_t *r0 __asm__("r0") = job->taps;                                             \
-  register const hwp_value *r1 __asm__("r1") = x;                                               \
-  register int32_t r2 __asm__("r2") = job->bias;                                                     \
-  register int32_t *r3 __asm__("r3") = sums;                                                    \
-  __asm__ volatile("push {r3}\n mov r12, r0\n mov lr, r1\n mov r0, r2\n mov r1, r2\n mov r3, r2\n" \
-                   "mov r4, r2\n mov r5, r2\n mov r6, r2\n mov r7, r2\n" HWP_LOOP(tap)            \
-                   "pop {r8}\n stm r8, {r0-r7}\n"                                               \
-                   : "+r"(r0), "+r"(r1), "+r"(r2), "+r"(r3)                                      \
-                   :                                                                            \
-                   : HWP_CLOBBERED)
-HWP_APART void hwp_sum_next(const hwp_row_job *job, const hwp_value *x, int32_t *sums) {
-  HWP_SUM_ASSEMBLY(HWP_TAP_NEXT);
-}
-HWP_APART void hwp_sum_second(const hwp_row_job *job, const hwp_value *x, int32_t *sums) {
-  HWP_SUM_ASSEMBLY(HWP_TAP_SECOND);
-}
-
-#if HWP_FLOAT
-/* Passes of 8 pixels with their requantisation: sums become floats, are scaled, rounded to nearest
- * even, and saturated. Between passes everything but x lies in floating-point registers. */
-#define HWP_PASSES_FLOAT 1
+/* A sum becomes 256ths of a step. */
+#ifdef HWP_TAPS_DSP
+#define HWP_RESCALE(n) "smmla r" n ", r" n ", r8, r9\n"
+#else
+#define HWP_RESCALE(n) "smull r12, r" n ", r" n ", r8\n add r" n ", r" n ", r9\n"
+#endif
+#define HWP_SATURATE(n) "ssat r" n ", #8, r" n ", asr #8\n"
 #define HWP_EIGHT(apply) \
   apply("0") apply("1") apply("2") apply("3") apply("4") apply("5") apply("6") apply("7")
-#define HWP_CONVERT(n) "vcvt.f32.s32 s" n ", s" n "\n"
-#define HWP_MULTIPLY(n) "vmul.f32 s" n ", s" n ", s14\n"
-#define HWP_ROUND(n) "vcvtr.s32.f32 s" n ", s" n "\n"
-#define HWP_SHIFT_ZERO(n) "add r" n ", r" n ", r8\n"
-#define HWP_SATURATE(n) "ssat r" n ", #8, r" n "\n"
+/* lr is x all the time; the job's multiplier is what the stack points to. */
 #define HWP_PASSES_ASSEMBLY(tap, step)                                                           \
-  register const hwp_row_job *r0 __asm__("r0") = job;                                          \
+  register hwp_row_job *r0 __asm__("r0") = job;                                                  \
   __asm__ volatile(                                                                              \
-      "vldmia r0, {s8-s14}\n vmov lr, s9\n"                                                      \
-      "3:\n vmov r0, s12\n vmov r12, s8\n mov r1, r0\n mov r2, r0\n mov r3, r0\n"                 \
-      "mov r4, r0\n mov r5, r0\n mov r6, r0\n mov r7, r0\n" HWP_LOOP(tap)                         \
-      "vmov s0, s1, r0, r1\n vmov s2, s3, r2, r3\n vmov s4, s5, r4, r5\n vmov s6, s7, r6, r7\n"   \
-      HWP_EIGHT(HWP_CONVERT) HWP_EIGHT(HWP_MULTIPLY) HWP_EIGHT(HWP_ROUND)                        \
-      "vmov r0, r1, s0, s1\n vmov r2, r3, s2, s3\n vmov r4, r5, s4, s5\n vmov r6, r7, s6, s7\n"   \
-      "vmov r8, s13\n vmov r9, s10\n" HWP_EIGHT(HWP_SHIFT_ZERO) HWP_EIGHT(HWP_SATURATE)          \
-      "strb r0, [r9], #8\n strb r1, [r9, #-7]\n strb r2, [r9, #-6]\n strb r3, [r9, #-5]\n"        \
-      "strb r4, [r9, #-4]\n strb r5, [r9, #-3]\n strb r6, [r9, #-2]\n strb r7, [r9, #-1]\n"       \
-      "vmov s10, r9\n vmov r8, s11\n subs r8, r8, #1\n vmov s11, r8\n add.w lr, lr, #" step "\n"  \
-      "bne 3b\n"                                                                                 \
+      "adds r0, #12\n push {r0}\n ldr lr, [r0, #12]\n"                                           \
+      "3: ldr r8, [sp]\n ldmdb r8, {r0, r9, r12}\n cmp r9, #0\n mov r1, r0\n mov r2, r0\n"       \
+      "mov r3, r0\n mov r4, r0\n mov r5, r0\n mov r6, r0\n mov r7, r0\n" HWP_LOOP(tap)           \
+      "ldr r10, [sp]\n ldm r10, {r8, r9, r11}\n"                                                 \
+      HWP_EIGHT(HWP_RESCALE) HWP_EIGHT(HWP_SATURATE)                                             \
+      "strb r0, [r11], #8\n strb r1, [r11, #-7]\n strb r2, [r11, #-6]\n strb r3, [r11, #-5]\n"    \
+      "strb r4, [r11, #-4]\n strb r5, [r11, #-3]\n strb r6, [r11, #-2]\n strb r7, [r11, #-1]\n"   \
+      "ldr r8, [r10, #16]\n add.w lr, lr, #" step "\n str r11, [r10, #8]\n cmp lr, r8\n"         \
+      "bne 3b\n str lr, [r10, #12]\n pop {r0}\n"                                                 \
       : "+r"(r0)                                                                                 \
       :                                                                                          \
-      : "r1", "r2", "r3", HWP_CLOBBERED, "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8",   \
-        "s9", "s10", "s11", "s12", "s13", "s14")
-HWP_APART void hwp_passes_next(const hwp_row_job *job) {
-  HWP_PASSES_ASSEMBLY(HWP_TAP_NEXT, "8");
-}
-HWP_APART void hwp_passes_second(const hwp_row_job *job) {
-  HWP_PASSES_ASSEMBLY(HWP_TAP_SECOND, "16");
-}
-#endif
+      : "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr",         \
+        "memory", "cc")
+HWP_APART void hwp_passes_next(hwp_row_job *job) { HWP_PASSES_ASSEMBLY(HWP_TAP_NEXT, "8"); }
+HWP_APART void hwp_passes_second(hwp_row_job *job) { HWP_PASSES_ASSEMBLY(HWP_TAP_SECOND, "16"); }
 #elif defined(HWP_TAPS_THUMB1)
 /* Eight low registers are four sums, the list, the tap, its pixels and a product; the corner and the
  * list's end lie in high ones. */
@@ -185,7 +159,7 @@ HWP_APART void hwp_sum_second(const hwp_row_job *job, const hwp_value *x, int32_
 
 #else
 /* Sums in variables of their own: compilers would keep an array of them in memory. */
-#if HWP_PIXELS == 8
+#if HWP_PIXELS == 8u
 #define HWP_EACH_PIXEL(apply) \
   apply(0) apply(1) apply(2) apply(3) apply(4) apply(5) apply(6) apply(7)
 #else
@@ -212,12 +186,26 @@ HWP_APART void hwp_sum_second(const hwp_row_job *job, const hwp_value *x, int32_
 }
 #endif
 
+#if !defined(HWP_TAPS_DSP) && !defined(HWP_TAPS_THUMB2)
+typedef void hwp_summer(const hwp_row_job *job, const hwp_value *x, int32_t *sums);
+static void hwp_passes(hwp_row_job *job, hwp_summer *sum, unsigned step) {
+  int32_t sums[HWP_PIXELS];
+  for (; job->x != job->x_end; job->x += step) {
+    sum(job, job->x, sums);
+    for (unsigned i = 0; i < HWP_PIXELS; i++)
+      *job->y++ = hwp_requantize(sums[i], job->multiplier, job->rounding);
+  }
+}
+static void hwp_passes_next(hwp_row_job *job) { hwp_passes(job, hwp_sum_next, HWP_PIXELS); }
+static void hwp_passes_second(hwp_row_job *job) { hwp_passes(job, hwp_sum_second, 2 * HWP_PIXELS); }
+#endif
+
 #else
 /* Four sums to four pixels, of which the first `left` are stored. */
 HWP_INLINE void hwp_store_four(const hwp_row_job *job, hwp_value *y, int32x4_t sums,
                                uint32_t left) {
-  const float32x4_t product = vmulq_n_f32(vcvtq_f32_s32(sums), job->scale);
-  int32x4_t value = vaddq_n_s32(vcvtnq_s32_f32(product), job->zero);
+  const int32x4_t upper = vmulhq_s32(sums, vdupq_n_s32(job->multiplier));
+  int32x4_t value = vshrq_n_s32(vaddq_n_s32(upper, job->rounding), 8);
   value = vminq_s32(vmaxq_s32(value, vdupq_n_s32(-128)), vdupq_n_s32(127));
   vstrbq_p_s32(y, value, vctp32q(left));
 }
@@ -262,8 +250,8 @@ HWP_INLINE void hwp_row_helium(const hwp_row_job *job, unsigned stride) {
   }
 #undef HWP_FOUR
 }
-HWP_APART void hwp_row_next(const hwp_row_job *job) { hwp_row_helium(job, 1); }
-HWP_APART void hwp_row_apart(const hwp_row_job *job) { hwp_row_helium(job, job->stride); }
+HWP_APART void hwp_row_next(hwp_row_job *job) { hwp_row_helium(job, 1); }
+HWP_APART void hwp_row_apart(hwp_row_job *job) { hwp_row_helium(job, job->stride); }
 #endif
 
 #endif
