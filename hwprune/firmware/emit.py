@@ -27,7 +27,7 @@ from hwprune.firmware.fixed_point import layer_multipliers
 from hwprune.firmware.formats import (
     FORMATS,
     FormatName,
-    Layer,
+    StoredLayer,
     StoredRows,
     choose,
     columns_of,
@@ -120,12 +120,12 @@ def layer_formats(
     network: IntegerNetwork, plan: MemoryPlan, spare_bytes: int = 0
 ) -> dict[str, FormatName]:
     """Return how each weighted layer is best stored: see ``formats.choose``."""
-    layers: dict[str, Layer] = {}
+    layers: dict[str, StoredLayer] = {}
     for number, planned in enumerate(plan.layers):
         if isinstance(planned.layer, (Conv2d, Linear)):
             conv, offsets = _addressed(network, plan, planned.layer)
             alive = columns_of(conv.weight) != 0
-            layers[conv.name] = Layer(alive, offsets, plan.schedule.count(number))
+            layers[conv.name] = StoredLayer(alive, offsets, plan.schedule.count(number))
     return choose(layers, spare_bytes)
 
 

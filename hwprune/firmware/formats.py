@@ -144,7 +144,7 @@ def decoding_cost(alive: NDArray[np.bool_], name: FormatName) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class StoredLayer:
     """A layer whose format is to be chosen.
 
     Attributes:
@@ -158,7 +158,7 @@ class Layer:
     passes: int
 
 
-def choose(layers: Mapping[str, Layer], spare_bytes: int = 0) -> dict[str, FormatName]:
+def choose(layers: Mapping[str, StoredLayer], spare_bytes: int = 0) -> dict[str, FormatName]:
     """Return the format of each layer: the shortest, or a faster one while bytes are spare.
 
     The bytes go step by step to where each of them saves the most instructions, among the layers

@@ -11,7 +11,7 @@ from hwprune.firmware import formats
 from hwprune.firmware.formats import (
     FORMATS,
     FormatName,
-    Layer,
+    StoredLayer,
     choose,
     columns_of,
     decoding_cost,
@@ -41,8 +41,10 @@ def test_the_size_of_rows_is_known_from_where_their_nonzeros_are(
     assert max(stored.most, 1) == max((rows != 0).sum(1).max(), 1)
 
 
-def layer_of(seed: int, filters: int, columns: int, density: float, passes: int) -> Layer:
-    return Layer(rows_of(seed, filters, columns, density) != 0, np.arange(columns) * 3, passes)
+def layer_of(seed: int, filters: int, columns: int, density: float, passes: int) -> StoredLayer:
+    return StoredLayer(
+        rows_of(seed, filters, columns, density) != 0, np.arange(columns) * 3, passes
+    )
 
 
 def test_spare_bytes_go_where_each_saves_the_most_instructions() -> None:
