@@ -150,6 +150,24 @@ def test_an_offset_moves_what_comes_behind_it_alone() -> None:
     assert torch.allclose(behind, net.behind, atol=1e-5)
 
 
+def test_no_offset_moves_with_a_weight_that_is_used_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+            self.one, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return functional.relu(self.other(self.conv(functional.relu(self.one(self.conv(x))))))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        dense = Twice().eval()
+    net, report = refit(dense)
+    assert [layer.refitted > 0 for layer in report.layers] == [True]
+    assert not any(norm.bias.any() for norm in (net.one, net.other))
+
+
 def test_what_a_forward_pass_remembers_is_its_own(dense: Branches) -> None:
     remembering = Remembering()
     remembering.load_state_dict(dense.state_dict())
