@@ -220,6 +220,18 @@ def test_layers_of_few_products_stay_between_kernels_and_go_with_what_is_dense(
     assert too_dense([sparse, plain(1.0, 960, 1, 5, 5, kind="Depthwise"), sparse]) == {1}
 
 
+def test_filters_of_few_products_follow_the_layers_around_them() -> None:
+    def follows(kind: str, *shape: int) -> bool:
+        return PackedLayer(kind, shape, 0.1).follows
+
+    assert follows("Conv", 16, 3, 3, 3)
+    assert not follows("Conv", 16, 4, 3, 3)  # 36 products
+    assert not follows("Conv", 16, 8, 1, 1)  # channels that blocks take
+    assert follows("Depthwise", 16, 1, 3, 3)
+    assert not follows("Depthwise", 16, 1, 5, 5)
+    assert not follows("Gemm", 16, 4)
+
+
 @pytest.mark.parametrize("instructions", ["scalar", "neon", "avx2", "avx512", "one of tomorrow"])
 def test_the_rule_itself(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "instruction_set", lambda: instructions)

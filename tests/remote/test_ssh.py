@@ -48,7 +48,7 @@ def test_destinations(text: str, user: str | None, host: str, port: int | None) 
     "text",
     [
         "pi@host", "ssh://", "ssh://-oProxyCommand=touch", "ssh://-l@host", "ssh://a b@host",
-        "ssh://pi@host;reboot", "ssh://pi@ho$(st)", "ssh://pi@host:0", "ssh://pi@host:70000",
+        "ssh://pi@host;reboot", "ssh://pi@ho$(st)", "ssh://pi@host:0", "ssh://pi@host:65536",
         "ssh://pi@host/path", "http://host", "ssh://pi@host\n",
     ],
 )  # fmt: skip

@@ -29,6 +29,7 @@ from hwprune.verify.limits import (
         ("accuracy>=0.91", "accuracy", ">=", 0.91, False),
         ("accuracy>=91%", "accuracy", ">=", 0.91, False),
         ("accuracy_drop<=0.01", "accuracy_drop", "<=", 0.01, False),
+        ("accuracy_drop<=-0.01", "accuracy_drop", "<=", -0.01, False),  # better than dense
         ("latency.p50<=3ms", "latency.p50", "<=", 3, False),
         ("latency.p90<=0.5s", "latency.p90", "<=", 500, False),
         ("latency.load<=20ms", "latency.load", "<=", 20, False),
