@@ -26,7 +26,7 @@ def runs(sample_record: dict[str, Any]) -> list[tuple[str, Record]]:
         run("d", 64 * 1024, 0.912),
         run("a", 8 * 1024, 0.60),
         run("worse", 17 * 1024, 0.85),
-        run("as large as b", 16 * 1024, 0.87),
+        run("beside b", 16 * 1024, 0.87),
         run("b", 16 * 1024, 0.88),
         run("c", 32 * 1024, 0.90),
         run("unmeasured", 9 * 1024, None),
@@ -40,7 +40,7 @@ def test_the_frontier_and_its_knee(runs: list[tuple[str, Record]]) -> None:
     marks = {run.label: run.mark for run in found}
     assert marks == {
         "a": "frontier", "b": "knee", "c": "frontier", "d": "frontier", "worse": "",
-        "as large as b": "", "unmeasured": "", "wrong": "", "other": "frontier",
+        "beside b": "", "unmeasured": "", "wrong": "", "other": "frontier",
     }  # fmt: skip
     sizes = [run.size_bytes for run in found if run.record.model != "other"]
     assert sizes == sorted(sizes)
