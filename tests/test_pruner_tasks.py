@@ -114,7 +114,7 @@ def ctc(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 CASES: dict[str, tuple[int, str, Any, Loss, str, float]] = {
     "unet-int4": (4608, "int4", segmentation, functional.cross_entropy, "miou", 0.5),
     "unet-codebook": (4608, "codebook16", segmentation, functional.cross_entropy, "miou", 0.5),
-    "autoencoder": (5120, "int8", reconstruction, functional.mse_loss, "rmse", 0.25),
+    "autoencoder": (5184, "int8", reconstruction, functional.mse_loss, "rmse", 0.25),
     "regression": (4096, "int8", regression, functional.mse_loss, "rmse", 1.0),
     "multilabel": (
         4096, "int8", multilabel, functional.binary_cross_entropy_with_logits, "auroc", 0.9,
@@ -152,5 +152,6 @@ def test_a_task_has_its_bytes_and_its_metric(case: str, tmp_path: Path) -> None:
     assert 0.995 * budget <= artifact.bytes <= budget
     with torch.no_grad():
         expected = metric.value(metric.rows(model.eval()(inputs).numpy(), labels))
-    assert abs(artifact.report["metric"]["final"] - expected) <= 1e-3
+    # Biases are float16, and bytes that were left took connections back (docs/loop.md).
+    assert abs(artifact.report["metric"]["final"] - expected) <= 2e-3
     assert metric.score(expected) >= metric.score(reached)
