@@ -114,7 +114,7 @@ def ctc(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 CASES: dict[str, tuple[int, str, Any, Loss, str, float]] = {
     "unet-int4": (4608, "int4", segmentation, functional.cross_entropy, "miou", 0.5),
     "unet-codebook": (4608, "codebook16", segmentation, functional.cross_entropy, "miou", 0.5),
-    "autoencoder": (5184, "int8", reconstruction, functional.mse_loss, "rmse", 0.25),
+    "autoencoder": (5120, "int8", reconstruction, functional.mse_loss, "rmse", 0.27),
     "regression": (4096, "int8", regression, functional.mse_loss, "rmse", 1.0),
     "multilabel": (
         4096, "int8", multilabel, functional.binary_cross_entropy_with_logits, "auroc", 0.9,
