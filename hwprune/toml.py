@@ -14,6 +14,7 @@ from hwprune.files import POINTER, is_pointer
 _toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 _LARGEST_BYTES = 1 << 20  # what people write is a page of text
+_MOST_PARTS = 64
 
 
 def read(path: Path, what: str, error: type[HwpruneError], *, hint: str) -> dict[str, Any]:
@@ -53,6 +54,9 @@ def read(path: Path, what: str, error: type[HwpruneError], *, hint: str) -> dict
             f"{path}: byte {problem.start} is not UTF-8; expected TOML, which is UTF-8 text",
             hint="save the file as UTF-8",
         ) from None
+    # Its reader takes a key's parts squared, in time and memory.
+    if any(line.partition("=")[0].count(".") > _MOST_PARTS for line in text.splitlines()):
+        raise error(f"{path} is not TOML that people write: a key of more than {_MOST_PARTS} parts")
     try:
         table: dict[str, Any] = _toml.loads(text)
     except (ValueError, RecursionError) as problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # A dynamic size beside the batch, with the size that the network is tried with: H, or H=96.
 _DYNAMIC = re.compile(r"(?P<name>(?!N$|N=)[A-Z][A-Z0-9_]*)(?:=(?P<size>\d+))?")
 _TRIED = "64"
+# A sample of a gibibyte in float32.
+_LARGEST = 2**28
 
 
 def parse_input(text: str) -> TensorSpec:
@@ -115,6 +118,12 @@ def choose_inputs(
             "the shape of the network's input is not known: its file and architecture do not say",
             hint="add --input NAME:SHAPE:DTYPE, such as --input x:Nx3x32x32:float32, or --data",
         )
+    for spec in inputs:
+        if math.prod(size or 1 for size in spec.shape) > _LARGEST:
+            raise UsageError(
+                f"an input of {describe((spec,))[:200]} is too large to be tried",
+                hint=f"give sizes of at most {_LARGEST:,} numbers a sample",
+            )
     if len(sources.sample_shapes) == len(inputs):
         inputs = tuple(map(_tried_with, inputs, sources.sample_shapes))
     _compare_with_samples(inputs, sources.sample_shapes)

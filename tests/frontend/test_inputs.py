@@ -119,3 +119,10 @@ def test_inputs_follow_the_forward_methods_order() -> None:
 def test_the_same_input_twice_is_refused() -> None:
     with pytest.raises(UsageError, match="twice"):
         choose_inputs(InputSources(given=(X, X)), fixed_batch=False)
+
+
+@pytest.mark.parametrize("shape", ["Nx3x" + "9" * 400, "Nx3x100000x100000", "x".join(["2"] * 200)])
+def test_inputs_that_no_memory_holds_are_refused(shape: str) -> None:
+    given = InputSources(given=(parse_input(f"x:{shape}"),))
+    with pytest.raises(UsageError, match="too large to be tried"):
+        choose_inputs(given, fixed_batch=False)

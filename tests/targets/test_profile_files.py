@@ -300,6 +300,9 @@ def test_default_bytes_states_the_budget(mine: Path) -> None:
         (b"x = " + b"[" * 100_000, "is not TOML"),
         (b"x = " + b"9" * 10_000, "is not TOML"),
         (b"#" * (2 << 20), "at most 1 MiB"),
+        (b"a" + b".a" * 20000 + b" = 1", "more than 64 parts"),
+        (b"[a" + b".a" * 20000 + b"]", "more than 64 parts"),
+        (b"a = " + b"[" * 20000, "nested too deeply"),
     ],
 )
 def test_not_a_profile(mine: Path, content: bytes, expected: str) -> None:
