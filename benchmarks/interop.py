@@ -5,7 +5,8 @@ Programs that run it are compared with the outputs of stock onnxruntime; what ot
 likewise, and `hwprune check` says whether its layers are packed still.
 
     python -m venv other && other/bin/pip install onnx onnxruntime onnxslim onnxsim openvino
-    python benchmarks/interop.py --python other/bin/python [--rows 0,2-4] [--table]
+    npm install --prefix web --ignore-scripts onnxruntime-node onnxruntime-web
+    python benchmarks/interop.py --python other/bin/python --node web [--rows 0,2-4] [--table]
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from common import Experiment, Stopwatch, parse_rows, scratch
 
 RUNS = ("onnxruntime", "ReferenceEvaluator", "openvino")
 REWRITES = ("onnx.inliner", "onnx.compose", "onnxslim", "onnxsim")
+JAVASCRIPT = ("onnxruntime-node", "onnxruntime-web")  # the latter's WebAssembly, under node
 FORMS = {"functions": "raspberry-pi-5", "inlined": "jetson-nano"}  # the target that has the form
 SEED, DENSITY, TIMEOUT_S = 0, 0.1, 600
 
 ROWS: list[dict[str, Any]] = [
-    {"program": program, "form": form} for program in (*RUNS, *REWRITES) for form in FORMS
+    {"program": program, "form": form}
+    for program in (*RUNS, *REWRITES, "quantize_static", *JAVASCRIPT)
+    for form in FORMS
 ]
 
 # Runs where the other programs are installed; hwprune need not be.
@@ -35,7 +39,8 @@ import numpy as np
 program, folder = sys.argv[1:]
 path, after = folder + "/model.onnx", folder + "/after.onnx"
 x = np.load(folder + "/x.npy")
-package = {"ReferenceEvaluator": "onnx"}.get(program, program.partition(".")[0])
+packages = {"ReferenceEvaluator": "onnx", "quantize_static": "onnxruntime"}
+package = packages.get(program, program.partition(".")[0])
 found = {"version": importlib.metadata.version(package)}
 
 def onnxruntime(path):
@@ -57,6 +62,14 @@ def outputs():
         exact = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
         compiled = openvino.Core().compile_model(path, "CPU", exact)
         return compiled([x])[compiled.output(0)]
+    if program == "quantize_static":
+        from onnxruntime import quantization
+        class Reader(quantization.CalibrationDataReader):
+            left = [{"x": x}]
+            def get_next(self):
+                return self.left.pop() if self.left else None
+        quantization.quantize_static(path, after, Reader())
+        return onnxruntime(after)
     model = onnx.load(path)
     if program == "onnx.inliner":
         from onnx import inliner
@@ -80,6 +93,40 @@ except Exception as error:
     said = (str(error).strip().splitlines() or [""])[-1]
     found["error"] = (type(error).__name__ + ": " + said)[:200]
 print(json.dumps(found))
+"""
+
+# The same for node.
+NODE_WORKER = """
+const fs = require("fs");
+const [program, packages, folder] = process.argv.slice(1);
+const require_ = require("module").createRequire(packages + "/");
+const found = {};
+(async () => {
+  try {
+    const about = fs.readFileSync(packages + "/node_modules/" + program + "/package.json");
+    found.version = JSON.parse(about).version;
+    const ort = require_(program);
+    if (program === "onnxruntime-web") ort.env.wasm.numThreads = 1;
+    const model = fs.readFileSync(folder + "/model.onnx");
+    const session = await ort.InferenceSession.create(model);
+    const raw = fs.readFileSync(folder + "/x.bin");
+    const x = new Float32Array(new Uint8Array(raw).buffer);
+    const fed = {[session.inputNames[0]]: new ort.Tensor("float32", x, [4, 3, 32, 32])};
+    const y = (await session.run(fed))[session.outputNames[0]].data;
+    const right = new Float32Array(new Uint8Array(fs.readFileSync(folder + "/y.bin")).buffer);
+    let most = 0, low = Infinity, high = -Infinity;
+    right.forEach((value, place) => {
+      most = Math.max(most, Math.abs(value - y[place]));
+      low = Math.min(low, value);
+      high = Math.max(high, value);
+    });
+    found.relative_error = most / (high - low);
+  } catch (error) {
+    found.error = String(error).slice(0, 200);
+  }
+  console.log(JSON.stringify(found));
+  process.exit(0);
+})();
 """
 
 
@@ -109,18 +156,24 @@ def write_file(form: str, folder: Path) -> int:
     x = np.random.default_rng(SEED).standard_normal((4, 3, 32, 32)).astype(np.float32)
     np.save(folder / "x.npy", x)
     session = runner.open_session(str(folder / "model.onnx"))
-    np.save(folder / "y.npy", runner.run(session, [x])[0])
+    y = runner.run(session, [x])[0]
+    np.save(folder / "y.npy", y)
+    for name, array in (("x", x), ("y", y)):
+        (folder / f"{name}.bin").write_bytes(array.tobytes())
     return len(data)
 
 
-def measure(config: dict[str, Any], folder: Path, python: str) -> dict[str, Any]:
+def measure(config: dict[str, Any], folder: Path, python: str, node: str) -> dict[str, Any]:
     """Let a program read a file; of what it wrote, say what `check` says."""
     from hwprune.verify import check
 
     size = write_file(config["form"], folder)
+    program = config["program"]
+    command = [python, "-c", WORKER, program, str(folder)]
+    if program in JAVASCRIPT:
+        command = ["node", "-e", NODE_WORKER, program, str(Path(node).resolve()), str(folder)]
     done = subprocess.run(
-        [python, "-c", WORKER, config["program"], str(folder)],
-        capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -165,17 +218,20 @@ def main() -> int:
     """Run the rows that are not there yet."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--python", default=sys.executable, help="of the other programs")
+    parser.add_argument("--node", default=".", help="the folder whose node_modules has the rest")
     parser.add_argument("--rows", help="numbers, such as 0,2-4; all without")
     parser.add_argument("--table", action="store_true", help="print the record, run nothing")
     given = parser.parse_args()
-    experiment = Experiment("interop", ["python", "benchmarks/interop.py", "--python", "PYTHON"])
+    experiment = Experiment(
+        "interop", ["python", "benchmarks/interop.py", "--python", "PYTHON", "--node", "FOLDER"]
+    )
     if not given.table:
         for number in parse_rows(given.rows, len(ROWS)):
             if experiment.done(ROWS[number], SEED):
                 continue
             watch = Stopwatch()
             with scratch() as folder:
-                found = measure(ROWS[number], Path(folder), given.python)
+                found = measure(ROWS[number], Path(folder), given.python, given.node)
             experiment.add(ROWS[number], SEED, watch.seconds, 0, **found)
     print(table(experiment))
     return 0
