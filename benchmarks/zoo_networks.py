@@ -105,6 +105,52 @@ for _name in (
         img_size=_size, **_fewer,
     )  # fmt: skip
 
+# Of families whose smallest takes minutes, short and narrow ones.
+for _name, _kind, _fewer in (
+    ("vit", "vit_tiny_patch16_224", {"img_size": 64, "depth": 2, "embed_dim": 96}),
+    ("levit", "levit_128s", {
+        "img_size": 64, "embed_dim": (32, 48, 64), "depth": (1, 1, 1), "num_heads": (2, 3, 4),
+    }),
+    ("densenet", "densenet121", {"block_config": (1, 2, 2, 1), "growth_rate": 16}),
+    ("nf_regnet", "nf_regnet_b0", {"depths": (1, 1, 1, 1), "channels": (16, 32, 48, 64)}),
+    ("maxvit", "maxvit_pico_rw_256", {
+        "img_size": 64, "embed_dim": (32, 32, 64, 64), "depths": (1, 1, 1, 1),
+    }),
+):  # fmt: skip
+    add("timm", f"short_{_name}", IMAGE, "timm.create_model", _kind, num_classes=10, **_fewer)
+_SHORT = {"num_classes": 10, "embed_dims": (16, 32, 48, 64)}
+add(
+    "timm", "short_tresnet", IMAGE, "timm.models.tresnet.TResNet", [1, 1, 1, 1], num_classes=10,
+    width_factor=0.25,
+)  # fmt: skip
+add(
+    "timm", "short_efficientformer", "x:Nx3x224x224",
+    "timm.models.efficientformer.EfficientFormer", depths=(1, 1, 1, 2), num_vit=1, **_SHORT,
+)  # fmt: skip
+add(
+    "timm", "short_coat", IMAGE, "timm.models.coat.CoaT", img_size=64, patch_size=4,
+    serial_depths=(1, 1, 1, 1), parallel_depth=0, num_heads=8, mlp_ratios=(2, 2, 2, 2), **_SHORT,
+)  # fmt: skip
+add(
+    "timm", "short_mixer", IMAGE, "timm.models.mlp_mixer.MlpMixer", num_classes=10, img_size=64,
+    patch_size=16, num_blocks=2, embed_dim=96,
+)  # fmt: skip
+
+
+def short_resnest() -> nn.Module:
+    """Build ResNeSt of four blocks."""
+    import_torchvision()
+    resnest = importlib.import_module("timm.models.resnest")
+    made: nn.Module = resnest.ResNet(
+        resnest.ResNestBottleneck, [1, 1, 1, 1], num_classes=10, stem_type="deep", stem_width=8,
+        avg_down=True, base_width=16, channels=(16, 32, 48, 64),
+        block_args={"radix": 2, "avd": True, "avd_first": False},
+    )  # fmt: skip
+    return made
+
+
+NETWORKS["short_resnest"] = Network("timm", short_resnest, (IMAGE,))
+
 # -- torchvision ----------------------------------------------------------------------------------
 
 for _name in (
