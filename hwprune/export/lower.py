@@ -319,18 +319,20 @@ def _scatter(ops: Ops, node: ir.Node) -> ir.Value | None:
     shape, rank = data.shape, len(ops.sizes(data))
     all_sizes = ops("Shape", data)
     if node.op_type == "ScatterND":
-        parts = ops.sizes(index)[-1] or 0
-        known = [size or 0 for size in ops.sizes(data)[1:]]
-        if not parts or 0 in known:
+        *many, parts = [size or 0 for size in ops.sizes(index)]
+        sizes = [size or 0 for size in ops.sizes(data)]
+        flat, rows = [-1, int(np.prod(sizes[parts:]))], [-1, int(np.prod(sizes[parts:]))]
+        if 0 in flat:  # what each place holds varies: then how many there are must not
+            flat, rows = [int(np.prod(sizes[:parts])), -1], [int(np.prod(many)), -1]
+        if 0 in (*sizes[1:parts], *flat, *rows, parts):
             raise CannotLowerError("it reduces, and sizes vary")
-        width = int(np.prod(known[parts - 1 :]))
         lengths = ops("Slice", all_sizes, ops.constant([0]), ops.constant([parts]))
-        strides = [int(np.prod(known[at : parts - 1])) for at in range(parts)]
+        strides = [int(np.prod(sizes[at:parts])) for at in range(1, parts + 1)]
         places = ops("Mul", _counted(ops, index, lengths), ops.constant(strides))
         places = ops("ReduceSum", places, ops.constant([-1]), keepdims=0)
         places = ops("Reshape", places, ops.constant([1, -1]))
-        table = ops("Reshape", data, ops.constant([-1, width]))
-        updates = ops("Reshape", updates, ops.constant([-1, width]))
+        table = ops("Reshape", data, ops.constant(flat))
+        updates = ops("Reshape", updates, ops.constant(rows))
         axis, rank = 0, 2
     else:
         axis, table = given.get("axis", 0) % rank, data

@@ -132,6 +132,14 @@ def _scattered(reduction: str) -> list[Graph]:
             shape=(2, 4, 6),
             rank=3,
         ),
+        net(
+            f"t = Transpose <perm = [1, 0, 2]> (x)  u = Gather <axis = 0> (t, g)  y = ScatterND "
+            f'<reduction = "{reduction}"> (t, i, u)',
+            {"i": rows, "g": _ints(3, 2, 1, 0)},
+            shape=("N", 4, 6),
+            rank=3,
+            inferred=True,
+        ),
     ]
 
 
