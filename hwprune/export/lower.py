@@ -337,9 +337,14 @@ def _scatter(ops: Ops, node: ir.Node) -> ir.Value | None:
     else:
         axis, table = given.get("axis", 0) % rank, data
         others = [at for at in range(rank) if at != axis]
-        if shape is None or index.shape is None or any(shape[a] != index.shape[a] for a in others):
-            raise CannotLowerError("it reduces, over a part of the other axes")
         places = _counted(ops, index, ops("Gather", all_sizes, ops.constant([axis])))
+        if shape is None or index.shape is None or any(shape[a] != index.shape[a] for a in others):
+            # Where indices may cover a part of the other axes, the rest falls nowhere.
+            rest = ops("Sub", all_sizes, ops("Shape", index))
+            rest = ops("Mul", rest, ops.constant([int(at != axis) for at in range(rank)]))
+            pads = ops("Concat", ops.constant([0] * rank), rest, axis=0)
+            places = ops("Pad", places, pads, ops.constant(np.array(-1)))
+            updates = ops("Pad", updates, pads)
         places = ops("Transpose", places, perm=[*others, axis])
     # (..., place, ..., update): which updates fall on a place
     order = [at for at in range(rank) if at != axis] + [axis]
@@ -623,7 +628,8 @@ def _antialiased(ops: Ops, node: ir.Node, wanted: dict[int, int | None] | None) 
             assert wanted is not None
             made = wanted.get(axis, size)
             scale = 1.0 if size is None or made is None else made / size
-        if made == size and scale == 1:
+        # Two sizes that nobody knows may differ, but for those of a batch.
+        if made == size and scale == 1 and (size is not None or scales is not None or axis == 0):
             continue
         if size is None or made is None or axis < rank - 2:
             raise CannotLowerError("it has no aliasing, and sizes vary or are not the last two")

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from hwprune.errors import ModelError
 from hwprune.frontend.inputs import describe
-from hwprune.frontend.probe import example_inputs, fresh_copy, named_tensors, probe
+from hwprune.frontend.probe import call_once, fresh_copy, named_tensors, probe
 from hwprune.frontend.user_code import FAILURES, running
 from hwprune.ir import TensorSpec
 
@@ -81,7 +81,7 @@ def _call_once(module: nn.Module, inputs: tuple[TensorSpec, ...], seed: int) -> 
         torch.random.fork_rng(devices=[]),
     ):
         torch.default_generator.manual_seed(seed)
-        module(*example_inputs(inputs, batch=2))
+        call_once(module, inputs)
 
 
 def own_memory(module: nn.Module) -> None:
@@ -217,7 +217,7 @@ def fold_layers(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[str,
     tensors = [id(tensor) for _, tensor in named_tensors(module)]
     with torch.no_grad():
         try:
-            tried(*example_inputs(inputs, batch=2))
+            call_once(tried, inputs)
         except FAILURES:  # probe says so
             return ()
         for name, part in parts.items():

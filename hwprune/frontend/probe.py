@@ -162,6 +162,23 @@ def _call(module: nn.Module, inputs: tuple[TensorSpec, ...], way: str, tensors: 
     return module(named) if way == "dictionary" else module(*tensors)
 
 
+def call_once(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> None:
+    """Call the forward method itself, in whichever way it takes its inputs.
+
+    Raises:
+        The first way's failure, whatever that is.
+    """
+    refused: BaseException | None = None
+    for whole, way in itertools.product((False, True), _ways(module, inputs)):
+        try:
+            _call(module, inputs, way, example_inputs(inputs, batch=_BATCH, whole=whole))
+            return
+        except FAILURES as error:  # noqa: PERF203 - of two ways one may fail
+            refused = refused or error
+    assert refused is not None  # there is at least one way
+    raise refused
+
+
 def _runs(
     module: nn.Module, inputs: tuple[TensorSpec, ...], ways: tuple[str, ...]
 ) -> tuple[str, Any, bool]:

@@ -400,10 +400,6 @@ REFUSED = {
     "ReduceMax that reduces nothing": net(
         "y = ReduceMax <noop_with_empty_axes = 1> (x, a)", {"a": _ints()}
     ),
-    "ScatterElements that reduces a part of the other axes": net(
-        'y = ScatterElements <axis = 1, reduction = "max"> (x, i, u)',
-        {"i": np.zeros((1, 1, 1, 2), np.int64), "u": _floats(1, 1, 1, 2)},
-    ),
     "Reshape to nothing": net("y = Reshape <allowzero = 1> (x, s)", {"s": _ints(0, 3)}),
     "BatchNormalization that trains": net(
         "y, m, v = BatchNormalization <training_mode = 1> (x, a, b, c, d)",

@@ -236,3 +236,10 @@ def test_a_projection_that_no_onnx_operator_has_is_named() -> None:
     model = Model("net", "net.pt", "state-dict", module, None, (spec("x", 5, 6),))
     with pytest.raises(ExportError, match=r"rnn is an LSTM with proj_size=4: ONNX's"):
         trace(model)
+
+
+def test_a_lazy_network_that_takes_a_dictionary_gets_its_shapes() -> None:
+    module = net(lambda self, batch: self.fc(self.lazy(batch["a"] + batch["b"])))
+    module.lazy = nn.LazyLinear(4)
+    prepare(module, (spec("a", 6), spec("b", 6)))
+    assert module.lazy.weight.shape == (4, 6)
