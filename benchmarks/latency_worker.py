@@ -1,11 +1,12 @@
 """One engine in a process of its own: loads one file, then times bursts of runs on request.
 
-    python latency_worker.py ENGINE FILE THREADS BATCH
+    python latency_worker.py ENGINE FILE THREADS BATCH SHAPE [wall|processor]
 
 It reads one number of runs per line and answers with one line of JSON: the milliseconds of each
-run. Its first line says how long loading took and what the process grew by. It needs nothing but
-the engine itself, so each engine may live in an environment of its own: ``onnxruntime`` (stock),
-``hwprune`` (onnxruntime with hwprune's kernels), ``hwprune-all`` (with a kernel for every packed
+run, by the clock or of processor time (the default with one thread). Its first line says how long
+loading took and what the process grew by. It needs nothing but the engine itself, so each engine
+may live in an environment of its own: ``onnxruntime`` (stock), ``hwprune`` (onnxruntime with
+hwprune's kernels), ``hwprune-all`` (with a kernel for every packed
 layer), ``deepsparse``, ``openvino``, ``litert`` (XNNPACK).
 """
 
@@ -121,7 +122,7 @@ def warm_imports(engine: str) -> str:
 
 def main() -> None:
     """Load, report, then answer requests until the input ends."""
-    engine, path, threads, batch, shape = sys.argv[1:6]
+    engine, path, threads, batch, shape, *clock_name = sys.argv[1:7]
     version = warm_imports(engine)
     size = (int(batch), *json.loads(shape))
     x = np.random.default_rng(0).standard_normal(size).astype(np.float32)
@@ -134,6 +135,8 @@ def main() -> None:
     top = np.asarray(first[0] if isinstance(first, list) else next(iter(first.values())))
     ready = {
         "version": version,
+        # What other programs take of one thread's processor does not count.
+        "clock": (clock_name or ["processor" if int(threads) == 1 else "wall"])[0],
         "load_ms": load_ms,
         "grown_bytes": loaded - before,
         "grown_bytes_after_run": resident_bytes() - before,
@@ -141,12 +144,13 @@ def main() -> None:
         "checksum": float(np.abs(top).sum()),
     }
     print("ready " + json.dumps(ready), flush=True)
+    clock = time.process_time if ready["clock"] == "processor" else time.perf_counter
     for line in sys.stdin:
         times = []
         for _ in range(int(line)):
-            start = time.perf_counter()
+            start = clock()
             run()
-            times.append(1000 * (time.perf_counter() - start))
+            times.append(1000 * (clock() - start))
         print("times " + json.dumps(times), flush=True)
 
 
