@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from hwprune import compiler
 from hwprune.errors import InfeasibleError, UsageError
 from hwprune.frontend import load_data
 from hwprune.ir import Data, Masks
-from hwprune.job import Job
+from hwprune.job import Job, parse_max_drop
 from hwprune.sparsity import rank_weights
 from hwprune.steps.packing import PackedModel
 from hwprune.steps.planning import Prepared, candidates_of
@@ -142,3 +144,20 @@ def test_the_strategy_knows_the_density_of_the_plan(prepared: At) -> None:
     assert found.name == "iterative"
     everything = dataclasses.replace(plan, limited_by="weights")
     assert not strategy_for(job, dataclasses.replace(candidate, plan=everything)).events
+
+
+def test_what_may_be_lost_is_nothing_a_share_or_anything() -> None:
+    given = (None, "auto", "off", "2%", 0.02, 0, "0")
+    assert [parse_max_drop(each) for each in given] == [None, None, math.inf, 0.02, 0.02, 0, 0]
+    for wrong in (-0.01, "-1%", math.nan):
+        with pytest.raises(UsageError):
+            parse_max_drop(wrong)
+
+
+def test_labels_of_whole_numbers_are_classes_whatever_their_size(data: Data) -> None:
+    def classes(labels: Any) -> int:
+        return compiler._classes(dataclasses.replace(data, test=SimpleNamespace(labels=labels)))
+
+    few = np.array([0, 1, 2, 2])
+    assert [classes(few.astype(kind)) for kind in ("uint8", "int16", "int64")] == [3, 3, 3]
+    assert [classes(few.astype("float32")), classes(few[:, None]), classes(None)] == [0, 0, 0]
