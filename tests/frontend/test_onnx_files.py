@@ -339,3 +339,19 @@ def test_an_operator_that_torch_computes_otherwise_is_not_trusted(
     model = load_model(path(classifier()))
     assert not model.module.in_torch
     assert "torch computes something else" in model.notes[-1]
+
+
+def test_functions_that_double_at_each_step_are_not_inlined(path: Callable[..., str]) -> None:
+    made = model_of([helper.make_node("F0", ["x"], ["y"], domain="d")], {})
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("d", 1)]
+    made.opset_import.append(domains[1])
+    for step in range(26):
+        called = [
+            helper.make_node(f"F{step + 1}", [one], [other], domain="d")
+            for one, other in (("x", "a"), ("a", "y"))
+        ]
+        last = [helper.make_node("Relu", ["x"], ["y"])]
+        nodes = called if step < 25 else last
+        made.functions.append(helper.make_function("d", f"F{step}", ["x"], ["y"], nodes, domains))
+    with pytest.raises(ModelError, match="stand for more than 1,000,000 nodes"):
+        load_model(path(made))
