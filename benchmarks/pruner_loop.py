@@ -6,7 +6,7 @@ three take turns, step by step; medians of processor time on one thread.
 Accuracy: int8 at 40 KiB, by ``compile`` and by a loop in plain torch that has its recipe: the same
 order, augmentation, rates and loss, distilled. 2,000 images, one epoch in batches of 32; row 21 and
 on, the short scale (10,000 images, three epochs, batches of 128). Accuracy is that of the written
-file on the test set, in onnxruntime. The two loops write the same file, to the byte, whose hash
+file on images of the test set, in onnxruntime. The two loops write the same file, to the byte, whose hash
 stands in each row (a small network: tests/test_pruner_and_compile.py).
 
     python benchmarks/pruner_loop.py --data-dir DIR [--rows 0,2-4] [--table] [--restart]
@@ -28,8 +28,8 @@ from typing import Any
 from common import Experiment, Stopwatch, command_line, data_folder, measure_rows, scratch
 
 TARGET, BUDGET = "raspberry-pi-zero-2w", 40 * 1024
-SMALL = {"images": 2_000, "epochs": 1, "batch_size": 32}
-SHORT = {"images": 10_000, "epochs": 3, "batch_size": 128}
+SMALL = {"images": 2_000, "epochs": 1, "batch_size": 32, "measured_images": 1_000}
+SHORT = {"images": 10_000, "epochs": 3, "batch_size": 128, "measured_images": 10_000}
 STRATEGIES: dict[str, dict[str, Any]] = {
     "cubic": {}, "bidirectional": {"prune_steps": 20, "exchanges": 10},
 }  # fmt: skip
@@ -107,8 +107,17 @@ def accuracy(config: dict[str, Any], seed: int, folder: Path, experiment: Experi
 
     watch = Stopwatch()
     data = load_data(f"cifar10:{folder}?normalize=imagenet", seed=seed)
-    drawn = np.random.default_rng(seed).permutation(len(data.train))[: config["images"]]
-    data = replace(data, train=Sampled(data.train, np.sort(drawn)))
+    draws = np.random.default_rng(seed)
+
+    def some(split: Any, most: int) -> Any:
+        return Sampled(split, np.sort(draws.permutation(len(split))[:most]))
+
+    data = replace(
+        data,
+        train=some(data.train, config["images"]),
+        validation=some(data.validation, config["measured_images"]),
+        test=some(data.test, config["measured_images"]),
+    )
     model = load_model(str(folder / "weights" / "cifar10_resnet20.pth"))
     with scratch() as output:
         train = _compiled if config["loop"] == "compile" else _pruned
