@@ -112,6 +112,7 @@ def ctc(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 # Budget, values, what to train, the loss, the metric and what it reaches at least.
 CASES: dict[str, tuple[int, str, Any, Loss, str, float]] = {
+    "unet-int8": (5120, "int8", segmentation, functional.cross_entropy, "miou", 0.5),
     "unet-int4": (4608, "int4", segmentation, functional.cross_entropy, "miou", 0.5),
     "unet-codebook": (4608, "codebook16", segmentation, functional.cross_entropy, "miou", 0.5),
     "autoencoder": (5120, "int8", reconstruction, functional.mse_loss, "rmse", 0.27),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -127,6 +127,40 @@ class OneShot:
         if metric is None:  # else the measurement speaks
             notes += _limits("data", masks)
         return Fitted(masks, metric, _trajectory(masks, metric), tuple(notes))
+
+    def instead_of(
+        self,
+        trained: nn.Module,
+        data: Data,
+        *,
+        task: Task,
+        recalibrates: bool,
+        store: Callable[[nn.Module], None],
+    ) -> tuple[Fitted | None, str]:
+        """Return what ``on_data`` makes of the network where it is better than a trained one.
+
+        Args:
+            trained: the network after training, its weights as stored.
+            data: see ``on_data``; both are measured on validation.
+            task: see ``on_data``.
+            recalibrates: see ``on_data``.
+            store: lets a module's weights be as stored.
+
+        Returns:
+            that or None, and a sentence that compares them.
+        """
+        fitted = self.on_data(data, task=task, recalibrates=recalibrates)
+        store(self.module)
+        judge = self._judge(data, task)
+        reached, without = (self._measured(judge, each) for each in (trained, self.module))
+        better = judge.metric.score(without) > judge.metric.score(reached)
+        said = (
+            f"{judge.name} on validation is {judge.metric.show(reached)} with training, and"
+            f" {judge.metric.show(without)} with least squares alone (--epochs 0)"
+        )
+        if not better:
+            return None, said
+        return replace(fitted, metric=without), f"{said}, whose weights were taken"
 
     def before_training(self, data: Data, *, task: Task) -> Fitted:
         """Prune and fit, for training to go on from."""

@@ -28,10 +28,8 @@ from hwprune.export.removal import Kept, Removal, gather_channels, scatter_chann
 from hwprune.export.template import Template, Written
 from hwprune.ir import Masks, Ranking, ValueType
 from hwprune.sparsity import followed_by, rank, rank_weights
-from hwprune.steps.planning import module_weights
+from hwprune.steps.planning import FULL_FRACTION, module_weights
 
-# At least this part of the budget is used, unless every weight is alive.
-FULL_FRACTION = 0.995
 _ROUNDS = 6
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.budget import Prefixes, fit, plan, ranking_limit
-from hwprune.encoding import FileCost
+from hwprune.encoding import VALUE_BITS, FileCost
 from hwprune.errors import InfeasibleError, UsageError
 from hwprune.export.deployment import NOTHING_TO_SAY, SHARE, Deployment
-from hwprune.export.pipeline import renewed, template_of
+from hwprune.export.pipeline import removable_channels, renewed, template_of
+from hwprune.export.removal import gather_channels
 from hwprune.export.template import Template, Written
 from hwprune.export.trace import tensors_of, trace
 from hwprune.ir import Masks, Model, Plan, Ranking, SkippedTensor, ValueType
@@ -23,6 +24,8 @@ from hwprune.steps.sharing import with_shared_weights
 from hwprune.targets import Target
 from hwprune.units import format_bytes
 
+# At least this part of the budget is used, unless every weight is alive.
+FULL_FRACTION = 0.995
 # Four bits and codebooks lose accuracy that depends on the network: they are used when asked for.
 AUTO_VALUE_TYPES: tuple[ValueType, ...] = ("fp32", "fp16", "int8")
 # How many dense tensors a refused budget is explained by, and from how many bytes on.
@@ -83,10 +86,12 @@ class Candidate:
     Attributes:
         plan: what fits.
         cost: the exact size of files that store this value type.
+        template: the network that they hold.
     """
 
     plan: Plan
     cost: FileCost
+    template: Template
 
     @property
     def density(self) -> float:
@@ -94,11 +99,54 @@ class Candidate:
         return max(1, self.plan.max_nonzeros) / self.plan.weights
 
     def masks(self, ranking: Ranking, fraction: float = 1.0) -> Masks:
-        """Return the best connections of a ranking that fit a fraction of the budget."""
+        """Return the best connections of a ranking that fit a fraction of the budget.
+
+        A file is without the channels that nothing depends on. Where what is left of the network
+        would not use the budget with every weight of it, more connections lead to more channels.
+        """
         plan = self.plan
         # Next to the floor, a fraction of the budget would not even hold the empty network.
         budget = max(plan.floor_bytes, int(plan.budget_bytes * fraction))
-        return fit(self.cost, ranking, budget, plan.value_type).masks
+        found = fit(self.cost, ranking, budget, plan.value_type)
+        if self._holds(found.masks, budget):
+            return found.masks
+        low, high = found.count, len(ranking) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._bytes_without_dead(ranking.masks(middle)) <= budget:
+                low = middle
+            else:
+                high = middle
+        return ranking.masks(low)
+
+    def _holds(self, masks: Masks, budget: int) -> bool:
+        """Return whether all weights of what masks leave of the network take a budget."""
+        if not any(_has_empty_channel(mask) for mask in masks.by_name.values()):
+            return True
+        removal = removable_channels(self.template, masks).removal
+        if not removal:
+            return True
+        small = self.template.without(removal)
+        if small.weights * VALUE_BITS[self.plan.value_type] >= 8 * budget:
+            return True
+        whole = {tensor.name: np.arange(math.prod(tensor.shape)) for tensor in small.prunable}
+        return self._bytes(small, whole) >= FULL_FRACTION * budget
+
+    def _bytes_without_dead(self, masks: Masks) -> int:
+        """Return the size of the file without what nothing depends on."""
+        dead = removable_channels(self.template, masks)
+        kept = dead.removal.kept
+        left = {name: gather_channels(name, dead.masks[name], kept) for name in masks}
+        return self._bytes(self.template.without(dead.removal), Masks(left).positions())
+
+    def _bytes(self, template: Template, positions: Mapping[str, NDArray[np.int64]]) -> int:
+        kind = self.plan.value_type
+        return template.cost(kind).encoding(positions, kind).file_bytes
+
+
+def _has_empty_channel(mask: NDArray[np.bool_]) -> bool:
+    flat = mask.reshape(*mask.shape[:2], -1)
+    return not (flat.any((1, 2)).all() and flat.any((0, 2)).all())
 
 
 def check_budget(target: Target, budget_bytes: int | None) -> int:
@@ -217,6 +265,7 @@ def candidates_of(
             kind: Candidate(
                 plan(costs[kind], prefixes, budget_bytes, kind, dense_bytes=prepared.dense_bytes),
                 costs[kind],
+                prepared.template,
             )
             for kind in tried
         }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from hwprune.errors import InfeasibleError
+from hwprune.export.template import Template
 from hwprune.extreme import extreme_hooks
-from hwprune.ir import Data, Masks, Say, Status
+from hwprune.ir import Data, Masks, Say, Status, ValueType
 from hwprune.job import Job
 from hwprune.least_squares import OneShot
 from hwprune.sparsity import STRATEGIES, Fill, Strategy, full, make
@@ -119,7 +121,7 @@ def prune_and_regrow(
         return nothing_pruned(prepared, "every weight is kept: quantising alone meets the budget")
     if job.data is not None and job.recipe.epochs:
         return _train(job, job.data, prepared, candidate, strategy, say)
-    one_shot = _one_shot(job, prepared, candidate, say)
+    one_shot = _one_shot(job, prepared.model.module, prepared.template, candidate, say)
     if job.data is None:
         specs = prepared.model.inputs
         floats = all(s.dtype == "float32" and s.shape[:1] == (None,) for s in specs)
@@ -155,11 +157,11 @@ def _train(
     fits = STRATEGIES[strategy.name].starts_from_fit and prepared.unshared is None
     recipe, fitted = job.recipe, None
     if fits and (model.kind == "onnx" or not job.task.measurable(data.train)):
-        one_shot = _one_shot(job, prepared, candidate, say)
+        one_shot = _one_shot(job, model.module, template, candidate, say)
         fitted = one_shot.before_training(data, task=job.task)
-        masks, fit = fitted.masks, copy.deepcopy(model.module.state_dict())
+        chosen, fit = fitted.masks, copy.deepcopy(model.module.state_dict())
         notes += fitted.notes
-        fill = lambda ranking, fraction: masks  # noqa: E731 (they are chosen already)
+        fill = lambda ranking, fraction: chosen  # noqa: E731 (they are chosen already)
         if recipe.grad_clip is None:  # the first steps would undo what was fitted
             recipe = replace(recipe, grad_clip=_GENTLE)
     result = finetune(
@@ -197,18 +199,41 @@ def _train(
     if model.batchnorm_frozen:
         notes.append("BN was frozen: an exported program keeps the mode that it was exported in")
     options = {f"strategy.{name}": value for name, value in job.strategy_options.items()}
+    masks, trajectory = result.masks, result.trajectory
+    compares = job.task.imitation == "values" and prepared.unshared is None and not job.firmware
+    if compares and fitted is None and teacher is not None and job.world.leads:
+        # Values are what least squares is for: a run shall be no worse than without training.
+        dense = copy.deepcopy(teacher)
+        instead, note = _one_shot(job, dense, template, candidate, say).instead_of(
+            model.module, data, task=job.task, recalibrates=not model.batchnorm_frozen,
+            store=partial(_store, template, candidate.plan.value_type),
+        )  # fmt: skip
+        notes.append(note)
+        if instead is not None:
+            model.module.load_state_dict(dense.state_dict())
+            masks, final = instead.masks, None if final is None else instead.metric
+            last = {**instead.trajectory[-1], "epoch": float(result.epochs), "step": result.steps}
+            trajectory = (*trajectory, {**last, "metric": instead.metric})
     return Pruned(
         strategy.name,
-        result.masks,
+        masks,
         result.epochs,
         result.metric,
         result.extreme_metric,
         final,
-        result.trajectory,
+        trajectory,
         tuple(notes),
         {**asdict(recipe), **options},
         result.cost_epochs,
     )
+
+
+def _store(template: Template, kind: ValueType, module: Any) -> None:
+    """Let a module's weights be as a value type stores them."""
+    if (quantizer := weight_quantizer(template, module, kind)) is not None:
+        weights = {name: module.get_parameter(name).detach() for name in template.names}
+        for name, value in quantizer(weights, final=True).items():
+            weights[name].copy_(value)
 
 
 def _hooks(job: Job) -> HookMaker:
@@ -224,9 +249,9 @@ def _hooks(job: Job) -> HookMaker:
     }
 
 
-def _one_shot(job: Job, prepared: Prepared, candidate: Candidate, say: Say) -> OneShot:
+def _one_shot(job: Job, module: Any, template: Template, candidate: Candidate, say: Say) -> OneShot:
     return OneShot(
-        prepared.model.module, prepared.template.names, candidate.masks,
+        module, template.names, candidate.masks,
         seed=job.seed, device=job.device,
         tell=lambda message, done, of: say(Status("train", message, done, of)),
     )  # fmt: skip

@@ -194,6 +194,38 @@ def test_unlabelled_regression_is_no_worse_than_least_squares_alone(tmp_path: Pa
     assert reached[4] <= 1.6 * dense
 
 
+def test_a_regression_uses_its_bytes_and_is_no_worse_than_without_training(tmp_path: Path) -> None:
+    """At 92 % sparsity most channels are gone: what is left takes the bytes that they had."""
+    rng = np.random.default_rng(0)
+    x = rng.random((1000, 10)).astype(np.float32)
+    y = (10 * np.sin(3 * x[:, :1] * x[:, 1:2]) + 10 * x[:, 3:4]).astype(np.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Linear(10, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 1)
+        )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(network(torch.from_numpy(x)), torch.from_numpy(y)).backward()
+        optimizer.step()
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    found, notes = {}, {}
+    for name, recipe in (
+        ("none", {"epochs": 0}), ("bad", {"epochs": 1, "learning_rate": 1e-9}),
+    ):  # fmt: skip
+        artifact = hwprune.compile(
+            network, target="raspberry-pi-zero-2w", budget=4096, values="int8", task="regression",
+            data=f"npz:{tmp_path / 'data.npz'}?normalize=none", recipe=recipe, max_drop="off",
+            output=tmp_path / name,
+        )  # fmt: skip
+        assert 0.995 * 4096 <= artifact.bytes <= 4096
+        found[name] = artifact.report["metric"]["final"]
+        notes[name] = " ".join(artifact.report["notes"])
+    assert "with least squares alone (--epochs 0), whose weights were taken" in notes["bad"]
+    assert found["bad"] == pytest.approx(found["none"], rel=0.02)
+
+
 def test_check_measures_the_task_on_the_file(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
