@@ -28,7 +28,7 @@ class Declaration:
         fixed: those of them that make this strategy of a more general one.
         prunes: False where every weight has to fit.
         shares_weights: later residual blocks use the weights of earlier ones, unless told not to.
-        starts_from_fit: without labels, training goes on from weights that least squares gave.
+        starts_from_fit: without labels, or of an ONNX file, training goes on from least squares.
         adapts: it goes by what is known of the run: ``steps`` and ``convolutional`` are given.
     """
 
