@@ -606,7 +606,8 @@ class _Scales:
         if layer.kind is Softmax:
             self.fix(layer.name, SOFTMAX_SCALE)
         elif layer.kind is Add:
-            self.is_fixed.add(made)
+            if made not in self.is_fixed:  # of 12 bits, so that any 64ths of it are exact
+                self.fix(layer.name, few_bits(self.scale[made], 16))
             inputs, ratios = [], []
             for name in layer.inputs:
                 fixed = self.scale[self.of(name)] if self.of(name) in self.is_fixed else None

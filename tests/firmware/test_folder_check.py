@@ -32,7 +32,7 @@ def test_a_run_that_differs_or_needs_more_stack_is_refused(
         values = reference.run(check.network, x)
         sums = [{n: checksum(values[n][i]) for n in plan.placements} for i in range(len(x))]
         sums[1]["b"] += wrong
-        return SimpleNamespace(sums=sums, stack_bytes=stack, instructions=1)
+        return SimpleNamespace(sums=sums, stack_bytes=stack, classes=None, instructions=1)
 
     monkeypatch.setattr(emulate, "board_for", lambda core: SimpleNamespace(name="board"))
     monkeypatch.setattr(emulate, "run", run)
