@@ -248,7 +248,7 @@ def draw_shrink_exchange(pyplot: Any, experiment: Experiment) -> Any:
 def draw_resnet20_budgets(pyplot: Any, experiment: Experiment) -> Any:
     """Return accuracy against the bytes of the file: what runs of the most epochs came to."""
     module = resnet20_budgets
-    epochs = max(int(row.config["epochs"]) for row in experiment.rows())
+    epochs = max((int(row.config["epochs"]) for row in experiment.rows()), default=0)
     figure, axis = pyplot.subplots(figsize=(7, 3.6))
     names = {"the default": "hwprune", "cubic, its own settings": "one-way (cubic, LAMP)"}
     found = dict(module.measured(experiment))
