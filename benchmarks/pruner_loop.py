@@ -177,7 +177,7 @@ def _pruned(config: dict[str, Any], seed: int, model: Any, data: Any, output: Pa
     pruner = Pruner(
         network, optimizer, target=TARGET, budget=config["budget_bytes"], values="int8",
         strategy=config["strategy"], example_input=torch.zeros(1, 3, 32, 32), steps=steps,
-        seed=seed, **config["options"],
+        seed=seed, data=data, **config["options"],
     )  # fmt: skip
     pruner.begin()
     generator, step = torch.Generator().manual_seed(seed), 0
