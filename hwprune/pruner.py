@@ -73,7 +73,8 @@ class Pruner:
         data: what is trained on, as ``compile`` takes it: read only for what the file says of it,
             how to make its input and what its classes are called.
         seed: of what is random.
-        options: of the strategy.
+        strategy_options: those whose names mean something else here, such as ``steps``.
+        options: others of the strategy.
 
     Raises:
         HwpruneError: this cannot be done, and why, before anything was changed.
@@ -96,6 +97,7 @@ class Pruner:
         prune_frozen: bool = False,
         data: str | Data | None = None,
         seed: int = 0,
+        strategy_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         """Plan, and take part in the optimiser's steps from now on."""
@@ -110,7 +112,7 @@ class Pruner:
             Path(),
             budget_bytes=parse_bytes(budget) if isinstance(budget, str) else budget,
             strategy=strategy,
-            strategy_options=options,
+            strategy_options={**options, **(strategy_options or {})},
             values=values,
             form=form,
             seed=seed,

@@ -615,6 +615,14 @@ def test_masks_and_values_follow_progress_and_so_does_a_resume() -> None:
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
+def test_an_option_whose_name_a_keyword_has() -> None:
+    model = network()
+    pruner = made(model, sgd(model), strategy="cubic", strategy_options={"steps": 3}, until=0.5)
+    events = pruner._strategy.events
+    assert len(events) == 3
+    assert max(event.progress for event in events) == 0.5
+
+
 def test_progress_may_leap_over_all_that_is_due() -> None:
     model = network()
     optimizer = sgd(model)
