@@ -6,7 +6,7 @@
 #   make check    install into .venv, lint, type-check, check who imports whom
 #   make kernels  build the library of sparse kernels into hwprune/kernels (CMake, a C++17 compiler)
 #   make sanitize build and test the kernels with address and undefined-behaviour sanitizers; fuzz
-#   make faults   kill hwprune and fill its disk at some of the changes it makes to the disk
+#   make faults   kill hwprune at some of the changes it makes to the disk (FAULTS_ARGS=: at all)
 #   make fuzz     fuzz what reads other people's files, with atheris in .venv-fuzz
 #   make aarch64  build the kernels for 64-bit Arm, test them under qemu-user
 #   make runtimes install onnxruntime 1.11.1, 1.15.1 and 1.17.3 apart, for the tests that run files

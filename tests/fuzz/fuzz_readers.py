@@ -243,8 +243,6 @@ def fuzz(name: str, options: list[str]) -> None:
             if len(said) > MOST_CHARACTERS:
                 raise AssertionError(f"a message of {len(said):,} characters") from error
 
-    for seed in reader.seeds():
-        once(seed)
     atheris.Setup([sys.argv[0], *options], once)
     atheris.Fuzz()
 
