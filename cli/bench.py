@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hwprune.cli.main import end_now, print_json
+from hwprune.cli.main import SCHEMA_VERSION, end_now, print_json
 from hwprune.cli.options import (
     console,
     json_option,
@@ -154,7 +154,9 @@ def _write_record(document: dict[str, Any], path: str | None) -> None:
 
         from hwprune.report.record import write_text
 
-        write_text(json.dumps({"schema_version": 1, **document}, indent=2) + "\n", path)
+        write_text(
+            json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2) + "\n", path
+        )
 
 
 def _print_there(found: dict[str, Any], *, to_stderr: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import click
@@ -51,8 +52,11 @@ def command(
     there = THIS_MACHINE if where is None else parse_destination(where, remote_python)
     found = calibrate(there)
     text = profile(found, extends=extends, description=f"{found.device['cpu']}, as measured")
+    with tempfile.TemporaryDirectory() as folder:  # a profile that is not valid replaces no other
+        tried = Path(folder) / path.name
+        tried.write_text(text, encoding="utf-8")
+        target = load_file(tried)
     write_text(text, path)
-    target = load_file(path)
     document = {"file": output, "name": target.name, "folds_functions": found.folds}
     if as_json:
         print_json(document | {"device": dict(found.device), "budget_bytes": target.budget_bytes})

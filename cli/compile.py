@@ -144,8 +144,8 @@ def command(
     """Compile MODEL into the most accurate sparse file that fits a device's byte budget.
 
     MODEL is a state dict (.pt .pth .safetensors), a torch.export program (.pt2), an ONNX file
-    (.onnx; pruned, fitted, and with --epochs N trained on), or with --unsafe-load a pickled module. Without
-    MODEL the network that --arch names is trained from random weights. The output folder gets
+    (.onnx; pruned, fitted, and with --epochs N trained on), or with --unsafe-load a pickled module.
+    Without MODEL the network that --arch names is trained from random weights. The folder gets
     model.onnx, report.json, report.html, README.md (a model card) and checkpoint/; a file that is
     not verified or misses a --require is kept as rejected.onnx, and beside an earlier model.onnx,
     which stays whole, in rejected/. An interrupted run leaves a checkpoint there: repeat the

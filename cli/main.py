@@ -298,11 +298,13 @@ def _forget_wakeup() -> None:
 
 
 def end_now(error: BaseException, *, as_json: bool = False) -> NoReturn:
-    """Say what is wrong and end the process, whatever its other threads are at."""
+    """Say what is wrong, if anybody is there to hear, and end, whatever other threads are at."""
     kind, code, message, hint = _problem(error)
-    _show(error_document(kind, code, message, hint), as_json=as_json)
-    sys.stdout.flush()
-    os._exit(code)
+    try:
+        _show(error_document(kind, code, message, hint), as_json=as_json)
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import click
 
 from hwprune.cli.main import print_json
 from hwprune.cli.modelling import collector_paused, load, model_options
-from hwprune.cli.options import VALUES, console, json_option
+from hwprune.cli.options import VALUES, console, json_option, task_option
 
 if TYPE_CHECKING:
     from hwprune.steps.fitting import Fitting
@@ -31,6 +31,7 @@ _MOST_LAYERS = 40
     "--data", metavar="SPEC",
     help="As for compile: what the file says of them takes some bytes, at most 1 % of the budget.",
 )  # fmt: skip
+@task_option
 @json_option
 def command(*, model: str, target: Target, data: str | None, as_json: bool, **asked: Any) -> None:
     """Say what fits: bytes, fixed cost, and how many weights of MODEL survive. Takes seconds.
@@ -42,7 +43,7 @@ def command(*, model: str, target: Target, data: str | None, as_json: bool, **as
     if out.is_terminal:  # importing torch takes seconds
         out.print(f"reading {model}, for {target.name}", soft_wrap=True)
     with collector_paused():
-        loaded, source = load(model, asked, data=data, mapped=True)
+        loaded, source = load(model, asked, data=data, task=asked.pop("task"), mapped=True)
         from hwprune.steps.fitting import plan_model
 
         found = plan_model(loaded, target, data=source, **asked)

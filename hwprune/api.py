@@ -108,7 +108,7 @@ def compile(
     profile = target if isinstance(target, Target) else load_target(target)
     if isinstance(task, str):
         task = load_task(task)
-    source = data_of(data, CLASSIFICATION if task is None else task, seed=seed)
+    source = data_of(data, task, seed=seed)
     loaded = model_of(
         model, example_input, source, arch=arch, unsafe_load=unsafe_load, entry=entry, seed=seed
     )
@@ -150,6 +150,7 @@ def plan(
     *,
     target: str | Target,
     data: str | Data | None = None,
+    task: str | Task | None = None,
     example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
     arch: str | None = None,
     unsafe_load: bool = False,
@@ -167,7 +168,7 @@ def plan(
     Raises:
         HwpruneError: it cannot be loaded, or not even the empty network fits.
     """
-    source = data_of(data, CLASSIFICATION, seed=0)
+    source = data_of(data, task, seed=0)
     loaded = model_of(model, example_input, source, arch=arch, unsafe_load=unsafe_load, entry=entry)
     return plan_model(
         loaded,
@@ -180,11 +181,14 @@ def plan(
     )
 
 
-def data_of(data: str | Data | None, task: Task, *, seed: int) -> Data | None:
+def data_of(data: str | Data | None, task: str | Task | None, *, seed: int) -> Data | None:
     """Return what ``compile`` is given as data."""
     from hwprune.frontend import load_data
 
-    return load_data(data, seed=seed, task=task) if isinstance(data, str) else data
+    if not isinstance(data, str):
+        return data
+    known = load_task(task) if isinstance(task, str) else task
+    return load_data(data, seed=seed, task=known or CLASSIFICATION)
 
 
 def _sharing(share_weights: str | Sequence[str | Sequence[str]]) -> tuple[str, ...]:

@@ -159,12 +159,14 @@ def _toml(
         "ir_version": "the newest file that it ran", "inline_functions": _seen(found),
     }  # fmt: skip
     yield f"extends = {json.dumps(extends)}"
-    yield f"description = {json.dumps(_line(description))}"
+    yield f"description = {json.dumps(_line(description), ensure_ascii=False)}"
     for table, values in facts.items():
         yield from ("", f"[{table}]")
         for key, value in values.items():
             if value is not None:
-                text = json.dumps(_line(value) if isinstance(value, str) else value)
+                text = json.dumps(
+                    _line(value) if isinstance(value, str) else value, ensure_ascii=False
+                )
                 source = json.dumps(f"measured on the device by hwprune calibrate: {sources[key]}")
                 yield f"{key} = {{ value = {text}, source = {source} }}"
 

@@ -94,7 +94,7 @@ def parse(text: str | None) -> Preprocessing | None:
             tuple(map(float, found.get("mean", ()))), tuple(map(float, found.get("std", ()))),
             str(found.get("resize", "")), found.get("embedded") is True,
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

@@ -39,7 +39,7 @@ from hwprune.steps.verifying import Evaluation
 from hwprune.steps.weight_quantizer import weight_quantizer
 from hwprune.targets import Target
 from hwprune.targets import load as load_target
-from hwprune.tasks import CLASSIFICATION, METRICS
+from hwprune.tasks import METRICS, Task
 from hwprune.training.engine import Engine, value_phase
 from hwprune.training.masters import MasterWeights
 from hwprune.training.module_state import average_statistics
@@ -72,6 +72,7 @@ class Pruner:
         prune_frozen: also prune weights that are not trained, which stay dense otherwise.
         data: what is trained on, as ``compile`` takes it: read only for what the file says of it,
             how to make its input and what its classes are called.
+        task: what the labels in it are for, as ``compile`` takes it; classes without.
         seed: of what is random.
         strategy_options: those whose names mean something else here, such as ``steps``.
         options: others of the strategy.
@@ -96,6 +97,7 @@ class Pruner:
         gradient_batches: int = 1,
         prune_frozen: bool = False,
         data: str | Data | None = None,
+        task: str | Task | None = None,
         seed: int = 0,
         strategy_options: Mapping[str, Any] | None = None,
         **options: Any,
@@ -121,7 +123,7 @@ class Pruner:
             command=("hwprune.Pruner",),
         )
         size = self._job.budget_bytes
-        said = metadata_of(self._job.target, size, data_of(data, CLASSIFICATION, seed=seed))
+        said = metadata_of(self._job.target, size, data_of(data, task, seed=seed))
         self._job = replace(self._job, metadata=said, deployment=chosen_for_file(said, size))
         if not 0 <= quantise_from <= 1 or gradient_batches < 1:
             raise UsageError(

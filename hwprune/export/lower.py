@@ -383,9 +383,8 @@ def _bitwise(ops: Ops, node: ir.Node) -> ir.Value:
     bits, signed = 8 * dtype.numpy().itemsize, dtype.numpy().kind == "i"
     half = min(bits, 32)
     given = [ops("Cast", value, to=long) for value in node.inputs if value is not None]
-    powers, two, whole = (
-        ops.constant(n) for n in ([1 << n for n in range(half)], [2], [1 << half])
-    )
+    powers = ops.constant([1 << n for n in range(half)])
+    two, whole = (ops.constant(np.array(n, np.int64)) for n in (2, 1 << half))
     parts = []
     for part in range(-(-bits // 32)):
         digits = []
@@ -407,7 +406,7 @@ def _bitwise(ops: Ops, node: ir.Node) -> ir.Value:
             )  # fmt: skip
         parts.append(ops("ReduceSum", ops("Mul", found, powers), ops.constant([-1]), keepdims=0))
     if signed or bits == 64:  # the highest bit counts below 0
-        below = ops("Less", parts[-1], ops.constant([1 << half - 1]))
+        below = ops("Less", parts[-1], ops.constant(np.array(1 << half - 1, np.int64)))
         parts[-1] = ops("Where", below, parts[-1], ops("Sub", parts[-1], whole))
     total = parts[0] if len(parts) == 1 else ops("Add", parts[0], ops("Mul", parts[1], whole))
     return ops("Cast", total, to=int(dtype))

@@ -7,6 +7,7 @@ is not time: bytes of stack, and instructions where QEMU loads plugins.
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import struct
 import subprocess
@@ -197,10 +198,12 @@ def _plugin_library() -> Path | None:
         return None
     library = Path(tempfile.mkdtemp(prefix="hwprune-")) / "count.so"
     source = BOARD / "count.c"
-    done = subprocess.run(
-        [compiler, "-O2", "-shared", "-fPIC", str(source), "-o", str(library)],
-        capture_output=True, check=False, timeout=TIMEOUT_S,
-    )  # fmt: skip
+    atexit.register(shutil.rmtree, library.parent, ignore_errors=True)
+    command = [compiler, "-O2", "-shared", "-fPIC", str(source), "-o", str(library)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return None
     return None if done.returncode else library
 
 

@@ -55,6 +55,7 @@ def unwrap(payload: Any, path: str, entry: str | None = None) -> tuple[Any, tupl
         elif inside := {k: v for k, v in payload.items() if str(k).startswith(f"{entry}.")}:
             payload = inside
             notes.append(f"of the weights in {path} those below {entry!r} were taken (--entry)")
+            entry = None
             break
         elif len(held) == 1:  # it may be below what trainers wrap weights in
             key = held[0]
@@ -73,6 +74,8 @@ def unwrap(payload: Any, path: str, entry: str | None = None) -> tuple[Any, tupl
             why += f", a moving average of them (--entry {others[0]} takes the others)"
         notes.append(why)
         payload, entry = payload[key], None if entry == key else entry
+    if entry is not None:
+        raise ModelError(f"{path} has no entry {entry!r}", hint="leave --entry out")
     return payload, tuple(notes)
 
 

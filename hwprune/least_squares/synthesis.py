@@ -149,7 +149,8 @@ def synthesise(
                 if step == steps:
                     break
                 optimizer.zero_grad(set_to_none=True)
-                found.backward()  # type: ignore[no-untyped-call]
+                if found.requires_grad:  # else no input reaches what remembers
+                    found.backward()  # type: ignore[no-untyped-call]
                 _add_prior(inputs)
                 optimizer.step()
                 schedule.step()
@@ -235,7 +236,8 @@ def _add_prior(inputs: tuple[torch.Tensor, ...]) -> None:
     in each direction of an image: in place, since inputs are what is largest here.
     """
     for part in inputs:
-        assert part.grad is not None
+        if part.grad is None:
+            part.grad = torch.zeros_like(part)
         values, slope = part.detach(), part.grad
         slope.add_(values, alpha=2 * _SIZE / part.numel())
         for axis in (2, 3) if part.ndim == 4 else ():

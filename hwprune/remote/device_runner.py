@@ -56,7 +56,10 @@ def _clock():
     for line in (_text("/proc/cpuinfo") or "").splitlines():
         name, _, value = line.partition(":")
         if most is None and name.strip() == "cpu MHz":
-            most = 1e6 * float(value)
+            try:
+                most = 1e6 * float(value)
+            except ValueError:
+                pass
     return None if most is None else round(most)
 
 

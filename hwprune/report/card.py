@@ -77,7 +77,7 @@ def _snippet(record: Record) -> Iterator[str]:
 def _arithmetic(how: Preprocessing) -> Iterator[str]:
     """Yield Python that makes the input of an array ``stored`` in the file's layout."""
     yield f"x = stored.astype(np.float32) / {how.scale:g}"
-    across = "[:, None, None]" if how.layout == "NCHW" else ""
+    across = f"[:{', None' * (len(how.layout) - 2)}]" if how.layout.startswith("NC") else ""
     for name in ("mean", "std"):
         if numbers := getattr(how, name):
             listed = ", ".join(f"{number:.7g}" for number in numbers)

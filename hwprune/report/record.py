@@ -279,7 +279,7 @@ class Record(Section):
         """Return the names of the classes in the order of the outputs; empty if not known."""
         try:
             found = json.loads(self.metadata.get("classes", "[]"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return ()
         return tuple(map(str, found)) if isinstance(found, list) else ()
 

@@ -245,7 +245,7 @@ def notes(record: Record) -> list[str]:
         place, colon, rest = note.partition(": ")
         if colon and place in _ABOUT:
             found.append(f"{_ABOUT[place]}: {rest}")
-        elif not (colon and "." in place and place.replace(".", "").replace("_", "").isalnum()):
+        elif not (colon and place.partition(".")[0] in type(record).model_fields and "." in place):
             found.append(note)
     return found
 

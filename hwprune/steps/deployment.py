@@ -70,8 +70,8 @@ def deployment_of(
         why = "how stored values become inputs is known of data alone: give --data"
     elif how is None or how.layout != "NCHW" or len(model.inputs) != 1 or model.inputs[0].free:
         why = "the network does not read images of one size alone"
-    elif not how.mean and how.scale == 1:
-        why = f"{data.name} holds values as the network reads them"
+    elif how.scale == 1:
+        why = f"{data.name} holds no bytes that are to be normalised"
     if why or how is None:
         raise UsageError(
             f"--embed-preprocessing: {why}", hint="leave it out: the recipe is in the report"

@@ -297,7 +297,9 @@ class _FolderCheck:
     def _is_for(self, target: Target) -> bool:
         """Return whether the folder's board is this target; a folder may be checked for another."""
         toolchain = self.folder / link.TOOLCHAIN_NAME
-        return toolchain.is_file() and toolchain.read_text().startswith(f"# {target.name}:")
+        return toolchain.is_file() and toolchain.read_text(errors="replace").startswith(
+            f"# {target.name}:"
+        )
 
     def links(self, folder: Path) -> str:
         assert self.target is not None
@@ -308,8 +310,9 @@ class _FolderCheck:
         self.facts = replace(self.facts, flash_bytes=image.flash_bytes, ram_bytes=image.ram_bytes)
         budget = self.budget_bytes
         if budget is None and self.record.get("target") == self.target.name:
-            budget = self.record["budget"]["bytes"]
-        if budget is not None and image.flash_bytes > budget:
+            part = self.record.get("budget")
+            budget = part.get("bytes") if isinstance(part, Mapping) else None
+        if isinstance(budget, int) and image.flash_bytes > budget:
             raise LimitError(
                 f"the image takes {image.flash_bytes:,} B of flash, the budget is "
                 f"{format_bytes(budget)}: this compiler makes more code than was reserved for it",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from hwprune import preprocessing
 from hwprune.errors import DataError, VerificationError
@@ -45,7 +48,7 @@ def metric_of(path: str, split: Split, task: Task, *, batch: int = 256, threads:
         indices = np.arange(done, min(done + step, len(split)), dtype=np.int64)
         inputs = split.batch(indices)
         # A file that normalises by itself reads values as they are stored.
-        given = [how.stored(inputs[0])] if how is not None and how.embedded else inputs
+        given = inputs if how is None or not how.embedded else [_stored(path, how, inputs[0])]
         found = runner.run_in_batches(session, given, batch=step)
         lost = [output.shape for output in found if len(output) != len(indices)]
         if lost:
@@ -60,3 +63,13 @@ def metric_of(path: str, split: Split, task: Task, *, batch: int = 256, threads:
         size = max(each.size for _, each in leaves(outputs)) // len(indices)
         step = fixed or min(batch, max(1, _NUMBERS // max(1, size)))
     return task.metric.value(joined(parts))
+
+
+def _stored(path: str, how: preprocessing.Preprocessing, inputs: NDArray[Any]) -> NDArray[Any]:
+    """Return normalised inputs as the file reads them."""
+    try:
+        return how.stored(inputs)
+    except ValueError:
+        raise VerificationError(
+            f"{path}: the preprocessing in its metadata does not fit inputs of {inputs.shape}"
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from hwprune.cli import main as edge
 from hwprune.errors import ArtifactError, VerificationError
 from hwprune.export.artifact import read_artifact
 from hwprune.verify.deadline import limited, loads_within
@@ -70,6 +72,22 @@ def test_a_load_that_takes_longer_is_given_up() -> None:
     with limited("free.onnx"):
         time.sleep(0.05)
     assert [error.message for error in seen] == ["slow.onnx does not load within 0.01 s"]
+
+
+def test_the_end_comes_where_nobody_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(BaseException):
+        pass
+
+    def ended(code: int) -> None:
+        raise Ended(code)
+
+    def gone(*_: object, **__: object) -> None:
+        raise OSError("the terminal is gone")
+
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(edge, "_show", gone)
+    with pytest.raises(Ended, match="143"):
+        edge.end_now(edge.Terminated())
 
 
 def measuring(path: str, *more: str) -> subprocess.Popen[str]:

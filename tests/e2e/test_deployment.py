@@ -110,5 +110,5 @@ def test_what_cannot_be_embedded_says_why(hwprune: Runner, digits_pt: Path, tmp_
     )  # fmt: skip
     hwprune.refused(
         "compile", digits_pt, "--target", "jetson-nano", "--data", "digits?normalize=raw255",
-        *embed, says=["holds values as the network reads them"],
+        *embed, says=["holds no bytes that are to be normalised"],
     )  # fmt: skip

@@ -338,6 +338,11 @@ def test_a_module_inside_a_checkpoint_is_found(digits: nn.Module, save: Save) ->
     assert model.inputs == (TensorSpec("x", (None, 1, 8, 8), "float32"),)
 
 
+def test_an_entry_that_a_module_does_not_have(digits: nn.Module, save: Save) -> None:
+    with pytest.raises(ModelError, match="has no entry 'typo'"):
+        load_model(save({"model": digits}), entry="typo", unsafe_load=True)
+
+
 def test_a_state_dict_is_read_safely_even_where_unsafe_is_allowed(
     digits: nn.Module, save: Save
 ) -> None:

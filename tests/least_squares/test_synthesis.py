@@ -66,6 +66,24 @@ def test_moments_and_their_derivatives_are_those_of_torch() -> None:
     assert torch.autograd.gradcheck(synthesis._Moments.apply, (x,))
 
 
+class TwoInputs(nn.Module):
+    """Only the first is normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Map two (n, 4) to (n, 2)."""
+        return self.head(self.norm(first) + second)
+
+
+def test_inputs_that_no_statistics_speak_of_stay_small() -> None:
+    found = synthesise(TwoInputs(), ((4,), (4,)), samples=16, steps=3)
+    assert found is not None
+    assert [array.shape for array in found.arrays] == [(16, 4), (16, 4)]
+
+
 def test_without_statistics_there_is_nothing() -> None:
     assert synthesise(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), SHAPE, steps=1) is None
     plain = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten())

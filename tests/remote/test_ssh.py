@@ -346,6 +346,10 @@ def test_calibrate_writes_a_profile_of_this_machine(
     assert main(["targets", "check", str(path)]) == 0
     assert main(["calibrate", "-o", str(tmp_path / "here.txt")]) == 2
     assert main(["calibrate", "-o", str(path), "--extends", "no-such-board"]) == 2
+    taken = tmp_path / "raspberry-pi-5.toml"
+    taken.write_text("of somebody")
+    assert main(["calibrate", "-o", str(taken), *extends]) == 2
+    assert taken.read_text() == "of somebody"
 
 
 def test_an_old_runtime_gets_the_form_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:

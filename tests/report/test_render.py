@@ -101,6 +101,14 @@ def test_text_is_escaped_in_markdown(sample_record: dict[str, Any]) -> None:
     assert columns <= {2, len(summary.LAYER_COLUMNS)}
 
 
+def test_a_note_about_a_weight_is_kept(sample_record: dict[str, Any]) -> None:
+    tied = "head.weight: stored once, as embed.weight, with which it is tied"
+    noted = {**sample_record, "notes": [tied, "latency.dense: not measured", "metric.x: nothing"]}
+    shown = summary.notes(from_mapping(noted))
+    assert tied in shown
+    assert "metric.x: nothing" not in shown
+
+
 def test_a_failed_run_says_so(sample_record: dict[str, Any]) -> None:
     sample_record["verdict"] |= {"verified": False, "exit_code": 5}
     found = from_mapping(sample_record)
