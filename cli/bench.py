@@ -191,9 +191,9 @@ def _print_there(found: dict[str, Any], *, to_stderr: bool) -> None:
     if found["no_kernels"] is not None:
         out.print(f"note: native kernels: not run, {found['no_kernels']}", soft_wrap=True)
     else:
-        out.print(
-            f"note: {results['kernels_status']}, outputs differ by {results['difference']:.1e}"
-        )
+        apart = results["difference"]
+        said = "are not finite" if apart is None else f"differ by {apart:.1e}"
+        out.print(f"note: {results['kernels_status']}, outputs {said}")
     for when in ("before", "after"):
         known = {key: value for key, value in found[when].items() if value is not None}
         told = ", ".join(f"{key} {value}" for key, value in known.items())

@@ -249,7 +249,7 @@ class Pruner:
         So its forward pass sees them, as in ``hwprune.compile``. Leave it out in a run that is
         resumed.
         """
-        self._engine.change_masks(waiting=True)
+        self._engine.begin()
 
     def attach(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> None:
         """Take part in the steps of another optimiser from now on, instead of the present one."""

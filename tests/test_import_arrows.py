@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_LIBRARY_LINES = 45_000
 
 OPEN_TO_ALL = {
-    "ir", "errors", "units", "sampling", "files", "toml", "trees", "preprocessing",
+    "ir", "errors", "units", "sampling", "files", "toml", "trees", "preprocessing", "onnx_size",
 }  # fmt: skip
 STAGES = {
     "frontend", "budget", "sparsity", "training", "encoding", "export", "kernels", "firmware",
@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling": set(),
     "trees": set(),
     "preprocessing": set(),
+    "onnx_size": set(),
     "files": set(),
     "toml": {"errors"},
     "__main__": {"cli"},
@@ -88,9 +89,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # These run on CI machines and boards where nothing of the extra `compile` is installed.
 WITHOUT_TORCH = {
-    "ir", "errors", "units", "sampling", "files", "toml", "trees", "preprocessing", "verify",
-    "calibrate", "gate", "report", "targets", "kernels", "encoding", "budget", "cli", "tasks",
-    "firmware", "export.artifact", "export.operators", "frontend.data", "frontend.sources",
+    "ir", "errors", "units", "sampling", "files", "toml", "trees", "preprocessing", "onnx_size",
+    "verify", "calibrate", "gate", "report", "targets", "kernels", "encoding", "budget", "cli",
+    "tasks", "firmware", "export.artifact", "export.operators", "frontend.data", "frontend.sources",
     "frontend.task_file",
 }  # fmt: skip
 COMPILE_EXTRA = {

@@ -11,7 +11,8 @@ from hwprune.preprocessing import parse
     "text",
     [
         None, "", "[]", "{}", '{"layout": "NCHW"}', "[" * 100_000,
-        '{"layout": "NCHW", "scale": ' + "9" * 400 + "}", '{"layout": "NCHW", "scale": 1, "mean": 3}',
+        '{"layout": "NCHW", "scale": ' + "9" * 400 + "}",
+        '{"layout": "NCHW", "scale": 1, "mean": 3}',
     ],
 )  # fmt: skip
 def test_what_is_no_recipe_is_none(text: str | None) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,13 +26,12 @@ from hwprune.export.inlined import InlinedLayers, claim_of
 from hwprune.export.operators import OPERATORS, Operator, plain_name
 from hwprune.files import read_ordinary
 from hwprune.ir import CodecName, Packed, ValueType
+from hwprune.onnx_size import MOST_NODES, inlined_nodes
 
 if TYPE_CHECKING:
     import scipy.sparse
 
 
-# Once functions are inlined; onnxruntime takes some minutes for as many.
-MOST_NODES = 1_000_000
 _TENSOR_NAME = onnx.TensorProto.DESCRIPTOR.fields_by_name["name"]
 
 
@@ -167,7 +165,15 @@ def read_artifact(path: str) -> ArtifactFile:
             f"{path} is not an ONNX model", hint="give the model.onnx of an output folder"
         )
     _refuse_damage(path, model)
-    _refuse_expansion(path, model)
+    try:
+        nodes = inlined_nodes(model)
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged: {error}") from None
+    if nodes > MOST_NODES:
+        raise ArtifactError(
+            f"{path} has more than {MOST_NODES:,} nodes once its functions are inlined: it would "
+            "not load in any reasonable time"
+        )
     tensors = {entry.name: entry for entry in model.graph.initializer}
     _drop_prefixes(model)
     layers, used, inlined = dict[str, ArtifactLayer](), set[str](), False
@@ -258,53 +264,6 @@ def _refuse_damage(path: str, message: google.protobuf.message.Message) -> None:
             texts = [value] if isinstance(value, str | bytes) else value
             if any(isinstance(text, bytes) for text in texts):
                 raise ArtifactError(f"{path} is damaged: names in it are not text")
-
-
-def _refuse_expansion(path: str, model: onnx.ModelProto) -> None:
-    """Refuse functions that call themselves, or of which too many nodes come once they are inlined.
-
-    A few that call each other twice double the nodes each time; onnx and onnxruntime, which inline
-    them, cannot be interrupted then.
-    """
-    known = {(function.domain, function.name): function.node for function in model.functions}
-    parts = {key: _calls(nodes, known) for key, nodes in known.items()}
-    graph = ("", "the graph")
-    parts[graph] = _calls(model.graph.node, known)
-    sizes, entered = dict[tuple[str, str], int](), set[tuple[str, str]]()
-    waiting = [graph]
-    while waiting:
-        key = waiting[-1]
-        count, called = parts[key]
-        missing = [each for each in called if each not in sizes]
-        if key in sizes or not missing:
-            size = count + sum(times * sizes[each] for each, times in called.items())
-            sizes[key] = min(size, MOST_NODES + 1)
-            waiting.pop()
-        elif key in entered:
-            raise ArtifactError(f"{path} is damaged: function {key[1]} calls itself")
-        else:
-            entered.add(key)
-            waiting += missing
-    if sizes[graph] > MOST_NODES:
-        raise ArtifactError(
-            f"{path} has more than {MOST_NODES:,} nodes once its functions are inlined: it would "
-            "not load in any reasonable time"
-        )
-
-
-def _calls(
-    nodes: Iterable[onnx.NodeProto], known: Container[tuple[str, str]]
-) -> tuple[int, Counter[tuple[str, str]]]:
-    """Count nodes, those of subgraphs included, and among them the calls of known functions."""
-    count, called, waiting = 0, Counter[tuple[str, str]](), [nodes]
-    while waiting:
-        for node in waiting.pop():
-            count += 1
-            if (key := (node.domain, node.op_type)) in known:
-                called[key] += 1
-            for attribute in node.attribute:
-                waiting += [graph.node for graph in (attribute.g, *attribute.graphs)]
-    return count, called
 
 
 def _drop_prefixes(model: onnx.ModelProto) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.errors import ExportError, InfeasibleError
+from hwprune.firmware.formats import DECODING, TAP_BYTES
 from hwprune.firmware.network import (
     Add,
     AveragePool,
@@ -38,7 +39,6 @@ from hwprune.units import format_bytes
 MAX_OFFSET = 65_535
 # The descriptors hold gaps, pads, strides and kernels in one byte each, numbers of things too.
 MAX_BYTE = 255
-TAP_BYTES = 4
 # The word behind a list of taps at which a loop ends, and a tap where there would be none.
 END_TAPS = 2
 # What the state of a schedule takes: a row number a window and a layer, and where input comes from.
@@ -55,7 +55,8 @@ PASSES = (1, 2, 4, 8, 16, 65_535)
 REFINED = 3
 # What decoding a filter and each of its nonzeros, a multiply-accumulate, and moving a byte cost, in
 # instructions of a Cortex-M4: to compare plans of one network.
-FILTER_COST, DECODE_COST, MAC_COST, MOVE_COST = 165.0, 44.0, 2.2, 1.0
+FILTER_COST, DECODE_COST, _ = DECODING["rice"]
+MAC_COST, MOVE_COST = 2.2, 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

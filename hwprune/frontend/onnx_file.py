@@ -30,6 +30,7 @@ from hwprune.frontend.inputs import DTYPES, describe
 from hwprune.frontend.onnx_ops import compute
 from hwprune.frontend.user_code import first_line
 from hwprune.ir import TensorSpec
+from hwprune.onnx_size import MOST_NODES, inlined_nodes
 
 # What the passes and the operators of `onnx_ops` are written for; other files are converted.
 OPSETS = (13, 18)
@@ -38,7 +39,6 @@ _SAME = 1e-3
 # What hwprune names the last node of a layer in the inlined form.
 _PACKED_LAYER = re.compile(r".+\|[A-Z]\w+\|\d+(?:x\d+)*\|\w+")
 _AGAIN = "export it again"
-_MOST_NODES = 1_000_000
 # Above it nothing is a weight: masks of attention hold the lowest number that there is.
 _LARGEST = 1e18
 # Not one number an entry or byte: onnxruntime reads them, hwprune has no use for them.
@@ -193,8 +193,8 @@ def read(file: IdentifiedFile) -> tuple[OnnxNetwork, tuple[TensorSpec, ...]]:
             )
         for tensor in _tensors(proto.graph):
             _load(tensor, Path(path))
-        if _inlined_nodes(proto) > _MOST_NODES:
-            raise ValueError(f"its functions stand for more than {_MOST_NODES:,} nodes")
+        if inlined_nodes(proto) > MOST_NODES:
+            raise ValueError(f"its functions stand for more than {MOST_NODES:,} nodes")
         if proto.functions:
             proto = inliner.inline_local_functions(proto)
         _check(proto, path)
@@ -210,25 +210,6 @@ def read(file: IdentifiedFile) -> tuple[OnnxNetwork, tuple[TensorSpec, ...]]:
             f"{path} is an ONNX file that cannot be used: {first_line(error)}",
             hint=f"it may be truncated or damaged: copy it again, or {_AGAIN}",
         ) from error
-
-
-def _inlined_nodes(proto: onnx.ModelProto) -> int:
-    """Return how many nodes a graph has once its functions, which may call others, are inlined."""
-    functions = {(each.domain, each.name): each for each in proto.functions}
-    known: dict[tuple[str, str], int] = {}
-
-    def count(nodes: Sequence[onnx.NodeProto]) -> int:
-        return sum(of((node.domain, node.op_type)) for node in nodes)
-
-    def of(key: tuple[str, str]) -> int:
-        if key not in functions:
-            return 1
-        if key not in known:
-            known[key] = 0  # one that calls itself is refused by the inliner
-            known[key] = count(functions[key].node)
-        return known[key]
-
-    return count(proto.graph.node)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -162,8 +162,10 @@ class OneShot:
             return None, said
         return replace(fitted, metric=without), f"{said}, whose weights were taken"
 
-    def before_training(self, data: Data, *, task: Task) -> Fitted:
-        """Prune and fit, for training to go on from."""
+    def before_training(
+        self, data: Data, *, task: Task, store: Callable[[nn.Module], None]
+    ) -> Fitted:
+        """Prune and fit, for training to go on from; measured with weights as ``store`` has them."""
         masks = self._prune(data.train)
         report = self._fit(masks, data.train)
         self._judged = self._judge(data, task)
@@ -171,12 +173,17 @@ class OneShot:
             "training went on from the weights that least squares gave on "
             f"{report.samples:,} inputs, its gradients clipped"
         )
-        return Fitted(masks, self._measured(self._judged, self.module), (), (note,))
+        return Fitted(masks, self._as_stored(store), (), (note,))
 
-    def is_behind(self, fitted: Fitted) -> tuple[bool, str]:
+    def _as_stored(self, store: Callable[[nn.Module], None]) -> float:
+        shown = copy.deepcopy(self.module)
+        store(shown)
+        return self._measured(self._judged, shown)
+
+    def is_behind(self, fitted: Fitted, *, store: Callable[[nn.Module], None]) -> tuple[bool, str]:
         """Return whether training made less of the module on validation than the fit was."""
         judge, was = self._judged, fitted.metric
-        found = self._measured(judge, self.module)
+        found = self._as_stored(store)
         assert was is not None  # `before_training` measured it
         score, show = judge.metric.score, judge.metric.show
         behind = score(was) > score(found) or not math.isfinite(found)

@@ -8,6 +8,7 @@ type hints: old Pythons read it.
 
 import gc
 import json
+import math
 import os
 import platform
 import shutil
@@ -171,10 +172,11 @@ def measure(folder, asked):
         p50, p90 = numpy.percentile(taken, [50, 90])
         results[label].update(p50_ms=float(p50), p90_ms=float(p90), runs=len(taken))
     if "kernels" in outputs:
-        results["difference"] = max(
+        apart = max(
             float(numpy.max(numpy.abs(a - b)) / max(1e-30, float(numpy.max(numpy.abs(b)))))
             for a, b in zip(outputs["kernels"], outputs["stock"])  # noqa: B905 - not in Python 3.8
         )
+        results["difference"] = apart if math.isfinite(apart) else None
     results["resident_bytes"] = resident_bytes()
     return results
 

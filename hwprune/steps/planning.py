@@ -119,6 +119,12 @@ class Candidate:
                 high = middle
         return ranking.masks(low)
 
+    def file_bytes(self, masks: Masks) -> int:
+        """Return the size of the file with these connections, without what nothing depends on."""
+        if any(_has_empty_channel(mask) for mask in masks.by_name.values()):
+            return self._bytes_without_dead(masks)
+        return self.cost.encoding(masks.positions(), self.plan.value_type).file_bytes
+
     def _holds(self, masks: Masks, budget: int) -> bool:
         """Return whether all weights of what masks leave of the network take a budget."""
         if not any(_has_empty_channel(mask) for mask in masks.by_name.values()):

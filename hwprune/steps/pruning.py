@@ -158,7 +158,8 @@ def _train(
     recipe, fitted = job.recipe, None
     if fits and (model.kind == "onnx" or not job.task.measurable(data.train)):
         one_shot = _one_shot(job, model.module, template, candidate, say)
-        fitted = one_shot.before_training(data, task=job.task)
+        store = partial(_store, template, candidate.plan.value_type)
+        fitted = one_shot.before_training(data, task=job.task, store=store)
         chosen, fit = fitted.masks, copy.deepcopy(model.module.state_dict())
         notes += fitted.notes
         fill = lambda ranking, fraction: chosen  # noqa: E731 (they are chosen already)
@@ -186,7 +187,7 @@ def _train(
     )
     final = result.final_metric if result.metric == job.task.metric.name else None
     if fitted is not None:
-        behind, note = one_shot.is_behind(fitted)
+        behind, note = one_shot.is_behind(fitted, store=store)
         notes.append(note)
         if behind:
             model.module.load_state_dict(fit)
@@ -259,7 +260,7 @@ def _one_shot(job: Job, module: Any, template: Template, candidate: Candidate, s
 
 def _progress(say: Say, task: Task, candidate: Candidate) -> Any:
     """Return what reports the progress of a training."""
-    kind, budget = candidate.plan.value_type, format_bytes(candidate.plan.budget_bytes)
+    budget = format_bytes(candidate.plan.budget_bytes)
 
     def progress(event: Progress) -> None:
         parts, values = [event.message], dict[str, float]()
@@ -270,7 +271,7 @@ def _progress(say: Say, task: Task, candidate: Candidate) -> Any:
             parts.append(f"validation {task.metric.show(event.metric)}")
             values[task.metric.name] = event.metric
         if event.masks is not None:
-            size = candidate.cost.encoding(event.masks.positions(), kind).file_bytes
+            size = candidate.file_bytes(event.masks)
             parts.append(f"{event.masks.nonzeros:,} nonzeros, {size:,} B of {budget}")
             values |= {"nonzeros": event.masks.nonzeros, "bytes": size}
         done = values if event.masks is not None else {}

@@ -222,6 +222,12 @@ class Engine:
 
     # -- the masks --------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Let the first forward pass see the masks and values of its step, where that can be."""
+        self.change_masks(waiting=True)
+        if not self.masters.values:
+            self._store()
+
     def before_step(self) -> None:
         """Get ready for a forward pass, where the loop measures gradients by itself."""
         self.change_masks()
