@@ -165,7 +165,7 @@ class OneShot:
     def before_training(
         self, data: Data, *, task: Task, store: Callable[[nn.Module], None]
     ) -> Fitted:
-        """Prune and fit, for training to go on from; measured with weights as ``store`` has them."""
+        """Prune and fit for training to go on from; measured with weights as ``store`` has them."""
         masks = self._prune(data.train)
         report = self._fit(masks, data.train)
         self._judged = self._judge(data, task)
