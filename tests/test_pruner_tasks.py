@@ -153,6 +153,8 @@ def test_a_task_has_its_bytes_and_its_metric(case: str, tmp_path: Path) -> None:
     assert 0.995 * budget <= artifact.bytes <= budget
     with torch.no_grad():
         expected = metric.value(metric.rows(model.eval()(inputs).numpy(), labels))
-    # Biases are float16, and bytes that were left took connections back (docs/loop.md).
-    assert abs(artifact.report["metric"]["final"] - expected) <= 2e-3
+    # Biases are float16, and bytes that were left took connections back (docs/loop.md): of the
+    # regression 205 of 1,200, by one quantum each, which is 1.1e-3.
+    apart = 2e-3 if case == "regression" else 1e-3
+    assert abs(artifact.report["metric"]["final"] - expected) <= apart
     assert metric.score(expected) >= metric.score(reached)
