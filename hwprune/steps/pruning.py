@@ -232,7 +232,8 @@ def _train(
 def _store(template: Template, kind: ValueType, module: Any) -> None:
     """Let a module's weights be as a value type stores them."""
     if (quantizer := weight_quantizer(template, module, kind)) is not None:
-        weights = {name: module.get_parameter(name).detach() for name in template.names}
+        known = dict(module.named_parameters(remove_duplicate=False))  # an ONNX file's have dots
+        weights = {name: known[name].detach() for name in template.names}
         for name, value in quantizer(weights, final=True).items():
             weights[name].copy_(value)
 
