@@ -125,9 +125,10 @@ class TestStrategies:
         self, hwprune: Runner, digits_pt: Path, tmp_path: Path
     ) -> None:
         words = (digits_pt, "--target", "nrf52840", "--values", "fp16")
-        floor = hwprune("plan", *words, "--budget", "4KiB", "--json").document["plans"]["fp16"][
-            "floor_bytes"
-        ]
+        floor: object = "4KiB"
+        for _ in range(2):  # what a file says of itself is longer where there is more room
+            plan = hwprune("plan", *words, "--budget", floor, "--json").document["plans"]["fp16"]
+            floor = plan["floor_bytes"]
         for extra, name in ((0, "a"), (1, "b"), (40, "c")):
             out = tmp_path / name
             ran = hwprune("compile", *words, "--budget", floor + extra, "-o", out)
