@@ -109,7 +109,10 @@ def test_the_deadline_ends_a_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_load(tmp_path: Path, number: signal.Signals, code: int) -> None:
     process = measuring(saved(tmp_path, functions(2, 18)))
-    time.sleep(15)  # in which it comes to its load, which takes minutes
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and "onnxruntime" not in maps.read_text():
+        time.sleep(0.1)
+    time.sleep(2)  # in which it comes to its load, which takes minutes
     assert process.poll() is None
     process.send_signal(number)
     process.communicate(timeout=60)
