@@ -12,6 +12,7 @@ from hwprune.cli.options import (
     console,
     json_option,
     load_seconds_option,
+    remote_python_option,
     target_option,
     threads_option,
 )
@@ -36,10 +37,7 @@ if TYPE_CHECKING:
     "--on", "where", metavar="ssh://USER@HOST[:PORT]",
     help="Measure on that device, which needs Python, NumPy and onnxruntime; nothing stays there.",
 )  # fmt: skip
-@click.option(
-    "--remote-python", default="python3", show_default=True, metavar="PATH",
-    help="The Python there.",
-)  # fmt: skip
+@remote_python_option
 @click.option(
     "--kernels-library",
     type=click.Path(),

@@ -8,7 +8,13 @@ from pathlib import Path
 import click
 
 from hwprune.cli.main import print_json
-from hwprune.cli.options import Parsed, console, json_option, target_names
+from hwprune.cli.options import (
+    Parsed,
+    console,
+    json_option,
+    remote_python_option,
+    target_names,
+)
 from hwprune.errors import OutputError
 
 
@@ -21,10 +27,7 @@ from hwprune.errors import OutputError
     "--on", "where", metavar="ssh://USER@HOST[:PORT]",
     help="The device, which needs Python, NumPy and onnxruntime; without it this machine.",
 )  # fmt: skip
-@click.option(
-    "--remote-python", default="python3", show_default=True, metavar="PATH",
-    help="The Python there.",
-)  # fmt: skip
+@remote_python_option
 @click.option(
     "--extends", type=Parsed("target", str, target_names), metavar="NAME",
     help="The profile that says what cannot be measured, such as raspberry-pi-5.",

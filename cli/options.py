@@ -161,6 +161,10 @@ load_seconds_option = click.option(
     "--load-seconds", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True,
     metavar="SECONDS", help="Give up where onnxruntime takes longer to load a file.",
 )  # fmt: skip
+remote_python_option = click.option(
+    "--remote-python", default="python3", show_default=True, metavar="PATH",
+    help="The Python there.",
+)  # fmt: skip
 threads_option = click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads a run."
 )

@@ -90,11 +90,6 @@ class Conv2d:
     groups: int = 1
     clamp: Pair = (-128, 127)
 
-    @property
-    def is_depthwise(self) -> bool:
-        """Return whether each output channel reads a single input channel of several."""
-        return self.groups > 1 and self.weight.shape[1] == 1
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linear:

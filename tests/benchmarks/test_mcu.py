@@ -24,6 +24,6 @@ def test_networks_have_their_size_and_zeros(name: str) -> None:
     weights = sum(layer.weight.size for layer in layers)
     assert (weights, sum(map(network.macs, layers))) == DENSE[name]
     for layer in layers:
-        dense = layer.name == "stem" or (isinstance(layer, Conv2d) and layer.is_depthwise)
+        dense = layer.name == "stem" or (isinstance(layer, Conv2d) and layer.groups > 1)
         expected = layer.weight.size if dense else round(0.1 * layer.weight.size)
         assert np.count_nonzero(layer.weight) == expected
