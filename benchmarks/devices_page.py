@@ -20,10 +20,12 @@ weighs, how accurate it still is. `docs/targets.md` says where the budgets come 
 
 ## How to reproduce it
 
-    pip install '.[compile]'                        # in a checkout
-    python benchmarks/devices.py                    # the demo network; downloads nothing
-    python benchmarks/devices.py --data-dir DIR     # and the ResNet-20
-    python benchmarks/devices.py --page             # this page again, from the record
+```bash
+pip install '.[compile]'                        # in a checkout
+python benchmarks/devices.py                    # the demo network; downloads nothing
+python benchmarks/devices.py --data-dir DIR     # and the ResNet-20
+python benchmarks/devices.py --page             # this page again, from the record
+```
 
 `DIR` (or the variable `HWPRUNE_DATA`) holds `cifar-10-batches-py`, the unpacked Python version of
 [CIFAR-10](https://www.cs.toronto.edu/~kriz/cifar.html), and `weights/cifar10_resnet20.pth`, the

@@ -378,11 +378,13 @@ written then ran in onnxruntime at batches 1, 2 and 7.
 
 ## To make it anew
 
-    python -m venv zoo
-    zoo/bin/pip install -e '.[compile,timm]'
-    zoo/bin/pip install --no-deps PACKAGE...   # and what these need in pure Python
-    zoo/bin/python benchmarks/zoo.py           # goes on where it was stopped
-    zoo/bin/python benchmarks/zoo.py --again bad   # runs again what did not compile
+```bash
+python -m venv zoo
+zoo/bin/pip install -e '.[compile,timm]'
+zoo/bin/pip install --no-deps PACKAGE...   # and what these need in pure Python
+zoo/bin/python benchmarks/zoo.py           # goes on where it was stopped
+zoo/bin/python benchmarks/zoo.py --again bad   # runs again what did not compile
+```
 
 The packages were {used}.
 A torchaudio of another torch imports without its compiled libraries: delete `torchaudio/lib/*.so`.
