@@ -2,7 +2,7 @@
 
     python benchmarks/dense_or_sparse.py [--rows 0,2-4] [--table]
 
-Two kinds of row, with one thread where they don't say two. ``network``: one network at one
+Three kinds of row, with one thread where they don't say two. ``network``: one network at one
 density; stock onnxruntime with the dense file, ``hwprune.session`` as it is, and with every packed
 layer on its kernel (``kernels="all"``). All three are alive in one process and run in turn, in many
 short bursts timed by the process's processor time; a ratio is the median over the turns, so that a
@@ -17,7 +17,9 @@ Masks are ``uniform`` (sparse_networks.py), or ``mixed``: every layer keeps a ra
 weights. ``layers``: what each layer of a network
 takes inside the network, dense and with a kernel, by onnxruntime's profiler (the mean of the
 fastest quarter of the runs, in microseconds): what the limits of hwprune/kernels/dense_path.py were
-read off. HWPRUNE_SIMD lowers the instruction set of the kernels; each row says which it was.
+read off. ``timed``: what a machine gets whose limits nobody has timed, at worst: here with limits
+that leave every layer on its kernel, a session that times the file both ways (``time_both``).
+HWPRUNE_SIMD lowers the instruction set of the kernels; each row says which it was.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 from common import Experiment, Stopwatch, command_line, measure_rows, scratch
@@ -77,6 +80,9 @@ def rows() -> Wanted:
     for name in ORDER:
         for density in TWO_THREADS:
             network(name, 1, density, threads=2)
+    for name in ORDER:
+        for density in DENSITIES:
+            found.append(({"what": "timed", "network": name, "density": density}, 0))
     return found
 
 
@@ -273,13 +279,40 @@ def network(config: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any
     }  # fmt: skip
 
 
+def timed(config: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+    """Return what a session takes that knows no limits and times a file both ways."""
+    import onnxruntime
+
+    import hwprune
+    from hwprune.kernels import dense_path
+
+    name = config["network"]
+    files = write_files(name, 1 - config["density"], folder, seed=seed, make_masks=uniform_masks)
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    settings = [options(folder) for _ in range(3)]
+    with mock.patch.object(dense_path, "density_limit", return_value=1.0):
+        start = time.perf_counter()
+        chosen = hwprune.session(str(files.sparse), session_options=settings[0], time_both=True)
+        first = time.perf_counter() - start
+    (kept,) = (folder / "hwprune" / "speeds").iterdir()
+    dense = onnxruntime.InferenceSession(str(files.dense), settings[1])
+    every = hwprune.session(str(files.sparse), session_options=settings[2], kernels="all")
+    return {
+        "density_of_all": files.nonzeros / files.weights,
+        **in_one_process([runner(session, 1, name) for session in (dense, chosen, every)]),
+        "kept": json.loads(kept.read_text()),
+        "kernels": bool(chosen.hwprune.registered),
+        "first_session_s": first,
+    }
+
+
 def run(config: Mapping[str, Any], seed: int, experiment: Experiment) -> None:
     """Measure one row and save it."""
     from hwprune.kernels import library
 
     watch = Stopwatch()
     with scratch() as folder:
-        measure = layers if config["what"] == "layers" else network
+        measure = {"layers": layers, "network": network, "timed": timed}[config["what"]]
         measured = measure(config, seed, Path(folder))
     measured["instructions"] = library.instruction_set()
     experiment.add(config, seed, watch.seconds, 0, **measured)
@@ -297,6 +330,11 @@ def table(experiment: Experiment) -> str:
         + " | ".join(f"{100 * density:g} % stored" for density in LAYER_DENSITIES)
         + " |",
         "|---|---|---|---|" + "---|" * len(LAYER_DENSITIES),
+    ]
+    timed_lines = [
+        "| network | density | dense ms | kernels / dense | chosen | session / dense "
+        "| first session, s |",
+        "|---|---|---|---|---|---|---|",
     ]
     place = {
         json.dumps([config, seed], sort_keys=True): i for i, (config, seed) in enumerate(rows())
@@ -320,6 +358,14 @@ def table(experiment: Experiment) -> str:
                 f"| {extra['memory_ratio']:.2f} | {extra['memory_ratio_dense']:.2f} |"
             )
             continue
+        if config["what"] == "timed":
+            timed_lines.append(
+                f"| {config['network']} | {extra['density_of_all']:.2f} | {extra['dense_ms']:.3g} "
+                f"| {extra['time_ratio_all_kernels']:.2f} "
+                f"| {'kernels' if extra['kernels'] else 'stock'} | {extra['time_ratio']:.2f} "
+                f"| {extra['first_session_s']:.1f} |"
+            )
+            continue
         seen = set()
         for layer in extra["layers"]:
             kernel = "x".join(map(str, layer["weight"]))
@@ -333,7 +379,7 @@ def table(experiment: Experiment) -> str:
                 f"| {ratios} |"
             )
     said = ", ".join(f"{name} {value:.3f}" for name, value in worst.items())
-    return "\n".join([*lines, "", f"worst: {said}", "", *layer_lines])
+    return "\n".join([*lines, "", f"worst: {said}", "", *timed_lines, "", *layer_lines])
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hwprune.errors import ArtifactError, KernelsError
-from hwprune.kernels import library
+from hwprune.kernels import library, timed_choice
 from hwprune.kernels.dense_path import dense_fallback
 from hwprune.kernels.model_file import ModelFile
 
@@ -102,6 +102,7 @@ def session(
     threads: int | None = None,
     kernels: bool | Literal["all"] = True,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    time_both: bool | None = None,
 ) -> Any:
     """Return an ``onnxruntime.InferenceSession`` that runs packed layers with kernels.
 
@@ -118,6 +119,9 @@ def session(
             to onnxruntime's own dense operators; "all" does not.
         input_shapes: what inputs will mostly be like: the first axis, the samples of a run, counts
             in that choice; 1 by default.
+        time_both: whether the first session of a file on this machine runs it with kernels and
+            without, for 0.3 seconds each or three runs, and this and later ones use what was faster
+            (``timed_choice.py``). None: where limits were not timed, which is all but x86-64.
 
     Raises:
         ArtifactError: the file cannot be read.
@@ -134,28 +138,61 @@ def session(
     names = _known(model)
     speed = Speed(names, reason if names or reason else _NO_LAYER)
     dense = None
+    source = str(path_or_bytes) if isinstance(path_or_bytes, Path) else path_or_bytes
+    made_of = source
     # Options that have kernels registered have them for every layer.
     if model is not None and kernels is True and options not in _registered:
         # Of its own onnxruntime takes as many threads as there are cores.
         count = int(options.intra_op_num_threads) or os.cpu_count() or 1
         dense = dense_fallback(model, names, input_shapes or {}, count)
-    source = str(path_or_bytes) if isinstance(path_or_bytes, Path) else path_or_bytes
-    if dense is None:
-        _register(options, names)
-        made = onnxruntime.InferenceSession(source, options, providers=chosen)
-    else:
-        names = tuple(name for name in names if name not in dense.operators)
-        reason = None if names else "onnxruntime's dense operators are faster for every layer"
-        speed = Speed(names, reason, dense.layers, dense.weight_bytes)
-        _register(options, names)
-        made = onnxruntime.InferenceSession(dense.model, options, providers=chosen)
-        # It keeps the bytes it was made of, for a session with other providers: those of the file
-        # serve as well, and hold no dense weights.
-        if hasattr(made, "_model_bytes") and hasattr(made, "_model_path"):
-            is_file = not isinstance(source, bytes)
-            made._model_path, made._model_bytes = (source, None) if is_file else (None, source)
+        if dense is not None:
+            names = tuple(name for name in names if name not in dense.operators)
+            reason = None if names else "onnxruntime's dense operators are faster for every layer"
+            speed = Speed(names, reason, dense.layers, dense.weight_bytes)
+            made_of = dense.model
+        if names and (timed_choice.needed() if time_both is None else time_both):
+            slower = _slower(source, made_of, names, count, chosen, input_shapes or {})
+            if slower is not None:
+                names, speed, dense, made_of = (), Speed((), slower), None, source
+    _register(options, names)
+    made = onnxruntime.InferenceSession(made_of, options, providers=chosen)
+    # It keeps the bytes it was made of, for a session with other providers: those of the file
+    # serve as well, and hold no dense weights.
+    if dense is not None and hasattr(made, "_model_bytes") and hasattr(made, "_model_path"):
+        is_file = not isinstance(source, bytes)
+        made._model_path, made._model_bytes = (source, None) if is_file else (None, source)
     made.hwprune = speed
     return made
+
+
+def _slower(
+    source: str | bytes,
+    with_kernels: str | bytes,
+    names: tuple[str, ...],
+    threads: int,
+    providers: Sequence[Provider],
+    shapes: Mapping[str, Sequence[int]],
+) -> str | None:
+    """Return that kernels are slower than stock onnxruntime for this file here, or None."""
+    import onnxruntime
+
+    def make(model: str | bytes, operators: tuple[str, ...]) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        _register(options, operators)
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    times = timed_choice.times(
+        content, threads, shapes, lambda: make(with_kernels, names), lambda: make(source, ())
+    )
+    if times is None or times.kernels_win:
+        return None
+    return (
+        f"stock onnxruntime was faster when both were timed on this machine: {times.stock_ms:.3g} "
+        f"ms a run, with kernels {times.kernels_ms:.3g} ms (time_both=False runs kernels)"
+    )
 
 
 def operator_names(path_or_bytes: str | Path | bytes) -> tuple[str, ...]:

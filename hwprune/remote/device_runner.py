@@ -150,7 +150,7 @@ def measure(folder, asked):
                 from hwprune.kernels import session, status
 
                 results["kernels_status"] = status()
-                sessions[label] = session(path, session_options=options)
+                sessions[label] = session(path, session_options=options, time_both=False)
             else:
                 cpu = ["CPUExecutionProvider"]
                 sessions[label] = onnxruntime.InferenceSession(path, options, providers=cpu)

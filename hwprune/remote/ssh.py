@@ -32,7 +32,7 @@ _BOOT = (
 )
 _OLDEST = (1, 17)  # of onnxruntime, that reads a file's functions and takes the kernels
 # What of this package the kernels need there, beside NumPy and onnxruntime.
-_PACKAGE = ("errors.py", "kernels/*.py")
+_PACKAGE = ("errors.py", "files.py", "kernels/*.py")
 _ELF_MACHINES = {62: ("x86_64", "amd64"), 183: ("aarch64", "arm64")}
 
 

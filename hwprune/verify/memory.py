@@ -37,7 +37,7 @@ if sys.argv[2]:
     from hwprune import kernels
     kernels.status()  # loads the library, which is not the file's
     before = resident()
-    session = kernels.session(source, session_options=options)
+    session = kernels.session(source, session_options=options, time_both=False)
     weights = kernels.resident_bytes() + session.hwprune.dense_bytes
 else:
     before = resident()

@@ -77,7 +77,7 @@ def loadable(path: str) -> str | bytes:
 
 
 def _native(path: str, source: str | bytes, options: Any) -> Any:
-    session = native_session(source, session_options=options)
+    session = native_session(source, session_options=options, time_both=False)
     speed = session.hwprune
     if not speed.registered and not speed.dense:
         raise VerificationError(f"{path} does not run with kernels: {speed.reason}")
