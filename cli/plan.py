@@ -108,6 +108,12 @@ def _print(model: str, target: Target, found: Fitting, *, to_stderr: bool) -> No
             soft_wrap=True,
             markup=False,
         )
+        if image.instructions is not None:
+            took = f"{image.instructions / 1e6:.2f} million instructions"
+            if image.cycles is not None:
+                least, most = (each / 1e6 for each in image.cycles)
+                took += f" and {least:.1f} to {most:.1f} million cycles"
+            out.print(f"          about {took} a run, projected for {target.core}", soft_wrap=True)
     table = Table(title="What fits", title_justify="left", box=None)
     for name in ("values", "nonzeros", "sparsity", "file", "slack", "floor", "codecs"):
         table.add_column(name, justify="left" if name in ("values", "codecs") else "right")

@@ -198,6 +198,7 @@ def resolve(
     if data is not None:
         metric = task.metric.name if task.measurable(data.test) and len(data.test) else None
     _check_limits(wanted, target, metric, firmware=data is not None and firmware is not False)
+    target = target.within_ram(_ram_limit(wanted))
     where = devices.resolve(device) if world is None else device
     how = Recipe(epochs=epochs, **asked.recipe)
     if model.kind == "onnx":  # trials do not start from least squares
@@ -289,6 +290,12 @@ def _check_model(model: Model, strategy: str, *, trains: bool) -> None:
             "folded or frozen, and a network that was pruned gradually does not recover",
             hint="leave --strategy out, give --epochs 0, or the PyTorch model",
         )
+
+
+def _ram_limit(limits: Sequence[limit_rules.Limit]) -> int | None:
+    """Return the least of the limits on RAM: what firmware is laid out for."""
+    rams = [each for each in limits if each.field == "ram" and each.op in ("<", "<=")]
+    return min((int(each.value) - (each.op == "<") for each in rams), default=None)
 
 
 def _check_limits(

@@ -95,6 +95,7 @@ class Target(BaseModel):
         ram_bytes: memory for activations, without what is reserved.
         memory_bytes: what a file could ever use: RAM of a board, flash of a microcontroller without
             what is reserved.
+        ram_limit_bytes: what firmware may take of it, its stack included; None for all of it.
         regions: where an image is linked; None where the profile does not say.
         budget_bytes: the default budget.
         budget_reason: one sentence on how the default budget comes about.
@@ -118,6 +119,7 @@ class Target(BaseModel):
     dsp: bool | None
     ram_bytes: int
     memory_bytes: int
+    ram_limit_bytes: int | None = None
     regions: ImageRegions | None
     budget_bytes: int
     budget_reason: str
@@ -130,6 +132,10 @@ class Target(BaseModel):
     def facts(self) -> list[FactRow]:
         """Return every sourced value as (field, value, unit, source, confirmed)."""
         return list(self.rows)
+
+    def within_ram(self, limit: int | None) -> Target:
+        """Return the target of whose RAM firmware may take so many bytes; None for all of it."""
+        return self.model_copy(update={"ram_limit_bytes": limit})
 
     def in_form(self, form: str | None) -> Target:
         """Return the target as it takes a file of this form; None for its own.

@@ -11,9 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hwprune.firmware.emit import EmittedModel
-from hwprune.firmware.memory_plan import MemoryPlan
 from hwprune.firmware.network import (
     Add,
     AveragePool,
@@ -23,6 +22,10 @@ from hwprune.firmware.network import (
     Reshape,
     Softmax,
 )
+
+if TYPE_CHECKING:
+    from hwprune.firmware.emit import EmittedModel
+    from hwprune.firmware.memory_plan import MemoryPlan
 
 TABLE = Path(__file__).parent / "code_bytes.json"
 # For other releases of the compiler, and padding: of the same sources GCC 13.2 makes, for a
@@ -46,10 +49,16 @@ def code_bytes(core: str, plan: MemoryPlan, emitted: EmittedModel) -> int:
     kernels = {KERNELS[type(each.layer)] for each in plan.layers if type(each.layer) in KERNELS}
     parts = ["base", *sorted(kernels), *(f"decode_{name}" for name in {*emitted.formats.values()})]
     parts += ["output"] * (len(plan.network.outputs) - 1)
-    cores: Sequence[Mapping[str, int]] = (
-        [_table()[core]] if core in _table() else [*_table().values()]
-    )
-    return max(round(sum(row[part] for part in parts) * (1 + MARGIN)) for row in cores)
+    return max(round(sum(row[part] for part in parts) * (1 + MARGIN)) for row in _rows(core))
+
+
+def part_bytes(core: str, part: str) -> int:
+    """Return what one part of the runtime takes on a core, without the margin."""
+    return max(row[part] for row in _rows(core))
+
+
+def _rows(core: str) -> Sequence[Mapping[str, int]]:
+    return [_table()[core]] if core in _table() else [*_table().values()]
 
 
 @cache

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprune.errors import ExportError
+from hwprune.firmware.code_size import part_bytes
 from hwprune.firmware.fixed_point import layer_multipliers
 from hwprune.firmware.formats import (
     FORMATS,
@@ -58,6 +59,7 @@ BOARD = Path(__file__).parent / "runtime" / "board"
 NETWORK_BYTES, TENSOR_BYTES, LAYER_BYTES = 36, 20, 16
 CONV_BYTES, ADD_BYTES, POOL_BYTES, GLOBAL_POOL_BYTES = 68, 6, 12, 12
 WORD_BYTES = 4
+RAM_LIMIT = "MODEL_RAM_LIMIT"
 _NUMBERS = {"int8_t": "<i1", "uint8_t": "<u1", "uint32_t": "<u4"}
 
 
@@ -117,7 +119,7 @@ def write(
 
 
 def layer_formats(
-    network: IntegerNetwork, plan: MemoryPlan, spare_bytes: int = 0
+    network: IntegerNetwork, plan: MemoryPlan, spare_bytes: int = 0, core: str = ""
 ) -> dict[str, FormatName]:
     """Return how each weighted layer is best stored: see ``formats.choose``."""
     layers: dict[str, StoredLayer] = {}
@@ -126,7 +128,8 @@ def layer_formats(
             conv, offsets = _addressed(network, plan, planned.layer)
             alive = columns_of(conv.weight) != 0
             layers[conv.name] = StoredLayer(alive, offsets, plan.schedule.count(number))
-    return choose(layers, spare_bytes)
+    code = {name: part_bytes(core, f"decode_{name}") for name in FORMATS}
+    return choose(layers, code, spare_bytes)
 
 
 def _addressed(
@@ -145,6 +148,14 @@ def formats_in(folder: Path, plan: MemoryPlan) -> dict[str, FormatName] | None:
     found = [name for name in re.findall(r"hwp_decode_(\w+)", text) if name in FORMATS]
     layers = [each.layer.name for each in plan.layers if isinstance(each.layer, (Conv2d, Linear))]
     return dict(zip(layers, found, strict=True)) if len(found) == len(layers) else None
+
+
+def ram_limit_in(folder: Path) -> int | None:
+    """Return the RAM that a folder's plan had to be within; None where model.h does not say."""
+    header = folder / "src" / "model.h"
+    text = header.read_text(errors="replace") if header.is_file() else ""
+    found = re.search(rf"^#define {RAM_LIMIT} (\d{{1,12}}) ", text, re.MULTILINE)
+    return None if found is None else int(found[1])
 
 
 def runtime_files() -> list[Path]:
@@ -194,8 +205,11 @@ class _ModelWriter:
             prefix = "MODEL_OUTPUT" + (str(place) if place else "")
             lines += [f"#define {prefix}_SIZE {tensor.size}", *_quantization(prefix, tensor)]
         arguments = self._output_arguments()
+        limit = [f"#define {RAM_LIMIT} {self.plan.limit} /* that it had to be within */"]
+        limit = [] if self.plan.limit is None else limit
         lines += [
             f"#define MODEL_RAM_BYTES {self.plan.ram_bytes} /* without the stack */",
+            *limit,
             "",
             "/* Computes the outputs, [channel][row][x] as the input, which may lie in flash.",
             " * Returns HWP_OK, or HWP_CORRUPT where the stored weights were damaged. */",
@@ -525,10 +539,12 @@ CMAKE = """\
 # By itself: an image of the example for the chip of board/, see there.
 cmake_minimum_required(VERSION 3.13)
 project(model C)
+set(CMAKE_C_STANDARD 11)
+set(CMAKE_C_STANDARD_REQUIRED ON)
+set(CMAKE_C_EXTENSIONS OFF) # -std=c11, as verified: in GNU C products and sums may be fused
 file(GLOB MODEL_SOURCES ${CMAKE_CURRENT_SOURCE_DIR}/src/*.c)
 add_library(model STATIC ${MODEL_SOURCES})
 target_include_directories(model PUBLIC src)
-target_compile_features(model PUBLIC c_std_11)
 target_compile_options(model PRIVATE -O2 -ffunction-sections -fdata-sections)
 set(BOARD ${CMAKE_CURRENT_SOURCE_DIR}/board)
 if(CMAKE_SOURCE_DIR STREQUAL CMAKE_CURRENT_SOURCE_DIR AND CMAKE_CROSSCOMPILING)

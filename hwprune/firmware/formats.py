@@ -34,13 +34,10 @@ MAX_RICE = 15
 LONG_GAP = LONG_COUNT = 255
 TAP_BYTES = 4
 # Measured on a Cortex-M4: instructions that decoding takes for a filter, for each of its nonzeros,
-# for each of its columns; and what the decoder's code takes of the flash.
+# for each of its columns.
 DECODING: dict[FormatName, tuple[int, int, int]] = {
     "rice": (165, 44, 0), "gap8": (125, 17, 0), "bitmap": (90, 31, 3), "dense": (90, 17, 10),
     "words": (60, 0, 0),
-}  # fmt: skip
-CODE_BYTES: dict[FormatName, int] = {
-    "rice": 440, "gap8": 180, "bitmap": 220, "dense": 200, "words": 170,
 }  # fmt: skip
 
 
@@ -158,7 +155,9 @@ class StoredLayer:
     passes: int
 
 
-def choose(layers: Mapping[str, StoredLayer], spare_bytes: int = 0) -> dict[str, FormatName]:
+def choose(
+    layers: Mapping[str, StoredLayer], code: Mapping[FormatName, int], spare_bytes: int = 0
+) -> dict[str, FormatName]:
     """Return the format of each layer: the shortest, or a faster one while bytes are spare.
 
     The bytes go step by step to where each of them saves the most instructions, among the layers
@@ -166,6 +165,7 @@ def choose(layers: Mapping[str, StoredLayer], spare_bytes: int = 0) -> dict[str,
 
     Args:
         layers: by their names.
+        code: what each format's decoder takes of flash.
         spare_bytes: of flash, that may be spent on formats longer than the shortest.
     """
     sizes = {
@@ -178,8 +178,8 @@ def choose(layers: Mapping[str, StoredLayer], spare_bytes: int = 0) -> dict[str,
     }
     chosen = {name: min(FORMATS, key=lambda each: sizes[name][each]) for name in layers}
 
-    def code(each: FormatName) -> int:
-        return 0 if each in chosen.values() else CODE_BYTES[each]
+    def added(each: FormatName) -> int:
+        return 0 if each in chosen.values() else code[each]
 
     while True:
         steps = [
@@ -188,7 +188,7 @@ def choose(layers: Mapping[str, StoredLayer], spare_bytes: int = 0) -> dict[str,
             for each in FORMATS
             if layers[name].passes > 1
             and costs[name][each] < costs[name][chosen[name]]
-            and (longer := max(1, sizes[name][each] - sizes[name][chosen[name]] + code(each)))
+            and (longer := max(1, sizes[name][each] - sizes[name][chosen[name]] + added(each)))
             <= spare_bytes
         ]
         if not steps:

@@ -24,7 +24,7 @@ from hwprune.encoding import unpack
 from hwprune.errors import ExportError, HwpruneError, InfeasibleError, UsageError
 from hwprune.export.graph import message_of
 from hwprune.export.template import Template, Written
-from hwprune.firmware import emit
+from hwprune.firmware import cycles, emit
 from hwprune.firmware.calibrate import METHODS, Method, histograms
 from hwprune.firmware.code_size import code_bytes
 from hwprune.firmware.lower import FloatNetwork, quantize, read_layers
@@ -340,12 +340,16 @@ class ImagePlan:
         ram_bytes: activations and what weights are decoded into; the stack comes on top.
         peak: the layer at which the most is in use.
         streamed: tensors of which only some rows are in memory at a time.
+        instructions: of a run, projected; None for a core of which nothing is known.
+        cycles: the fewest and the most, likewise.
     """
 
     flash_bytes: int
     ram_bytes: int
     peak: str
     streamed: tuple[str, ...]
+    instructions: int | None
+    cycles: tuple[int, int] | None
 
 
 def image_plan(template: Template, written: Written, target: Target) -> ImagePlan:
@@ -360,8 +364,10 @@ def image_plan(template: Template, written: Written, target: Target) -> ImagePla
     plan = planned(network, target)
     with tempfile.TemporaryDirectory() as room:
         made = emit.write(network, Path(room), plan)
-    flash = made.constant_bytes + code_bytes(core_of(target), plan, made)
-    return ImagePlan(flash, plan.ram_bytes, plan.peak, plan.streamed)
+    core = core_of(target)
+    flash = made.constant_bytes + code_bytes(core, plan, made)
+    runs = cycles.projected(core, plan.instructions)
+    return ImagePlan(flash, plan.ram_bytes, plan.peak, plan.streamed, *runs)
 
 
 def planned_image(
@@ -419,7 +425,7 @@ def make_firmware(
     plan, board = planned(network, target), board_files(target)
 
     def write(spare: int) -> tuple[emit.EmittedModel, int]:
-        formats = emit.layer_formats(network, plan, spare)
+        formats = emit.layer_formats(network, plan, spare, core_of(target))
         made = emit.write(network, folder, plan, formats, board)
         return made, budget_bytes - made.constant_bytes - code_bytes(core_of(target), plan, made)
 

@@ -15,6 +15,7 @@ import numpy as np
 from hwprune.encoding import bound_of
 from hwprune.export.deployment import NONZEROS, SHARE
 from hwprune.export.template import Template, Written
+from hwprune.firmware.cycles import no_table
 from hwprune.ir import LimitResult, Masks, Packed, Plan, SkippedTensor, Verdict
 from hwprune.job import Job
 from hwprune.report import record as reports
@@ -26,7 +27,7 @@ from hwprune.steps.pruning import Pruned
 from hwprune.steps.verifying import Measured
 from hwprune.units import format_count, format_percent
 from hwprune.verify import SCOPE_HOST, SCOPE_UNLINKED, CheckResult, environment
-from hwprune.verify.firmware import FirmwareCheck
+from hwprune.verify.firmware import FirmwareCheck, core_of
 
 CARD_NAME = "README.md"
 
@@ -363,6 +364,12 @@ def _reasons(outcome: Outcome) -> list[str]:
             "load; added_bytes is what loading added to a fresh process"
             for label in ("dense", "stock")
         ]
+    if outcome.firmware is not None and outcome.firmware[1].facts.board is not None:
+        core, facts = core_of(target), outcome.firmware[1].facts
+        if facts.instructions is None:
+            notes.append("firmware.instructions: not counted, as this QEMU loads no plugins")
+        elif (why := no_table(core)) is not None:
+            notes.append(f"firmware.estimated_{why}")
     if outcome.checked.speeds is not None:
         notes.append(f"native kernels against stock onnxruntime: {outcome.checked.speeds}")
     found = None if measured is None else measured.metric

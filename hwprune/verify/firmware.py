@@ -124,19 +124,30 @@ def is_firmware(path: str) -> bool:
     return (Path(path) / QLINEAR_NAME).is_file() and (Path(path) / "src").is_dir()
 
 
-def planned(network: IntegerNetwork, target: Target) -> MemoryPlan:
+def planned(network: IntegerNetwork, target: Target, limit: int | None = None) -> MemoryPlan:
     """Return the memory plan of a network in what a target leaves to it.
 
     The stack, which begins at a multiple of 16, and the outputs that a program holds are taken off
     first.
+
+    Args:
+        network: a valid one.
+        target: the device.
+        limit: what a folder's plan was made for: that is found again, where the target holds it.
 
     Raises:
         ExportError: a layer is beyond what the runtime holds.
         InfeasibleError: no plan fits; names the layer that peaks and the bytes.
     """
     outputs = sum(network.tensors[name].size + _WORD for name in network.outputs)
-    room = (target.ram_bytes - STACK_BYTES) // _STACK_ALIGNMENT * _STACK_ALIGNMENT
-    return memory_plan.plan(network, room - outputs - _WORD)
+    limited = target.ram_limit_bytes
+    ram = target.ram_bytes if limited is None else min(target.ram_bytes, limited)
+    room = (ram - STACK_BYTES) // _STACK_ALIGNMENT * _STACK_ALIGNMENT - outputs - _WORD
+    if limit is not None:
+        made = memory_plan.plan(network, limit)
+        if made.ram_bytes <= room:
+            return made
+    return memory_plan.plan(network, room)
 
 
 def chip_of(target: Target) -> Chip:
@@ -262,7 +273,7 @@ class _FolderCheck:
                     "no report beside the folder says which device it is for", hint="give --target"
                 )
             self.target = load(name)
-        self.planned = planned(self.network, self.target)
+        self.planned = planned(self.network, self.target, emit.ram_limit_in(self.folder))
         size = self.planned.ram_bytes
         self.facts = replace(self.facts, planned_ram_bytes=size)
         return (

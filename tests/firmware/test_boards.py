@@ -61,10 +61,26 @@ def test_every_tensor_on_every_board_equals_the_reference(name: str, tmp_path: P
         assert all(done.instructions.values())
         assert done.classes is not None
         assert done.classes["all"] == sum(done.instructions.values())
+        projected, _ = cycles.projected(board.chip.core, plan.instructions)
+        assert projected is not None
+        assert 0.6 < projected / done.classes["all"] < 1.6
         found = cycles.estimated(board.chip.core, done.classes)
         assert (found is None) == (board.chip.core not in cycles.EXTRA)
         if found is not None:
             assert done.classes["all"] < found[0] <= found[1] < 3 * done.classes["all"]
+
+
+def test_every_core_has_cycles_or_a_sentence() -> None:
+    for core in link.CORES:
+        instructions, found = cycles.projected(core, 1e6)
+        assert instructions is not None
+        assert 5e5 < instructions < 3e6
+        assert (found is None) == (cycles.no_table(core) is not None)
+        if found is not None:
+            assert instructions < found[0] < found[1] < 2 * instructions
+    assert cycles.projected("Xtensa LX7", 1e6) == (None, None)
+    assert "RISC-V has no table" in str(cycles.no_table("RV32IMC"))
+    assert "Cortex-M33" in str(cycles.no_table("Cortex-M33"))
 
 
 # Instructions, the class that counts each, and the registers that it moves.
@@ -211,10 +227,12 @@ def test_the_folder_by_itself_is_an_image_for_its_chip(name: str, tmp_path: Path
     need_compiler(chip.core)
     made, plan = residual()
     emit.write(made, tmp_path, plan, board=link.board_files(chip))
-    toolchain = "-DCMAKE_TOOLCHAIN_FILE=board/toolchain.cmake"
-    for command in (["cmake", "-B", "build", toolchain], ["cmake", "--build", "build"]):
+    options = "-DCMAKE_TOOLCHAIN_FILE=board/toolchain.cmake", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"
+    for command in (["cmake", "-B", "build", *options], ["cmake", "--build", "build"]):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+    commands = (tmp_path / "build" / "compile_commands.json").read_text()
+    assert commands.count("-std=c11 ") == commands.count('"file"') > 5
     binary = (tmp_path / "build" / "image.bin").read_bytes()
     assert abs(len(binary) - link.link(tmp_path, chip).flash_bytes) < 64
     if chip.core.startswith("Cortex"):  # the stack's first address, and where to begin

@@ -13,13 +13,14 @@ import pytest
 from random_networks import KINDS
 
 from hwprune.errors import InfeasibleError, TargetError, VerificationError
-from hwprune.firmware import emit, emulate, link
+from hwprune.firmware import emit, emulate, link, memory_plan
 from hwprune.firmware.network import IntegerNetwork
 from hwprune.firmware.qlinear import to_onnx
 from hwprune.targets import Target, load, names
 from hwprune.verify import Step
 from hwprune.verify.firmware import (
     QLINEAR_NAME,
+    STACK_BYTES,
     board_files,
     check_firmware,
     chip_of,
@@ -249,6 +250,21 @@ def test_an_edited_linker_script_is_found_and_other_formats_are_none_of_a_checks
     script.write_text(script.read_text().replace("ALIGN(8)", "ALIGN(4)"))
     found = step(str(tmp_path), "as written", chip)
     assert found.message.startswith(f"board/link.ld is not what {QLINEAR_NAME} makes")
+
+
+def test_a_folder_for_less_ram_is_checked_as_it_was_planned(tmp_path: Path) -> None:
+    least = memory_plan.plan(network()).ram_bytes - 300
+    limited = load(CHIP).within_ram(least + STACK_BYTES)
+    place = tmp_path / "firmware"
+    plan = planned(network(), limited)
+    assert plan.ram_bytes <= least < memory_plan.plan(network()).ram_bytes
+    emit.write(network(), place, plan, board=board_files(limited))
+    (place / QLINEAR_NAME).write_bytes(to_onnx(network()).SerializeToString())
+    assert step(str(place), "as written", load(CHIP)).outcome == "passed"
+    assert step(str(place), "as written", load("nrf52833")).outcome == "passed"
+    header = place / "src" / "model.h"
+    header.write_text(header.read_text().replace("MODEL_RAM_LIMIT ", "MODEL_RAM_LIMIT 1"))
+    assert "is not what" in step(str(place), "as written", load(CHIP)).message
 
 
 def test_a_ram_that_is_a_byte_short_is_refused(

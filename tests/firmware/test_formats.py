@@ -61,16 +61,19 @@ def test_spare_bytes_go_where_each_saves_the_most_instructions() -> None:
     def cost(chosen: dict[str, FormatName]) -> int:
         return sum(la.passes * decoding_cost(la.alive, chosen[n]) for n, la in layers.items())
 
-    shortest = choose(layers)
+    code = dict.fromkeys(formats.FORMATS, 200)
+    shortest = choose(layers, code)
     assert shortest == {"once": "rice", "often": "rice", "dense": "dense", "half": "bitmap"}
     before = cost(shortest)
     for spare in (300, 1_000, 3_000, 100_000):
-        chosen = choose(layers, spare)
+        chosen = choose(layers, code, spare)
         assert size(chosen) <= size(shortest) + spare
         assert cost(chosen) < before
         before = cost(chosen)
     assert chosen == {"once": "rice", "often": "words", "dense": "words", "half": "words"}
-    assert choose(layers, 300)["often"] == "gap8"
+    assert choose(layers, code, 300)["often"] == "gap8"
+    # Where a decoder alone takes more than there is, no layer changes to it.
+    assert choose(layers, code | {"gap8": 400}, 300) == shortest
 
 
 @pytest.mark.parametrize("density", [0.002, 0.02, 0.1, 0.4])
