@@ -8,11 +8,12 @@ single convolution, and what each further operator and format adds. ``python ben
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from hwprune.firmware.formats import FormatName
+from hwprune.firmware.memory_plan import MemoryPlan
 from hwprune.firmware.network import (
     Add,
     AveragePool,
@@ -22,10 +23,6 @@ from hwprune.firmware.network import (
     Reshape,
     Softmax,
 )
-
-if TYPE_CHECKING:
-    from hwprune.firmware.emit import EmittedModel
-    from hwprune.firmware.memory_plan import MemoryPlan
 
 TABLE = Path(__file__).parent / "code_bytes.json"
 # For other releases of the compiler, and padding: of the same sources GCC 13.2 makes, for a
@@ -38,16 +35,16 @@ KERNELS = {
 }  # fmt: skip
 
 
-def code_bytes(core: str, plan: MemoryPlan, emitted: EmittedModel) -> int:
+def code_bytes(core: str, plan: MemoryPlan, formats: Iterable[FormatName]) -> int:
     """Return the reserve for code: start-up, runtime, and a main that runs the network once.
 
     Args:
         core: as profiles name it; one that is not in the table takes the most of all that are.
         plan: of the network.
-        emitted: what was written of it.
+        formats: that its layers are stored in.
     """
     kernels = {KERNELS[type(each.layer)] for each in plan.layers if type(each.layer) in KERNELS}
-    parts = ["base", *sorted(kernels), *(f"decode_{name}" for name in {*emitted.formats.values()})]
+    parts = ["base", *sorted(kernels), *(f"decode_{name}" for name in {*formats})]
     parts += ["output"] * (len(plan.network.outputs) - 1)
     return max(round(sum(row[part] for part in parts) * (1 + MARGIN)) for row in _rows(core))
 

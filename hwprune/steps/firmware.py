@@ -365,7 +365,7 @@ def image_plan(template: Template, written: Written, target: Target) -> ImagePla
     with tempfile.TemporaryDirectory() as room:
         made = emit.write(network, Path(room), plan)
     core = core_of(target)
-    flash = made.constant_bytes + code_bytes(core, plan, made)
+    flash = made.constant_bytes + code_bytes(core, plan, made.formats.values())
     runs = cycles.projected(core, plan.instructions)
     return ImagePlan(flash, plan.ram_bytes, plan.peak, plan.streamed, *runs)
 
@@ -427,7 +427,8 @@ def make_firmware(
     def write(spare: int) -> tuple[emit.EmittedModel, int]:
         formats = emit.layer_formats(network, plan, spare, core_of(target))
         made = emit.write(network, folder, plan, formats, board)
-        return made, budget_bytes - made.constant_bytes - code_bytes(core_of(target), plan, made)
+        code = code_bytes(core_of(target), plan, formats.values())
+        return made, budget_bytes - made.constant_bytes - code
 
     made, left = write(0)
     if plan.streamed and left > 0:
