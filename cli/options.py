@@ -159,7 +159,8 @@ task_option = click.option(
 )  # fmt: skip
 load_seconds_option = click.option(
     "--load-seconds", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True,
-    metavar="SECONDS", help="Give up where onnxruntime takes longer to load a file.",
+    metavar="SECONDS",
+    help="Give up where onnxruntime takes longer to load a file or to run it once.",
 )  # fmt: skip
 remote_python_option = click.option(
     "--remote-python", default="python3", show_default=True, metavar="PATH",

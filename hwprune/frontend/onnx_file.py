@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import re
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +55,8 @@ _WEIGHTS = {
 }  # fmt: skip
 # A dynamic size beside the batch is tried with this one, where nothing says a better one.
 _TRIED = 64
+# How much CPU time one pass of a file with a loop may take: it may ask for 2^62 rounds.
+_LOOP_SECONDS = 20.0
 
 
 class OnnxNetwork(nn.Module):
@@ -159,13 +163,40 @@ class _Session:
         self._session = onnxruntime.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
+        self._loops = any(node.op_type in ("Loop", "Scan") for node in _nodes(proto.graph))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Session:
         return self
 
     def run(self, held: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        found: list[NDArray[Any]] = self._session.run(None, held)
+        """Compute the outputs.
+
+        Raises:
+            ModelError: a loop does not end.
+        """
+        options = onnxruntime.RunOptions()
+        ended = threading.Event()
+        if self._loops:
+            threading.Thread(target=_stop_late, args=(options, ended), daemon=True).start()
+        try:
+            found: list[NDArray[Any]] = self._session.run(None, held, options)
+        except Exception as error:
+            if not options.terminate:
+                raise
+            raise ModelError(
+                f"the file's loop does not end within {_LOOP_SECONDS:g} s of CPU time",
+                hint="export the network with fewer rounds, or unrolled",
+            ) from error
+        finally:
+            ended.set()
         return found
+
+
+def _stop_late(options: Any, ended: threading.Event) -> None:
+    """Have onnxruntime give up the run of these options that takes too long."""
+    start = time.process_time()
+    while not ended.wait(_LOOP_SECONDS / 60):
+        options.terminate = time.process_time() - start > _LOOP_SECONDS
 
 
 def read(file: IdentifiedFile) -> tuple[OnnxNetwork, tuple[TensorSpec, ...]]:
@@ -212,16 +243,29 @@ def read(file: IdentifiedFile) -> tuple[OnnxNetwork, tuple[TensorSpec, ...]]:
         ) from error
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor of a graph and of the graphs in its nodes."""
-    if graph.sparse_initializer:
-        raise ValueError("it holds sparse tensors, which hwprune does not read")
-    yield from graph.initializer
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and the graphs in its nodes."""
+    yield graph
     for node in graph.node:
         for entry in node.attribute:
-            yield from (entry.t, *entry.tensors) if entry.HasField("t") else entry.tensors
             for inner in (entry.g, *entry.graphs) if entry.HasField("g") else entry.graphs:
-                yield from _tensors(inner)
+                yield from _graphs(inner)
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for each in _graphs(graph):
+        yield from each.node
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor of a graph and of the graphs in its nodes."""
+    for each in _graphs(graph):
+        if each.sparse_initializer:
+            raise ValueError("it holds sparse tensors, which hwprune does not read")
+        yield from each.initializer
+        for node in each.node:
+            for entry in node.attribute:
+                yield from (entry.t, *entry.tensors) if entry.HasField("t") else entry.tensors
 
 
 def _load(tensor: onnx.TensorProto, path: Path) -> None:

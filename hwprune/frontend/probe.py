@@ -191,6 +191,8 @@ def _runs(
         try:
             with torch.no_grad(), drawing:
                 output = _call(fresh_copy(module), inputs, way, tensors)
+        except ModelError:
+            raise
         except FAILURES as error:  # whatever a stranger's forward method raises
             refused = refused or error
             continue

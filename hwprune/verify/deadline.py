@@ -1,4 +1,4 @@
-"""How long onnxruntime may take to load a file: a small one can double itself for hours."""
+"""How long onnxruntime may take to load a file or to run it once: a small one may ask for hours."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _LIMIT: ContextVar[tuple[float, GiveUp] | None] = ContextVar("limit", default=No
 
 @contextmanager
 def loads_within(seconds: float, give_up: GiveUp) -> Iterator[None]:
-    """Limit each load in the body.
+    """Limit each load and each run in the body.
 
     Args:
         seconds: of one file.
-        give_up: called with the error, in another thread, while the load goes on: it ends the
+        give_up: called with the error, in another thread, while onnxruntime goes on: it ends the
             process.
     """
     token = _LIMIT.set((seconds, give_up))
@@ -30,14 +30,14 @@ def loads_within(seconds: float, give_up: GiveUp) -> Iterator[None]:
 
 
 @contextmanager
-def limited(path: str) -> Iterator[None]:
-    """Hold the load of a file, in the body, to the limit there is."""
+def limited(path: str, does: str = "load") -> Iterator[None]:
+    """Hold what a file does in the body to the limit there is."""
     if (limit := _LIMIT.get()) is None:
         yield
         return
     seconds, give_up = limit
     error = VerificationError(
-        f"{path} does not load within {seconds:g} s",
+        f"{path} does not {does} within {seconds:g} s",
         hint="--load-seconds allows more; a file of a megabyte that needs minutes is no network",
     )
     timer = threading.Timer(seconds, give_up, [error])

@@ -94,7 +94,8 @@ def run(session: Any, arrays: Arrays) -> list[NDArray[Any]]:
     if len(names) != len(arrays):
         raise VerificationError(f"the file has {len(names)} inputs, {len(arrays)} were given")
     try:
-        return list(session.run(None, dict(zip(names, arrays, strict=True))))
+        with limited("the file", "run"):
+            return list(session.run(None, dict(zip(names, arrays, strict=True))))
     except Exception as error:
         raise VerificationError(f"onnxruntime fails to run the file: {first_line(error)}") from None
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper
 
@@ -103,6 +104,25 @@ def test_the_deadline_ends_a_command(tmp_path: Path) -> None:
     assert process.returncode == 5, err
     assert f"{path} does not load within 0.5 s" in err
     assert '"VerificationError"' in out
+
+
+LOOP = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}, int64 m = {ROUNDS}, bool c = {1}> {
+  h = MatMul(x, w)
+  y = Loop <body = b (int64 i, bool go, float[N,2] s) => (bool on, float[N,2] t) {
+    on = Identity(go)
+    t = Neg(s)
+  }> (m, c, h)
+}"""
+
+
+@pytest.mark.slow
+def test_the_deadline_ends_a_run_that_loops(tmp_path: Path) -> None:
+    path = saved(tmp_path, onnx.parser.parse_model(LOOP.replace("ROUNDS", str(2**62))))
+    process = measuring(path, "--load-seconds", "1")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 5, err
+    assert "the file does not run within 1 s" in err
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import torch
 from onnx import helper, numpy_helper
@@ -15,7 +16,7 @@ from onnx_nets import classifier, drawn, model_of
 
 from hwprune.errors import HwpruneError, ModelError, UsageError
 from hwprune.export.trace import trace
-from hwprune.frontend import load_model
+from hwprune.frontend import load_model, onnx_file
 from hwprune.frontend.onnx_ops import OPERATORS
 from hwprune.ir import TensorSpec
 
@@ -355,3 +356,29 @@ def test_functions_that_double_at_each_step_are_not_inlined(path: Callable[..., 
         made.functions.append(helper.make_function("d", f"F{step}", ["x"], ["y"], nodes, domains))
     with pytest.raises(ModelError, match="stand for more than 1,000,000 nodes"):
         load_model(path(made))
+
+
+LOOP = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,4] x) => (float[N,4] y) <float[4,4] w = {WEIGHTS}, int64 m = {ROUNDS}, bool c = {1}> {
+  h = MatMul(x, w)
+  y = Loop <body = b (int64 i, bool go, float[N,4] s) => (bool on, float[N,4] t) {
+    on = Identity(go)
+    t = Neg(s)
+  }> (m, c, h)
+}"""
+
+
+@pytest.mark.parametrize("rounds", [3, 2**62])
+def test_a_loop_that_does_not_end_is_given_up(
+    path: Callable[..., str], monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    monkeypatch.setattr(onnx_file, "_LOOP_SECONDS", 0.5)
+    text = LOOP.replace("ROUNDS", str(rounds)).replace("WEIGHTS", ",".join(map(str, range(16))))
+    written = path(onnx.parser.parse_model(text))
+    if rounds > 3:
+        with pytest.raises(ModelError, match=r"loop does not end within 0\.5 s of CPU time"):
+            load_model(written)
+        return
+    x = torch.ones(2, 4)
+    weights = torch.arange(16.0).reshape(4, 4)
+    torch.testing.assert_close(load_model(written).module(x), -(x @ weights))
