@@ -362,10 +362,11 @@ def page(experiment: Experiment) -> str:
 
 <!-- Written by benchmarks/zoo.py from benchmarks/results/zoo.json: do not edit. -->
 
-Networks of other people's packages and some of our own, each the smallest of its kind or configured
-to be small, with random weights: nothing here says anything about accuracy. Each was saved as a
-state dict, loaded, compiled with `--epochs 0` at 40 % of its dense bytes and verified; what was
-written then ran in onnxruntime at batches 1, 2 and 7.
+Networks of other people's packages and some of our own, each the smallest of its kind, configured
+to be small (`short_`, fewer and narrower layers) or with every layer of the package's own and an
+eighth of the channels (`narrow_`), and with random weights: nothing here says anything about
+accuracy. Each was saved as a state dict, loaded, compiled with `--epochs 0` at 40 % of its dense
+bytes and verified; what was written then ran in onnxruntime at batches 1, 2 and 7.
 
 - An asterisk: 40 % was less than what stays dense and the nodes take (tiny networks, mostly), and
   the budget was raised to that and a fifth of the dense bytes.
@@ -373,6 +374,8 @@ written then ran in onnxruntime at batches 1, 2 and 7.
   or writes a file that does not run.
 - *refused*: hwprune said the sentence that is shown and ended with exit code 2 or 4.
 - *rejected* would be a file that is not what was promised (exit code 5), *internal error* a defect.
+- *died* is a row without an answer: its process crashed, or was stopped at {SECONDS:,} s of CPU
+  time or {MEMORY >> 30} GiB. It counts as not compiled, until it is run again.
 
 {table(experiment)}
 

@@ -1,6 +1,7 @@
 """The networks of zoo.py: other people's, built with random weights, and small ones of our own.
 
-Each is the smallest of its kind that its package has, or is configured to be small. Nothing is
+Each is the smallest of its kind that its package has, or is configured to be small, or has every
+layer of its package's with an eighth of the channels (``narrow_``). Nothing is
 downloaded. ``make(name="...")`` builds one, as ``--arch zoo_networks.py:make(name="...")`` does.
 """
 
@@ -8,8 +9,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +43,33 @@ def call(path: str, *args: Any, **kwargs: Any) -> Any:
     import_torchvision()
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+
+# The arguments of a layer, by place and by name, that count channels, and groups of them.
+_COUNTS: dict[type[nn.Module], tuple[set[int], set[str]]] = {
+    nn.modules.conv._ConvNd: ({0, 1, 8}, set()),
+    nn.modules.batchnorm._NormBase: ({0}, {"num_features"}),
+    nn.Linear: ({0, 1}, {"in_features", "out_features"}),
+}
+
+
+def narrow(path: str, *args: Any, by: int = 8, **kwargs: Any) -> Any:
+    """Call what a dotted path names; divide every number of channels that ``by`` divides by it."""
+    import_torchvision()
+
+    def divided(made: Any, places: set[int], names: set[str]) -> Callable[..., None]:
+        def init(self: nn.Module, *given: Any, **named: Any) -> None:
+            few = [n // by if i in places and n % by == 0 else n for i, n in enumerate(given)]
+            named |= {key: named[key] // by for key in names & named.keys() if not named[key] % by}
+            made(self, *few, **named)
+
+        return init
+
+    with ExitStack() as patches:
+        for kind, (places, names) in _COUNTS.items():
+            init = divided(kind.__init__, places, names)
+            patches.enter_context(patch.object(kind, "__init__", init))
+        return call(path, *args, **kwargs)
 
 
 NETWORKS: dict[str, Network] = {}
@@ -186,6 +216,45 @@ for _name in (
 add(
     "flow", "tv_raft_small", ("image1:Nx3x128x128", "image2:Nx3x128x128"),
     "torchvision.models.optical_flow.raft_small",
+)  # fmt: skip
+
+# -- every layer of large ones, with an eighth of the channels ------------------------------------
+
+
+def add_narrow(family: str, name: str, inputs: str, path: str, *args: Any, **kwargs: Any) -> None:
+    NETWORKS[f"narrow_{name}"] = Network(family, lambda: narrow(path, *args, **kwargs), (inputs,))
+
+
+for _name in (
+    "hrnet_w18_small dla34 dla46x_c repvgg_a0 efficientnet_lite0 xception41 resnext26ts "
+    "hardcorenas_a selecsls42 hgnetv2_b0 vovnet39a ese_vovnet19b_slim_dw legacy_seresnet18 "
+    "ecaresnet26t resnetv2_50 gernet_s darknet17 mobileone_s0 repvit_m0_9 repghostnet_050 "
+    "efficientnet_es fbnetv3_b lcnetv2_small"
+).split():
+    add_narrow("timm", _name, IMAGE, "timm.create_model", _name, num_classes=10)
+for _name in (
+    "googlenet inception_v3 efficientnet_b0 regnet_y_400mf mobilenet_v2 mnasnet0_5 "
+    "resnext50_32x4d shufflenet_v2_x0_5"
+).split():
+    add_narrow(
+        "torchvision", _name, "x:Nx3x96x96" if "n_v3" in _name or "goo" in _name else IMAGE,
+        f"torchvision.models.{_name}", num_classes=10,
+        **({"init_weights": False} if _name in ("googlenet", "inception_v3") else {}),
+    )  # fmt: skip
+for _name in (
+    "lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50",
+    "fcn_resnet50",
+):  # fmt: skip
+    add_narrow(
+        "segmentation", _name, IMAGE, f"torchvision.models.segmentation.{_name}", weights=None,
+        weights_backbone=None, num_classes=5,
+    )  # fmt: skip
+for _name in ("r3d_18", "mc3_18", "r2plus1d_18"):
+    add_narrow("video", _name, "x:Nx3x8x32x32", f"torchvision.models.video.{_name}", num_classes=10)
+add_narrow(
+    "detection", "fasterrcnn", "x:Nx3x128x128",
+    "torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn", weights=None,
+    weights_backbone=None, num_classes=5,
 )  # fmt: skip
 
 # -- ultralytics ----------------------------------------------------------------------------------
@@ -380,10 +449,26 @@ add(
     "audio", "ta_convtasnet", "x:Nx1x4000", "torchaudio.models.ConvTasNet", enc_num_feats=64,
     msk_num_feats=32, msk_num_hidden_feats=64, msk_num_layers=3, msk_num_stacks=1,
 )  # fmt: skip
-add(
-    "audio", "ta_conformer", ("input:Nx32x40", "lengths:N:int64"), "torchaudio.models.Conformer",
-    input_dim=40, num_heads=4, ffn_dim=64, num_layers=2, depthwise_conv_kernel_size=15,
-)  # fmt: skip
+
+
+class Conformer(nn.Module):
+    """torchaudio's conformer for sequences of full length: no mask of what is padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = call(
+            "torchaudio.models.Conformer", input_dim=40, num_heads=4, ffn_dim=64, num_layers=2,
+            depthwise_conv_kernel_size=15,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        for layer in self.net.conformer_layers:
+            x = layer(x, None)
+        return x.transpose(0, 1)
+
+
+NETWORKS["ta_conformer"] = Network("audio", Conformer, ("x:Nx32x40",))
 add(
     "audio", "ta_hdemucs", "x:Nx2x16384", "torchaudio.models.HDemucs", ["a", "b"], channels=8,
     depth=3, nfft=512,

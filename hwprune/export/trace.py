@@ -270,6 +270,7 @@ def _slimmed(
     """Optimise a graph whose parameters are inputs; ``parameters`` says which ones, by name."""
     import onnxscript.optimizer
 
+    _copy_returned(ir_model.graph, parameters)
     with _quiet():
         onnxscript.optimizer.optimize(ir_model)
     if ir_model.functions:
@@ -303,6 +304,17 @@ def _slimmed(
     graph.drop_unread()
     buffers = frozenset(canonical[name] for name, _ in model.module.named_buffers())
     return Traced(graph, keys, notes, buffers)
+
+
+def _copy_returned(structure: ir.Graph, parameters: Mapping[str, str]) -> None:
+    """Give outputs that are parameters themselves a node and a name of their own."""
+    for place, value in enumerate(structure.outputs):
+        if value.name in parameters and value.is_graph_input():
+            node = ir.Node("", "Identity", [value], num_outputs=1)
+            (made,) = node.outputs
+            made.name, made.type, made.shape = f"{value.name}_returned", value.type, value.shape
+            structure.append(node)
+            structure.outputs[place] = made
 
 
 def _by_value(value: Any, module: Any) -> str | None:

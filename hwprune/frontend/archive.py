@@ -139,6 +139,7 @@ def _not_a_model(path: str, head: bytes) -> ModelError:
         (b"\x1f\x8b", "a gzip file: unpack it first"),
         (b"#!", "a script"),
         (b"version https://git-lfs", "a Git LFS pointer: run git lfs pull"),
+        (b"{", "JSON: of an index or a configuration give the folder that it lies in"),
     ):
         if head.startswith(magic):
             return ModelError(f"{path} is {what}; expected a PyTorch model", hint=SAVE_AGAIN)

@@ -36,6 +36,11 @@ def weight_files(folder: Path) -> tuple[str, ...]:
             names = set(shards.values()) if isinstance(shards, dict) and shards else {""}
             if not all(isinstance(n, str) and n and Path(n).name == n for n in names):
                 raise ModelError(f"{index} does not map tensors to files beside it")
+            if missing := [name for name in sorted(names) if not (folder / name).is_file()]:
+                raise ModelError(
+                    f"{index} names {missing[0]}, which is not beside it",
+                    hint=f"{len(missing)} of {len(names)} files are missing: copy them, too",
+                )
             return tuple(str(folder / shard) for shard in sorted(names))
     raise ModelError(
         f"{folder} is a folder, and holds none of {', '.join(_WEIGHTS[:2])}, {_WEIGHTS[4]}",

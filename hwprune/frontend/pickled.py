@@ -185,6 +185,16 @@ def unsafe_error(path: str, names: tuple[str, ...]) -> ModelError:
             f"{path} holds weights that were quantised already ({quantised[0]})",
             hint="save the float model's state dict; hwprune quantises and packs it itself",
         )
+    if any(name.startswith("torch.nn.parameter.Uninitialized") for name in names):
+        return ModelError(
+            f"{path} holds lazy layers that never got a shape, and so no weights",
+            hint="call the network once before its weights are saved",
+        )
+    if names and all(name.startswith(("numpy.", "_codecs.")) for name in names):
+        return ModelError(
+            f"{path} holds NumPy arrays where a state dict holds tensors",
+            hint="save it as tensors: {name: torch.from_numpy(array) for name, array in ...}",
+        )
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return UnsafeModelError(
         f"{path} is a whole pickled object, not only weights: reading it would run code "

@@ -712,6 +712,17 @@ def test_weights_that_were_quantised_already_are_named(net: nn.Module, save: Sav
         load_model(path)
 
 
+def test_lazy_layers_without_weights_are_named(save: Save) -> None:
+    with pytest.raises(ModelError, match="lazy layers that never got a shape"):
+        load_model(save(nn.LazyLinear(3).state_dict()))
+
+
+def test_arrays_in_place_of_tensors_are_named(digits: nn.Module, save: Save) -> None:
+    arrays = {name: tensor.numpy() for name, tensor in digits.state_dict().items()}
+    with pytest.raises(ModelError, match="holds NumPy arrays where a state dict holds tensors"):
+        load_model(save(arrays))
+
+
 @pytest.mark.parametrize("key", ["classifier.weight", "junk", "w_orig"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_small_file_of_endless_tensors_is_refused(
@@ -763,6 +774,15 @@ def test_an_index_without_shards_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     with pytest.raises(ModelError, match="does not map tensors"):
         load_model(str(tmp_path), arch="digits-cnn")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}')
+    with pytest.raises(
+        ModelError, match=r"names one\.safetensors, which is not beside it"
+    ) as raised:
+        load_model(str(tmp_path), arch="digits-cnn")
+    assert "2 of 2 files are missing" in (raised.value.hint or "")
+    with pytest.raises(ModelError, match="give the folder that it lies in"):
+        load_model(str(index), arch="digits-cnn")
 
 
 def test_nested_tensors_are_refused(digits: nn.Module, save: Save) -> None:

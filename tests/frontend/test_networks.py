@@ -221,6 +221,17 @@ def loops(self: Any, x: Tensor) -> Any:
     return torch.stack([self.fc(row) for row in x])
 
 
+def test_a_tensor_of_the_network_may_be_an_output() -> None:
+    module = net(lambda self, x: (self.fc(x), self.scale, self.steps))
+    module.scale = nn.Parameter(torch.ones(4))
+    module.register_buffer("steps", torch.tensor(3))
+    structure = trace(model(module, spec("x", 4))).graph.structure
+    assert [value.name for value in structure.inputs] == ["x"]
+    read = [node.inputs[0] for node in structure if node.op_type == "Identity"]
+    assert [value and value.name for value in read] == ["scale", "steps"]
+    assert len({value.name for value in structure.outputs} - {"scale", "steps"}) == 3
+
+
 @pytest.mark.parametrize("forward", [fixes, loops])
 def test_a_batch_that_comes_out_fixed_is_refused_with_the_line(forward: Any) -> None:
     with pytest.raises(ExportError, match="no other batch than that of its example") as caught:
