@@ -133,6 +133,7 @@ def resolve(
     threads: int = 1,
     command: Sequence[str] = (),
     embed_preprocessing: InputLayout | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Job:
     """Return the job that is asked for in the words of the command line.
 
@@ -144,7 +145,8 @@ def resolve(
     be); ``metric`` names what the caller's own function measures; ``device`` may be ``auto``
     (CUDA, else MPS, else the CPU), and with a ``world``, of ``hwprune.training.joined``, is the one
     that it was joined with. ``embed_preprocessing`` lets the file read uint8 in that layout.
-    ``max_drop`` is what the metric may lose, or ``off``.
+    ``max_drop`` is what the metric may lose, or ``off``. ``metadata`` is what the file is to say,
+    where that does not follow from ``data``.
 
     Raises:
         UsageError: something that there is not, or that cannot be done with this model, target and
@@ -205,7 +207,8 @@ def resolve(
         how = replace(how, race=0.0)
     shared = tuple(share_weights) or asked.share_weights
     sharing = resolve_sharing(shared, name, trains=trains)
-    metadata = metadata_of(target, budget, data)
+    if metadata is None:
+        metadata = metadata_of(target, budget, data)
     tried = TRIED_VALUE_TYPES if may_try(data, task, how) else ()
     return Job(
         model=model,

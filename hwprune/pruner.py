@@ -11,7 +11,6 @@ import gc
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from torch import nn
 from hwprune.api import data_of, model_of
 from hwprune.compiler import finish, packing_notes
 from hwprune.errors import HwpruneError, UsageError
-from hwprune.export.deployment import chosen as chosen_for_file
 from hwprune.extreme.reachability import Reachability
 from hwprune.ir import Artifact, Data, Masks, Plan, ValueType
 from hwprune.job import resolve
@@ -31,7 +29,13 @@ from hwprune.sparsity import Strategy
 from hwprune.steps.deployment import metadata_of
 from hwprune.steps.output import opened
 from hwprune.steps.packing import pack_model
-from hwprune.steps.planning import Candidate, candidates_of, fits_dense, prepare
+from hwprune.steps.planning import (
+    Candidate,
+    candidates_of,
+    check_budget,
+    fits_dense,
+    prepare,
+)
 from hwprune.steps.pruning import Pruned, strategy_for
 from hwprune.steps.recording import Compiled
 from hwprune.steps.value_type_selection import choose_value_type
@@ -107,12 +111,14 @@ class Pruner:
         optimizers = _plain_optimizers(optimizer)
         self._check_module()
         copied = model_of(self._module, example_input, None, seed=seed)
+        profile = target if isinstance(target, Target) else load_target(target)
+        size = check_budget(profile, parse_bytes(budget) if isinstance(budget, str) else budget)
         self._job = resolve(
             copied,
-            target if isinstance(target, Target) else load_target(target),
+            profile,
             None,
             Path(),
-            budget_bytes=parse_bytes(budget) if isinstance(budget, str) else budget,
+            budget_bytes=size,
             strategy=strategy,
             strategy_options={**options, **(strategy_options or {})},
             values=values,
@@ -121,10 +127,8 @@ class Pruner:
             epochs=0,
             device="cpu",
             command=("hwprune.Pruner",),
+            metadata=metadata_of(profile, size, data_of(data, task, seed=seed)),
         )
-        size = self._job.budget_bytes
-        said = metadata_of(self._job.target, size, data_of(data, task, seed=seed))
-        self._job = replace(self._job, metadata=said, deployment=chosen_for_file(said, size))
         if not 0 <= quantise_from <= 1 or gradient_batches < 1:
             raise UsageError(
                 f"quantise_from is {quantise_from!r}, gradient_batches {gradient_batches!r}",
@@ -288,6 +292,10 @@ class Pruner:
     ) -> Artifact:
         """Write and verify the file, with its report, into a folder, as ``compile`` does.
 
+        After the last step it also leaves in the module the weights that the file has: where
+        channels led nowhere, their bytes have taken other connections back, as small as can be.
+        Not with ``quantise_from=1``, which keeps the module as it was trained.
+
         Args:
             output: the folder.
             model: another copy of the network whose weights to take, such as an average; a copy of
@@ -335,8 +343,8 @@ class Pruner:
             epochs=0, device="cpu", command=self._job.command,
             limits=(require,) if isinstance(require, str) else tuple(require),
             metric=None if evaluate is None else metric, max_drop="off",
+            metadata=self._job.metadata,
         )  # fmt: skip
-        job = replace(job, metadata=self._job.metadata, deployment=self._job.deployment)
         copied, template = self._prepared.model.module, self._prepared.template
         pretrained = {n: _on_cpu(value) for n, value in self._sparse.pretrained.items()}
         copied.load_state_dict({**pretrained, **self._others})
@@ -358,7 +366,18 @@ class Pruner:
                 metric, bool(higher_is_better), lambda session: _finite(evaluate(session), metric)
             )
         with opened(job.output) as folder:
-            return finish(job, folder, made, dense, evaluation=evaluation)
+            artifact = finish(job, folder, made, dense, evaluation=evaluation)
+        if model is None and self._quantise_from < 1 and self._engine.now >= self._steps:
+            self._hold(copied, packed.masks)
+        return artifact
+
+    @torch.no_grad()
+    def _hold(self, copied: nn.Module, masks: Masks) -> None:
+        """Let the module be what was shipped: packing moves bytes from dead channels to others."""
+        self._sparse.set_masks(masks)
+        shipped = copied.state_dict()
+        for name, value in self._module.state_dict().items():
+            value.copy_(shipped[name])
 
     @torch.no_grad()
     def _take(self, copied: nn.Module, model: nn.Module, calibration: Iterable[Any] | None) -> None:

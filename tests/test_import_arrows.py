@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tasks",
         "targets",
     },
-    "integrations": {"pruner"},
+    "integrations": {"pruner", "training"},
     "ir": set(),
     "errors": set(),
     "sampling": set(),

@@ -534,8 +534,12 @@ def test_more_steps_than_were_announced_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_step_that_a_scaler_skips_is_not_counted() -> None:
-    """Not by the scaler's own rule, and not where a fused optimiser skips by itself; bfloat16."""
-    masks = []
+    """Not by the scaler's own rule, and not where a fused optimiser skips by itself; bfloat16.
+
+    Both come to the same weights, but for the order of sums in the fused kernel: 6e-8 here, 7e-18
+    in double precision without autocast.
+    """
+    masks, weights = [], []
     for fused in (False, True):
         model = network()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused)
@@ -555,8 +559,10 @@ def test_a_step_that_a_scaler_skips_is_not_counted() -> None:
             pruner._sparse.check()
         assert (pruner.step, pruner.finished) == (STEPS, True)
         masks.append(pruner.masks)
+        weights.append(nn.utils.parameters_to_vector(model.parameters()).detach())
     differ = sum(int((masks[0][name] != masks[1][name]).sum()) for name in masks[0])
-    assert differ <= 0.01 * masks[0].weights  # fused sums are rounded otherwise
+    assert differ <= 0.001 * masks[0].weights  # ties
+    assert torch.isclose(*weights, rtol=0, atol=1e-6).float().mean() > 0.99  # int8: roundings
 
 
 def resumable(model: nn.Module, optimizer: torch.optim.Optimizer, pruner: Pruner) -> Any:
@@ -726,6 +732,11 @@ def test_what_is_pruned_is_zero_whatever_moved_it(name: str, tmp_path: Path) -> 
             weight = model.get_parameter(key).detach().numpy()
             assert not weight[~masks[key]].any(), (step, key)
             pruned += int(np.sum(~masks[key]))
+        if (name, step) == ("muon", STEPS - 2):  # while training goes on nothing is changed
+            before = copy.deepcopy(model.state_dict())
+            notes = pruner.export(tmp_path / "early").report["notes"]
+            assert any("connections back" in text for text in notes)
+            assert all(torch.equal(before[key], t) for key, t in model.state_dict().items())
     assert pruned > 1000
     artifact = pruner.export(tmp_path / "out")
     assert artifact.verdict.exit_code == 0
@@ -740,11 +751,11 @@ def test_what_is_pruned_is_zero_whatever_moved_it(name: str, tmp_path: Path) -> 
                 parameter.copy_(parameter.half())
         expected, trained = shipped(inputs).numpy(), model(inputs).numpy()
     assert np.allclose(found, expected, atol=1e-6 * float(np.abs(expected).max()))
-    # Nobody trained what a channel that led nowhere left room for; it is as small as it can be.
+    assert np.allclose(found, trained, atol=1e-4 * float(np.abs(trained).max()))
     took_back = any("connections back" in text for text in artifact.report["notes"])
-    assert took_back or name != "muon"  # so that there is such a case
-    far = 5e-3 if took_back else 1e-4
-    assert np.allclose(found, trained, atol=far * float(np.abs(trained).max()))
+    assert took_back or name != "muon"  # so that there is one with untrained connections
+    again = pruner.export(tmp_path / "again")
+    assert Path(again.path).read_bytes() == Path(artifact.path).read_bytes()
 
 
 def trained_in_processes(rank: int, size: int, folder: Path) -> None:

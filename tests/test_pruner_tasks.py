@@ -110,7 +110,9 @@ def ctc(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     )  # fmt: skip
 
 
-# Budget, values, what to train, the loss, the metric and what it reaches at least.
+# Budget, values, what to train, the loss, the metric and what it reaches at least. Seed 0 of the
+# autoencoder is the worst of eight: 0.258, of 0.189 to 0.258, mean 0.229. When masks changed at the
+# beginning of a step it was 0.237, of 0.193 to 0.248, mean 0.230: another draw, no loss.
 CASES: dict[str, tuple[int, str, Any, Loss, str, float]] = {
     "unet-int8": (5120, "int8", segmentation, functional.cross_entropy, "miou", 0.5),
     "unet-int4": (4608, "int4", segmentation, functional.cross_entropy, "miou", 0.5),
@@ -153,8 +155,5 @@ def test_a_task_has_its_bytes_and_its_metric(case: str, tmp_path: Path) -> None:
     assert 0.995 * budget <= artifact.bytes <= budget
     with torch.no_grad():
         expected = metric.value(metric.rows(model.eval()(inputs).numpy(), labels))
-    # Biases are float16, and bytes that were left took connections back (docs/loop.md): of the
-    # regression 205 of 1,200, by one quantum each, which is 1.1e-3.
-    apart = 2e-3 if case == "regression" else 1e-3
-    assert abs(artifact.report["metric"]["final"] - expected) <= apart
+    assert abs(artifact.report["metric"]["final"] - expected) <= 1e-3
     assert metric.score(expected) >= metric.score(reached)

@@ -7,15 +7,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hwprune.errors import UsageError
 from hwprune.pruner import Pruner
+from hwprune.training.statefile import read_state, write_state
 
 # Beside each checkpoint's own files: what callbacks keep in trainer_state.json is JSON.
-STATE_NAME = "hwprune.pt"
+STATE_NAME = "hwprune.state"
 
 
 class PrunerCallback(TrainerCallback):
@@ -66,7 +66,7 @@ class PrunerCallback(TrainerCallback):
                     f" {' or '.join(map(str, places))}",
                     hint="give PrunerCallback(resume=...) the folder of the checkpoint",
                 )
-            self.pruner.load_state_dict(torch.load(found[0], weights_only=True))
+            self.pruner.load_state_dict(read_state(found[0]))
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -74,4 +74,4 @@ class PrunerCallback(TrainerCallback):
         """Write the Pruner's state into the checkpoint that was just saved."""
         folder = Path(args.output_dir or ".", f"checkpoint-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir():
-            torch.save(self.pruner.state_dict(), folder / STATE_NAME)
+            write_state(folder / STATE_NAME, self.pruner.state_dict())

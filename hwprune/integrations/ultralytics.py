@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hwprune.errors import UsageError
 from hwprune.ir import Artifact
 from hwprune.pruner import Pruner
+from hwprune.training.statefile import read_state, write_state
 
-# Beside last.pt, of which the optimiser's state is kept as float16: no place for ours.
-STATE_NAME = "hwprune.pt"
+# Beside last.pt, which keeps the average of the weights and the optimiser's state as float16.
+STATE_NAME = "hwprune.state"
 
 
 def add_pruner(yolo: Any, **options: Any) -> YoloPruner:
@@ -64,15 +67,16 @@ class YoloPruner:
         size = trainer.args.imgsz
         steps = trainer.epochs * len(trainer.train_loader)
         options = {"example_input": torch.zeros(1, 3, size, size), "steps": steps, **self._options}
+        saved = self._saved() if trainer.start_epoch else None
+        if saved is not None:
+            trainer.model.load_state_dict(saved["model"])
+            trainer.ema.ema.load_state_dict(saved["average"])
+            groups = trainer.optimizer.state_dict()["param_groups"]
+            trainer.optimizer.load_state_dict({"state": saved["moments"], "param_groups": groups})
         self.pruner = Pruner(trainer.model, trainer.optimizer, **options)
-        if trainer.start_epoch:
-            state = Path(trainer.wdir) / STATE_NAME
-            if not state.is_file():
-                raise UsageError(
-                    f"training goes on at epoch {trainer.start_epoch}, and there is no {state}",
-                    hint="resume a run that had a Pruner, or train anew",
-                )
-            self.pruner.load_state_dict(torch.load(state, weights_only=True))
+        if saved is not None:
+            self.pruner.load_state_dict(saved["pruner"])
+            _set_random(saved["random"], trainer.train_loader.generator)
         self.pruner.progress = self._progress
 
     def on_train_epoch_start(self, trainer: Any) -> None:
@@ -88,8 +92,33 @@ class YoloPruner:
         self.pruner.apply_masks(trainer.ema.ema)
 
     def on_model_save(self, trainer: Any) -> None:
-        """Save the Pruner's state beside last.pt."""
-        torch.save(self.pruner.state_dict(), Path(trainer.wdir) / STATE_NAME)
+        """Save beside last.pt, in full precision, all that training goes on from."""
+        trainer.train_loader.reset()  # a new epoch draws alike, whether in this process or another
+        state = {
+            "epoch": trainer.epoch,
+            "pruner": self.pruner.state_dict(),
+            "model": trainer.model.state_dict(),
+            "average": trainer.ema.ema.state_dict(),
+            "moments": trainer.optimizer.state_dict()["state"],
+            "random": _random(trainer.train_loader.generator),
+        }
+        write_state(Path(trainer.wdir) / STATE_NAME, state)
+
+    def _saved(self) -> dict[str, Any]:
+        """Return what was saved with the checkpoint that the trainer goes on from."""
+        path, start = Path(self._trainer.wdir) / STATE_NAME, self._trainer.start_epoch
+        if not path.is_file():
+            raise UsageError(
+                f"training goes on at epoch {start}, and there is no {path}",
+                hint="resume a run that had a Pruner, or train anew",
+            )
+        saved: dict[str, Any] = read_state(path)
+        if saved["epoch"] != start - 1:
+            raise UsageError(
+                f"last.pt was saved after epoch {start - 1}, {path} after epoch {saved['epoch']}",
+                hint="resume with both files of one epoch, or train anew",
+            )
+        return saved
 
     def _progress(self) -> float:
         trainer = self._trainer
@@ -106,3 +135,18 @@ class YoloPruner:
                 hint="call yolo.train(...) first, on one device",
             )
         return self.pruner.export(output, **{"model": self._trainer.ema.ema, **options})
+
+
+def _random(order: torch.Generator) -> list[Any]:
+    """Return the states of what ultralytics draws from: augmentation, and the order of images."""
+    numpys = np.random.get_state(legacy=False)
+    numpys["state"]["key"] = numpys["state"]["key"].tolist()
+    return [random.getstate(), numpys, torch.get_rng_state(), order.get_state()]
+
+
+def _set_random(states: list[Any], order: torch.Generator) -> None:
+    """Draw from here on what would have been drawn."""
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    order.set_state(states[3])

@@ -145,7 +145,7 @@ class Engine:
                     self._check_steps()
                     self._take_gradients(1.0 if scale is None else float(scale))
                 self.change_masks()
-            self.masters.reveal()
+                self.masters.reveal()
         self.sparse.mask_gradients()
 
     @torch.no_grad()
@@ -154,10 +154,11 @@ class Engine:
         if optimizer is not self.optimizers[-1]:
             return
         self.sparse.mask()
-        if not self._skipped:
-            self.step += 1
-            for hook in self.hooks.values():
-                hook.after_step()
+        if self._skipped:
+            return
+        self.step += 1
+        for hook in self.hooks.values():
+            hook.after_step()
         try:
             self._look()
             if self._gradients is None:

@@ -139,13 +139,13 @@ def test_a_small_llama_keeps_its_perplexity_and_is_continued_to_the_same_file() 
     assert nats[0] < 2.0  # 3.5 is what chance has
 
     before = Path(artifact.path).read_bytes()
-    assert Path("run/checkpoint-60/hwprune.pt").is_file()
+    assert Path("run/checkpoint-60/hwprune.state").is_file()
     shutil.copytree("run/checkpoint-60", "moved")
     shutil.rmtree("run/checkpoint-120")
     for resume in (True, "moved"):
         place = {"resume_place": "moved", "folder": "elsewhere"} if resume == "moved" else {}
         callback = train(llama(), rows, 120, resume, **options, **place)
         assert Path(callback.pruner.export("again").path).read_bytes() == before
-    Path("moved/hwprune.pt").unlink()
-    with pytest.raises(UsageError, match=r"goes on at step 60, and there is no hwprune\.pt"):
+    Path("moved/hwprune.state").unlink()
+    with pytest.raises(UsageError, match=r"goes on at step 60, and there is no hwprune\.state"):
         train(llama(), rows, 120, "moved", **options, folder="nowhere")
