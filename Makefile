@@ -11,6 +11,10 @@
 #   make aarch64  build the kernels for 64-bit Arm, test them under qemu-user
 #   make runtimes install onnxruntime 1.11.1, 1.15.1 and 1.17.3 apart, for the tests that run files
 #                 in them (1.11.1 where there is a Python 3.10 or 3.9 for it)
+#   make versions  the oldest and the newest releases of what hwprune needs, under Python 3.10 and 3.13
+#   make hashes   write constraints-hashes.txt anew, and with it docs/licences.md (make licences)
+#   make sbom     write what is in an install as a CycloneDX document, build/sbom.json
+#   make audit    ask pip-audit for known defects of what is pinned
 #   make integrations  install Lightning, transformers and ultralytics into .venv-integrations, run
 #                 the tests that train in them
 #   make wheel    build wheels with the kernels inside into dist/, for x86-64 and for 64-bit Arm
@@ -27,7 +31,8 @@ STAMP  := $(VENV)/.hwprune-installed
 ROOT   := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all check kernels sanitize faults fuzz aarch64 runtimes integrations wheel clean
+.PHONY: help install demo test test-slow test-all check kernels sanitize faults fuzz aarch64 runtimes versions hashes licences sbom audit \
+  integrations wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -128,6 +133,37 @@ runtimes:
 	      onnxruntime==$$version 'numpy<2' && touch $$folder/installed; } || \
 	  { rm -rf $$folder; echo "SKIPPED: onnxruntime $$version cannot be installed here."; }; \
 	done
+
+versions:
+	PYTHON=$(PYTHON) .ci/versions
+
+# Tools that hwprune itself does not need.
+CHAIN := build/chain
+$(CHAIN)/installed:
+	$(PYTHON) -m venv $(CHAIN)
+	$(CHAIN)/bin/python -m pip install --quiet --disable-pip-version-check uv cyclonedx-bom pip-audit
+	@touch $@
+
+hashes: $(CHAIN)/installed
+	{ sed -n '/^#/p;/^[^#]/q' constraints-hashes.txt; \
+	  $(CHAIN)/bin/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate \
+	    --constraint constraints.txt --extra compile --extra timm --extra dev pyproject.toml; } >build/hashes
+	mv build/hashes constraints-hashes.txt
+
+licences: $(STAMP)
+	$(BIN)/python .ci/licences.py $(wildcard build/versions/*/lib/*/site-packages)
+
+sbom: $(CHAIN)/installed
+	$(CHAIN)/bin/cyclonedx-py requirements constraints-hashes.txt --pyproject pyproject.toml \
+	  --output-reproducible --validate --output-file build/sbom.json
+
+# The service is apart from the index, and there are networks that reach the one and not the other.
+audit: $(CHAIN)/installed
+	@$(CHAIN)/bin/pip-audit --requirement constraints-hashes.txt --require-hashes --disable-pip \
+	  >build/audit 2>&1; code=$$?; \
+	if ! grep -v '^WARNING' build/audit | grep -q . || grep -Eq 'could not be audited|ConnectionError' build/audit; then \
+	  echo "SKIPPED: the service of known defects is not reached from here."; \
+	else cat build/audit; exit $$code; fi
 
 # Other people's trainers, beside the pinned torch: all that they share with us is that of .venv.
 TRAINERS := .venv-integrations

@@ -1,5 +1,6 @@
 // Which layouts a layer could use, and what each is estimated to cost.
 #include <algorithm>
+#include <numeric>
 
 #include "plan.h"
 
@@ -65,17 +66,8 @@ struct Window {
   int64_t planes, extra_rows, extra_columns;
 };
 
-int64_t phase_count(int64_t kernel, int64_t stride, int64_t dilation) {
-  if (stride == 1) return 1;
-  std::vector<bool> seen(static_cast<size_t>(stride), false);
-  int64_t count = 0;
-  for (int64_t k = 0; k < kernel; ++k) {
-    const size_t at = static_cast<size_t>(k * dilation % stride);
-    if (!seen[at]) ++count;
-    seen[at] = true;
-  }
-  return count;
-}
+// Different remainders of the kernel's offsets by the stride, which go round.
+int64_t phase_count(int64_t kernel, int64_t stride, int64_t dilation) { return std::min(kernel, stride / std::gcd(stride, dilation)); }
 
 Window window(const ConvShape& shape, bool expanded) {
   const int64_t rows = phase_count(shape.kernel[1], shape.stride[1], shape.dilation[1]);
