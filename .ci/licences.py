@@ -19,14 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "licences.md"
 HEAD = """# Licences of what hwprune needs
 
-hwprune is under Apache-2.0 and contains none of these packages; they are installed beside it. The list is that of
-`constraints-hashes.txt`: everything that an install with the options `compile`, `timm` and `dev` brings along, on any supported Python
-and platform. Each licence is what the package says of itself (its licence expression, or else its classifier or field). Made by
-`make licences`; a test holds it to the pins and to the installed metadata. `make sbom` writes the same list, with versions and hashes,
-as a CycloneDX document.
+hwprune is under Apache-2.0 and contains none of these packages; they are installed beside it. The
+list is that of `constraints-hashes.txt`: everything that an install with the options `compile`,
+`timm` and `dev` brings along, on any supported Python and platform. Each licence is what the package
+says of itself: its licence expression, or else its classifiers or field. Made by `make licences`; a
+test holds it to the pins and to the installed metadata. `make sbom` writes the same list, with
+versions and hashes, as a CycloneDX document.
 
-The packages named nvidia-*, and cuda-*, are what torch's wheels for Linux bring along for graphics processors; hwprune never asks for
-them, and torch's CPU wheels need none.
+The packages named nvidia-*, and cuda-*, are what torch's wheels for Linux bring along for graphics
+processors; hwprune asks for none of them, and torch's wheels for CPUs alone need none.
 
 | package | licence |
 |---|---|
@@ -44,8 +45,11 @@ def licence(found: metadata.PackageMetadata) -> str:
     expression = found["License-Expression"]
     if expression:
         return str(expression)
-    classifiers = [each.rpartition(" :: ")[2] for each in found.get_all("Classifier") or ()
-                   if each.startswith("License :: ") and not each.endswith("OSI Approved")]  # fmt: skip
+    classifiers = [
+        each.rpartition(" :: ")[2]
+        for each in found.get_all("Classifier") or ()
+        if each.startswith("License :: ") and not each.endswith("OSI Approved")
+    ]
     said = ", ".join(classifiers) or str(found["License"] or "not said").strip().splitlines()[0]
     return said.replace("|", "/")
 

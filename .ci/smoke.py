@@ -1,4 +1,4 @@
-"""What has to work in every supported version of Python and of what hwprune needs: a short run of each part.
+"""What has to work with every supported Python and release of what hwprune needs.
 
     python .ci/smoke.py
 
