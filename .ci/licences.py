@@ -22,9 +22,9 @@ HEAD = """# Licences of what hwprune needs
 hwprune is under Apache-2.0 and contains none of these packages; they are installed beside it. The
 list is that of `constraints-hashes.txt`: everything that an install with the options `compile`,
 `timm` and `dev` brings along, on any supported Python and platform. Each licence is what the
-package says of itself: its licence expression, or else its classifiers or field. Made by `make licences`; a
-test holds it to the pins and to the installed metadata. `make sbom` writes the same list, with
-versions and hashes, as a CycloneDX document.
+package says of itself: its licence expression, or else its classifiers or field. Made by
+`make licences`; a test holds it to the pins and to the installed metadata. `make sbom` writes the
+same list, with versions and hashes, as a CycloneDX document.
 
 The packages named nvidia-*, and cuda-*, are what torch's wheels for Linux bring along for graphics
 processors; hwprune asks for none of them, and torch's wheels for CPUs alone need none.
