@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -722,6 +722,8 @@ def test_what_is_pruned_is_zero_whatever_moved_it(name: str, tmp_path: Path) -> 
     optimizers = OPTIMISERS[name](model)
     inputs = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
     pruner = made(model, optimizers, example_input=inputs[:1], strategy="bidirectional-single")
+    before: Mapping[str, Any] = {}
+    back: dict[str, Any] = {}
     for step in range(STEPS):
         model.zero_grad()
         nn.functional.mse_loss(model(inputs), inputs[:, :3].square()).backward()
@@ -729,17 +731,23 @@ def test_what_is_pruned_is_zero_whatever_moved_it(name: str, tmp_path: Path) -> 
             optimizer.step()
         masks, pruned = pruner.masks, 0
         for key in masks:
-            weight = model.get_parameter(key).detach().numpy()
-            assert not weight[~masks[key]].any(), (step, key)
+            lives = model.get_parameter(key).detach().numpy() != 0
+            assert not (lives & ~masks[key]).any(), (step, key)
+            # All else lives, but what came back at zero and no gradient has reached yet.
+            back[key] = back.get(key, False) | (masks[key] & ~before.get(key, np.True_))
+            assert not (masks[key] & ~lives & ~back[key]).any(), (step, key)
             pruned += int(np.sum(~masks[key]))
+        before = masks.by_name
         if (name, step) == ("muon", STEPS - 2):  # while training goes on nothing is changed
-            before = copy.deepcopy(model.state_dict())
+            state = copy.deepcopy(model.state_dict())
             notes = pruner.export(tmp_path / "early").report["notes"]
             assert any("connections back" in text for text in notes)
-            assert all(torch.equal(before[key], t) for key, t in model.state_dict().items())
+            assert all(torch.equal(state[key], t) for key, t in model.state_dict().items())
     assert pruned > 1000
     artifact = pruner.export(tmp_path / "out")
     assert artifact.verdict.exit_code == 0
+    for key, mask in pruner.masks.by_name.items():  # without dead channels, to the last one
+        assert np.array_equal(model.get_parameter(key).detach().numpy() != 0, mask)
     session = hwprune.session(artifact.path)
     (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
     shipped = copy.deepcopy(model)

@@ -159,13 +159,19 @@ def test_a_task_runs_and_the_files_metric_is_that_of_torch(
     assert task.metric.value(rows) == pytest.approx(found["final"], abs=1e-3)
 
 
-def test_unlabelled_regression_is_no_worse_than_least_squares_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("outputs", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_unlabelled_regression_is_no_worse_than_least_squares_alone(
+    outputs: int, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1200, 8)).astype(np.float32)
-    network = nn.Sequential(
-        nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, outputs)
+        )
     y = np.tanh(x[:, :3]).sum(1, keepdims=True) * 2 + 3
+    y = np.concatenate([y, x[:, 3:4] * x[:, 4:5], np.abs(x[:, 5:6])], 1)[:, :outputs]
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     for _ in range(150):
         optimizer.zero_grad()
@@ -189,8 +195,7 @@ def test_unlabelled_regression_is_no_worse_than_least_squares_alone(tmp_path: Pa
         answers = network(torch.from_numpy(inputs)).numpy()
     rmse = TASKS["regression"].metric
     dense = rmse.value(rmse.rows(answers, split.labels))
-    # Both are near the dense network's: a thousandth of what outputs vary by is no difference.
-    assert reached[4] <= reached[0] + 1e-3 * y.std()
+    assert reached[4] <= reached[0]
     assert reached[4] <= 1.6 * dense
 
 
