@@ -42,6 +42,7 @@ from hwprune.steps.planning import (
     nothing_to_prune,
     plan_shared,
     prepare,
+    time_notes,
 )
 from hwprune.steps.pruning import nothing_pruned, prune_and_regrow, strategy_for
 from hwprune.steps.recording import (
@@ -95,7 +96,7 @@ def compile_model(job: Job, say: Say = lambda status: None) -> Artifact:
         for note in matched:
             say(Status("data", note))
         say(Status("trace", f"tracing {job.model.name}"))
-        prepared = prepare(job.model, job.target, deployment=job.deployment)
+        prepared = prepare(job.model, job.target, deployment=job.deployment, limits=job.limits)
         layers, why_not = firmware_layers(job, prepared.template)
         dense = prepared.template.write_dense()
         if folder is not None:
@@ -105,6 +106,7 @@ def compile_model(job: Job, say: Say = lambda status: None) -> Artifact:
         notes += [why_not] if why_not else []
         whole = fits_dense(prepared.dense_bytes, job.target, job.budget_bytes)
         whole = whole and (layers is None or fits_ram(layers, job.target))
+        whole = whole and prepared.time is None
         firmware = layers is not None
         if whole:
             made: Compiled | None = _as_it_is(job, prepared, dense, firmware)
@@ -240,7 +242,7 @@ def _pruned(job: Job, prepared: Prepared, say: Say, firmware: bool) -> Compiled 
     say(Status("pack", "encoding"))
     pack = partial(
         pack_model, model.module, template, value_type=choice.value_type, pretrained=pretrained,
-        revive=not prepared.has_to_train,
+        revive=not prepared.has_to_train, time=chosen.time, prices=chosen.prices,
     )  # fmt: skip
     if firmware:
         packed = packed_for_image(
@@ -251,6 +253,7 @@ def _pruned(job: Job, prepared: Prepared, say: Say, firmware: bool) -> Compiled 
         packed = pack(pruned.masks, budget_bytes=job.budget_bytes)
     notes = (
         *shared, choice.note, *packing_notes(packed, choice.value_type),
+        *time_notes(prepared, chosen, pretrained, packed.masks),
         *_unshared_sparsity(prepared, packed.masks), *pruned.notes,
     )  # fmt: skip
     return Compiled(

@@ -282,7 +282,8 @@ class Plan:
         used_bytes: the file's exact size at that count.
         layers: the cost of each tensor at that count.
         dense_bytes: the file's size with nothing pruned, fp32.
-        limited_by: ``budget``, or ``weights`` where every connection is kept and room is left.
+        limited_by: ``budget``, ``time`` where a limit of time leaves bytes over, or ``weights``
+            where every connection is kept and room is left.
     """
 
     budget_bytes: int
@@ -293,7 +294,7 @@ class Plan:
     used_bytes: int
     layers: tuple[LayerPlan, ...]
     dense_bytes: int
-    limited_by: Literal["budget", "weights"]
+    limited_by: Literal["budget", "time", "weights"]
 
     @property
     def weights(self) -> int:

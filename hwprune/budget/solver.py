@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hwprune.budget.kernel_time import TimeLimit
 from hwprune.encoding import CODECS, VALUE_BITS, Encoding, FileCost
 from hwprune.errors import InfeasibleError
 from hwprune.ir import LayerPlan, Masks, Plan, Ranking, ValueType
@@ -78,6 +79,20 @@ class Prefixes:
             for name, places in self._places.items()
         }
 
+    def cycles(self, count: int, time: TimeLimit) -> float:
+        """Return the time that the best ``count`` are predicted to take."""
+        return time.network.cycles(self.counts(count, frozenset()))
+
+    def in_time(self, time: TimeLimit | None) -> int:
+        """Return how many of the best are fast enough: all of them without a limit."""
+        if time is None or self.cycles(self.length, time) <= time.most:
+            return self.length
+        low, high = 0, self.length
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.cycles(middle, time) <= time.most else (low, middle)
+        return low
+
     def masks(self, count: int, dense: frozenset[str]) -> Masks:
         """Return the best ``count`` connections as masks, and all of the tensors in ``dense``."""
         masks: dict[str, NDArray[np.bool_]] = {}
@@ -109,19 +124,31 @@ def ranking_limit(cost: FileCost, budget_bytes: int, value_type: ValueType) -> i
     return max(1, min(total, dense + sparse + 1))
 
 
-def fit(cost: FileCost, ranking: Ranking, budget_bytes: int, value_type: ValueType) -> Fit:
+def fit(
+    cost: FileCost,
+    ranking: Ranking,
+    budget_bytes: int,
+    value_type: ValueType,
+    time: TimeLimit | None = None,
+) -> Fit:
     """Return the longest prefix of ``ranking`` whose file takes at most ``budget_bytes``.
+
+    And that is predicted to be fast enough, where there is a limit of time.
 
     Raises:
         InfeasibleError: not even the empty prefix fits.
     """
     prefixes = Prefixes(ranking)
-    count, encoding = _longest(cost, prefixes, budget_bytes, value_type)
+    count, encoding = _longest(cost, prefixes, budget_bytes, value_type, time)
     return Fit(count, prefixes.masks(count, _dense(encoding)), encoding)
 
 
 def _longest(
-    cost: FileCost, prefixes: Prefixes, budget_bytes: int, value_type: ValueType
+    cost: FileCost,
+    prefixes: Prefixes,
+    budget_bytes: int,
+    value_type: ValueType,
+    time: TimeLimit | None = None,
 ) -> tuple[int, Encoding]:
     """Return the length of the longest prefix that fits, and how the file stores it."""
 
@@ -131,7 +158,7 @@ def _longest(
     low, best = 0, encoding(0)
     if best.file_bytes > budget_bytes:
         raise infeasible(cost, budget_bytes, value_type)
-    high = prefixes.length
+    high = prefixes.in_time(time)
     whole = encoding(high)
     if whole.file_bytes <= budget_bytes:
         return high, whole
@@ -166,13 +193,14 @@ def plan(
     value_type: ValueType,
     *,
     dense_bytes: int,
+    time: TimeLimit | None = None,
 ) -> Plan:
     """Return what fits the budget for the prefixes of a ranking and a value type.
 
     Raises:
         InfeasibleError: the floor is above the budget.
     """
-    count, encoding = _longest(cost, prefixes, budget_bytes, value_type)
+    count, encoding = _longest(cost, prefixes, budget_bytes, value_type, time)
     floor, parts = floor_of(cost, value_type)
     counts = prefixes.counts(count, _dense(encoding))
     layers = tuple(
@@ -188,6 +216,7 @@ def plan(
         for tensor in cost.tensors
     )
     nonzeros = sum(counts.values())
+    fast = prefixes.length + 1 if time is None else prefixes.in_time(time)
     weights = sum(tensor.weights for tensor in cost.tensors)
     return Plan(
         budget_bytes=budget_bytes,
@@ -198,7 +227,7 @@ def plan(
         used_bytes=encoding.file_bytes,
         layers=layers,
         dense_bytes=dense_bytes,
-        limited_by="weights" if nonzeros == weights else "budget",
+        limited_by="weights" if nonzeros == weights else "budget" if count < fast else "time",
     )
 
 

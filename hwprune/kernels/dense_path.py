@@ -111,9 +111,14 @@ class DenseFallback:
     weight_bytes: int
 
 
-def density_limit(layer: PackedLayer) -> float:
-    """Return the share of its weights up to which a layer runs its kernel on this processor."""
-    limits = _BY_INSTRUCTIONS.get(library.instruction_set(), _PLAIN)
+def density_limit(layer: PackedLayer, instructions: str | None = None) -> float:
+    """Return the share of its weights up to which a layer runs its kernel.
+
+    Args:
+        layer: the layer.
+        instructions: the instruction set; this processor's without.
+    """
+    limits = _BY_INSTRUCTIONS.get(instructions or library.instruction_set(), _PLAIN)
     if layer.follows:
         return 0.0 if limits is _PLAIN else 1.0
     if layer.kind == "Depthwise":

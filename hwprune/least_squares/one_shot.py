@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from hwprune.least_squares.reconstruct import Reconstruction, least_squares
 from hwprune.least_squares.saliency import reconstruction_scores
 from hwprune.least_squares.synthesis import Synthetic, affordable, synthesise
 from hwprune.sampling import evenly_spread
-from hwprune.sparsity import rank, rank_weights
+from hwprune.sparsity import priced, rank, rank_weights
 from hwprune.tasks import IMITATION, Task
 from hwprune.training import recalibrate_batchnorm
 from hwprune.training.batches import Batches
@@ -73,6 +73,7 @@ class OneShot:
         seed: of everything that is random.
         device: where to compute.
         tell: told about each step.
+        prices: what a connection of each tensor costs; without, all cost the same.
     """
 
     def __init__(
@@ -84,10 +85,12 @@ class OneShot:
         seed: int,
         device: str,
         tell: Tell,
+        prices: Mapping[str, float] | None = None,
     ) -> None:
         """Copy the dense network: it is what is fitted to."""
         self.module, self.names, self.seed = module, names, seed
         self._dense, self._fill, self._tell = copy.deepcopy(module), fill, tell
+        self._prices = prices or {}
         # Sums are kept in float64, which Apple's GPUs do not have.
         self._device = "cpu" if device == "mps" else device
 
@@ -203,7 +206,7 @@ class OneShot:
         if isinstance(made, str):
             parameters = dict(self.module.named_parameters(remove_duplicate=False))
             weights = {name: to_numpy(parameters[name]) for name in self.names}
-            masks = self._apply(rank_weights(weights, "lamp"))
+            masks = self._apply(rank_weights(weights, "lamp", prices=self._prices))
             note = (
                 f"{nothing}; connections were chosen by LAMP scores of the weights alone, and what "
                 f"is left is as it was: the network {made}, so no inputs were made from it"
@@ -249,7 +252,7 @@ class OneShot:
             self.module, split, self.names, device=self._device, seed=self.seed,
             progress=lambda name, at, of: self._tell(f"judging the connections of {name}", at, of),
         )  # fmt: skip
-        return self._apply(rank(scores))
+        return self._apply(rank(priced(scores, self._prices)))
 
     def _judge(self, data: Data, task: Task) -> Judge:
         """Return what measures on part of validation; without labels on all outputs."""

@@ -9,8 +9,8 @@ exactly the epochs they are given, so that two of them with the same recipe cost
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from hwprune.errors import UsageError
@@ -125,6 +125,8 @@ class Strategy:
         trains: spend the epochs although nothing is pruned: ordinary dense training.
         phasing: when adaptive activations stand in for ReLU; None where never.
         notes: sentences for the report of a run.
+        prices: what a connection of each tensor costs, by which its score is divided; empty where
+            all cost the same.
 
     Raises:
         UsageError: events out of order, or a last one that does not fill the budget.
@@ -137,6 +139,7 @@ class Strategy:
     trains: bool = False
     phasing: Phasing | None = None
     notes: tuple[str, ...] = ()
+    prices: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         times = [event.progress for event in self.events]

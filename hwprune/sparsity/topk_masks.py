@@ -64,6 +64,13 @@ def shapes_of(scores: Scores) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in scores.items()}
 
 
+def priced(scores: Scores, prices: Mapping[str, float]) -> Scores:
+    """Return scores by what a connection of each tensor costs; as they are without prices."""
+    if not prices:
+        return scores
+    return LazyScores(shapes_of(scores), lambda name: scores[name] / np.float32(prices[name]))
+
+
 def rank(
     scores: Scores,
     *,
@@ -107,7 +114,10 @@ def select(scores: Scores, count: int, *, guard: Collection[str] = ()) -> Masks:
 
 
 def rank_weights(
-    weights: Scores, score: Literal["lamp", "magnitude"] = "lamp", limit: int | None = None
+    weights: Scores,
+    score: Literal["lamp", "magnitude"] = "lamp",
+    limit: int | None = None,
+    prices: Mapping[str, float] | None = None,
 ) -> Ranking:
     """Rank the connections of a network by a score of its weights.
 
@@ -115,6 +125,7 @@ def rank_weights(
         weights: one array per tensor.
         score: a name in SCORES.
         limit: rank only the best so many. None ranks all.
+        prices: what a connection of each tensor costs; without, all cost the same.
 
     Raises:
         UsageError: another score, or a weight that is not a finite number.
@@ -133,7 +144,7 @@ def rank_weights(
             )
         return SCORES[score](weight, limit)
 
-    return rank(LazyScores(shapes_of(weights), scored), limit=limit)
+    return rank(priced(LazyScores(shapes_of(weights), scored), prices or {}), limit=limit)
 
 
 def rank_allocated(

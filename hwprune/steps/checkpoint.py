@@ -16,6 +16,7 @@ import numpy as np
 from hwprune.errors import OutputError, UsageError
 from hwprune.ir import Masks, Plan
 from hwprune.job import Job
+from hwprune.steps.time_limit import planned_limits
 from hwprune.training import Checkpoint
 
 WEIGHTS_NAME, MASKS_NAME = "weights.safetensors", "masks.safetensors"
@@ -59,6 +60,7 @@ def training_state(job: Job, plan: Plan) -> Checkpoint:
         "what fits": plan.max_nonzeros,
         "the floor in bytes": plan.floor_bytes,
         "the dense file in bytes": plan.dense_bytes,
+        "limits on latency": ", ".join(limit.text for limit in planned_limits(job.limits)) or None,
     }
     return Checkpoint(job.output / STATE_NAME, job.resume, job.checkpoint_seconds, identity)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprune.budget import fit, ranking_limit
+from hwprune.budget import TimeLimit, fit, ranking_limit
 from hwprune.encoding.values import quantise, quantum
 from hwprune.errors import HwpruneError
 from hwprune.export.pipeline import removable_channels, renewed, weights_of
@@ -27,7 +27,7 @@ from hwprune.export.removable_channels import Removable
 from hwprune.export.removal import Kept, Removal, gather_channels, scatter_channels
 from hwprune.export.template import Template, Written
 from hwprune.ir import Masks, Ranking, ValueType
-from hwprune.sparsity import followed_by, rank, rank_weights
+from hwprune.sparsity import followed_by, priced, rank, rank_weights
 from hwprune.steps.planning import FULL_FRACTION, module_weights
 
 _ROUNDS = 6
@@ -67,6 +67,8 @@ def pack_model(
     *,
     budget_bytes: int,
     revive: bool = True,
+    time: TimeLimit | None = None,
+    prices: Mapping[str, float] | None = None,
 ) -> PackedModel:
     """Write the file for the module's present weights; the module's weights follow the final masks.
 
@@ -79,6 +81,8 @@ def pack_model(
         pretrained: the dense weights, for connections that come back.
         budget_bytes: what the file may weigh.
         revive: whether the dense weights say what a connection of an empty channel is worth.
+        time: what the network may take, by the model.
+        prices: what a connection of each tensor costs; without, all cost the same.
 
     Ensures: file bytes <= budget, and no stored value is zero unless its tensor is stored dense.
     """
@@ -104,12 +108,13 @@ def pack_model(
             masks = alive
             break
         limit = ranking_limit(cost, budget_bytes, value_type)
-        scores = {}
+        scores: Mapping[str, NDArray[np.float32]] = {}
         if spend:
             scores = _worth(module, template, dead, pretrained, value_type, revive=revive)
+            scores = priced(scores, prices or {})
         ranking = _alive_first(module, template, dead, scores, limit)
         # Not the masks of the fit: a tensor that is cheapest dense lives in full there, at zero.
-        chosen = ranking.masks(fit(cost, ranking, budget_bytes, value_type).count)
+        chosen = ranking.masks(fit(cost, ranking, budget_bytes, value_type, time).count)
         masks = _spread(chosen, kept, alive)
         grown = {name: masks[name] & ~alive[name] for name in masks}
         count = sum(int(np.count_nonzero(new)) for new in grown.values())

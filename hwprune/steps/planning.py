@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprune.budget import Prefixes, fit, plan, ranking_limit
+from hwprune.budget import NetworkTime, Prefixes, TimeLimit, fit, plan, ranking_limit
 from hwprune.encoding import VALUE_BITS, FileCost
 from hwprune.errors import InfeasibleError, UsageError
 from hwprune.export.deployment import NOTHING_TO_SAY, SHARE, Deployment
@@ -19,10 +19,12 @@ from hwprune.export.removal import gather_channels
 from hwprune.export.template import Template, Written
 from hwprune.export.trace import tensors_of, trace
 from hwprune.ir import Masks, Model, Plan, Ranking, SkippedTensor, ValueType
-from hwprune.sparsity import Strategy, make, rank_weights
+from hwprune.sparsity import Strategy, lamp, make, priced, rank, rank_weights
 from hwprune.steps.sharing import with_shared_weights
+from hwprune.steps.time_limit import network_time, shown, solved_prices, time_limit
 from hwprune.targets import Target
-from hwprune.units import format_bytes
+from hwprune.units import format_bytes, format_percent
+from hwprune.verify.limits import Limit
 
 # At least this part of the budget is used, unless every weight is alive.
 FULL_FRACTION = 0.995
@@ -44,6 +46,9 @@ class Prepared:
         dense_bytes: the dense fp32 file.
         unshared: the module before its layers shared weights, where they do; see ``sharing.py``.
         saved_weights: what it has fewer than that.
+        limits: what the result must meet.
+        network: what it takes of time, by a model; None where no kernels run it.
+        time: what it may take; None where no limit on latency makes masks of its own.
     """
 
     model: Model
@@ -52,6 +57,9 @@ class Prepared:
     dense_bytes: int
     unshared: Any = None
     saved_weights: int = 0
+    limits: Sequence[Limit] = ()
+    network: NetworkTime | None = None
+    time: TimeLimit | None = None
 
     @property
     def teacher(self) -> Any:
@@ -87,11 +95,15 @@ class Candidate:
         plan: what fits.
         cost: the exact size of files that store this value type.
         template: the network that they hold.
+        time: what it may take.
+        prices: what a connection of each tensor costs, where time decides as bytes do.
     """
 
     plan: Plan
     cost: FileCost
     template: Template
+    time: TimeLimit | None = None
+    prices: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def density(self) -> float:
@@ -101,6 +113,7 @@ class Candidate:
     def masks(self, ranking: Ranking, fraction: float = 1.0) -> Masks:
         """Return the best connections of a ranking that fit a fraction of the budget.
 
+        Where they would take too long, the ranking is followed less where connections take time.
         A file is without the channels that nothing depends on. Where what is left of the network
         would not use the budget with every weight of it, more connections lead to more channels.
         """
@@ -108,12 +121,17 @@ class Candidate:
         # Next to the floor, a fraction of the budget would not even hold the empty network.
         budget = max(plan.floor_bytes, int(plan.budget_bytes * fraction))
         found = fit(self.cost, ranking, budget, plan.value_type)
+        if not self._is_fast(found.masks):
+            assert self.time is not None
+            ranking = self.time.arranged(ranking, found.count)
+            found = fit(self.cost, ranking, budget, plan.value_type, self.time)
         if self._holds(found.masks, budget):
             return found.masks
         low, high = found.count, len(ranking) + 1
         while high - low > 1:
             middle = (low + high) // 2
-            if self._bytes_without_dead(ranking.masks(middle)) <= budget:
+            masks = ranking.masks(middle)
+            if self._bytes_without_dead(masks) <= budget and self._is_fast(masks):
                 low = middle
             else:
                 high = middle
@@ -124,6 +142,9 @@ class Candidate:
         if any(_has_empty_channel(mask) for mask in masks.by_name.values()):
             return self._bytes_without_dead(masks)
         return self.cost.encoding(masks.positions(), self.plan.value_type).file_bytes
+
+    def _is_fast(self, masks: Masks) -> bool:
+        return self.time is None or self.time.holds(masks)
 
     def _holds(self, masks: Masks, budget: int) -> bool:
         """Return whether all weights of what masks leave of the network take a budget."""
@@ -191,6 +212,7 @@ def prepare(
     *,
     keep: frozenset[str] = frozenset(),
     deployment: Deployment = NOTHING_TO_SAY,
+    limits: Sequence[Limit] = (),
 ) -> Prepared:
     """Trace a model for a target.
 
@@ -199,9 +221,11 @@ def prepare(
         target: for which the file is.
         keep: parameters that stay as they are.
         deployment: what the file holds beside the network.
+        limits: what the result must meet: those on latency are planned for.
 
     Raises:
         ExportError: the network cannot be expressed for the target, or nothing can be pruned.
+        InfeasibleError: a limit on latency that no masks meet.
     """
     traced = trace(model)
     template, skipped = template_of(
@@ -215,7 +239,12 @@ def prepare(
         fuse=target.runtime.kind == "onnxruntime",
     )
     template = replace(template, deployment=deployment)
-    return Prepared(model, template, skipped, template.dense_bytes())
+    network = network_time(template, target)
+    time = None if network is None else time_limit(network, limits)
+    dense_bytes = template.dense_bytes()
+    return Prepared(
+        model, template, skipped, dense_bytes, limits=limits, network=network, time=time
+    )
 
 
 def module_weights(module: Any, template: Template) -> dict[str, NDArray[np.float32]]:
@@ -259,7 +288,8 @@ def candidates_of(
     """
     weights = module_weights(prepared.model.module, prepared.template)
     costs = {kind: prepared.template.cost(kind) for kind in kinds}
-    prefixes = _prefixes(weights, costs, budget_bytes)
+    scores = None if prepared.time is None else _lamp_scores(weights)
+    prefixes = None if scores is not None else _prefixes(weights, costs, budget_bytes)
     empty = {name: _NOTHING for name in weights}
     floors = {kind: cost.encoding(empty, kind).file_bytes for kind, cost in costs.items()}
     # Where none fits, the one with the lowest floor: its error names the budget that would do.
@@ -268,15 +298,39 @@ def candidates_of(
     ]
     try:
         return {
-            kind: Candidate(
-                plan(costs[kind], prefixes, budget_bytes, kind, dense_bytes=prepared.dense_bytes),
-                costs[kind],
-                prepared.template,
-            )
+            kind: _planned(prepared, prefixes or scores, costs[kind], budget_bytes, kind)
             for kind in tried
         }
     except InfeasibleError as error:
         raise _naming_dense(error, prepared, tried[0], floors[tried[0]]) from None
+
+
+def _lamp_scores(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    return {name: lamp(weight) for name, weight in weights.items()}
+
+
+def _planned(
+    prepared: Prepared,
+    order: Prefixes | Mapping[str, NDArray[np.float32]] | None,
+    cost: FileCost,
+    budget_bytes: int,
+    kind: ValueType,
+) -> Candidate:
+    """Return what fits: along one ranking, or by scores at prices that keep to the time."""
+    time, prices = prepared.time, dict[str, float]()
+    if not isinstance(order, Prefixes):
+        assert order is not None
+        scores, limit = order, ranking_limit(cost, budget_bytes, kind)
+
+        def at(prices: Mapping[str, float]) -> Ranking:
+            return rank(priced(scores, prices), limit=limit)
+
+        if time is not None:
+            prices = solved_prices(cost, budget_bytes, kind, time, at)
+        order = Prefixes(at(prices))
+    dense = prepared.dense_bytes
+    found = plan(cost, order, budget_bytes, kind, dense_bytes=dense, time=time)
+    return Candidate(found, cost, prepared.template, time, prices)
 
 
 def _naming_dense(
@@ -318,6 +372,103 @@ def _prefixes(
         if all(c.encoding(every, kind).file_bytes > budget_bytes for kind, c in costs.items()):
             return prefixes
     return Prefixes(rank_weights(weights, "lamp", limit))
+
+
+# -- what more would buy --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FrontierPoint:
+    """What fits so many bytes and so much time.
+
+    Attributes:
+        what: the two, in words.
+        file_bytes: of the file.
+        nonzeros: what is kept.
+        time: predicted, as a multiple of the dense network's.
+        kept: the part of a layer's squared weights that is kept, the mean over layers.
+    """
+
+    what: str
+    file_bytes: int
+    nonzeros: int
+    time: float
+    kept: float
+
+
+def frontier(
+    prepared: Prepared,
+    candidate: Candidate,
+    weights: Mapping[str, NDArray[np.float32]],
+    *,
+    parts: Sequence[float] = (),
+) -> list[FrontierPoint]:
+    """Return what the limits give, what a tenth more of each would, and bytes alone.
+
+    Args:
+        prepared: the network.
+        candidate: what its limits give.
+        weights: those that the plan was made for.
+        parts: further limits of time, as parts of what bytes alone take.
+    """
+    network, budget = prepared.network, candidate.plan.budget_bytes
+    assert network is not None
+    scores = _lamp_scores(weights)
+
+    def point(what: str, cycles: float | None, size: int) -> FrontierPoint:
+        time = None if cycles is None else TimeLimit(network, cycles)
+        found = _planned(
+            replace(prepared, time=time), scores, candidate.cost, size, candidate.plan.value_type
+        ).plan
+        counts = {layer.name: layer.nonzeros for layer in found.layers}
+        took = network.cycles(counts) / network.dense
+        kept = [_kept_share(weights[name], count) for name, count in counts.items()]
+        mean = sum(kept) / len(kept)
+        return FrontierPoint(what, found.used_bytes, found.max_nonzeros, took, mean)
+
+    alone = point("bytes alone", None, budget)
+    most = None if candidate.time is None else candidate.time.most
+    points = [alone, point("a tenth more bytes", most, round(1.1 * budget))]
+    if most is not None:
+        points.insert(1, point("bytes and time", most, budget))
+        points.insert(2, point("a tenth more time", 1.1 * most, budget))
+    floor = network.cycles(dict.fromkeys(network.tensors, 0))
+    for part in parts:
+        if part * alone.time * network.dense > floor:
+            cycles = part * alone.time * network.dense
+            points.append(point(f"{part * alone.time:.2f}x of dense", cycles, budget))
+    return points
+
+
+def _kept_share(weight: NDArray[np.float32], count: int) -> float:
+    """Return the part of a tensor's squared weights that its largest so many hold."""
+    square = np.square(weight.reshape(-1), dtype=np.float64)
+    total = float(square.sum())
+    square.partition(max(0, square.size - count - 1))
+    return float(square[square.size - count :].sum()) / total if total else 1.0
+
+
+def time_notes(
+    prepared: Prepared,
+    candidate: Candidate,
+    weights: Mapping[str, NDArray[np.float32]],
+    masks: Masks,
+) -> tuple[str, ...]:
+    """Return what masks are predicted to take, and what a tenth more bytes or time would buy."""
+    network, time = prepared.network, prepared.time
+    if network is None or candidate.plan.limited_by == "weights":
+        return ()
+    points = {each.what: each for each in frontier(prepared, candidate, weights)}
+    now = points["bytes alone" if time is None else "bytes and time"]
+    more = [each for what, each in points.items() if what.startswith("a tenth more")]
+    bought = "; ".join(
+        f"{each.what} would keep {each.nonzeros - now.nonzeros:+,} weights and "
+        f"{format_percent(each.kept)} of a layer's squares instead of {format_percent(now.kept)}"
+        for each in more
+    )
+    limit = "" if time is None else f", planned for {time.text}"
+    took = shown(network, network.of(masks))
+    return (f"predicted, not measured: {took} on one thread{limit} ({network.core}); {bought}",)
 
 
 # -- with shared weights --------------------------------------------------------------------------
@@ -372,7 +523,7 @@ def _shared(
         f"{shared.saved:,} weights fewer; the file holds each shared tensor once"
     )
     whole = replace(
-        prepare(model, target, deployment=prepared.template.deployment),
+        prepare(model, target, deployment=prepared.template.deployment, limits=prepared.limits),
         dense_bytes=prepared.dense_bytes,  # what the result is compared with
         unshared=prepared.model.module,
         saved_weights=shared.saved,

@@ -67,7 +67,7 @@ def nothing_pruned(prepared: Prepared, *notes: str) -> Pruned:
 def strategy_for(
     job: Job, candidate: Candidate, *, steps: int | None = None, density: float | None = None
 ) -> Strategy:
-    """Return the strategy of a run; none is needed where every weight fits.
+    """Return the strategy of a run, with its prices; none is needed where every weight fits.
 
     Args:
         job: names it.
@@ -78,6 +78,10 @@ def strategy_for(
     Raises:
         InfeasibleError: nothing may be pruned and the quantised weights do not fit.
     """
+    return replace(_strategy(job, candidate, steps, density), prices=candidate.prices)
+
+
+def _strategy(job: Job, candidate: Candidate, steps: int | None, density: float | None) -> Strategy:
     plan = candidate.plan
     if plan.limited_by == "weights" and density is None:
         return make("dense", density=1.0)
@@ -254,7 +258,7 @@ def _hooks(job: Job) -> HookMaker:
 def _one_shot(job: Job, module: Any, template: Template, candidate: Candidate, say: Say) -> OneShot:
     return OneShot(
         module, template.names, candidate.masks,
-        seed=job.seed, device=job.device,
+        seed=job.seed, device=job.device, prices=candidate.prices,
         tell=lambda message, done, of: say(Status("train", message, done, of)),
     )  # fmt: skip
 

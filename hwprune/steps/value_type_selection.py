@@ -202,7 +202,7 @@ def _try(job: Job, data: Data, prepared: Prepared, candidate: Candidate, recipe:
             module=module,
             data=data,
             names=prepared.template.names,
-            strategy=make("one-shot", density=candidate.density),
+            strategy=replace(make("one-shot", density=candidate.density), prices=candidate.prices),
             fill=candidate.masks,
             recipe=recipe,
             teacher=copy.deepcopy(prepared.teacher),

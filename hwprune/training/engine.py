@@ -78,6 +78,7 @@ class Engine:
         """Look up when the events are due."""
         self.sparse, self.masters, self.hooks = sparse, masters, dict[str, Hook]()
         self._fill, self._density, self._seed, self._world = fill, strategy.density, seed, world
+        self._prices = strategy.prices
         self._gradients, self._gradient_batches = gradients, gradient_batches
         self._before_change, self._changed = before_change, changed
         self.step, self._steps = 0, steps
@@ -268,7 +269,9 @@ class Engine:
 
     def propose(self, event: MaskEvent, stats: GradientStats) -> Proposal:
         """Return the masks that an event leads to, the same in all processes: the leader's."""
-        masks = masks_after(event, self.sparse, stats, self._fill, density=self._density)
+        masks = masks_after(
+            event, self.sparse, stats, self._fill, density=self._density, prices=self._prices
+        )
         proposal = Proposal(masks)
         if self._world.leads:
             for hook in self.hooks.values():

@@ -21,6 +21,7 @@ from hwprune.sparsity import (
     MaskEvent,
     followed_by,
     growth,
+    priced,
     rank,
     rank_allocated,
     select,
@@ -41,6 +42,7 @@ def masks_after(
     fill: Fill,
     *,
     density: float,
+    prices: Mapping[str, float] | None = None,
 ) -> Masks:
     """Return the masks that an event leads to; changes nothing.
 
@@ -54,8 +56,9 @@ def masks_after(
         stats: what the event's score needs.
         fill: turns a ranking and a fraction of the byte budget into masks.
         density: what the plan expects at the full budget (bounds the work only).
+        prices: what a connection of each tensor costs; without, all cost the same.
     """
-    order = _Order(event, parameters, stats)
+    order = _Order(event, parameters, stats, prices or {})
     grows = event.action == "regrow"
     total, kept = parameters.weights, parameters.masks.nonzeros
     if event.budget_fraction is None:
@@ -116,9 +119,14 @@ class _Order:
     """
 
     def __init__(
-        self, event: MaskEvent, parameters: SparseParameters, stats: GradientStats
+        self,
+        event: MaskEvent,
+        parameters: SparseParameters,
+        stats: GradientStats,
+        prices: Mapping[str, float],
     ) -> None:
         self._event, self._parameters, self._stats = event, parameters, stats
+        self._prices = prices
         self._alive = parameters.masks
 
     def kept(self, limit: int, expected: int) -> _Best:
@@ -130,7 +138,7 @@ class _Order:
         counts = None
         if prunes and event.allocation != "global":
             counts = ALLOCATIONS[event.allocation](scores, expected)
-            counts = {name: max(1, count) for name, count in counts.items()}
+            counts = {n: max(1, round(c / self._prices.get(n, 1))) for n, c in counts.items()}
         return _Best(scores, limit, tuple(self._alive), counts)
 
     def pruned(self, limit: int, expected: int) -> _Best:
@@ -147,10 +155,13 @@ class _Order:
         counts = None
         if event.allocation != "global":
             counts = growth(event.allocation, self._alive, expected)
+            counts = {n: round(count / self._prices.get(n, 1)) for n, count in counts.items()}
             counts = {name: max(count, int(name in empty)) for name, count in counts.items()}
         return _Best(scores, limit, empty, counts)
 
-    def _scores(self, compute: Callable[[str], NDArray[np.float32]], *, alive: bool) -> LazyScores:
+    def _scores(
+        self, compute: Callable[[str], NDArray[np.float32]], *, alive: bool
+    ) -> Mapping[str, NDArray[np.float32]]:
         """Return scores of what is kept, or of what is pruned, and -inf for the others."""
 
         def masked(name: str) -> NDArray[np.float32]:
@@ -158,7 +169,7 @@ class _Order:
             np.copyto(scores, np.float32(-np.inf), where=self._alive[name] != alive)
             return scores
 
-        return LazyScores(self._parameters.shapes, masked)
+        return priced(LazyScores(self._parameters.shapes, masked), self._prices)
 
 
 def _all_of(ranking: Ranking, masks: Masks) -> bool:
