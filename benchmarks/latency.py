@@ -13,7 +13,9 @@ numpy 1.26 and onnx 1.14.1). Rows that name an instruction set have the int8 riv
 no pruning: onnxruntime's static quantization, OpenVINO's (NNCF, beside OpenVINO), and XNNPACK in
 fp32 and int8 (litert-torch, ai-edge-litert and ai-edge-quantizer in LiteRT's environment); they are
 calibrated with 16 inputs like those that are timed, and run only on a processor of that
-instruction set. Masks: see sparse_networks.py; rows of a trained network need DIR with
+instruction set. Rows with a budget have masks as ``compile`` plans
+them, by bytes alone and with a limit on latency, for the core in x86-64.toml; nothing is trained.
+Masks: see sparse_networks.py; rows of a trained network need DIR with
 its weights, and are left out without it. Rows that were saved are not run again.
 """
 
@@ -32,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from common import Experiment, Stopwatch, command_line, data_folder, measure_rows, scratch
 from latency_rivals import KINDS
-from sparse_networks import NETWORKS, TRAINED, Files, untrained, write_files
+from sparse_networks import NETWORKS, TRAINED, Files, Plan, untrained, write_files
 
 if TYPE_CHECKING:
     from hwprune.ir import Model
@@ -44,6 +46,9 @@ RIVAL_NETWORKS = ("resnet20", "vgg16-cifar", "mobilenet-v1", "mobilenet-v2")
 RIVAL_SPARSITIES = (0.8, 0.9, 0.95, 0.99)
 # Which engine of latency_worker.py runs a rival's file, by the first word of its name.
 RIVAL_ENGINES = {"int8": "onnxruntime", "openvino": "openvino", "xnnpack": "litert"}
+# Networks, what their files may weigh (5 % of VGG16's), and limits of time beside bytes alone.
+PLANNED = (("vgg16-cifar", 2_944_056, 0.15), ("resnet20", 40 * 1024, 0.4))
+PROFILE = Path(__file__).with_name("x86-64.toml")
 SAMPLES = 16
 SEED = 0
 ROUNDS = 9
@@ -93,7 +98,13 @@ def rows() -> list[dict[str, Any]]:
         for network in RIVAL_NETWORKS
         for s in RIVAL_SPARSITIES
     ]
-    return uniform + trained + narrow + rivals
+    planned = [
+        {"network": network, "sparsity": 0.0, **one, "mask": "planned", "values": "int8",
+         "budget_bytes": budget, "require": require}
+        for network, budget, fast in PLANNED
+        for require in ("", f"latency.p50<={fast:g}x")
+    ]  # fmt: skip
+    return uniform + trained + narrow + rivals + planned
 
 
 def instruction_set() -> str:
@@ -324,8 +335,8 @@ def table(experiment: Experiment) -> str:
     ]
     for row in in_order(experiment):
         config, extra = row.config, row.model_extra or {}
-        if "instructions" in config:
-            continue  # rivals_table
+        if "instructions" in config or "require" in config:
+            continue  # rivals_table, planned_table
         head = f"| {name_of(config)} | {config['batch']} | {config['threads']} | "
         head += f"{100 * float(config['sparsity']):g} % |"
         if row.status != "run":
@@ -343,6 +354,30 @@ def table(experiment: Experiment) -> str:
     return "\n".join(lines)
 
 
+def planned_table(experiment: Experiment) -> str:
+    """Return the rows with masks as ``compile`` plans them: by bytes alone, and with a limit."""
+    lines = [
+        "| network | file bytes | limit | instructions | weights kept | dense ms | kernels ms |"
+        " kernels | kernels, best runs |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in in_order(experiment):
+        config, extra = row.config, row.model_extra or {}
+        if "require" not in config:
+            continue
+        head = f"| {config['network']} | {config['budget_bytes']:,} "
+        head += f"| {config['require'] or 'bytes alone'} |"
+        if row.status != "run":
+            lines.append(f"{head} not run | | | | | |")
+            continue
+        dense, kernels = (extra["engines"][name] for name in ("dense", "kernels"))
+        cells = [str(extra["host_instructions"]), f"{extra['nonzeros']:,}"]
+        cells += [f"{dense['p50_ms']:.3g}", f"{kernels['p50_ms']:.3g}"]
+        cells += [f"{dense[key] / kernels[key]:.2f}" for key in ("p50_ms", "min_ms")]
+        lines.append(f"{head} {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def loading_table(experiment: Experiment) -> str:
     """Return what loading takes and adds to a fresh process, of the rows with batch 1."""
     lines = [
@@ -354,7 +389,7 @@ def loading_table(experiment: Experiment) -> str:
         config, extra = row.config, row.model_extra or {}
         if row.status != "run" or config["batch"] != 1 or "kernels" not in extra["engines"]:
             continue
-        if "instructions" in config:
+        if "instructions" in config or "require" in config:
             continue
         each = [extra["engines"][name] for name in ("dense", "stock", "kernels")]
         cells = [f"{engine['load_ms']:.0f}" for engine in each]
@@ -374,7 +409,10 @@ def run(
 ) -> None:
     """Measure one row and save it."""
     watch = Stopwatch()
-    if config["mask"] == "lamp" and data is None:
+    lamp = config["mask"] == "lamp" or (
+        config["mask"] == "planned" and config["network"] in TRAINED
+    )
+    if lamp and data is None:
         print("  left out: trained weights are wanted, give --data-dir DIR")
         return
     here = instruction_set()
@@ -390,8 +428,11 @@ def run(
             folder,
             seed=seed,
             values=config.get("values", "fp32"),
-            data=data if config["mask"] == "lamp" else None,
+            data=data if lamp else None,
             model=model,
+            plan=Plan(config["budget_bytes"], config["require"], str(PROFILE))
+            if config["mask"] == "planned"
+            else None,
         )
         rivals, failed = rival_files(config, files, folder, model, pythons) if model else ([], {})
         measured = measure(config, files, pythons, rivals)
@@ -417,7 +458,9 @@ def main() -> int:
         experiment,
         [(config, SEED) for config in rows()],
         lambda config, seed: run(config, seed, experiment, pythons, data),
-        lambda record: f"{table(record)}\n\n{rivals_table(record)}\n\n{loading_table(record)}",
+        lambda record: "\n\n".join(
+            each(record) for each in (table, rivals_table, planned_table, loading_table)
+        ),
     )
 
 

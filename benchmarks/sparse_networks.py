@@ -65,6 +65,7 @@ def write_files(
     data: Path | None = None,
     make_masks: Callable[[Mapping[str, tuple[int, ...]], float, int], Masks] | None = None,
     model: Model | None = None,
+    plan: Plan | None = None,
 ) -> Files:
     """Write both files of a network; at sparsity 0 the dense one is all there is.
 
@@ -77,6 +78,7 @@ def write_files(
         data: the data folder: trained weights and their LAMP masks instead of random ones.
         make_masks: masks of shapes, a sparsity and a seed; ``uniform_masks`` by default.
         model: a network of random weights that is none of NETWORKS.
+        plan: what ``compile`` would plan the masks for, instead of a sparsity.
     """
     import torch
 
@@ -104,7 +106,9 @@ def write_files(
     template, _ = template_of(traced, model.module, opset=SPARSE_OPSET, **arguments)
     parameters = dict(model.module.named_parameters(remove_duplicate=False))
     names = [tensor.name for tensor in template.prunable]
-    if data is None:
+    if plan is not None:
+        masks = planned_masks(model, plan, values)
+    elif data is None:
         shapes = {t.name: t.shape for t in template.prunable}
         masks = (make_masks or uniform_masks)(shapes, sparsity, seed)
     else:
@@ -118,12 +122,41 @@ def write_files(
     low, _ = template_of(traced, model.module, opset=opset, **arguments)
     dense = folder / f"{network}-{sparsity:g}-dense.onnx"
     dense.write_bytes(low.write_dense().data)
-    if sparsity == 0:
+    if sparsity == 0 and plan is None:
         return Files(dense, None, masks.weights, masks.nonzeros)
     template, _ = template_of(traced, model.module, opset=SPARSE_OPSET, **arguments)
     sparse = folder / f"{network}-{sparsity:g}.onnx"
     sparse.write_bytes(template.write_sparse(masks, values).data)
     return Files(dense, sparse, masks.weights, masks.nonzeros)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What masks are planned for.
+
+    Attributes:
+        budget_bytes: what the file may weigh.
+        require: a limit on latency; empty for bytes alone.
+        target: a profile's name or file.
+    """
+
+    budget_bytes: int
+    require: str
+    target: str
+
+
+def planned_masks(model: Model, plan: Plan, values: Literal["fp32", "int8"]) -> Masks:
+    """Return the masks that ``compile`` plans: nothing is trained or fitted."""
+    from hwprune.sparsity import rank_weights
+    from hwprune.steps.planning import candidates_of, module_weights, prepare
+    from hwprune.targets import load
+    from hwprune.verify.limits import parse_limit
+
+    limits = [parse_limit(plan.require)] if plan.require else []
+    prepared = prepare(model, load(plan.target), limits=limits)
+    found = candidates_of(prepared, (values,), plan.budget_bytes)[values]
+    weights = module_weights(model.module, prepared.template)
+    return found.masks(rank_weights(weights, "lamp", prices=found.prices))
 
 
 def untrained(network: str, seed: int) -> Model:

@@ -12,7 +12,12 @@ from hwprune.cli.modelling import collector_paused, load, model_options
 from hwprune.cli.options import VALUES, console, json_option, task_option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
     from hwprune.steps.fitting import Fitting
+    from hwprune.steps.planning import FrontierPoint
     from hwprune.targets import Target
 
 _MOST_LAYERS = 40
@@ -31,13 +36,22 @@ _MOST_LAYERS = 40
     "--data", metavar="SPEC",
     help="As for compile: what the file says of them takes some bytes, at most 1 % of the budget.",
 )  # fmt: skip
+@click.option(
+    "--require",
+    "limits",
+    multiple=True,
+    metavar="LIMIT",
+    help="An upper limit on latency.p50 that masks are planned for, such as 'latency.p50<=0.3x' "
+    "(of the dense file's); shows what more and less time and bytes would give. Repeatable.",
+)
 @task_option
 @json_option
 def command(*, model: str, target: Target, data: str | None, as_json: bool, **asked: Any) -> None:
     """Say what fits: bytes, fixed cost, and how many weights of MODEL survive. Takes seconds.
 
     Counts are exact for the file that would be written, with the connections that LAMP scores of
-    the trained weights choose. Exit code 4: not even the empty network fits.
+    the trained weights choose. Times are predicted by a model of the target's core, for one
+    thread, and not measured. Exit code 4: not even the empty network fits, or is fast enough.
     """
     out = console(stderr=True)
     if out.is_terminal:  # importing torch takes seconds
@@ -69,11 +83,14 @@ def _document(model: str, target: Target, found: Fitting) -> dict[str, object]:
                 "floor_parts": [{"what": what, "bytes": size} for what, size in plan.floor_parts],
                 "limited_by": plan.limited_by,
                 "strategy": found.strategies[kind],
+                "predicted_time": found.times.get(kind),
                 "layers": [asdict(layer) for layer in plan.layers],
             }
             for kind, plan in found.plans.items()
         },
         "image": None if found.image is None else asdict(found.image),
+        "time_model": found.core or None,
+        "frontier": [asdict(point) for point in found.frontier],
         "not_pruned": [asdict(tensor) for tensor in found.skipped],
         "notes": list(found.notes),
     }
@@ -115,7 +132,8 @@ def _print(model: str, target: Target, found: Fitting, *, to_stderr: bool) -> No
                 took += f" and {least:.1f} to {most:.1f} million cycles"
             out.print(f"          about {took} a run, projected for {target.core}", soft_wrap=True)
     table = Table(title="What fits", title_justify="left", box=None)
-    for name in ("values", "nonzeros", "sparsity", "file", "slack", "floor", "codecs"):
+    names = ["values", "nonzeros", "sparsity", "file", "slack", "floor"]
+    for name in (*names, *(["time, predicted"] if found.times else []), "codecs"):
         table.add_column(name, justify="left" if name in ("values", "codecs") else "right")
     for kind, plan in found.plans.items():
         codecs = sorted({layer.codec for layer in plan.layers})
@@ -126,9 +144,14 @@ def _print(model: str, target: Target, found: Fitting, *, to_stderr: bool) -> No
             f"{plan.used_bytes:,} B",
             f"{plan.slack_bytes:,} B",
             f"{plan.floor_bytes:,} B",
+            *([f"{found.times[kind]:.3f}x"] if found.times else []),
             ", ".join(codecs),
         )
     out.print(table)
+    if found.times:
+        out.print(f"  times are multiples of the dense network's: {found.core}", soft_wrap=True)
+    if found.frontier:
+        _print_frontier(out, found.frontier)
     for said in dict.fromkeys(filter(None, found.strategies.values())):
         out.print(f"  {said}", soft_wrap=True)
     fullest = max(found.plans.values(), key=lambda plan: plan.max_nonzeros)
@@ -157,3 +180,19 @@ def _print(model: str, target: Target, found: Fitting, *, to_stderr: bool) -> No
         reasons[tensor.reason] = reasons.get(tensor.reason, 0) + tensor.bytes
     for reason, size in reasons.items():
         out.print(f"  not pruned, {size:,} B as fp32: {reason}", soft_wrap=True)
+
+
+def _print_frontier(out: Console, points: Sequence[FrontierPoint]) -> None:
+    from rich.table import Table
+
+    from hwprune.units import format_percent
+
+    table = Table(title="What bytes and time would give", title_justify="left", box=None)
+    for name in ("limits", "file", "nonzeros", "time, predicted", "of a layer's squares"):
+        table.add_column(name, justify="left" if name == "limits" else "right")
+    for each in points:
+        table.add_row(
+            each.what, f"{each.file_bytes:,} B", f"{each.nonzeros:,}", f"{each.time:.3f}x",
+            format_percent(each.kept),
+        )  # fmt: skip
+    out.print(table)

@@ -78,6 +78,8 @@ class Pruner:
             how to make its input and what its classes are called.
         task: what the labels in it are for, as ``compile`` takes it; classes without.
         seed: of what is random.
+        require: limits such as ``"latency.p50<=0.3x"``: masks are planned for those on latency
+            (docs/latency.md), and ``export`` judges the file by all of them.
         strategy_options: those whose names mean something else here, such as ``steps``.
         options: others of the strategy.
 
@@ -103,6 +105,7 @@ class Pruner:
         data: str | Data | None = None,
         task: str | Task | None = None,
         seed: int = 0,
+        require: str | Sequence[str] = (),
         strategy_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -128,6 +131,7 @@ class Pruner:
             device="cpu",
             command=("hwprune.Pruner",),
             metadata=metadata_of(profile, size, data_of(data, task, seed=seed)),
+            limits=(require,) if isinstance(require, str) else tuple(require),
         )
         if not 0 <= quantise_from <= 1 or gradient_batches < 1:
             raise UsageError(
@@ -139,9 +143,11 @@ class Pruner:
         parameters = () if prune_frozen else self._module.named_parameters()
         frozen = frozenset(name for name, each in parameters if not each.requires_grad)
         self._prepared = prepare(
-            copied, self._job.target, keep=frozen, deployment=self._job.deployment
-        )
-        if fits_dense(self._prepared.dense_bytes, self._job.target, self._job.budget_bytes):
+            copied, self._job.target, keep=frozen, deployment=self._job.deployment,
+            limits=self._job.limits,
+        )  # fmt: skip
+        fits = fits_dense(self._prepared.dense_bytes, self._job.target, self._job.budget_bytes)
+        if fits and self._prepared.time is None:
             raise UsageError(
                 f"the dense model fits {format_bytes(self._job.budget_bytes)}: there is nothing to"
                 " prune",
@@ -341,7 +347,10 @@ class Pruner:
             budget_bytes=self._job.budget_bytes, strategy=self._job.strategy,
             strategy_options=self._job.strategy_options, values=self._kind, seed=self._job.seed,
             epochs=0, device="cpu", command=self._job.command,
-            limits=(require,) if isinstance(require, str) else tuple(require),
+            limits=(
+                *(limit.text for limit in self._job.limits),
+                *((require,) if isinstance(require, str) else require),
+            ),
             metric=None if evaluate is None else metric, max_drop="off",
             metadata=self._job.metadata,
         )  # fmt: skip
@@ -353,7 +362,7 @@ class Pruner:
         packed = pack_model(
             copied, template, self.masks, self._kind,
             {n: np.asarray(array) for n, array in self._sparse.pretrained_values().items()},
-            budget_bytes=job.budget_bytes,
+            budget_bytes=job.budget_bytes, time=self._candidate.time, prices=self._strategy.prices,
         )  # fmt: skip
         trained = f"trained for {self.step} steps in a loop of the caller's own"
         notes = (*self._notes, *packing_notes(packed, self._kind), trained, *self._paths.notes)
@@ -433,6 +442,8 @@ class Pruner:
             "strategy": self._strategy.name,
             "options": dict(self._job.strategy_options),
             "density": self._strategy.density,
+            "prices": dict(self._strategy.prices),
+            "limits": [limit.text for limit in self._job.limits],
             "steps": self._steps,
             "pretrained": dict(self._sparse.pretrained),
             "others": dict(self._others),
@@ -449,8 +460,10 @@ class Pruner:
             "version": _VERSION, "target": self._job.target.name, "steps": self._steps,
             "budget_bytes": self._job.budget_bytes, "strategy": self._strategy.name,
             "options": dict(self._job.strategy_options),
+            "limits": [limit.text for limit in self._job.limits],
         }  # fmt: skip
         shapes = {name: tuple(t.shape) for name, t in state.get("pretrained", {}).items()}
+        state = {"limits": [], "prices": {}, **state}  # one of a release before there were any
         wrong = [
             f"{name} was {state.get(name)!r}, is {value!r}"
             for name, value in here.items()
@@ -477,6 +490,7 @@ class Pruner:
                 self._job, self._candidates[state["value_type"]],
                 steps=self._steps, density=state["density"],
             )  # fmt: skip
+            strategy = replace(strategy, prices=state["prices"])
         optimizers, progress = self._engine.optimizers, self._engine.progress
         self._engine.detach()
         self._engine = self._engine_for(state["value_type"], strategy)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprune.ir import Masks, Ranking
+from hwprune.ir import Masks, Plan, Ranking
 
 # Time never counts alone: where it did, a layer that takes none would cost nothing.
 _MOST_SHARE = 0.999
@@ -72,6 +72,10 @@ class NetworkTime:
     def of(self, masks: Masks) -> float:
         """Return what a network takes with these masks."""
         return self.cycles({name: int(np.count_nonzero(masks[name])) for name in masks})
+
+    def share(self, plan: Plan) -> float:
+        """Return what a plan takes, as a multiple of the dense network's time."""
+        return self.cycles({each.name: each.nonzeros for each in plan.layers}) / self.dense
 
     def prices(self, share: float) -> dict[str, float]:
         """Return what a connection of each tensor costs: bytes and time with a multiplier each.

@@ -8,7 +8,7 @@ selection of the best (topk_masks) serves them all.
 
 from __future__ import annotations
 
-from hwprune.sparsity.allocation import ALLOCATIONS, GROWTH_ALLOCATIONS, growth
+from hwprune.sparsity.allocation import ALLOCATIONS, GROWTH_ALLOCATIONS, at_prices, growth
 from hwprune.sparsity.growth_scores import (
     GROWTH_SCORES,
     NEEDS_GRADIENT,
@@ -51,6 +51,7 @@ __all__ = [
     "MaskEvent",
     "Phasing",
     "Strategy",
+    "at_prices",
     "check_options",
     "followed_by",
     "full",

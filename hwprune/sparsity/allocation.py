@@ -61,6 +61,29 @@ def _erk(shapes: Shapes, total: int) -> dict[str, int]:
         low.update(short)
 
 
+def at_prices(
+    ascending: Mapping[str, NDArray[np.float32]], prices: Mapping[str, float], total: int
+) -> dict[str, int]:
+    """Return how many each tensor has among the best ``total`` by score over price, ties aside.
+
+    Args:
+        ascending: the scores of each tensor, (n,) and sorted.
+        prices: what a connection of each tensor costs.
+        total: how many are shared out.
+    """
+
+    def above(cut: float) -> dict[str, int]:
+        places = {n: np.searchsorted(s, np.float32(cut * prices[n])) for n, s in ascending.items()}
+        return {name: len(ascending[name]) - int(place) for name, place in places.items()}
+
+    high = max(float(s[-1]) / prices[name] for name, s in ascending.items() if len(s))
+    low = high * 2.0**-64
+    for _ in range(48):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if sum(above(middle).values()) > total else (low, middle)
+    return above(high)
+
+
 ALLOCATIONS: dict[str, Allocation] = {"global": global_, "erk": erk}
 
 

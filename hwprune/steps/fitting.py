@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from hwprune.errors import UsageError
 from hwprune.export.deployment import chosen
 from hwprune.ir import Data, Model, Plan, SkippedTensor, ValueType
 from hwprune.steps.deployment import metadata_of
 from hwprune.steps.firmware import ImagePlan, planned_image
 from hwprune.steps.planning import (
+    FrontierPoint,
     auto_strategy,
     candidates_of,
     check_budget,
     fits_dense,
+    frontier,
     left_unshared,
+    module_weights,
     plan_shared,
     prepare,
     value_types,
 )
 from hwprune.steps.sharing import resolve_sharing
+from hwprune.steps.time_limit import planned_limits
 from hwprune.targets import Target
+from hwprune.verify.limits import parse_limit
+
+# Further limits of time that a frontier shows, as parts of what bytes alone take.
+_PARTS = (0.75, 0.5, 0.35)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,11 @@ class Fitting:
         skipped: parameters that stay dense.
         notes: sentences for people.
         image: of the int8 plan, for a microcontroller; None where none would be made.
+        times: what each plan is predicted to take, as a multiple of the dense network's; empty
+            where no kernels run it.
+        frontier: with a limit on latency, what more and less time and bytes give, with the values
+            of which most fit.
+        core: whose constants the prediction has, and where they are from.
     """
 
     budget_bytes: int
@@ -46,6 +60,9 @@ class Fitting:
     skipped: tuple[SkippedTensor, ...]
     notes: tuple[str, ...]
     image: ImagePlan | None = None
+    times: Mapping[ValueType, float] = field(default_factory=dict)
+    frontier: tuple[FrontierPoint, ...] = ()
+    core: str = ""
 
     @property
     def strategies(self) -> dict[ValueType, str]:
@@ -62,6 +79,7 @@ def plan_model(
     share_weights: Sequence[str] = (),
     form: str | None = None,
     data: Data | None = None,
+    limits: Sequence[str] = (),
 ) -> Fitting:
     """Return what fits a target, before any training.
 
@@ -73,6 +91,7 @@ def plan_model(
         share_weights: which layers are to share theirs, as ``--share-weights`` spells it.
         form: ``functions`` or ``inlined``; the target's without.
         data: what the file says of them counts.
+        limits: as ``--require`` spells them; those on latency are planned for.
 
     Raises:
         UsageError, ExportError, InfeasibleError.
@@ -82,8 +101,16 @@ def plan_model(
     budget = check_budget(target, budget_bytes)
     sharing = resolve_sharing(share_weights, "", trains=True)
     deployment = chosen(metadata_of(target, budget, data), budget)
-    prepared = prepare(model, target, deployment=deployment)
-    fits = fits_dense(prepared.dense_bytes, target, budget)
+    wanted = [parse_limit(text) for text in limits]
+    if unplanned := sorted(
+        {each.text for each in wanted} - {e.text for e in planned_limits(wanted)}
+    ):
+        raise UsageError(
+            f"--require {unplanned[0]}: nothing can be planned for that",
+            hint="plan takes upper limits on latency.p50, such as latency.p50<=0.3x",
+        )
+    prepared = prepare(model, target, deployment=deployment, limits=wanted)
+    fits = fits_dense(prepared.dense_bytes, target, budget) and prepared.time is None
     if fits:  # then that is what compile writes
         found = candidates_of(prepared, kinds, budget)
         notes = left_unshared(model, sharing)
@@ -91,6 +118,11 @@ def plan_model(
         asked = bool(share_weights)
         prepared, found, notes = plan_shared(prepared, target, budget, kinds, sharing, asked=asked)
     image, why_not = planned_image(prepared, found, target)
+    network, points = prepared.network, list[FrontierPoint]()
+    if wanted and network is not None:
+        fullest = max(found.values(), key=lambda each: each.plan.max_nonzeros)
+        weights = module_weights(prepared.model.module, prepared.template)
+        points = frontier(prepared, fullest, weights, parts=_PARTS)
     return Fitting(
         budget,
         prepared.dense_bytes,
@@ -100,4 +132,7 @@ def plan_model(
         prepared.skipped,
         (*prepared.notes, *notes, *why_not),
         image,
+        {} if network is None else {kind: network.share(e.plan) for kind, e in found.items()},
+        tuple(points),
+        "" if network is None else network.core,
     )

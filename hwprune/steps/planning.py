@@ -288,8 +288,8 @@ def candidates_of(
     """
     weights = module_weights(prepared.model.module, prepared.template)
     costs = {kind: prepared.template.cost(kind) for kind in kinds}
-    scores = None if prepared.time is None else _lamp_scores(weights)
-    prefixes = None if scores is not None else _prefixes(weights, costs, budget_bytes)
+    order: Prefixes | _LampScores
+    order = _LampScores(weights) if prepared.time else _prefixes(weights, costs, budget_bytes)
     empty = {name: _NOTHING for name in weights}
     floors = {kind: cost.encoding(empty, kind).file_bytes for kind, cost in costs.items()}
     # Where none fits, the one with the lowest floor: its error names the budget that would do.
@@ -297,37 +297,47 @@ def candidates_of(
         min(kinds, key=floors.__getitem__)
     ]
     try:
-        return {
-            kind: _planned(prepared, prefixes or scores, costs[kind], budget_bytes, kind)
-            for kind in tried
-        }
+        return {kind: _planned(prepared, order, costs[kind], budget_bytes, kind) for kind in tried}
     except InfeasibleError as error:
         raise _naming_dense(error, prepared, tried[0], floors[tried[0]]) from None
 
 
-def _lamp_scores(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    return {name: lamp(weight) for name, weight in weights.items()}
+class _LampScores:
+    """LAMP scores of weights, and what plans at several limits have in common."""
+
+    def __init__(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        self._scores = {name: lamp(weight) for name, weight in weights.items()}
+        self._ascending = {n: np.sort(score, axis=None) for n, score in self._scores.items()}
+        self._held: dict[tuple[ValueType, int], int] = {}
+
+    def prices(
+        self, cost: FileCost, budget_bytes: int, kind: ValueType, time: TimeLimit
+    ) -> dict[str, float]:
+        """Return what a connection costs where bytes are used up in time."""
+        key = (kind, budget_bytes)
+        if key not in self._held:
+            ranking = self.ranking(ranking_limit(cost, budget_bytes, kind), {})
+            self._held[key] = fit(cost, ranking, budget_bytes, kind).count
+        return solved_prices(time, self._ascending, self._held[key])
+
+    def ranking(self, limit: int, prices: Mapping[str, float]) -> Ranking:
+        """Return the best connections at prices."""
+        return rank(priced(self._scores, prices), limit=limit)
 
 
 def _planned(
     prepared: Prepared,
-    order: Prefixes | Mapping[str, NDArray[np.float32]] | None,
+    order: Prefixes | _LampScores,
     cost: FileCost,
     budget_bytes: int,
     kind: ValueType,
 ) -> Candidate:
     """Return what fits: along one ranking, or by scores at prices that keep to the time."""
     time, prices = prepared.time, dict[str, float]()
-    if not isinstance(order, Prefixes):
-        assert order is not None
-        scores, limit = order, ranking_limit(cost, budget_bytes, kind)
-
-        def at(prices: Mapping[str, float]) -> Ranking:
-            return rank(priced(scores, prices), limit=limit)
-
+    if isinstance(order, _LampScores):
         if time is not None:
-            prices = solved_prices(cost, budget_bytes, kind, time, at)
-        order = Prefixes(at(prices))
+            prices = order.prices(cost, budget_bytes, kind, time)
+        order = Prefixes(order.ranking(ranking_limit(cost, budget_bytes, kind), prices))
     dense = prepared.dense_bytes
     found = plan(cost, order, budget_bytes, kind, dense_bytes=dense, time=time)
     return Candidate(found, cost, prepared.template, time, prices)
@@ -413,18 +423,16 @@ def frontier(
     """
     network, budget = prepared.network, candidate.plan.budget_bytes
     assert network is not None
-    scores = _lamp_scores(weights)
+    scores = _LampScores(weights)
 
     def point(what: str, cycles: float | None, size: int) -> FrontierPoint:
         time = None if cycles is None else TimeLimit(network, cycles)
         found = _planned(
             replace(prepared, time=time), scores, candidate.cost, size, candidate.plan.value_type
         ).plan
-        counts = {layer.name: layer.nonzeros for layer in found.layers}
-        took = network.cycles(counts) / network.dense
-        kept = [_kept_share(weights[name], count) for name, count in counts.items()]
+        kept = [_kept_share(weights[layer.name], layer.nonzeros) for layer in found.layers]
         mean = sum(kept) / len(kept)
-        return FrontierPoint(what, found.used_bytes, found.max_nonzeros, took, mean)
+        return FrontierPoint(what, found.used_bytes, found.max_nonzeros, network.share(found), mean)
 
     alone = point("bytes alone", None, budget)
     most = None if candidate.time is None else candidate.time.most
@@ -436,7 +444,7 @@ def frontier(
     for part in parts:
         if part * alone.time * network.dense > floor:
             cycles = part * alone.time * network.dense
-            points.append(point(f"{part * alone.time:.2f}x of dense", cycles, budget))
+            points.append(point(f"at most {part * alone.time:.2f}x", cycles, budget))
     return points
 
 
@@ -455,20 +463,26 @@ def time_notes(
     masks: Masks,
 ) -> tuple[str, ...]:
     """Return what masks are predicted to take, and what a tenth more bytes or time would buy."""
-    network, time = prepared.network, prepared.time
-    if network is None or candidate.plan.limited_by == "weights":
+    network, time, plan = prepared.network, prepared.time, candidate.plan
+    if network is None or plan.limited_by == "weights":
         return ()
+    said = f"predicted, not measured: {shown(network, network.of(masks))} on one thread"
+    if time is None:
+        each = (plan.used_bytes - plan.floor_bytes) / max(1, plan.max_nonzeros)
+        more = round(plan.budget_bytes / 10 / each) if each else 0
+        bought = f"a tenth more bytes would keep about {more:,} weights more, time is not limited"
+        return (f"{said} ({network.core}); {bought}",)
     points = {each.what: each for each in frontier(prepared, candidate, weights)}
-    now = points["bytes alone" if time is None else "bytes and time"]
-    more = [each for what, each in points.items() if what.startswith("a tenth more")]
-    bought = "; ".join(
-        f"{each.what} would keep {each.nonzeros - now.nonzeros:+,} weights and "
-        f"{format_percent(each.kept)} of a layer's squares instead of {format_percent(now.kept)}"
-        for each in more
+    now = points["bytes and time"]
+    bought = ", ".join(
+        f"{what} {format_percent(each.kept)} ({each.nonzeros - now.nonzeros:+,} weights)"
+        for what, each in points.items()
+        if what.startswith("a tenth more")
     )
-    limit = "" if time is None else f", planned for {time.text}"
-    took = shown(network, network.of(masks))
-    return (f"predicted, not measured: {took} on one thread{limit} ({network.core}); {bought}",)
+    return (
+        f"{said}, planned for {time.text} ({network.core}); of a layer's squared weights "
+        f"{format_percent(now.kept)} were planned to stay on average, and {bought} would keep",
+    )
 
 
 # -- with shared weights --------------------------------------------------------------------------

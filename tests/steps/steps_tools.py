@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hwprune.ir import Data, Masks, ValueType
 from hwprune.job import Job, resolve
 from hwprune.steps.packing import PackedModel, pack_model
-from hwprune.steps.planning import Prepared, module_weights
+from hwprune.steps.planning import Candidate, Prepared, module_weights
 from hwprune.steps.verifying import verify_file
 from hwprune.targets import load
 from hwprune.verify import CheckResult
@@ -34,12 +34,18 @@ def weights_in(prepared: Prepared) -> dict[str, NDArray[np.float32]]:
 
 
 def pack(
-    prepared: Prepared, masks: Masks, kind: ValueType, pretrained: Weights, budget: int
+    prepared: Prepared,
+    masks: Masks,
+    kind: ValueType,
+    pretrained: Weights,
+    budget: int,
+    candidate: Candidate | None = None,
 ) -> PackedModel:
-    """Pack as the compiler does."""
+    """Pack as the compiler does, at the prices of a candidate."""
+    priced: Any = {} if candidate is None else {"time": candidate.time, "prices": candidate.prices}
     return pack_model(
         prepared.model.module, prepared.template, masks, kind, pretrained,
-        budget_bytes=budget, revive=not prepared.has_to_train,
+        budget_bytes=budget, revive=not prepared.has_to_train, **priced,
     )  # fmt: skip
 
 
