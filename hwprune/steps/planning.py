@@ -123,7 +123,8 @@ class Candidate:
         found = fit(self.cost, ranking, budget, plan.value_type)
         if not self._is_fast(found.masks):
             assert self.time is not None
-            ranking = self.time.arranged(ranking, found.count)
+            if plan.limited_by != "time":  # else the order is the one that time gives
+                ranking = self.time.arranged(ranking, found.count)
             found = fit(self.cost, ranking, budget, plan.value_type, self.time)
         if self._holds(found.masks, budget):
             return found.masks

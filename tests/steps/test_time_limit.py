@@ -109,6 +109,11 @@ def test_where_time_ends_first_bytes_are_left(prepared: At) -> None:
     assert found.plan.limited_by == "time"
     assert found.plan.used_bytes < 18_000
     assert given(network.template, None).share(found.plan) <= 0.2
+    # The masks are those that were planned: the order is not turned towards time twice.
+    ranking = planning.rank_weights(weights_in(network), prices=found.prices)
+    masks = found.masks(ranking)
+    planned_counts = {layer.name: layer.nonzeros for layer in found.plan.layers}
+    assert {name: int(np.count_nonzero(masks[name])) for name in masks} == planned_counts
 
 
 def test_milliseconds_are_cycles_of_the_clock_and_the_tightest_counts(prepared: At) -> None:
