@@ -32,7 +32,7 @@ def test_rows_are_distinct_and_begin_with_one_thread() -> None:
     assert rows[: len(plain)] == plain
     assert plain[0]["threads"] == 1
     assert [row["threads"] for row in plain] == sorted(row["threads"] for row in plain)
-    assert {row["mask"] for row in rows} == {"uniform", "lamp"}
+    assert {row["mask"] for row in rows} == {"uniform", "lamp", "planned"}
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.995])
@@ -60,7 +60,9 @@ def test_an_engine_that_fails_says_why_and_stops_nothing(tmp_path: Path) -> None
 
 def test_the_page_holds_the_table_of_the_record() -> None:
     experiment = common.Experiment("latency", [])
-    assert latency.table(experiment) in (DOCS / "latency.md").read_text()
+    page = (DOCS / "latency.md").read_text()
+    assert latency.table(experiment) in page
+    assert latency.planned_table(experiment) in page
     assert any(row.status == "run" for row in experiment.rows())
     cores = common.Experiment("two_cores", [])
     assert two_cores.table(cores) in (DOCS / "latency.md").read_text()
