@@ -16,6 +16,7 @@ they are not cycles: of those there is an estimate where the core's manual says 
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from hwprune.firmware.formats import FORMATS, FormatName
 from hwprune.firmware.host import checksum
 from hwprune.firmware.link import Chip
 from hwprune.firmware.network import (
+    UNCLAMPED,
     Add,
     Conv2d,
     GlobalAveragePool,
@@ -212,7 +214,14 @@ ROWS: list[tuple[Config, int]] = [
     for network in NETWORKS
     for sparsity in SPARSITIES
     for ram in RAM
-] + [({"network": "resnet8", "sparsity": sparsity, "ram": IN_PLACE}, 0) for sparsity in SPARSITIES]
+]
+ROWS += [
+    ({"network": "resnet8", "sparsity": sparsity, "ram": IN_PLACE}, 0) for sparsity in SPARSITIES
+]
+ROWS += [
+    ({"network": "resnet8", "sparsity": 0.9, "ram": ram, "activations": "fp32"}, 0)
+    for ram in RAM[:2]
+]
 
 
 def least_plan(network: IntegerNetwork, roomy: memory_plan.MemoryPlan) -> memory_plan.MemoryPlan:
@@ -230,6 +239,8 @@ def least_plan(network: IntegerNetwork, roomy: memory_plan.MemoryPlan) -> memory
 def measure(config: Config) -> dict[str, Any]:
     """Return what one network takes, and what it does on each board that is here and holds it."""
     network = NETWORKS[config["network"]](1 - config["sparsity"])
+    if "activations" in config:
+        network = in_fp32(network)
     plan = memory_plan.plan(network)
     if config["ram"] == IN_PLACE:
         plan = memory_plan.plan(network, IN_PLACE_BYTES - STACK_BYTES)
@@ -238,7 +249,7 @@ def measure(config: Config) -> dict[str, Any]:
     weighted = [layer for layer in network.layers if isinstance(layer, (Conv2d, Linear))]
     pixels = {layer.name: network.macs(layer) // layer.weight.size for layer in weighted}
     x = np.random.default_rng(1).integers(-128, 128, (1, *network.tensors["x"].shape))
-    x = x.astype(np.int8)
+    x = (x / np.float32(64)).astype(np.float32) if "activations" in config else x.astype(np.int8)
     expected = reference.run(network, x)
     measured: dict[str, Any] = {
         "nonzeros": sum(int(np.count_nonzero(layer.weight)) for layer in weighted),
@@ -280,10 +291,26 @@ def measure(config: Config) -> dict[str, Any]:
     return measured
 
 
+def in_fp32(network: IntegerNetwork) -> IntegerNetwork:
+    """Return a network with activations of fp32."""
+    layers: list[IntegerLayer] = []
+    for layer in network.layers:
+        if isinstance(layer, (Conv2d, Linear)):
+            layer = replace(layer, bias=layer.bias.astype(np.float32), clamp=UNCLAMPED)
+        elif isinstance(layer, Add):
+            layer = replace(layer, clamp=UNCLAMPED)
+        layers.append(layer)
+    tensors = {
+        name: QuantizedTensor(name, tensor.shape, np.float32(1), 0)
+        for name, tensor in network.tensors.items()
+    }
+    return replace(network, tensors=tensors, layers=tuple(layers), activations="fp32")
+
+
 def measure_code() -> dict[str, Any]:
     """Return what the runtime's code takes on each core, and what each part of it adds."""
     b = Builder("one_convolution", (2, 8, 8), 0.5)
-    one = b.done(b.conv("x", "y", 4, (3, 3)))
+    one_int8 = b.done(b.conv("x", "y", 4, (3, 3)))
     sizes: dict[str, dict[str, int]] = {}
     parts = [*code_size.KERNELS.values(), *(f"decode_{name}" for name in FORMATS)]
 
@@ -298,14 +325,15 @@ def measure_code() -> dict[str, Any]:
             image = link.build(Path(folder), room, Path(folder) / "a.elf", [main], options, 1024)
         return image.flash_bytes - emitted.constant_bytes
 
-    for core in link.CORES:
+    for core, one in itertools.product(link.CORES, (one_int8, in_fp32(one_int8))):
         dense = size(core, one, "dense", "reset")
         added = {part: size(core, one, "dense", f"hwp_{part}") - dense for part in parts}
         rice = size(core, one, "rice", "reset")
         added["decode_dense"] = dense + added["decode_rice"] - rice
         added["output"] = size(core, replace(one, outputs=("y", "y")), "dense", "reset") - dense
-        sizes[core] = {"base": dense - added["decode_dense"], **added}
-        print(core, sizes[core], file=sys.stderr)
+        row = code_size.row_of(core, one)
+        sizes[row] = {"base": dense - added["decode_dense"], **added}
+        print(row, sizes[row], file=sys.stderr)
     versions = {build.tools + "gcc": link.version_of(build.tools) for build in link.CORES.values()}
     return {"measured_with": versions, "bytes": sizes}
 

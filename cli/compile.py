@@ -75,7 +75,7 @@ def _recipes() -> list[str]:
     "--firmware/--no-firmware", default=None,
     help="Whether a microcontroller gets a C library and a linked image: int8 activations, "
     "calibrated with --data, and every tensor compared on an emulated board. Made where it can be "
-    "without either; --firmware refuses where it cannot.",
+    "without either; --firmware refuses where it cannot, and without --data activations are fp32.",
 )  # fmt: skip
 @click.option(
     "--recipe", metavar="NAME|FILE.toml",

@@ -63,7 +63,7 @@ from hwprune.steps.verifying import (
 )
 from hwprune.units import format_bytes, format_percent
 from hwprune.verify import limits as limit_rules
-from hwprune.verify.firmware import FIRMWARE_NAME, QLINEAR_NAME, FirmwareCheck, check_firmware
+from hwprune.verify.firmware import FIRMWARE_NAME, FirmwareCheck, check_firmware, network_file
 
 # What goes with a file, in this order: the report, which holds the file's hash, after the file.
 _PUBLISHED = ("checkpoint", FIRMWARE_NAME, "report.json", "report.html", CARD_NAME)
@@ -155,7 +155,7 @@ def finish(
     measured, firmware, shipped = None, None, path
     if made.firmware and not checked.problems:
         firmware = _firmware(job, folder, made, say)
-        shipped = folder.staging / FIRMWARE_NAME / QLINEAR_NAME
+        shipped = network_file(folder.staging / FIRMWARE_NAME)
     if not checked.problems:
         say(Status("measure", "accuracy and latency on this host"))
         measured = measure_files(
@@ -180,18 +180,18 @@ def _firmware(
     job: Job, folder: OutputFolder, made: Compiled, say: Say
 ) -> tuple[Firmware, FirmwareCheck]:
     """Write a microcontroller's C, link it and run it on an emulated board."""
-    assert job.data is not None
     template = made.prepared.template if made.template is None else made.template
-    say(Status("calibrate", "int8 activations"))
+    if job.data is not None:
+        say(Status("calibrate", "int8 activations"))
     place = folder.staging / FIRMWARE_NAME
     found = make_firmware(
         template, made.written, job.data, job.target, place, job.model.name, job.budget_bytes
     )
     say(Status("link", f"for {job.target.name}, and running it on an emulated board"))
-    x = found.network.tensors[found.network.input]
-    some = np.asarray(job.data.validation.batch(np.arange(min(2, len(job.data.validation))))[0])
-    inputs = quantize(some, x)
-    budget = job.budget_bytes
+    inputs, budget = None, job.budget_bytes
+    if job.data is not None:
+        x, validation = found.network.tensors[found.network.input], job.data.validation
+        inputs = quantize(np.asarray(validation.batch(np.arange(min(2, len(validation))))[0]), x)
     return found, check_firmware(str(place), target=job.target, budget_bytes=budget, inputs=inputs)
 
 

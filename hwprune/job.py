@@ -199,8 +199,11 @@ def resolve(
         )
     if data is not None:
         metric = task.metric.name if task.measurable(data.test) and len(data.test) else None
-    _check_limits(wanted, target, metric, firmware=data is not None and firmware is not False)
+    made = bool(firmware) if data is None else firmware is not False
+    _check_limits(wanted, target, metric, firmware=made)
     target = target.within_ram(_ram_limit(wanted))
+    if data is None and firmware:  # nothing calibrates int8 activations
+        target = target.computing_in("fp32")
     where = devices.resolve(device) if world is None else device
     how = Recipe(epochs=epochs, **asked.recipe)
     if model.kind == "onnx":  # trials do not start from least squares

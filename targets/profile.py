@@ -96,6 +96,7 @@ class Target(BaseModel):
         memory_bytes: what a file could ever use: RAM of a board, flash of a microcontroller without
             what is reserved.
         ram_limit_bytes: what firmware may take of it, its stack included; None for all of it.
+        activations: what firmware computes with: int8, or fp32 where nothing calibrates it.
         regions: where an image is linked; None where the profile does not say.
         budget_bytes: the default budget.
         budget_reason: one sentence on how the default budget comes about.
@@ -120,6 +121,7 @@ class Target(BaseModel):
     ram_bytes: int
     memory_bytes: int
     ram_limit_bytes: int | None = None
+    activations: Literal["int8", "fp32"] = "int8"
     regions: ImageRegions | None
     budget_bytes: int
     budget_reason: str
@@ -132,6 +134,10 @@ class Target(BaseModel):
     def facts(self) -> list[FactRow]:
         """Return every sourced value as (field, value, unit, source, confirmed)."""
         return list(self.rows)
+
+    def computing_in(self, activations: Literal["int8", "fp32"]) -> Target:
+        """Return the target whose firmware has such activations."""
+        return self.model_copy(update={"activations": activations})
 
     def within_ram(self, limit: int | None) -> Target:
         """Return the target of whose RAM firmware may take so many bytes; None for all of it."""

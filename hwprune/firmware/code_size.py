@@ -19,11 +19,13 @@ from hwprune.firmware.network import (
     AveragePool,
     Concat,
     GlobalAveragePool,
+    IntegerNetwork,
     MaxPool,
     Reshape,
     Softmax,
 )
 
+FLOAT = ", fp32"  # behind a core: of activations in fp32
 TABLE = Path(__file__).parent / "code_bytes.json"
 # For other releases of the compiler, and padding: of the same sources GCC 13.2 makes, for a
 # Cortex-M0, M3, M4F, M7 and M33, from 1.3 % less to 0.8 % more than the GCC 12.2 of the table.
@@ -46,7 +48,13 @@ def code_bytes(core: str, plan: MemoryPlan, formats: Iterable[FormatName]) -> in
     kernels = {KERNELS[type(each.layer)] for each in plan.layers if type(each.layer) in KERNELS}
     parts = ["base", *sorted(kernels), *(f"decode_{name}" for name in {*formats})]
     parts += ["output"] * (len(plan.network.outputs) - 1)
-    return max(round(sum(row[part] for part in parts) * (1 + MARGIN)) for row in _rows(core))
+    rows = _rows(row_of(core, plan.network))
+    return max(round(sum(row[part] for part in parts) * (1 + MARGIN)) for row in rows)
+
+
+def row_of(core: str, network: IntegerNetwork) -> str:
+    """Return the name of a row of the table."""
+    return core if network.activations == "int8" else core + FLOAT
 
 
 def part_bytes(core: str, part: str) -> int:
@@ -54,8 +62,10 @@ def part_bytes(core: str, part: str) -> int:
     return max(row[part] for row in _rows(core))
 
 
-def _rows(core: str) -> Sequence[Mapping[str, int]]:
-    return [_table()[core]] if core in _table() else [*_table().values()]
+def _rows(name: str) -> Sequence[Mapping[str, int]]:
+    if name in _table():
+        return [_table()[name]]
+    return [row for key, row in _table().items() if key.endswith(FLOAT) == name.endswith(FLOAT)]
 
 
 @cache

@@ -51,7 +51,7 @@ from hwprune.firmware.network import (
     accumulator_bound,
     pool_multiplier,
 )
-from hwprune.firmware.reference import softmax_table
+from hwprune.firmware.reference import float_bias, softmax_table
 
 # What start-ups, linker scripts and harnesses are made of; the runtime lies around it.
 BOARD = Path(__file__).parent / "runtime" / "board"
@@ -59,6 +59,9 @@ BOARD = Path(__file__).parent / "runtime" / "board"
 NETWORK_BYTES, TENSOR_BYTES, LAYER_BYTES = 36, 20, 16
 CONV_BYTES, ADD_BYTES, POOL_BYTES, GLOBAL_POOL_BYTES = 68, 6, 12, 12
 WORD_BYTES = 4
+# The same where activations are fp32, and what hwp.h says of it.
+FLOAT_CONV_BYTES, FLOAT_ADD_BYTES = 76, 12
+AS_FLOAT = "#define HWP_FLOAT 0", "#define HWP_FLOAT 1"
 RAM_LIMIT = "MODEL_RAM_LIMIT"
 _NUMBERS = {"int8_t": "<i1", "uint8_t": "<u1", "uint32_t": "<u4"}
 
@@ -110,6 +113,8 @@ def write(
     }
     for path in runtime_files():
         files[source / path.name] = path.read_text()
+    if network.activations == "fp32":
+        files[source / "hwp.h"] = files[source / "hwp.h"].replace(*AS_FLOAT)
     files |= {folder / name: text for name, text in (board or {}).items()}
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,6 +175,10 @@ class _ModelWriter:
         self, network: IntegerNetwork, plan: MemoryPlan, formats: Mapping[str, FormatName]
     ) -> None:
         self.network = network
+        self.is_float = network.activations == "fp32"
+        # What a program hands over, what sums are, and what they are multiplied by.
+        self.element = "float" if self.is_float else "int8_t"
+        self.sum = "float" if self.is_float else "int32_t"
         self.plan = plan
         self.formats = formats
         self.stored: dict[str, StoredRows] = {}
@@ -188,22 +197,23 @@ class _ModelWriter:
         channels, height, width = given.chw
         outputs = [self.network.tensors[name] for name in self.network.outputs]
         lines = [
-            f"/* {_plain(self.network.name)}: an int8 network, made by hwprune. */",
+            f"/* {_plain(self.network.name)}: a network with {self.network.activations} "
+            "activations, made by hwprune. */",
             "#ifndef MODEL_H",
             "#define MODEL_H",
             "",
             '#include "hwp.h"',
             "",
-            "/* A value q stands for SCALE * (q - ZERO_POINT). */",
+            *([] if self.is_float else ["/* A value q stands for SCALE * (q - ZERO_POINT). */"]),
             f"#define MODEL_INPUT_CHANNELS {channels}",
             f"#define MODEL_INPUT_HEIGHT {height}",
             f"#define MODEL_INPUT_WIDTH {width}",
             f"#define MODEL_INPUT_SIZE {given.size}",
-            *_quantization("MODEL_INPUT", given),
+            *self._quantization("MODEL_INPUT", given),
         ]
         for place, tensor in enumerate(outputs):
             prefix = "MODEL_OUTPUT" + (str(place) if place else "")
-            lines += [f"#define {prefix}_SIZE {tensor.size}", *_quantization(prefix, tensor)]
+            lines += [f"#define {prefix}_SIZE {tensor.size}", *self._quantization(prefix, tensor)]
         arguments = self._output_arguments()
         limit = [f"#define {RAM_LIMIT} {self.plan.limit} /* that it had to be within */"]
         limit = [] if self.plan.limit is None else limit
@@ -213,7 +223,7 @@ class _ModelWriter:
             "",
             "/* Computes the outputs, [channel][row][x] as the input, which may lie in flash.",
             " * Returns HWP_OK, or HWP_CORRUPT where the stored weights were damaged. */",
-            f"int model_run(const int8_t *input, {arguments});",
+            f"int model_run(const {self.element} *input, {arguments});",
             "",
             "/* The same with an input that is handed over row by row, as the network asks for",
             " * it: it need never lie in memory as a whole. */",
@@ -226,7 +236,7 @@ class _ModelWriter:
         return "\n".join(lines) + "\n"
 
     def _output_arguments(self) -> str:
-        return ", ".join(f"int8_t *{name}" for name in self._outputs())
+        return ", ".join(f"{self.element} *{name}" for name in self._outputs())
 
     def _outputs(self) -> list[str]:
         return ["output" + (str(i) if i else "") for i in range(len(self.network.outputs))]
@@ -275,7 +285,7 @@ class _ModelWriter:
         ]
         self.lines += [
             "",
-            f"static _Alignas(4) hwp_value arena[{plan.arena_bytes}];",
+            f"static _Alignas(4) hwp_value arena[{plan.arena_size}];",
             f"static uint32_t taps[{plan.taps}];",
             f"static uint16_t first[{plan.windows}], done[{len(plan.layers)}];",
             "static hwp_source source;",
@@ -291,7 +301,7 @@ class _ModelWriter:
             "  return HWP_OK;",
             "}",
             "",
-            f"int model_run(const int8_t *input, {self._output_arguments()}) {{",
+            f"int model_run(const {self.element} *input, {self._output_arguments()}) {{",
             f"  hwp_array array = {{input, {channels}, {height}, {width}}};",
             f"  return model_run_rows(hwp_read_array, &array, {', '.join(self._outputs())});",
             "}",
@@ -321,19 +331,22 @@ class _ModelWriter:
             self._convolution(layer, name)
             return "hwp_conv2d", f"&layer_{name}"
         if isinstance(layer, Add):
-            low, high = layer.clamp
+            low, high = self._clamp(layer)
             ratios = f"{{{layer.ratios[0]}, {layer.ratios[1]}}}"
-            self._constant("hwp_add_parameters", name, f"{{{ratios}, {low}, {high}}}", ADD_BYTES)
+            size = FLOAT_ADD_BYTES if self.is_float else ADD_BYTES
+            self._constant("hwp_add_parameters", name, f"{{{ratios}, {low}, {high}}}", size)
             return "hwp_add", f"&layer_{name}"
         if isinstance(layer, GlobalAveragePool):
             sums = f"sums_{name}" if planned in self.plan.summing else "0"
             if planned in self.plan.summing:
-                self.lines.append(f"static int32_t {sums}[{y.chw[0]}];")
-            (multiplier,), shift = _multipliers(self.network, layer)
+                self.lines.append(f"static {self.sum} {sums}[{y.chw[0]}];")
+            (multiplier,), shift = self._multipliers(layer)
             text = f"{{{sums}, {multiplier}, {shift}}}"
             self._constant("hwp_global_pool_parameters", name, text, GLOBAL_POOL_BYTES)
             return "hwp_global_pool", f"&layer_{name}"
         if isinstance(layer, Softmax):
+            if self.is_float:
+                return "hwp_softmax", "0"
             self._floats(f"scale_{name}", softmax_table(x.scale, x.size))
             return "hwp_softmax", f"scale_{name}"
         if isinstance(layer, Concat):
@@ -361,7 +374,7 @@ class _ModelWriter:
         conv, offsets = _addressed(self.network, self.plan, layer)
         place = self.plan.placements[self.plan.renamed.get(conv.inputs[0], conv.inputs[0])]
         x = self.network.tensors[conv.inputs[0]]
-        multipliers, shift = _multipliers(self.network, layer)
+        multipliers, shift = self._multipliers(layer)
         rows = columns_of(conv.weight)
         stored = encode(rows, offsets, self.formats[conv.name], shift)
         self.stored[conv.name] = stored
@@ -379,12 +392,15 @@ class _ModelWriter:
                 self._numbers(kind, f"{part}_{name}", map(str, numbers))
                 self._count(len(data))
         sums = rows.astype(np.int64).sum(1)
-        folded = conv.bias.astype(np.int64) - x.zero_point * sums
-        biases = [
-            f"HWP_BIAS({b}, {w})" for b, w in zip(folded << shift, sums << shift, strict=True)
-        ]
-        self._numbers("int32_t", f"bias_{name}", biases)
-        self._numbers("int32_t", f"multiplier_{name}", map(str, multipliers))
+        if self.is_float:
+            biases = [_float(bias) for bias in float_bias(conv)]
+        else:
+            folded = conv.bias.astype(np.int64) - x.zero_point * sums
+            biases = [
+                f"HWP_BIAS({b}, {w})" for b, w in zip(folded << shift, sums << shift, strict=True)
+            ]
+        self._numbers(self.sum, f"bias_{name}", biases)
+        self._numbers(self.sum, f"multiplier_{name}", multipliers)
         self._count(WORD_BYTES * len(biases))
         self._count(WORD_BYTES * len(biases))
         outputs, per_group, kernel_rows, kernel_columns = conv.weight.shape
@@ -415,10 +431,31 @@ class _ModelWriter:
         )
         reach = (kernel_rows - 1) * conv.dilations[0] + 1
         numbers = (
-            outputs // conv.groups, per_group, reach, *conv.strides, *conv.pads[:2], *conv.clamp,
+            outputs // conv.groups, per_group, reach, *conv.strides, *conv.pads[:2],
+            *self._clamp(conv),
         )  # fmt: skip
         text = f"{{{filters},\n    bias_{name}, multiplier_{name}, {', '.join(map(str, numbers))}}}"
-        self._constant("hwp_conv2d_parameters", name, text, CONV_BYTES)
+        size = FLOAT_CONV_BYTES if self.is_float else CONV_BYTES
+        self._constant("hwp_conv2d_parameters", name, text, size)
+
+    def _clamp(self, layer: Conv2d | Add) -> list[str]:
+        if not self.is_float:
+            return [str(int(bound)) for bound in layer.clamp]
+        return [_float(np.float32(bound)) for bound in layer.clamp]
+
+    def _multipliers(self, layer: Weighted | GlobalAveragePool) -> tuple[list[str], int]:
+        if self.is_float:
+            return [_float(scale) for scale in self.network.multipliers(layer)], 0
+        found, shift = _multipliers(self.network, layer)
+        return [*map(str, found)], shift
+
+    def _quantization(self, prefix: str, tensor: QuantizedTensor) -> list[str]:
+        if self.is_float:
+            return []
+        return [
+            f"#define {prefix}_SCALE {_float(tensor.scale)} /* {float(tensor.scale):.6g} */",
+            f"#define {prefix}_ZERO_POINT {tensor.zero_point}",
+        ]
 
     def _comment(self, name: str, kind: str, x: QuantizedTensor, y: QuantizedTensor) -> None:
         shapes = f"{_by(x.shape)} -> {_by(y.shape)}"
@@ -455,20 +492,20 @@ class _ModelWriter:
 
     def example(self) -> str:
         """Return a program that runs the network once."""
-        outputs = self._outputs()
+        outputs, zero = self._outputs(), "0.0f" if self.is_float else "MODEL_INPUT_ZERO_POINT"
         return "\n".join(
             [
                 "/* Runs the network once, on rows as a sensor or a file would give them. */",
                 '#include "model.h"',
                 "",
-                *(f"static int8_t {name}[MODEL_{name.upper()}_SIZE];" for name in outputs),
+                *(f"static {self.element} {name}[MODEL_{name.upper()}_SIZE];" for name in outputs),
                 "",
-                "static void read_row(void *context, unsigned row, int8_t *pixels,",
+                f"static void read_row(void *context, unsigned row, {self.element} *pixels,",
                 "                     unsigned pitch) {",
                 "  (void)context, (void)row;",
                 "  for (unsigned channel = 0; channel < MODEL_INPUT_CHANNELS; channel++)",
                 "    for (unsigned x = 0; x < MODEL_INPUT_WIDTH; x++)",
-                "      pixels[channel * pitch + x] = MODEL_INPUT_ZERO_POINT; /* your pixel */",
+                f"      pixels[channel * pitch + x] = {zero}; /* your pixel */",
                 "}",
                 "",
                 "int main(void) {",
@@ -500,13 +537,6 @@ def _multipliers(
             hint="calibrate with data as the network will see it; pool large images in two layers",
         )
     return found.tolist(), shift
-
-
-def _quantization(prefix: str, tensor: QuantizedTensor) -> list[str]:
-    return [
-        f"#define {prefix}_SCALE {_float(tensor.scale)} /* {float(tensor.scale):.6g} */",
-        f"#define {prefix}_ZERO_POINT {tensor.zero_point}",
-    ]
 
 
 def _float(value: np.float32) -> str:

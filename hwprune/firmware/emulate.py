@@ -15,15 +15,16 @@ import tempfile
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwprune.errors import TargetError, VerificationError
 from hwprune.firmware.cycles import CLASSES
 from hwprune.firmware.emit import BOARD
 from hwprune.firmware.link import STACK_BYTES, Chip, build, compiler_for, run_tool
 from hwprune.firmware.memory_plan import MemoryPlan
-from hwprune.firmware.network import Int8Array
 
 TIMEOUT_S = 60
 WORD = 4
@@ -114,7 +115,7 @@ def board_for(core: str) -> Board:
 
 
 def run(
-    folder: Path, plan: MemoryPlan, board: Board, x: Int8Array, *, core: str | None = None,
+    folder: Path, plan: MemoryPlan, board: Board, x: NDArray[Any], *, core: str | None = None,
     count: bool = True, options: tuple[str, ...] = (),
 ) -> Emulation:  # fmt: skip
     """Build a firmware folder for a board, and run it there.
@@ -123,7 +124,7 @@ def run(
         folder: that ``emit.write`` made.
         plan: of its network.
         board: on which.
-        x: (n, *shape of the input).
+        x: (n, *shape of the input), of int8 or fp32 as its tensors are.
         core: whose code runs; that of the board otherwise.
         count: also count instructions, where QEMU can.
         options: of the compiler.

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from hwprune.firmware.network import (
     FULL_RANGE,
+    Clamp,
     GlobalAveragePool,
     IntegerNetwork,
-    Pair,
     QuantizedTensor,
     Weighted,
     pool_multiplier,
@@ -72,7 +72,7 @@ def shift_of(scales: Scales, most: int = MAX_SHIFT) -> int:
 
 def multipliers(
     scales: Scales, shift: int, least: Integers, most: Integers, zero_point: int,
-    clamp: Pair = FULL_RANGE,
+    clamp: Clamp = FULL_RANGE,
 ) -> Integers:  # fmt: skip
     """Return for each scale a multiplier that gives what single precision gives, or 0.
 
@@ -85,7 +85,7 @@ def multipliers(
         clamp: likewise.
     """
     least, most = least[:, None], most[:, None]
-    steps = np.arange(clamp[0] + 1, clamp[1] + 1, dtype=np.int64) - zero_point
+    steps = np.arange(int(clamp[0]) + 1, int(clamp[1]) + 1, dtype=np.int64) - zero_point
     near = np.rint((steps - 0.5) / scales.astype(np.float64)[:, None])[..., None] + np.arange(-2, 3)
     below = np.rint(near.astype(np.float32) * scales[:, None, None]) < steps[:, None]
     first = (near[..., 0] + below.sum(-1)).astype(np.int64)  # accumulator of each step
@@ -109,7 +109,7 @@ def multipliers(
 
 def settled_scales(
     weight: NDArray[np.int8], bias: NDArray[np.int32], scale: Scales, x: QuantizedTensor,
-    y: QuantizedTensor, clamp: Pair,
+    y: QuantizedTensor, clamp: Clamp,
 ) -> Scales:  # fmt: skip
     """Return scales of weights, hardly larger, for which there are multipliers.
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from hwprune.errors import KernelsError
 from hwprune.firmware.emit import BOARD, runtime_files
 from hwprune.firmware.link import WARNINGS
 from hwprune.firmware.memory_plan import MemoryPlan
-from hwprune.firmware.network import Int8Array
 
 OPTIONS = ("-std=c11", "-O2")
 TIMEOUT_S = 120
@@ -41,18 +41,21 @@ class HostModel:
         self.plan = plan
         self.network = plan.network
         library = folder / "host.so"
+        self.kind = np.int8 if self.network.activations == "int8" else np.float32
+        if self.kind is np.float32:
+            options = (*options, "-DHWP_FLOAT=1")
         runtime = _runtime_objects(tuple(options))
         model = str(folder / "src" / "model.c")
         _compile([*options, "-shared", model, *runtime, "-o", str(library)])
         self.library = ctypes.CDLL(str(library))
         self.sums = (ctypes.c_uint32 * MAX_TENSORS).in_dll(self.library, "trace_sums")
 
-    def run(self, x: Int8Array) -> tuple[list[Int8Array], list[dict[str, int]]]:
+    def run(self, x: NDArray[Any]) -> tuple[list[NDArray[Any]], list[dict[str, int]]]:
         """Compute the outputs and each tensor's checksum of a batch: (n, *shape of the input)."""
         tensors = [self.network.tensors[name] for name in self.network.outputs]
-        outputs = [np.zeros((len(x), *tensor.shape), np.int8) for tensor in tensors]
+        outputs = [np.zeros((len(x), *tensor.shape), self.kind) for tensor in tensors]
         all_sums = []
-        for i, sample in enumerate(np.ascontiguousarray(x)):
+        for i, sample in enumerate(np.ascontiguousarray(x, self.kind)):
             ctypes.memset(self.sums, 0, ctypes.sizeof(self.sums))
             status = self.library.model_run(
                 sample.ctypes.data_as(ctypes.c_void_p),
@@ -87,12 +90,18 @@ def _compile(arguments: list[str]) -> None:
         raise KernelsError(f"the C compiler fails:\n{done.stderr.strip()}")
 
 
-def checksum(values: NDArray[np.int8]) -> int:
+def checksum(values: NDArray[Any]) -> int:
     """Return the sum by which a run's tensor is compared: that of ``runtime/board/trace.c``."""
-    words = np.arange(values.size, dtype=np.uint32) << np.uint32(8)
-    words |= values.ravel().view(np.uint8)
+    words = np.arange(values.size, dtype=np.uint32)
+    if values.dtype == np.float32:
+        words = _mixed(words) + np.ascontiguousarray(values).ravel().view(np.uint32)
+    else:
+        words = words << np.uint32(8) | values.ravel().view(np.uint8)
+    return int(_mixed(words).sum(dtype=np.uint64)) & 0xFFFFFFFF
+
+
+def _mixed(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        words ^= words >> np.uint32(shift)
-        words *= np.uint32(factor)
-    words ^= words >> np.uint32(16)
-    return int(words.sum(dtype=np.uint64)) & 0xFFFFFFFF
+        words = (words ^ words >> np.uint32(shift)) * np.uint32(factor)
+    mixed: NDArray[np.uint32] = words ^ words >> np.uint32(16)
+    return mixed

@@ -27,6 +27,8 @@ from hwprune.errors import ExportError
 from hwprune.firmware.calibrate import Range, add_ratio, average_scale, few_bits, starting_scale
 from hwprune.firmware.fixed_point import LEAST_SCALE, MAX_SPREAD, settled_average, settled_scales
 from hwprune.firmware.network import (
+    ADD_DENOMINATOR,
+    LARGEST_FLOAT,
     SOFTMAX_SCALE,
     Add,
     AveragePool,
@@ -557,6 +559,35 @@ def quantize(network: FloatNetwork, ranges: Mapping[str, Range]) -> IntegerNetwo
     result = IntegerNetwork(network.name, tensors, network.input, network.outputs, made)
     result.validate()
     return result
+
+
+def in_fp32(network: FloatNetwork) -> IntegerNetwork:
+    """Return the network with int8 weights and activations of fp32, which nothing calibrates."""
+    shapes = {network.input: network.shape} | {each.name: each.shape for each in network.layers}
+    tensors = {
+        name: QuantizedTensor(name, shape, np.float32(1), 0) for name, shape in shapes.items()
+    }
+    layers: list[IntegerLayer] = []
+    for layer in network.layers:
+        arguments: dict[str, Any] = {**layer.options}
+        if layer.kind in (Conv2d, Linear, Add):
+            low, high = np.clip(layer.activation, -LARGEST_FLOAT, LARGEST_FLOAT).tolist()
+            arguments["clamp"] = low, high
+        if layer.kind is Add:
+            arguments["ratios"] = ADD_DENOMINATOR, ADD_DENOMINATOR
+        if layer.weight is not None and layer.bias is not None:
+            largest = np.abs(layer.weight).reshape(len(layer.weight), -1).max(1)
+            scale = np.where(largest > 0, largest / np.float32(127), 1).astype(np.float32)
+            scale = np.maximum(scale, np.finfo(np.float32).tiny)
+            steps = layer.weight / scale.reshape(-1, *(1,) * (layer.weight.ndim - 1))
+            weight = np.clip(np.rint(steps), -127, 127).astype(np.int8)
+            arguments |= {"weight": weight, "weight_scale": scale, "bias": layer.bias}
+        layers.append(layer.kind(layer.name, layer.inputs, layer.name, **arguments))
+    made = IntegerNetwork(
+        network.name, tensors, network.input, network.outputs, tuple(layers), "fp32"
+    )
+    made.validate()
+    return made
 
 
 class _Scales:

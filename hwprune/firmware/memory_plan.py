@@ -151,7 +151,7 @@ class MemoryPlan:
         schedule: the number of the layer that makes its next rows, step by step.
         placements: of each tensor that is in memory.
         renamed: tensors that are others under another name: reshapings that move nothing.
-        arena_bytes: of all windows and what kernels may read behind the last one.
+        arena_size: elements of all windows and what kernels may read behind the last one.
         taps: room for the fullest filter and an end mark, in words.
         peak: the layer at whose steps the most is in use.
         instructions: projected, of a Cortex-M4.
@@ -163,7 +163,7 @@ class MemoryPlan:
     schedule: tuple[int, ...]
     placements: Mapping[str, Placement]
     renamed: Mapping[str, str]
-    arena_bytes: int
+    arena_size: int
     taps: int
     peak: str
     instructions: float
@@ -179,9 +179,8 @@ class MemoryPlan:
         """Return the RAM of the network: the arena, the taps and the schedule's state."""
         state = ROW_BYTES * (self.windows + len(self.layers)) + SOURCE_BYTES
         sums = sum(self.placements[planned.output].chw[0] for planned in self.summing)
-        return (
-            _aligned(self.arena_bytes) + TAP_BYTES * self.taps + _aligned(state) + SUM_BYTES * sums
-        )
+        arena = _aligned(self.arena_size * self.network.element_bytes)
+        return arena + TAP_BYTES * self.taps + _aligned(state) + SUM_BYTES * sums
 
     @property
     def summing(self) -> list[PlannedLayer]:
@@ -325,7 +324,7 @@ def _lowered(network: IntegerNetwork) -> tuple[tuple[PlannedLayer, ...], dict[st
     kept.append(PlannedLayer(None, (), network.input, None, shape[1], shape[1]))
     for layer in network.layers:
         inputs = tuple(renamed.get(name, name) for name in layer.inputs)
-        if isinstance(layer, Reshape) and _moves_nothing(network, layer, inputs[0]):
+        if isinstance(layer, Reshape) and network.moves_nothing(layer, inputs[0]):
             renamed[layer.output] = inputs[0]
             continue
         summed = isinstance(layer, GlobalAveragePool)
@@ -335,15 +334,6 @@ def _lowered(network: IntegerNetwork) -> tuple[tuple[PlannedLayer, ...], dict[st
     if len(kept) > MAX_BYTE:
         raise ExportError(f"the network has {len(kept)} layers, where firmware holds {MAX_BYTE}")
     return tuple(kept), renamed
-
-
-def _moves_nothing(network: IntegerNetwork, layer: Reshape, source: str) -> bool:
-    """Whether readers can read the source instead: it has that shape, or they are linear layers."""
-    if network.tensors[layer.output].chw == network.tensors[source].chw:
-        return True
-    readers = [other for other in network.layers if layer.output in other.inputs]
-    wanted = layer.output in network.outputs
-    return not wanted and all(isinstance(reader, Linear) for reader in readers)
 
 
 def _row_window(layer: IntegerLayer) -> RowWindow | None:

@@ -1,8 +1,11 @@
-"""A network of int8 tensors: what firmware, its reference and its ONNX form are made from.
+"""A network of int8 weights: what firmware, its reference and its ONNX form are made from.
 
 A tensor's real value is ``scale * (q - zero_point)``. Weights are int8 with one scale for each
 output channel and no zero point; biases are int32 in units of ``input scale * weight scale``. What
 a layer computes to the bit is said by ``reference.py``.
+
+Where activations are fp32, tensors have the scale 1 and no zero point, biases and clamps are real
+values, and an addition has no ratios.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +23,12 @@ from hwprune.errors import HwpruneError
 Int8Array = NDArray[np.int8]
 Pair = tuple[int, int]
 Quad = tuple[int, int, int, int]
+Clamp = tuple[float, float]
+Activations = Literal["int8", "fp32"]
 
 FULL_RANGE = (-128, 127)
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
+UNCLAMPED = (-LARGEST_FLOAT, LARGEST_FLOAT)  # of fp32
 # Scales of the operands of an addition are these parts of the sum's scale.
 ADD_DENOMINATOR = 64
 MAX_ADD_RATIO = 4095  # then every product and sum of the formula is exact in single precision
@@ -83,12 +91,12 @@ class Conv2d:
     output: str
     weight: Int8Array
     weight_scale: NDArray[np.float32]
-    bias: NDArray[np.int32]
+    bias: NDArray[Any]
     strides: Pair = (1, 1)
     pads: Quad = (0, 0, 0, 0)
     dilations: Pair = (1, 1)
     groups: int = 1
-    clamp: Pair = (-128, 127)
+    clamp: Clamp = (-128, 127)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,8 +108,8 @@ class Linear:
     output: str
     weight: Int8Array
     weight_scale: NDArray[np.float32]
-    bias: NDArray[np.int32]
-    clamp: Pair = (-128, 127)
+    bias: NDArray[Any]
+    clamp: Clamp = (-128, 127)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +124,7 @@ class Add:
     inputs: tuple[str, str]
     output: str
     ratios: Pair
-    clamp: Pair = (-128, 127)
+    clamp: Clamp = (-128, 127)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,6 +207,7 @@ class IntegerNetwork:
         input: the name of the tensor that is given.
         outputs: the names of those that are wanted.
         layers: in an order in which they can be computed.
+        activations: what tensors hold.
     """
 
     name: str
@@ -206,6 +215,20 @@ class IntegerNetwork:
     input: str
     outputs: tuple[str, ...]
     layers: tuple[IntegerLayer, ...]
+    activations: Activations = "int8"
+
+    @property
+    def element_bytes(self) -> int:
+        """Return what an element of a tensor takes."""
+        return 1 if self.activations == "int8" else 4
+
+    def moves_nothing(self, layer: Reshape, source: str) -> bool:
+        """Whether readers can read the source: it has that shape, or they are linear layers."""
+        if self.tensors[layer.output].chw == self.tensors[source].chw:
+            return True
+        readers = [other for other in self.layers if layer.output in other.inputs]
+        wanted = layer.output in self.outputs
+        return not wanted and all(isinstance(reader, Linear) for reader in readers)
 
     def validate(self) -> None:
         """Hold the network against what the other files of this room rely on.
@@ -224,7 +247,8 @@ class IntegerNetwork:
             )
             known.add(layer.output)
             inputs = [self.tensors[name] for name in layer.inputs]
-            _check_layer(layer, inputs, self.tensors[layer.output])
+            output = self.tensors[layer.output]
+            _check_layer(layer, inputs, output, is_int8=self.activations == "int8")
         for name, tensor in self.tensors.items():
             fine = np.isfinite(tensor.scale) and tensor.scale > 0
             if name != tensor.name or not fine or not -128 <= tensor.zero_point <= 127:
@@ -278,13 +302,13 @@ def _expect(met: bool, layer: IntegerLayer, what: str) -> None:
 
 
 def _check_layer(
-    layer: IntegerLayer, inputs: list[QuantizedTensor], output: QuantizedTensor
+    layer: IntegerLayer, inputs: list[QuantizedTensor], output: QuantizedTensor, *, is_int8: bool
 ) -> None:
     x = inputs[0]
     channels, height, width = x.chw
     made = output.shape
     if isinstance(layer, (Conv2d, Linear)):
-        made = _weighted_output(layer, x)
+        made = _weighted_output(layer, x, is_int8=is_int8)
     elif isinstance(layer, Add):
         made = x.shape
         _expect(inputs[1].shape == x.shape, layer, f"adds {inputs[1].shape} to {x.shape}")
@@ -301,7 +325,7 @@ def _check_layer(
     elif isinstance(layer, Softmax):
         made = (channels,)
         probable = output.scale == SOFTMAX_SCALE and output.zero_point == -128
-        _expect(probable, layer, f"has the scale {output.scale}")
+        _expect(probable or not is_int8, layer, f"has the scale {output.scale}")
     elif isinstance(layer, Concat):
         made = (sum(tensor.shape[0] for tensor in inputs), *x.shape[1:])
         alike = all(tensor.shape[1:] == x.shape[1:] for tensor in inputs)
@@ -314,20 +338,22 @@ def _check_layer(
         _expect(same, layer, "changes the scale")
     if isinstance(layer, (Conv2d, Linear, Add)):
         low, high = layer.clamp
-        _expect(-128 <= low < high <= 127, layer, f"clamps to {layer.clamp}")
+        fine = low < high and (not is_int8 or -128 <= low < high <= 127)
+        _expect(fine, layer, f"clamps to {layer.clamp}")
 
 
-def _weighted_output(layer: Weighted, x: QuantizedTensor) -> tuple[int, ...]:
+def _weighted_output(layer: Weighted, x: QuantizedTensor, *, is_int8: bool) -> tuple[int, ...]:
     """Check weights and accumulators; return the shape of what they make."""
     weight, outputs = layer.weight, len(layer.weight)
     types = weight.dtype, layer.weight_scale.dtype, layer.bias.dtype
-    expected = np.dtype(np.int8), np.dtype(np.float32), np.dtype(np.int32)
+    biases = np.dtype(np.int32 if is_int8 else np.float32)
+    expected = np.dtype(np.int8), np.dtype(np.float32), biases
     _expect(types == expected, layer, f"has the types {types}")
     lengths = layer.weight_scale.shape, layer.bias.shape
     _expect(lengths == ((outputs,),) * 2, layer, f"has scales and biases of {lengths}")
     fine = np.isfinite(layer.weight_scale) & (layer.weight_scale > 0)
     _expect(bool(fine.all()), layer, "has a weight scale that is not a positive number")
-    bound = accumulator_bound(weight, layer.bias)
+    bound = accumulator_bound(weight, layer.bias) if is_int8 else 0
     _expect(bound < 1 << 31, layer, f"may sum up to {bound:,}, beyond int32")
     if isinstance(layer, Linear):
         _expect(x.shape == weight.shape[1:], layer, f"multiplies {weight.shape} by {x.shape}")

@@ -5,11 +5,13 @@ the folder is made of.
 
 Not QDQ: of a quantised operator between DequantizeLinear and QuantizeLinear onnxruntime makes float
 operators on x86, unless ``session.qdqisint8allowed`` is set.
+
+Where activations are fp32, the operators are ONNX's own, with weights behind DequantizeLinear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,11 @@ from onnx import TensorProto, helper, numpy_helper
 from hwprune.errors import ArtifactError, HwpruneError
 from hwprune.firmware.network import (
     ADD_DENOMINATOR,
+    FULL_RANGE,
+    UNCLAMPED,
     Add,
     AveragePool,
+    Clamp,
     Concat,
     Conv2d,
     GlobalAveragePool,
@@ -51,6 +56,8 @@ def to_onnx(network: IntegerNetwork, *, real: bool = True) -> onnx.ModelProto:
         real: take the input, under its name, and give the outputs as float32, quantised at the
             door; else int8, and every tensor is an output.
     """
+    if network.activations == "fp32":
+        return _float_onnx(network, every=not real)
     writer = _Writer(network, network.input + _QUANTIZED * real)
     if real:
         writer.node(
@@ -64,17 +71,40 @@ def to_onnx(network: IntegerNetwork, *, real: bool = True) -> onnx.ModelProto:
     if real:
         for name, output in zip(wanted, outputs, strict=True):
             writer.node("DequantizeLinear", [name, *writer.scale_of(name)], output)
-    graph = helper.make_graph(
-        writer.nodes,
-        network.name,
+    return _model(
+        writer,
         [_value(network, network.input, network.input, kind)],
         [_value(network, *named, kind) for named in zip(wanted, outputs, strict=True)],
-        list(writer.initializers.values()),
-        value_info=[
+        [
             _value(network, layer.output, layer.output, TensorProto.INT8)
             for layer in network.layers
             if layer.output not in outputs
         ],
+    )
+
+
+def _float_onnx(network: IntegerNetwork, *, every: bool) -> onnx.ModelProto:
+    """Return a network whose activations are fp32; ``every`` tensor may be an output."""
+    writer = _FloatWriter(network, network.input)
+    for layer in network.layers:
+        writer.layer(layer)
+    made = [layer.output for layer in network.layers]
+    outputs = made if every else list(network.outputs)
+
+    def values(names: Iterable[str]) -> list[onnx.ValueInfoProto]:
+        return [_value(network, name, name, TensorProto.FLOAT) for name in names]
+
+    inner = values(name for name in made if name not in outputs)
+    return _model(writer, values([network.input]), values(outputs), inner)
+
+
+def _model(
+    writer: _Writer, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto],
+    inner: list[onnx.ValueInfoProto],
+) -> onnx.ModelProto:  # fmt: skip
+    held = list(writer.initializers.values())
+    graph = helper.make_graph(
+        writer.nodes, writer.network.name, inputs, outputs, held, value_info=inner
     )
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
     return helper.make_model(
@@ -120,7 +150,8 @@ class _Writer:
 
     def layer(self, layer: IntegerLayer) -> None:
         """Add the nodes of a layer."""
-        made, clamp = layer.output, (-128, 127)
+        clamp: Clamp = FULL_RANGE
+        made = layer.output
         values = [self.input if name == self.network.input else name for name in layer.inputs]
         if isinstance(layer, (Conv2d, Linear, Add)) and layer.clamp != clamp:
             made, clamp = f"{layer.output}_unclamped", layer.clamp
@@ -175,6 +206,51 @@ class _Writer:
         ]
 
 
+class _FloatWriter(_Writer):
+    """The same for activations of fp32."""
+
+    def layer(self, layer: IntegerLayer) -> None:
+        made, rank = layer.output, len(self.network.tensors[layer.inputs[0]].shape)
+        clamps = isinstance(layer, (Conv2d, Linear, Add)) and layer.clamp != UNCLAMPED
+        made = f"{layer.output}_unclamped" if clamps else layer.output
+        inputs = list(layer.inputs)
+        if isinstance(layer, (Conv2d, Linear)):
+            narrow = isinstance(layer, Conv2d) and rank < 3
+            weight = self._weight(layer, layer.weight[:, :, 0] if narrow else layer.weight)
+            self.node("DequantizeLinear", weight, f"{layer.output}_weight_real", axis=0)
+            bias = self.hold(f"{layer.output}_bias", layer.bias)
+            inputs += [f"{layer.output}_weight_real", bias]
+        if isinstance(layer, Conv2d):
+            window = _window(layer, rank) | {"dilations": _of_axes(layer.dilations, rank)}
+            self.node("Conv", inputs, made, group=layer.groups, **window)
+        elif isinstance(layer, Linear):
+            self.node("Gemm", inputs, made, transB=1)
+        elif isinstance(layer, (MaxPool, AveragePool)):
+            window = _window(layer, rank) | {"kernel_shape": _of_axes(layer.kernel, rank)}
+            if isinstance(layer, AveragePool):
+                self.node(
+                    "AveragePool", inputs, made, count_include_pad=int(layer.count_pads), **window
+                )
+            else:
+                self.node("MaxPool", inputs, made, **window)
+        elif isinstance(layer, Softmax):
+            self.node("Softmax", inputs, made, axis=-1)
+        elif isinstance(layer, (Concat, Reshape)):
+            super().layer(layer)
+        else:
+            self.node(type(layer).__name__, inputs, made)
+        if clamps:
+            assert isinstance(layer, (Conv2d, Linear, Add))
+            bounds = [
+                self.hold(f"{layer.output}_{name}", np.asarray(bound, np.float32))
+                for name, bound in zip(("least", "largest"), layer.clamp, strict=True)
+            ]
+            self.node("Clip", [made, *bounds], layer.output)
+
+    def scale_of(self, tensor: str) -> list[str]:
+        return []
+
+
 def _of_axes(pair: Sequence[int], rank: int) -> list[int]:
     """Return a pair as the operator on (C, H, W) has it; on (C, L) the second alone."""
     return list(pair) if rank == 3 else [pair[1]]
@@ -217,16 +293,20 @@ class _Parser:
         }
         given = self.graph.input[0].name
         self.renamed = {given + _QUANTIZED: given}
+        self.is_float = self.graph.node[0].op_type != "QuantizeLinear"
+        number: type[Any] = float if self.is_float else int
         self.clamps = {
             node.input[0]: (
                 node.output[0],
-                (int(self.held[node.input[1]]), int(self.held[node.input[2]])),
+                (number(self.held[node.input[1]]), number(self.held[node.input[2]])),
             )
             for node in self.graph.node
             if node.op_type == "Clip"
         }
 
     def network(self) -> IntegerNetwork:
+        if self.is_float:
+            return self._float_network()
         _, *nodes = self.graph.node
         given = self.graph.input[0].name
         layers, outputs = [], []
@@ -244,8 +324,27 @@ class _Parser:
         }  # fmt: skip
         return IntegerNetwork(self.graph.name, tensors, given, tuple(outputs), tuple(layers))
 
+    def _float_network(self) -> IntegerNetwork:
+        self.weights = {
+            node.output[0]: [self.held[name] for name in node.input[:2]]
+            for node in self.graph.node
+            if node.op_type == "DequantizeLinear"
+        }
+        nodes = [n for n in self.graph.node if n.op_type not in ("Clip", "DequantizeLinear")]
+        layers = tuple(self.layer(node) for node in nodes)
+        given, outputs = self.graph.input[0].name, tuple(each.name for each in self.graph.output)
+        for info in self.graph.output:
+            shape = tuple(size.dim_value for size in info.type.tensor_type.shape.dim)[1:]
+            self.shapes[info.name] = shape
+        tensors = {
+            name: QuantizedTensor(name, self.shapes[name], np.float32(1), 0)
+            for name in (given, *(layer.output for layer in layers))
+        }
+        return IntegerNetwork(self.graph.name, tensors, given, outputs, layers, "fp32")
+
     def layer(self, node: onnx.NodeProto) -> IntegerLayer:
-        output, clamp = self.clamps.get(node.output[0], (node.output[0], (-128, 127)))
+        unclamped = UNCLAMPED if self.is_float else FULL_RANGE
+        output, clamp = self.clamps.get(node.output[0], (node.output[0], unclamped))
         found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         inputs = [self.renamed.get(name, name) for name in node.input]
         named: dict[str, Any] = {"name": output, "inputs": (inputs[0],), "output": output}
@@ -255,6 +354,16 @@ class _Parser:
         if "pads" in found:
             window["pads"] = _four(found["pads"])
         held = [self.held.get(name, np.zeros(0)) for name in node.input]
+        if node.op_type in ("Conv", "Gemm"):
+            (weight, scale), bias = self.weights[node.input[1]], held[2]
+            named |= {"weight": weight, "weight_scale": scale, "bias": bias, "clamp": clamp}
+            if node.op_type == "Gemm":
+                return Linear(**named)
+            named["weight"] = weight if weight.ndim == 4 else weight[:, :, None]
+            return Conv2d(**named, groups=found["group"], **window)
+        if node.op_type == "Add":
+            named["inputs"] = (inputs[0], inputs[1])
+            return Add(**named, ratios=(ADD_DENOMINATOR, ADD_DENOMINATOR), clamp=clamp)
         if node.op_type == "QLinearConv":
             weight = held[3] if held[3].ndim == 4 else held[3][:, :, None]
             return Conv2d(
@@ -269,7 +378,7 @@ class _Parser:
             return Add(**named, ratios=(ratios[0], ratios[1]), clamp=clamp)
         if node.op_type == "MaxPool":
             return MaxPool(**named, kernel=_two(found["kernel_shape"]), **window)
-        if node.op_type == "QLinearAveragePool":
+        if node.op_type in ("QLinearAveragePool", "AveragePool"):
             kernel, counts = _two(found["kernel_shape"]), bool(found["count_include_pad"])
             return AveragePool(**named, kernel=kernel, count_pads=counts, **window)
         if node.op_type == "Concat":
@@ -277,6 +386,8 @@ class _Parser:
         kinds: dict[str, type[Any]] = {
             "QLinearGlobalAveragePool": GlobalAveragePool,
             "QLinearSoftmax": Softmax,
+            "GlobalAveragePool": GlobalAveragePool,
+            "Softmax": Softmax,
             "Reshape": Reshape,
         }
         made: IntegerLayer = kinds[node.op_type](**named)

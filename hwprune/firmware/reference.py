@@ -10,6 +10,10 @@ QLinear operators: rounding half up instead differs wherever a value lies near k
     addition                sat(RNE((ma (a - za) + mb (b - zb) + 64 zy) / 64)),  exact in integers
     softmax                 RNE(f32(f32(e * 255) / sum of e)) - 128,  e from a table by max - x
 
+Where activations are fp32, each product and sum is rounded, in the order of a filter's columns:
+
+    convolution, linear     f32(acc * sw),  acc from f32(bias / sw) on;  averages the same
+
 ``acc`` is the int32 sum of ``weight * (x - zx)`` and the bias. Where the zero point is inside a
 rounding an odd one decides ties otherwise. Onnxruntime's average of a window and its addition are
 these formulas only for scales that ``calibrate.py`` chooses so.
@@ -18,16 +22,19 @@ these formulas only for scales that ``calibrate.py`` chooses so.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hwprune.firmware.memory_plan import convolution_of
 from hwprune.firmware.network import (
     ADD_DENOMINATOR,
     FULL_RANGE,
     Add,
     AveragePool,
+    Clamp,
     Concat,
     Conv2d,
     GlobalAveragePool,
@@ -39,6 +46,7 @@ from hwprune.firmware.network import (
     Pair,
     Quad,
     QuantizedTensor,
+    Reshape,
     Softmax,
     pool_multiplier,
     window_output,
@@ -48,7 +56,7 @@ from hwprune.firmware.network import (
 Exact = NDArray[np.float64]
 
 
-def run(network: IntegerNetwork, x: Int8Array) -> dict[str, Int8Array]:
+def run(network: IntegerNetwork, x: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """Compute every tensor of a network.
 
     Args:
@@ -58,6 +66,8 @@ def run(network: IntegerNetwork, x: Int8Array) -> dict[str, Int8Array]:
     Returns:
         Each tensor by its name, the input included: (n, *shape).
     """
+    if network.activations == "fp32":
+        return dict(_run_float(network, x))
     assert x.dtype == np.int8
     values = {network.input: x}
     for layer in network.layers:
@@ -121,13 +131,13 @@ def _compute(network: IntegerNetwork, layer: IntegerLayer, inputs: list[Int8Arra
     return np.concatenate(inputs, axis=1) if isinstance(layer, Concat) else q
 
 
-def requantize(acc: Exact, scale: Any, zero_point: int, clamp: Pair = FULL_RANGE) -> Int8Array:
+def requantize(acc: Exact, scale: Any, zero_point: int, clamp: Clamp = FULL_RANGE) -> Int8Array:
     """Return accumulators as steps of the output, saturated."""
     steps = np.rint(acc.astype(np.float32) * np.asarray(scale, np.float32)).astype(np.float64)
     return _saturated(steps + zero_point, clamp)
 
 
-def _saturated(steps: Exact, clamp: Pair = FULL_RANGE) -> Int8Array:
+def _saturated(steps: Exact, clamp: Clamp = FULL_RANGE) -> Int8Array:
     return np.clip(steps, *clamp).astype(np.int8)
 
 
@@ -141,14 +151,20 @@ def _channels(numbers: NDArray[Any]) -> NDArray[Any]:
 
 
 def _windows(
-    image: Exact, kernel: Pair, strides: Pair, pads: Quad, dilations: Pair = (1, 1), pad: float = 0
-) -> Exact:
+    image: NDArray[Any],
+    kernel: Pair,
+    strides: Pair,
+    pads: Quad,
+    dilations: Pair = (1, 1),
+    pad: float = 0,
+) -> NDArray[Any]:
     """Return (n, C, rows out, columns out, kernel rows, kernel columns), a view."""
     top, left, bottom, right = pads
     padded = np.pad(image, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=pad)
     reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True))
     views = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(2, 3))
-    result: Exact = views[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
+    rows, columns = slice(None, None, strides[0]), slice(None, None, strides[1])
+    result: NDArray[Any] = views[:, :, rows, columns, :: dilations[0], :: dilations[1]]
     return result
 
 
@@ -187,3 +203,113 @@ def _softmax(q: Int8Array, x: QuantizedTensor, y: QuantizedTensor) -> Int8Array:
         total += powers[:, column : column + 1]
     steps = np.rint(powers * np.float32(255) / total).astype(np.float64)
     return _saturated(steps + y.zero_point)
+
+
+# -- activations of fp32 --------------------------------------------------------------------------
+
+Floats = NDArray[np.float32]
+# e^x by a power of 2 and a polynomial of what is left: runtime/hwp_layers.c has the same.
+_LOG2_E, _LN2_HIGH, _LN2_LOW = (np.float32(x) for x in (1.44269504, 0.693359375, -2.12194440e-4))
+_FACTORIALS = (720, 120, 24, 6, 2, 1, 1)
+LEAST_POWER = -87
+
+
+def float_bias(layer: Conv2d | Linear) -> Floats:
+    """Return the biases of fp32 in steps of a filter's weights: what its sum begins with."""
+    return np.asarray(layer.bias / layer.weight_scale + np.float32(0), np.float32)
+
+
+def _run_float(network: IntegerNetwork, x: Floats) -> Iterator[tuple[str, Floats]]:
+    assert x.dtype == np.float32
+    values, sources = {network.input: x}, {network.input: network.input}
+    yield network.input, x
+    for layer in network.layers:
+        inputs = [values[name] for name in layer.inputs]
+        source = network.tensors[sources[layer.inputs[0]]]
+        images = [image.reshape(len(x), *network.tensors[name].chw) for name, image in
+                  zip(layer.inputs, inputs, strict=True)]  # fmt: skip
+        if isinstance(layer, Linear):
+            images = [inputs[0].reshape(len(x), *source.chw)]
+        made = _compute_float(layer, images, source)
+        tensor = network.tensors[layer.output]
+        same = isinstance(layer, Reshape) and network.moves_nothing(layer, source.name)
+        sources[layer.output] = source.name if same else tensor.name
+        values[layer.output] = made.reshape(len(x), *tensor.shape)
+        yield layer.output, values[layer.output]
+
+
+def _compute_float(layer: IntegerLayer, images: list[Floats], source: QuantizedTensor) -> Floats:
+    x = images[0]
+    if isinstance(layer, (Conv2d, Linear)):
+        return _clamped(_float_convolution(layer, x, source), layer.clamp)
+    if isinstance(layer, Add):
+        return _clamped(images[0] + images[1], layer.clamp)
+    if isinstance(layer, MaxPool):
+        shape = layer.kernel, layer.strides, layer.pads
+        largest: Floats = _windows(x, *shape, pad=-np.inf).max((-2, -1))
+        return largest
+    if isinstance(layer, AveragePool):
+        shape = layer.kernel, layer.strides, layer.pads
+        windows, counts = _windows(x, *shape), _windows(np.ones_like(x[:1, :1]), *shape)
+        inside = np.full_like(counts[..., 0, 0], math.prod(layer.kernel))
+        if not layer.count_pads:
+            inside = counts.sum((-2, -1))
+        total = _summed(windows.reshape(*windows.shape[:4], -1))
+        return _product(total, np.float32(1) / inside)
+    if isinstance(layer, GlobalAveragePool):
+        flat = x.reshape(*x.shape[:2], 1, 1, -1)
+        return _product(_summed(flat), np.float32(1) / np.float32(flat.shape[-1]))
+    if isinstance(layer, Softmax):
+        powers = _powers_of_e(x - x.max(1, keepdims=True))
+        return powers / _summed(np.moveaxis(powers, 1, -1))[:, None]
+    return np.concatenate(images, axis=1) if isinstance(layer, Concat) else x
+
+
+def _summed(values: NDArray[Any]) -> Floats:
+    """Return sums over the last axis, in order: each is rounded."""
+    total = np.zeros(values.shape[:-1], np.float32)
+    for place in range(values.shape[-1]):
+        total += values[..., place]
+    return total
+
+
+def _product(values: Floats, factor: Any) -> Floats:
+    made: Floats = values * factor
+    return made
+
+
+def _clamped(values: Floats, clamp: Clamp) -> Floats:
+    low, high = np.float32(clamp[0]), np.float32(clamp[1])
+    clamped: Floats = np.where(values < low, low, np.where(values > high, high, values))
+    return clamped
+
+
+def _float_convolution(layer: Conv2d | Linear, image: Floats, source: QuantizedTensor) -> Floats:
+    """Sum in the order in which taps lie: kernel rows, channels, kernel columns."""
+    conv = convolution_of(layer, source)
+    outputs, per_group, rows, columns = conv.weight.shape
+    windows = _windows(image, (rows, columns), conv.strides, conv.pads, conv.dilations)
+    count, _, height, width = windows.shape[:4]
+    grouped = (conv.groups, outputs // conv.groups, per_group)
+    weight = conv.weight.astype(np.float32).reshape(*grouped, rows, columns)
+    sums = np.zeros((count, *grouped[:2], height, width), np.float32)
+    sums += float_bias(conv).reshape(*grouped[:2], 1, 1)
+    for row in range(rows):
+        for channel in range(per_group):
+            for column in range(columns):
+                factors = weight[:, :, channel, row, column]
+                if factors.any():
+                    pixels = windows[..., row, column].reshape(count, -1, per_group, height, width)
+                    sums += factors[:, :, None, None] * pixels[:, :, channel, None]
+    return _product(sums.reshape(count, outputs, height, width), _channels(conv.weight_scale))
+
+
+def _powers_of_e(x: Floats) -> Floats:
+    twos = np.rint(x * _LOG2_E).astype(np.float32)
+    rest = x - twos * _LN2_HIGH - twos * _LN2_LOW
+    total = np.full_like(x, np.float32(1) / np.float32(_FACTORIALS[0]))
+    for factorial in _FACTORIALS[1:]:
+        total = total * rest + np.float32(1) / np.float32(factorial)
+    powers = np.ldexp(total, twos.astype(np.int32)).astype(np.float32)
+    made: Floats = np.where(x < LEAST_POWER, np.float32(0), powers)
+    return made

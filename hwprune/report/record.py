@@ -215,7 +215,8 @@ class FirmwarePart(Section):
 
     ``flash_bytes`` (.text, .rodata, .data) and ``ram_bytes`` (.data, .bss, stack) are those of the
     linked image, ``planned_ram_bytes`` what activations take of them. All ``tensors`` of ``inputs``
-    were equal on the emulated ``board``, where ``stack_bytes`` and ``instructions`` are measured.
+    were equal on the emulated ``board``, where ``stack_bytes`` and ``instructions`` are measured;
+    of ``activations`` in fp32 equal to the C's reference, which is within a bound of onnxruntime.
     ``estimated_cycles`` are the fewest and the most by what the core's manual says of instructions.
     ``calibration`` is how ranges of activations were found, ``error`` the mean squared error of the
     outputs by their variance, ``formats`` how each layer's weights are stored, ``sha256`` the hash
@@ -229,6 +230,7 @@ class FirmwarePart(Section):
     board: str | None
     inputs: Count
     tensors: Count
+    activations: str = "int8"
     instructions: Count | None
     instructions_by_layer: Mapping[str, Count] | None
     estimated_cycles: tuple[Count, Count] | None = None

@@ -114,7 +114,8 @@ def _of_firmware(firmware: FirmwarePart) -> Iterator[str]:
         yield f"{firmware.flash_bytes:,} B of flash, {firmware.ram_bytes:,} B of RAM."
     if firmware.board is not None:
         equal = f"{format_count(firmware.tensors, 'tensor')} of {firmware.inputs} inputs"
-        yield f"Equal to onnxruntime on {firmware.board} in {equal}."
+        how = "Equal to" if firmware.activations == "int8" else "In fp32 within 1e-05 of"
+        yield f"{how} onnxruntime on {firmware.board} in {equal}."
     if firmware.instructions is not None:
         yield f"{firmware.instructions:,} instructions an input."
     if firmware.estimated_cycles is not None:

@@ -27,7 +27,7 @@ from hwprune.export.template import Template, Written
 from hwprune.firmware import cycles, emit
 from hwprune.firmware.calibrate import METHODS, Method, histograms
 from hwprune.firmware.code_size import code_bytes
-from hwprune.firmware.lower import FloatNetwork, quantize, read_layers
+from hwprune.firmware.lower import FloatNetwork, in_fp32, quantize, read_layers
 from hwprune.firmware.network import IntegerNetwork
 from hwprune.firmware.qlinear import to_onnx
 from hwprune.ir import Data, Masks, Split, ValueType
@@ -39,7 +39,7 @@ from hwprune.steps.planning import Candidate, Prepared, module_weights, plan_sha
 from hwprune.targets import Target
 from hwprune.units import format_bytes
 from hwprune.verify import runner
-from hwprune.verify.firmware import QLINEAR_NAME, board_files, core_of, planned, sha256_of
+from hwprune.verify.firmware import board_files, core_of, network_name, planned, sha256_of
 
 if TYPE_CHECKING:
     from hwprune.job import Job
@@ -53,8 +53,8 @@ class Firmware:
     """A network as firmware.
 
     Attributes:
-        network: of int8 tensors.
-        method: how ranges of activations were chosen.
+        network: with its scales.
+        method: how ranges of activations were chosen; None where they are fp32.
         error: mean squared error of the outputs by the variance of those in fp32.
         formats: how each layer's weights are stored, by its name.
         constant_bytes: what the constants take of the flash.
@@ -62,7 +62,7 @@ class Firmware:
     """
 
     network: IntegerNetwork
-    method: Method
+    method: Method | None
     error: float
     formats: Mapping[str, str]
     constant_bytes: int
@@ -94,13 +94,11 @@ def firmware_layers(job: Job, template: Template) -> tuple[FloatNetwork | None, 
         _check_largest(template, job.target)
     if job.firmware is False:
         why = "firmware: not asked for (--no-firmware)"
-    elif job.data is None:
-        why = "firmware: not made: int8 activations are calibrated with --data"
-        if job.firmware:
-            raise UsageError(
-                "firmware needs data: int8 activations are calibrated with them",
-                hint="give --data, or leave --firmware out for the ONNX file alone",
-            )
+    elif job.data is None and not job.firmware:
+        why = (
+            "firmware: not made: int8 activations are calibrated with --data; --firmware alone "
+            "makes it with fp32 activations, of four times the RAM"
+        )
     if why:
         asked = [limit.text for limit in job.limits if limit.needs_firmware]
         if asked:
@@ -143,7 +141,7 @@ def _plan_empty(layers: FloatNetwork, target: Target) -> None:
         replace(layer, weight=None if layer.weight is None else np.zeros_like(layer.weight))
         for layer in layers.layers
     ]
-    planned(any_scales(replace(layers, layers=tuple(empty))), target)
+    planned(_as_computed(replace(layers, layers=tuple(empty)), target), target)
 
 
 def _largest_input(model: onnx.ModelProto, target: Target) -> tuple[int, ...] | None:
@@ -185,14 +183,16 @@ def fits_ram(layers: FloatNetwork, target: Target) -> bool:
     The fullest filter decides: its weights are decoded into RAM.
     """
     try:
-        planned(any_scales(layers), target)
+        planned(_as_computed(layers, target), target)
     except InfeasibleError:
         return False
     return True
 
 
-def any_scales(layers: FloatNetwork) -> IntegerNetwork:
-    """Return the integer network with scales of no meaning: of the right sizes in flash and RAM."""
+def _as_computed(layers: FloatNetwork, target: Target) -> IntegerNetwork:
+    """Return the network in its right sizes; the scales of int8 tensors have no meaning."""
+    if target.activations == "fp32":
+        return in_fp32(layers)
     names = (layers.input, *(layer.name for layer in layers.layers))
     return quantize(layers, dict.fromkeys(names, (-1.0, 1.0)))
 
@@ -360,7 +360,7 @@ def image_plan(template: Template, written: Written, target: Target) -> ImagePla
     Raises:
         InfeasibleError: its weights are too many for the RAM.
     """
-    network = any_scales(read_layers(float_model(template, written), "network"))
+    network = _as_computed(read_layers(float_model(template, written), "network"), target)
     plan = planned(network, target)
     with tempfile.TemporaryDirectory() as room:
         made = emit.write(network, Path(room), plan)
@@ -401,15 +401,16 @@ def _as_planned(prepared: Prepared, candidate: Candidate, kind: ValueType) -> Wr
 
 
 def make_firmware(
-    template: Template, written: Written, data: Data, target: Target, folder: Path, name: str,
-    budget_bytes: int,
+    template: Template, written: Written, data: Data | None, target: Target, folder: Path,
+    name: str, budget_bytes: int,
 ) -> Firmware:  # fmt: skip
     """Calibrate, choose scales, and write the folder.
 
     Args:
         template: what the file was made of, without dead channels.
         written: the file.
-        data: the training part is calibrated with; what ranges to take is judged on validation.
+        data: the training part is calibrated with; what ranges to take is judged on validation;
+            None for activations of fp32.
         target: the device.
         folder: is made.
         name: of the network.
@@ -421,7 +422,11 @@ def make_firmware(
     """
     model = float_model(template, written)
     layers = read_layers(model, name)
-    network, method, error = calibrated(model, layers, data)
+    method: Method | None = None
+    if data is None:
+        network, error = in_fp32(layers), 0.0
+    else:
+        network, method, error = calibrated(model, layers, data)
     plan, board = planned(network, target), board_files(target)
 
     def write(spare: int) -> tuple[emit.EmittedModel, int]:
@@ -435,7 +440,9 @@ def make_firmware(
         made, left = write(left)
         if left < 0:
             made, _ = write(0)
-    write_file(folder / QLINEAR_NAME, to_onnx(network).SerializeToString(deterministic=True))
+    write_file(
+        folder / network_name(network), to_onnx(network).SerializeToString(deterministic=True)
+    )
     return Firmware(network, method, error, made.formats, made.constant_bytes, sha256_of(folder))
 
 

@@ -183,7 +183,7 @@ def _firmware(outcome: Outcome) -> dict[str, Any] | None:
     return {
         **found.facts.as_record(),
         "constant_bytes": made.constant_bytes,
-        "calibration": made.method,
+        "calibration": made.method or "none: fp32",
         "error": made.error,
         "formats": dict(made.formats),
         "sha256": made.sha256,

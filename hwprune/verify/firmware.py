@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from hwprune.errors import (
     ArtifactError,
@@ -44,6 +45,7 @@ from hwprune.verify.outcome import CheckResult, Log, Skipped
 
 FIRMWARE_NAME = "firmware"  # in a run's folder
 QLINEAR_NAME = "model.qlinear.onnx"
+FLOAT_NAME = "model.fp32.onnx"  # in its place where activations are fp32
 SCOPE_LINKED = "linked, not run"
 SCOPE_NOT_LINKED = "not linked, not run"
 _RANDOM_INPUTS = 2  # that a folder is run with, beside those that its maker gives
@@ -51,6 +53,8 @@ _WORD, _STACK_ALIGNMENT = 4, 16
 # Cores of which QEMU has a small board only; a larger core runs their code unchanged.
 ARMV6M = ("Cortex-M0", "Cortex-M0+")
 ROOMY_ARMV6M = next(board for board in emulate.BOARDS if board.name == "mps2-an385")
+# Where activations are fp32 each value is as near to onnxruntime's, by the largest of its tensor.
+FLOAT_BOUND = 1e-5
 STACK_BYTES = 640  # what a run may use of the stack, and an image leaves to it
 
 
@@ -66,6 +70,7 @@ class FirmwareFacts:
         board: the emulated board; None likewise.
         inputs: how many inputs were run.
         tensors: how many tensors of each were compared.
+        activations: int8, whose every bit is compared, or fp32.
         instructions: of one run by layer; None where they were not counted.
         estimated_cycles: of one run, from and to; None where the core's manual has no cycles.
         why_not: why it was not linked, or not run, with what to install.
@@ -78,6 +83,7 @@ class FirmwareFacts:
     board: str | None = None
     inputs: int = 0
     tensors: int = 0
+    activations: str = "int8"
     instructions: Mapping[str, int] | None = None
     estimated_cycles: tuple[int, int] | None = None
     why_not: str | None = None
@@ -86,7 +92,8 @@ class FirmwareFacts:
     def scope(self) -> str:
         """Return what the verdict covers, in words."""
         if self.board is not None:
-            return f"linked, run on QEMU {self.board}, bit-equal"
+            equal = "bit-equal" if self.activations == "int8" else f"within {FLOAT_BOUND:g}"
+            return f"linked, run on QEMU {self.board}, {equal}"
         return SCOPE_NOT_LINKED if self.flash_bytes is None else SCOPE_LINKED
 
     def as_record(self) -> dict[str, Any]:
@@ -100,6 +107,7 @@ class FirmwareFacts:
             "board": self.board,
             "inputs": self.inputs,
             "tensors": self.tensors,
+            "activations": self.activations,
             "instructions": count,
             "instructions_by_layer": None if count is None else dict(self.instructions or {}),
             "estimated_cycles": self.estimated_cycles,
@@ -121,7 +129,18 @@ class FirmwareCheck:
 
 def is_firmware(path: str) -> bool:
     """Return whether a path is a firmware folder."""
-    return (Path(path) / QLINEAR_NAME).is_file() and (Path(path) / "src").is_dir()
+    return network_file(Path(path)).is_file() and (Path(path) / "src").is_dir()
+
+
+def network_name(network: IntegerNetwork) -> str:
+    """Return the name of the file that holds a folder's network."""
+    return QLINEAR_NAME if network.activations == "int8" else FLOAT_NAME
+
+
+def network_file(folder: Path) -> Path:
+    """Return the file that holds a folder's network."""
+    found = folder / FLOAT_NAME
+    return found if found.is_file() else folder / QLINEAR_NAME
 
 
 def planned(network: IntegerNetwork, target: Target, limit: int | None = None) -> MemoryPlan:
@@ -139,7 +158,8 @@ def planned(network: IntegerNetwork, target: Target, limit: int | None = None) -
         ExportError: a layer is beyond what the runtime holds.
         InfeasibleError: no plan fits; names the layer that peaks and the bytes.
     """
-    outputs = sum(network.tensors[name].size + _WORD for name in network.outputs)
+    each = network.element_bytes
+    outputs = sum(network.tensors[name].size * each + _WORD for name in network.outputs)
     limited = target.ram_limit_bytes
     ram = target.ram_bytes if limited is None else min(target.ram_bytes, limited)
     room = (ram - STACK_BYTES) // _STACK_ALIGNMENT * _STACK_ALIGNMENT - outputs - _WORD
@@ -234,18 +254,18 @@ class _FolderCheck:
         inputs: Int8Array | None,
     ) -> None:  # fmt: skip
         self.folder, self.target, self.inputs = folder, target, inputs
+        self.file = network_file(folder)
         self.budget_bytes = budget_bytes
         self.facts = FirmwareFacts()
         self.record: Mapping[str, Any] = {}
 
     def read(self) -> str:
         try:
-            self.model = onnx.load(str(self.folder / QLINEAR_NAME))
+            self.model = onnx.load(str(self.file))
         except Exception as error:  # protobuf's, and the file system's
-            raise ArtifactError(
-                f"{self.folder / QLINEAR_NAME} cannot be read: {runner.first_line(error)}"
-            ) from None
+            raise ArtifactError(f"{self.file} cannot be read: {runner.first_line(error)}") from None
         self.network = from_onnx(self.model)
+        self.facts = replace(self.facts, activations=self.network.activations)
         return format_count(len(self.network.layers), "layer")
 
     def as_promised(self) -> str:
@@ -259,7 +279,7 @@ class _FolderCheck:
             raise Skipped(f"the {sidecar_report.REPORT_NAME} beside it speaks of no firmware")
         if part.get("sha256") != sha256_of(self.folder):
             raise VerificationError(
-                f"{QLINEAR_NAME} is not the file that its report is about",
+                f"{self.file.name} is not the file that its report is about",
                 hint="take the folder that hwprune wrote, or compile again",
             )
         self.record = record
@@ -295,7 +315,8 @@ class _FolderCheck:
                     raise VerificationError(f"{file} is missing")
                 if not filecmp.cmp(place, Path(room) / file, shallow=False):
                     raise VerificationError(
-                        f"{file} is not what {QLINEAR_NAME} makes{_line(place, Path(room) / file)}",
+                        f"{file} is not what {self.file.name} makes"
+                        f"{_line(place, Path(room) / file)}",
                         hint="take the folder that hwprune wrote, or compile again",
                     )
             added = sorted(
@@ -303,7 +324,7 @@ class _FolderCheck:
             )
             if added:
                 raise VerificationError(f"{added[0]} is no file of hwprune's, and would be linked")
-        return f"{format_count(len(made), 'file')} as {QLINEAR_NAME} makes them, byte for byte"
+        return f"{format_count(len(made), 'file')} as {self.file.name} makes them, byte for byte"
 
     def _is_for(self, target: Target) -> bool:
         """Return whether the folder's board is this target; a folder may be checked for another."""
@@ -363,6 +384,9 @@ class _FolderCheck:
         names = [layer.output for layer in self.network.layers]
         stock = dict(zip(names, session.run(names, {self.network.input: x}), strict=True))
         for name, values in stock.items():
+            if self.network.activations == "fp32":
+                _within(name, expected[name], values)
+                continue
             wrong = int((values != expected[name]).sum())
             if wrong:
                 raise VerificationError(
@@ -392,9 +416,11 @@ class _FolderCheck:
             f"QEMU {board.name}, {found.stack_bytes:,} B of stack"
         )
 
-    def _samples(self) -> Int8Array:
+    def _samples(self) -> NDArray[Any]:
         shape = self.network.tensors[self.network.input].shape
         draw = np.random.default_rng(0)
+        if self.network.activations == "fp32":
+            return draw.standard_normal((_RANDOM_INPUTS, *shape)).astype(np.float32)
         random = draw.integers(-128, 128, (_RANDOM_INPUTS, *shape)).astype(np.int8)
         return random if self.inputs is None else np.concatenate([self.inputs, random])
 
@@ -407,9 +433,20 @@ class _FolderCheck:
         return explain(limit, result)
 
 
+def _within(name: str, expected: NDArray[np.float32], stock: NDArray[np.float32]) -> None:
+    """Hold what the C computes against onnxruntime, whose sums are in another order."""
+    apart, largest = float(np.abs(expected - stock).max()), float(np.abs(stock).max())
+    if not apart <= FLOAT_BOUND * largest:
+        raise VerificationError(
+            f"{name!r} is up to {apart:.3g} from onnxruntime's, of which the largest is "
+            f"{largest:.3g}: more than {FLOAT_BOUND:g} of it",
+            hint="int8 activations are equal to the bit: give --data",
+        )
+
+
 def sha256_of(folder: Path) -> str:
     """Return the hash of the network that a firmware folder is made from."""
-    return hashlib.sha256((folder / QLINEAR_NAME).read_bytes()).hexdigest()
+    return hashlib.sha256(network_file(folder).read_bytes()).hexdigest()
 
 
 def _line(place: Path, made: Path) -> str:

@@ -189,12 +189,36 @@ def test_what_has_no_integer_form_is_refused_or_said(
     assert ran.document["firmware"] is None
 
 
-def test_firmware_needs_data_and_a_microcontroller(
+def test_firmware_is_for_microcontrollers(hwprune: Runner, digits_pt: Path, tmp_path: Path) -> None:
+    words = ("compile", digits_pt, "-o", tmp_path / "o", "--firmware", "--target")
+    hwprune.refused(*words, "raspberry-pi-5", says=["runs onnxruntime"])
+
+
+def test_without_data_firmware_computes_in_fp32(
     hwprune: Runner, digits_pt: Path, tmp_path: Path
 ) -> None:
-    words = ("compile", digits_pt, "-o", tmp_path / "o", "--firmware", "--target")
-    hwprune.refused(*words, "nrf52840", says=["firmware needs data", "--data"])
-    hwprune.refused(*words, "raspberry-pi-5", says=["runs onnxruntime"])
+    out = tmp_path / "o"
+    ran = hwprune(
+        "compile", digits_pt, "--target", "nrf52840", "--firmware", "--budget", "20KiB",
+        "--require", "ram<=32KiB", "--json", "-o", out,
+    )  # fmt: skip
+    assert ran.code == 0, (ran.out, ran.err)
+    assert ran.document["verdict"]["scope"] == "linked, run on QEMU mps2-an386, within 1e-05"
+    firmware = ran.document["firmware"]
+    assert firmware["activations"] == "fp32"
+    assert 0.9 * 20 * 1024 < firmware["flash_bytes"] <= 20 * 1024
+    assert firmware["ram_bytes"] <= 32 * 1024
+    assert firmware["instructions"] > 0
+    check = hwprune("check", out / "firmware", "--json")
+    assert check.code == 0, check.out
+    source = out / "firmware" / "src" / "model.c"
+    source.write_text(source.read_text().replace("0x1.", "0x1.1", 1))
+    assert hwprune("check", out / "firmware").code == 5
+    says = ["int8 activations are calibrated with --data", "--firmware alone"]
+    words = ("compile", digits_pt, "--target", "nrf52840", "--budget", "20KiB", "--json", "-o")
+    plain = hwprune(*words, tmp_path / "plain")
+    assert plain.document["verdict"]["scope"] == "onnx-size-only, not linked"
+    assert all(part in json.dumps(plain.document["notes"]) for part in says)
 
 
 @pytest.mark.parametrize("data", [(), ("--data", "digits")])

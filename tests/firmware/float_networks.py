@@ -144,3 +144,8 @@ NETWORKS = {
     made.__name__: made
     for made in (plain, residual, entangled, alone, one_dimension, cut_average, cut_pool)
 }
+
+
+def samples_of(model: onnx.ModelProto, count: int = 64, seed: int = 1) -> np.ndarray:
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
+    return np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)

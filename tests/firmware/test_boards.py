@@ -143,7 +143,7 @@ def test_each_instruction_is_counted_in_its_class(tmp_path: Path) -> None:
 
 # The kinds of layer that the residual network has not.
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"residual", "linear", "conv", "global_pool"}))
-@pytest.mark.parametrize("name", ["mps2-an385", "mps2-an386", "virt"])
+@pytest.mark.parametrize("name", ["mps2-an385", "mps2-an386", "mps3-an547", "virt"])
 def test_every_kind_of_layer_on_a_core_of_each_arithmetic(
     name: str, kind: str, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from float_networks import NETWORKS, Builder, first_rows
+from float_networks import NETWORKS, Builder, first_rows, samples_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_qlinear import differing, run_onnx
@@ -32,11 +32,6 @@ from hwprune.firmware.network import (
     QuantizedTensor,
     is_add_ratio,
 )
-
-
-def samples_of(model: onnx.ModelProto, count: int = 64, seed: int = 1) -> np.ndarray:
-    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
-    return np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)
 
 
 def lowered(model: onnx.ModelProto, method: Any = "minmax") -> IntegerNetwork:

@@ -52,7 +52,7 @@ def test_no_two_tensors_that_are_needed_share_a_byte(kind: str) -> None:
     for seed in range(5):
         plan = memory_plan.plan(KINDS[kind](np.random.default_rng(seed)))
         assert overlaps(plan) == []
-        assert max(p.offset + p.size - p.gap for p in plan.placements.values()) <= plan.arena_bytes
+        assert max(p.offset + p.size - p.gap for p in plan.placements.values()) <= plan.arena_size
 
 
 def test_a_sum_takes_the_place_of_what_it_adds_to() -> None:

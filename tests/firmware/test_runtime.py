@@ -206,10 +206,10 @@ FORMULAS = {
         near_ties, "hwp_layers.c", "* 255.0f / total;", "* (255.0f / total);",
     ),
     "a largest value that is zero": (
-        random("max_pool"), "hwp_layers.c", "int32_t most = *at;", "int32_t most = HWP_OFFSET;",
+        random("max_pool"), "hwp_layers.c", "hwp_sum most = *at;", "hwp_sum most = HWP_OFFSET;",
     ),
     "a filter's part beyond the edge": (
-        random("residual"), "hwp_conv2d.c", "to[-1] >> 16) * input->zero", "to[-1] >> 16) * 0",
+        random("residual"), "hwp_conv2d.c", "to[-1] >> 16) * input->zero)", "to[-1] >> 16) * 0)",
     ),
 }  # fmt: skip
 

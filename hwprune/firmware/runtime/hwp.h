@@ -1,4 +1,4 @@
-/* hwprune's runtime for microcontrollers: int8 networks with sparse weights. C11, no libc, no heap.
+/* hwprune's runtime for microcontrollers: networks with sparse int8 weights. C11, no libc, no heap.
  *
  * A network is constant tables: tensors, layers, and a schedule that says in which order layers make
  * rows. Every layer makes some rows of its output at a time, from rows of its inputs. Where a tensor
@@ -17,21 +17,38 @@
 
 #include <stdint.h>
 
+/* What activations are: int8, or single precision. */
+#ifndef HWP_FLOAT
+#define HWP_FLOAT 0
+#endif
+
 /* Cores without a signed byte load of constant offset (Armv6-M) keep activations unsigned: q + 128. */
 #ifndef HWP_UNSIGNED
-#if defined(__ARM_ARCH_6M__) || defined(__ARM_ARCH_8M_BASE__)
+#if (defined(__ARM_ARCH_6M__) || defined(__ARM_ARCH_8M_BASE__)) && !HWP_FLOAT
 #define HWP_UNSIGNED 1
 #else
 #define HWP_UNSIGNED 0
 #endif
 #endif
 
+/* A value as it is stored, as a program hands it over; a sum; what a sum is multiplied by; a clamp. */
+#if HWP_FLOAT
+typedef float hwp_value, hwp_element, hwp_sum, hwp_factor, hwp_bound;
+#define HWP_OFFSET 0
+#define HWP_LOWEST (-0x1.fffffep+127f)
+#define HWP_HIGHEST 0x1.fffffep+127f
+#else
+typedef int8_t hwp_element, hwp_bound;
+typedef int32_t hwp_sum, hwp_factor;
 #if HWP_UNSIGNED
 typedef uint8_t hwp_value;
 #define HWP_OFFSET 128
 #else
 typedef int8_t hwp_value;
 #define HWP_OFFSET 0
+#endif
+#define HWP_LOWEST (-128)
+#define HWP_HIGHEST 127
 #endif
 
 /* A zero point as it is stored, and the bias of a filter whose weights have this sum, as the sum of
@@ -72,7 +89,7 @@ typedef struct hwp_layer {
 } hwp_layer;
 
 /* Hands over one row of the input: channel c's pixels go to pixels[c * pitch] and following. */
-typedef void hwp_read_row(void *context, unsigned row, int8_t *pixels, unsigned pitch);
+typedef void hwp_read_row(void *context, unsigned row, hwp_element *pixels, unsigned pitch);
 
 typedef struct {
   hwp_read_row *read;
@@ -97,16 +114,16 @@ typedef struct hwp_network {
 int hwp_run(const hwp_network *network, hwp_read_row *read, void *context);
 
 /* Copies a tensor whose window holds all its rows, as [channel][row][x]. */
-void hwp_copy_out(const hwp_network *network, unsigned tensor, int8_t *values);
+void hwp_copy_out(const hwp_network *network, unsigned tensor, hwp_element *values);
 
 /* A source for inputs that lie in memory as [channel][row][x]; the context is a hwp_array. */
 typedef struct {
-  const int8_t *values;
+  const hwp_element *values;
   uint16_t channels;
   uint16_t height;
   uint16_t width;
 } hwp_array;
-void hwp_read_array(void *context, unsigned row, int8_t *pixels, unsigned pitch);
+void hwp_read_array(void *context, unsigned row, hwp_element *pixels, unsigned pitch);
 
 #ifdef HWP_TRACE
 /* Called by hwp_run around each step, where a test or a profiler provides them. */
@@ -165,8 +182,8 @@ hwp_decoder hwp_decode_words;  /* the taps themselves, each filter with a word o
 
 typedef struct {
   hwp_filters filters;
-  const int32_t *bias;      /* HWP_BIAS less the input's zero point times the filter's weights */
-  const int32_t *multiplier; /* of each filter's sum: 2^40 steps of the output */
+  const hwp_sum *bias;      /* HWP_BIAS less the input's zero point times the filter's weights */
+  const hwp_factor *multiplier; /* of each filter's sum: 2^40 steps of the output, or the scale */
   uint16_t filters_per_group;
   uint16_t group_channels;  /* of the input */
   uint16_t kernel_reach;    /* rows that a window spans */
@@ -174,14 +191,14 @@ typedef struct {
   uint8_t stride_columns;
   uint8_t pad_top;
   uint8_t pad_left;
-  int8_t low;               /* the clamp, of values as they are (not as they are stored) */
-  int8_t high;
+  hwp_bound low;            /* the clamp, of values as they are (not as they are stored) */
+  hwp_bound high;
 } hwp_conv2d_parameters;
 
 typedef struct {
   uint16_t ratio[2]; /* the operands' scales in 64ths of the sum's */
-  int8_t low;
-  int8_t high;
+  hwp_bound low;
+  hwp_bound high;
 } hwp_add_parameters;
 
 typedef struct {
@@ -196,8 +213,8 @@ typedef struct {
 } hwp_pool_parameters;
 
 typedef struct {
-  int32_t *sums; /* [channel] between passes; NULL where there is one */
-  int32_t multiplier;
+  hwp_sum *sums; /* [channel] between passes; NULL where there is one */
+  hwp_factor multiplier;
   uint8_t shift; /* of a sum, to the left */
 } hwp_global_pool_parameters;
 
@@ -212,7 +229,7 @@ hwp_kernel hwp_add;
 hwp_kernel hwp_max_pool;
 hwp_kernel hwp_average_pool;
 hwp_kernel hwp_global_pool;
-hwp_kernel hwp_softmax;     /* parameters: const float[256], e^(-i * scale) times a common factor */
+hwp_kernel hwp_softmax;     /* parameters, of int8: const float[256], e^(-i * scale) times a common factor */
 hwp_kernel hwp_reshape;     /* the elements in order of [channel][row][x] */
 hwp_kernel hwp_concat;      /* inputs are those of its parameters */
 

@@ -41,11 +41,11 @@ static __attribute__((noinline)) void make_edge(hwp_row_job *job, int32_t top, u
   const int32_t row_bytes = (int32_t)hwp_row_bytes(input);
   const int32_t least = -top * row_bytes, limit = ((int32_t)input->height - top) * row_bytes;
   const uint32_t *const taps = job->taps, *const end = job->end, *from = taps, *to = end;
-  const int32_t bias = job->bias;
+  const hwp_sum bias = job->bias;
   for (; from != to && (int32_t)(*from & 0xffffu) < least; from++)
-    job->bias += ((int32_t)*from >> 16) * input->zero;
+    job->bias += (hwp_sum)(((int32_t)*from >> 16) * input->zero);
   for (; to != from && (int32_t)(to[-1] & 0xffffu) >= limit; to--)
-    job->bias += ((int32_t)to[-1] >> 16) * input->zero;
+    job->bias += (hwp_sum)(((int32_t)to[-1] >> 16) * input->zero);
   uint32_t *begin = room + (taps == room ? from - taps : 0), *mark = begin + (to - from);
   for (uint32_t *at = begin; taps != room && at != mark;) *at++ = *from++;
   const uint32_t behind = *mark;
@@ -77,7 +77,7 @@ int hwp_conv2d(const hwp_network *network, const hwp_layer *layer, unsigned firs
   const hwp_conv2d_parameters *conv = layer->parameters;
   const hwp_filters *filters = &conv->filters;
   const hwp_tensor *input = hwp_input_of(network, layer), *output = hwp_output_of(network, layer);
-  const int clamps = conv->low > -128 || conv->high < 127;
+  const int clamps = conv->low > HWP_LOWEST || conv->high < HWP_HIGHEST;
   const int32_t first_top = (int32_t)(first * conv->stride_rows) - conv->pad_top;
   const int32_t last_top = (int32_t)input->height - conv->kernel_reach;
   const unsigned x_step = conv->stride_rows * hwp_row_bytes(input);

@@ -20,6 +20,7 @@
 #define HWP_LEAST (HWP_OFFSET - 128)
 #define HWP_MOST (HWP_OFFSET + 127)
 
+/* What is called bytes is counted in values: they are of one byte, or of four. */
 HWP_INLINE unsigned hwp_row_bytes(const hwp_tensor *tensor) {
   return (unsigned)tensor->channels * tensor->pitch;
 }
@@ -28,8 +29,8 @@ HWP_INLINE unsigned hwp_row_bytes(const hwp_tensor *tensor) {
  * do: then only addresses inside are formed from it. */
 HWP_INLINE hwp_value *hwp_row(const hwp_network *network, const hwp_tensor *tensor, int row) {
   const int32_t from = row - (int32_t)network->first[tensor->window];
-  const int32_t bytes = from * (int32_t)hwp_row_bytes(tensor) + (int32_t)tensor->offset;
-  return (hwp_value *)((uintptr_t)network->arena + (uintptr_t)bytes);
+  const int32_t values = from * (int32_t)hwp_row_bytes(tensor) + (int32_t)tensor->offset;
+  return (hwp_value *)((uintptr_t)network->arena + (uintptr_t)(values * (int32_t)sizeof(hwp_value)));
 }
 
 HWP_INLINE const hwp_tensor *hwp_input_of(const hwp_network *network, const hwp_layer *layer) {
@@ -40,6 +41,7 @@ HWP_INLINE const hwp_tensor *hwp_output_of(const hwp_network *network, const hwp
   return network->tensors + layer->output;
 }
 
+#if !HWP_FLOAT
 /* Saturates to what can be stored. */
 HWP_INLINE hwp_value hwp_saturate(int32_t value) {
 #if defined(__ARM_FEATURE_SAT) && !HWP_UNSIGNED
@@ -51,8 +53,9 @@ HWP_INLINE hwp_value hwp_saturate(int32_t value) {
   return (hwp_value)value;
 #endif
 }
+#endif
 
-HWP_INLINE hwp_value hwp_clamp(int32_t value, int32_t low, int32_t high) {
+HWP_INLINE hwp_value hwp_clamp(hwp_sum value, hwp_sum low, hwp_sum high) {
   return (hwp_value)(value < low ? low : value > high ? high : value);
 }
 
@@ -84,8 +87,13 @@ HWP_INLINE int32_t hwp_upper(int32_t sum, int32_t multiplier) {
  * hwprune/firmware/fixed_point.py). */
 #define HWP_HALF 128
 HWP_INLINE int32_t hwp_rounding(int32_t zero) { return zero * 256 + HWP_HALF; }
-HWP_INLINE hwp_value hwp_requantize(int32_t sum, int32_t multiplier, int32_t rounding) {
+HWP_INLINE hwp_value hwp_requantize(hwp_sum sum, hwp_factor multiplier, int32_t rounding) {
+#if HWP_FLOAT
+  (void)rounding;
+  return sum * multiplier;
+#else
   return hwp_saturate((hwp_upper(sum, multiplier) + rounding) >> 8);
+#endif
 }
 
 #endif

@@ -5,7 +5,7 @@ typedef uint32_t __attribute__((may_alias)) word;
 
 /* Windows begin at words, and most rows are whole words. */
 static void move_down(hwp_value *to, const hwp_value *from, unsigned bytes) {
-  if (!(((uintptr_t)to | (uintptr_t)from) & 3u))
+  if (!HWP_FLOAT && !(((uintptr_t)to | (uintptr_t)from) & 3u))
     for (; bytes >= 16; bytes -= 16, to += 16, from += 16) {
       word *a = (word *)(void *)to;
       const word *b = (const word *)(const void *)from;
@@ -73,7 +73,7 @@ int hwp_input(const hwp_network *network, const hwp_layer *layer, unsigned first
   const hwp_tensor *output = hwp_output_of(network, layer);
   for (unsigned row = first; row < end; row++) {
     hwp_value *pixels = hwp_row(network, output, (int)row);
-    network->source->read(network->source->context, row, (int8_t *)pixels, output->pitch);
+    network->source->read(network->source->context, row, (hwp_element *)pixels, output->pitch);
 #if HWP_UNSIGNED
     for (unsigned i = 0; i < hwp_row_bytes(output) - output->gap; i++) pixels[i] ^= 0x80u;
 #endif
@@ -81,9 +81,9 @@ int hwp_input(const hwp_network *network, const hwp_layer *layer, unsigned first
   return HWP_OK;
 }
 
-void hwp_read_array(void *context, unsigned row, int8_t *pixels, unsigned pitch) {
+void hwp_read_array(void *context, unsigned row, hwp_element *pixels, unsigned pitch) {
   const hwp_array *array = context;
-  const int8_t *from = array->values + (uint32_t)row * array->width;
+  const hwp_element *from = array->values + (uint32_t)row * array->width;
   for (unsigned channel = 0; channel < array->channels; channel++) {
     for (unsigned x = 0; x < array->width; x++) pixels[x] = from[x];
     from += (uint32_t)array->height * array->width;
@@ -91,11 +91,11 @@ void hwp_read_array(void *context, unsigned row, int8_t *pixels, unsigned pitch)
   }
 }
 
-void hwp_copy_out(const hwp_network *network, unsigned index, int8_t *values) {
+void hwp_copy_out(const hwp_network *network, unsigned index, hwp_element *values) {
   const hwp_tensor *tensor = network->tensors + index;
   for (unsigned channel = 0; channel < tensor->channels; channel++)
     for (unsigned row = 0; row < tensor->height; row++) {
       const hwp_value *from = hwp_row(network, tensor, (int)row) + channel * tensor->pitch;
-      for (unsigned x = 0; x < tensor->width; x++) *values++ = (int8_t)(from[x] - HWP_OFFSET);
+      for (unsigned x = 0; x < tensor->width; x++) *values++ = (hwp_element)(from[x] - HWP_OFFSET);
     }
 }

@@ -17,7 +17,7 @@
 #endif
 
 /* Without optimization a compiler keeps registers to itself that these loops need. */
-#if defined(__OPTIMIZE__) && defined(__thumb__) && !defined(HWP_PLAIN_C)
+#if defined(__OPTIMIZE__) && defined(__thumb__) && !defined(HWP_PLAIN_C) && !HWP_FLOAT
 #if defined(__thumb2__) && HWP_WIDE && !HWP_UNSIGNED
 #if defined(__ARM_FEATURE_DSP) && __ARM_FEATURE_DSP
 #define HWP_TAPS_DSP 1
@@ -29,7 +29,7 @@
 #endif
 #endif
 /* Helium makes whole rows, at 1.0 instructions a product and less. */
-#if defined(__ARM_FEATURE_MVE) && !HWP_UNSIGNED && !defined(HWP_PLAIN_C)
+#if defined(__ARM_FEATURE_MVE) && !HWP_UNSIGNED && !defined(HWP_PLAIN_C) && !HWP_FLOAT
 #define HWP_ROW_HELIUM 1
 #include <arm_mve.h>
 #endif
@@ -44,10 +44,10 @@
 /* One row of one filter's output. The fields up to x_end are read in assembly, by their places. Whoever
  * makes pixels moves x and y on. */
 typedef struct {
-  int32_t bias;
+  hwp_sum bias;
   uint32_t odd;           /* whether there is an odd number of taps */
   const uint32_t *list;   /* of taps, without the first one where it is */
-  int32_t multiplier;
+  hwp_factor multiplier;
   int32_t rounding;
   hwp_value *y;
   const hwp_value *x;     /* the window's corner for the next pixel */
@@ -59,10 +59,10 @@ typedef struct {
 } hwp_row_job;
 
 /* One pixel's sum. */
-HWP_INLINE int32_t hwp_sum_one(const hwp_row_job *job, const hwp_value *x) {
-  int32_t sum = job->bias;
+HWP_INLINE hwp_sum hwp_sum_one(const hwp_row_job *job, const hwp_value *x) {
+  hwp_sum sum = job->bias;
   for (const uint32_t *tap = job->taps; tap != job->end; tap++)
-    sum += ((int32_t)*tap >> 16) * x[*tap & 0xffffu];
+    sum += (hwp_sum)((int32_t)*tap >> 16) * x[*tap & 0xffffu];
   return sum;
 }
 
@@ -165,31 +165,31 @@ HWP_APART void hwp_sum_second(const hwp_row_job *job, const hwp_value *x, int32_
 #else
 #define HWP_EACH_PIXEL(apply) apply(0) apply(1) apply(2) apply(3)
 #endif
-#define HWP_BEGIN(i) int32_t sum##i = job->bias;
+#define HWP_BEGIN(i) hwp_sum sum##i = job->bias;
 #define HWP_ADD(i) sum##i += weight * at[i * stride];
 #define HWP_END(i) sums[i] = sum##i;
 HWP_INLINE void hwp_sum_plain(const hwp_row_job *job, const hwp_value *x, unsigned stride,
-                              int32_t *sums) {
+                              hwp_sum *sums) {
   HWP_EACH_PIXEL(HWP_BEGIN)
   for (const uint32_t *tap = job->taps; tap != job->end; tap++) {
     const hwp_value *at = x + (*tap & 0xffffu);
-    const int32_t weight = (int32_t)*tap >> 16;
+    const hwp_sum weight = (hwp_sum)((int32_t)*tap >> 16);
     HWP_EACH_PIXEL(HWP_ADD)
   }
   HWP_EACH_PIXEL(HWP_END)
 }
-HWP_APART void hwp_sum_next(const hwp_row_job *job, const hwp_value *x, int32_t *sums) {
+HWP_APART void hwp_sum_next(const hwp_row_job *job, const hwp_value *x, hwp_sum *sums) {
   hwp_sum_plain(job, x, 1, sums);
 }
-HWP_APART void hwp_sum_second(const hwp_row_job *job, const hwp_value *x, int32_t *sums) {
+HWP_APART void hwp_sum_second(const hwp_row_job *job, const hwp_value *x, hwp_sum *sums) {
   hwp_sum_plain(job, x, 2, sums);
 }
 #endif
 
 #if !defined(HWP_TAPS_DSP) && !defined(HWP_TAPS_THUMB2)
-typedef void hwp_summer(const hwp_row_job *job, const hwp_value *x, int32_t *sums);
+typedef void hwp_summer(const hwp_row_job *job, const hwp_value *x, hwp_sum *sums);
 static void hwp_passes(hwp_row_job *job, hwp_summer *sum, unsigned step) {
-  int32_t sums[HWP_PIXELS];
+  hwp_sum sums[HWP_PIXELS];
   for (; job->x != job->x_end; job->x += step) {
     sum(job, job->x, sums);
     for (unsigned i = 0; i < HWP_PIXELS; i++)

@@ -59,10 +59,10 @@ static unsigned read_bytes(void *data, unsigned size) {
 
 static int at_end;
 
-static void read_row(void *context, unsigned row, int8_t *pixels, unsigned pitch) {
+static void read_row(void *context, unsigned row, hwp_element *pixels, unsigned pitch) {
   (void)context, (void)row;
   for (unsigned channel = 0; channel < MODEL_INPUT_CHANNELS; channel++, pixels += pitch)
-    if (read_bytes(pixels, MODEL_INPUT_WIDTH)) at_end = 1;
+    if (read_bytes(pixels, MODEL_INPUT_WIDTH * sizeof *pixels)) at_end = 1;
 }
 
 /* Everything below the frame of whoever calls this. */

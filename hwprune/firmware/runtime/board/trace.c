@@ -33,7 +33,12 @@ void hwp_trace_end(const hwp_network *network, unsigned layer, unsigned first, u
     for (unsigned channel = 0; channel < tensor->channels; channel++, from += tensor->pitch)
       for (unsigned x = 0; x < tensor->width; x++) {
         const uint32_t place = (channel * tensor->height + row) * tensor->width + x;
+#if HWP_FLOAT
+        const union { float value; uint32_t bits; } held = {from[x]};
+        trace_sums[index] += mixed(mixed(place) + held.bits);
+#else
         trace_sums[index] += mixed(place << 8 | (uint8_t)(from[x] - HWP_OFFSET));
+#endif
       }
   }
 }
