@@ -230,6 +230,8 @@ def exported_by_torch(name: str, *, whole: bool = False) -> str:
     except Exception as error:
         if not whole and ("out of data bounds" in str(error) or isinstance(error, IndexError)):
             return exported_by_torch(name, whole=True)
+        while error.__cause__ is not None:  # torch's own first line may only name a step
+            error = error.__cause__
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
     return "exports"
 

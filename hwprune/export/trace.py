@@ -105,28 +105,18 @@ def trace(model: Model) -> Traced:
                 "no projection, and torch exports another network",
                 hint="use an LSTM without proj_size, and a linear layer behind it",
             )
-    args = tuple(
-        _example(spec.with_batch(_TRACE_BATCH), spec.dtype, torch) for spec in model.inputs
-    )
-    dynamic = tuple(
-        {axis: torch.export.Dim.AUTO for axis in _dynamic_axes(spec)} for spec in model.inputs
-    )
     try:
         with _quiet():
-            module = _exportable(model, args)
-            program = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
-            _check_is_free(program, model, args, dynamic)
-            with unparsed_functions():
-                exported = torch.onnx.export(
-                    program,
-                    args,
-                    dynamo=True,
-                    optimize=False,
-                    opset_version=TRACE_OPSET,
-                    input_names=[spec.name for spec in model.inputs],
-                    output_names=_output_names(program, model),
-                    verbose=False,
-                )
+            try:
+                exported = _exported(model)
+            except ExportError:
+                raise
+            except Exception as error:
+                if not _is_of_attention(error):
+                    raise
+                # What torch makes of its fused attention has strides that a later view may not fit.
+                with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+                    exported = _exported(model)
     except ExportError:
         raise
     except Exception as error:
@@ -139,8 +129,44 @@ def trace(model: Model) -> Traced:
         raise ExportError(
             f"torch cannot export {model.name}: {_first_line(error)}", hint=hint
         ) from error
+    return _structure(exported, model)
+
+
+def _exported(model: Model) -> Any:
+    """Return torch's own export, an ONNX IR model with the parameters in it."""
+    import torch
+
+    args = tuple(
+        _example(spec.with_batch(_TRACE_BATCH), spec.dtype, torch) for spec in model.inputs
+    )
+    dynamic = tuple(
+        {axis: torch.export.Dim.AUTO for axis in _dynamic_axes(spec)} for spec in model.inputs
+    )
+    module = _exportable(model, args)
+    program = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
+    _check_is_free(program, model, args, dynamic)
+    with unparsed_functions():
+        exported = torch.onnx.export(
+            program,
+            args,
+            dynamo=True,
+            optimize=False,
+            opset_version=TRACE_OPSET,
+            input_names=[spec.name for spec in model.inputs],
+            output_names=_output_names(program, model),
+            verbose=False,
+        )
     assert exported is not None
-    return _structure(exported.model, model)
+    return exported.model
+
+
+def _is_of_attention(error: BaseException | None) -> bool:
+    """Return whether an error is torch's, of views that do not fit a tensor's strides."""
+    while error is not None:
+        if "Cannot view a tensor with shape" in str(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _output_names(program: Any, model: Model) -> list[str] | None:

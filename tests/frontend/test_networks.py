@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hwprune.errors import ExportError, ModelError
+from hwprune.export import trace as trace_room
 from hwprune.export.trace import trace
 from hwprune.frontend.inputs import describe, parse_input
 from hwprune.frontend.prepare import prepare
@@ -219,6 +220,23 @@ def fixes(self: Any, x: Tensor) -> Any:
 
 def loops(self: Any, x: Tensor) -> Any:
     return torch.stack([self.fc(row) for row in x])
+
+
+def test_views_that_do_not_fit_fused_attention_are_exported_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As MaxViT meets it: torch's error names the view, and plain attention has no such strides.
+    exported, fused = trace_room._exported, []
+
+    def meets(given: Model) -> Any:
+        fused.append(torch.backends.cuda.flash_sdp_enabled())
+        if fused[-1]:
+            raise RuntimeError("step 2/3") from ValueError("Cannot view a tensor with shape (4,)")
+        return exported(given)
+
+    monkeypatch.setattr(trace_room, "_exported", meets)
+    trace(model(net(lambda self, x: self.fc(x)), spec("x", 4)))
+    assert fused == [True, False]
 
 
 def test_a_tensor_of_the_network_may_be_an_output() -> None:
