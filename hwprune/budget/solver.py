@@ -53,9 +53,11 @@ class Prefixes:
         self.length = len(ranking)
         sizes = [math.prod(shape) for shape in ranking.shapes.values()]
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
-        number = starts[ranking.tensor] + ranking.position
-        order = np.argsort(number)
-        number = number[order]
+        # Each connection is ranked once: a table of all sorts them faster than a comparison does.
+        place = np.full(starts[-1], -1, np.int64)
+        place[starts[ranking.tensor] + ranking.position] = np.arange(self.length)
+        number = np.flatnonzero(place >= 0)
+        order = place[number]
         bounds = np.searchsorted(number, starts)
         self._places: dict[str, NDArray[np.int64]] = {}
         self._positions: dict[str, NDArray[np.int64]] = {}

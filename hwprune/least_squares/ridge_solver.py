@@ -21,11 +21,13 @@ import torch
 
 # Bytes of the systems of equations that are factorised at once.
 _BATCH_BYTES = 64 * 1024**2
-# More steps fit what was seen better, and what is held out no better.
-_STEPS = 16
+# More steps fit what was seen better, and what is held out no better or worse; a weaker ridge goes
+# on from where the stronger one stopped.
+_STEPS, _FURTHER_STEPS = 8, 4
 _TOLERANCE = 1e-3
-# So many steps of iterating take about as long as factorising with as many products.
-_STEPS_WORTH = 64
+# Factorising is exact, and taken where it costs no more than so many products of all rows; where it
+# takes more multiplications than a second has, than so many: these cost as much as iterating does.
+_PRODUCTS_WORTH, _LARGE, _PRODUCTS_WORTH_LARGE = 64, 10e9, 4
 # From here on systems are factorised in single precision, and the solutions refined in double.
 _MIXED_FROM = 256
 
@@ -102,14 +104,16 @@ class GramSums:
             matrix -= mean.unsqueeze(2) * mean.unsqueeze(1)
         return matrix
 
-    def multiplier(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return what multiplies rows, float32, by the second moments, not about the means."""
+    def multiplier(self, mean: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return what multiplies rows, float32, by the second moments about ``mean`` (g, K)."""
         if self._gram is not None:
-            return partial(torch.matmul, other=(self._fold() / self.count).float())
-        columns = torch.cat(self._waiting, 2)
+            matrix = self._fold() / self.count - mean.unsqueeze(2) * mean.unsqueeze(1)
+            return partial(torch.matmul, other=matrix.float())
+        columns = torch.cat(self._waiting, 2) - mean.float().unsqueeze(2)
 
         def times(rows: torch.Tensor) -> torch.Tensor:
-            return torch.bmm(torch.bmm(rows, columns), columns.transpose(1, 2)) / self.count
+            inner = torch.bmm(rows, columns) / self.count
+            return torch.bmm(inner, columns.transpose(1, 2))
 
         return times
 
@@ -160,7 +164,7 @@ def solve(
     if _factorising_pays(alive, data.count):
         found = _factorised(data.matrix(offset=offset), at.cross, alive, held, tick)
     else:
-        found = _iterated(data.multiplier(), at, alive, held, tick)
+        found = _iterated(data.multiplier(at.columns), at, alive, held, tick)
     return [(each, at.residual - (each @ at.columns.unsqueeze(2)).squeeze(2)) for each in found]
 
 
@@ -170,7 +174,8 @@ def _factorising_pays(alive: torch.Tensor, count: int) -> bool:
     sizes = alive.sum(2).double()
     own = torch.where(sizes < width, sizes.pow(3) / 3, sizes.square()).sum() + width**3 / 3
     # Few columns are multiplied with twice, but in single precision.
-    return float(own) <= _STEPS_WORTH * groups * height * width * min(width, count)
+    worth = _PRODUCTS_WORTH if float(own) <= _LARGE else _PRODUCTS_WORTH_LARGE
+    return float(own) <= worth * groups * height * width * min(width, count)
 
 
 def _factorised(
@@ -307,9 +312,9 @@ def _iterated(
 ) -> list[torch.Tensor]:
     """Solve all rows by conjugate gradients on their supports, scaled by the diagonal.
 
-    In single precision: few steps are taken. Each held (g,) goes on from a stronger one's solution.
+    In single precision, in few steps. Each held (g,) goes on from a stronger one's solution.
     """
-    mean, cross = at.columns.float().unsqueeze(2), at.cross.float() * alive
+    cross = at.cross.float() * alive
     enough = _TOLERANCE**2 * cross.square().sum(2)
     result, found = torch.zeros_like(cross), {}
     for number in sorted(range(len(held)), key=lambda n: float(held[n].sum()), reverse=True):
@@ -318,25 +323,24 @@ def _iterated(
         ridge = held[number][:, None, None].float()
 
         def product(rows: torch.Tensor, ridge: torch.Tensor = ridge) -> torch.Tensor:
-            about = times(rows) - (rows @ mean) * mean.transpose(1, 2)
-            return (about + ridge * rows) * alive
+            return torch.addcmul(times(rows), rows, ridge).mul_(alive)
 
         residual = cross - product(result)
         direction = residual / scale
         fall = (residual * direction).sum(2)
-        for _ in range(_STEPS):
+        for _ in range(_FURTHER_STEPS if found else _STEPS):
             tick()
             ahead = product(direction)
             curve = (direction * ahead).sum(2)
             going = curve > 0
             length = torch.where(going, fall / torch.where(going, curve, 1.0), 0.0).unsqueeze(2)
-            result = result + length * direction
-            residual -= length * ahead
+            result.addcmul_(length, direction)
+            residual.addcmul_(length, ahead, value=-1)
             if bool((residual.square().sum(2) <= enough).all()):
                 break
             scaled = residual / scale
             before, fall = fall, (residual * scaled).sum(2)
             turn = torch.where(before > 0, fall / torch.where(before > 0, before, 1.0), 0.0)
-            direction = scaled + turn.unsqueeze(2) * direction
+            direction = scaled.addcmul_(turn.unsqueeze(2), direction)
         found[number] = result.double()
     return [found[number] for number in range(len(held))]

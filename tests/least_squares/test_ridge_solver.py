@@ -34,6 +34,7 @@ def test_iterating_and_factorising_agree(
     monkeypatch.setattr(ridge_solver, "_factorising_pays", lambda *what: False)
     early = solve(sums, alive, ridges, offset=offset)
     monkeypatch.setattr(ridge_solver, "_STEPS", 500)
+    monkeypatch.setattr(ridge_solver, "_FURTHER_STEPS", 500)
     monkeypatch.setattr(ridge_solver, "_TOLERANCE", 1e-5)
     iterated = solve(sums, alive, ridges, offset=offset)
     monkeypatch.setattr(ridge_solver, "_factorising_pays", lambda *what: True)
@@ -42,7 +43,7 @@ def test_iterating_and_factorising_agree(
     near = 2e-3  # where iterating stops
     for short, one, two in zip(early, iterated, factorised, strict=True):
         # A few steps leave the rest of the error at hand.
-        assert (short[0] - two[0]).square().sum() < 0.02 * two[0].square().sum()
+        assert (short[0] - two[0]).square().sum() < 0.1 * two[0].square().sum()
         assert torch.allclose(one[0], two[0], atol=near)
         assert torch.allclose(one[1], two[1], atol=near)
         assert bool(one[1].any()) == offset
@@ -79,3 +80,14 @@ def test_moments_that_are_rounding_are_factorised_in_the_end() -> None:
     factors = factor(torch.stack([rounding, torch.eye(2, dtype=torch.float64)]))
     assert bool(torch.isfinite(factors).all())
     assert torch.equal(factors[1], torch.eye(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("width", "density", "pays"), [
+    (576, 0.2, True), (576, 0.5, True), (2304, 0.1, True), (2304, 0.4, False),
+])  # fmt: skip
+def test_large_systems_are_factorised_only_where_that_is_quicker(
+    width: int, density: float, pays: bool
+) -> None:
+    alive = torch.zeros(1, width // 9, width, dtype=torch.bool)
+    alive[..., : int(density * width)] = True
+    assert ridge_solver._factorising_pays(alive, 1 << 15) == pays
