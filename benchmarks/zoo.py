@@ -8,6 +8,7 @@ squares are few and rough here (`SAMPLES`, `STEPS`): they move weights, not whet
 
     python -m venv zoo && zoo/bin/pip install -e '.[compile]' timm torchvision transformers ...
     zoo/bin/python benchmarks/zoo.py [--rows 0-9] [--names vae,...] [--again refused] [--table]
+    zoo/bin/python benchmarks/zoo.py --whole   # how long whole commands take, with all the inputs
 
 docs/networks.md names the packages. Rows whose package is missing are left for later. The record is
 benchmarks/results/zoo.json; after each run docs/networks.md is written from it.
@@ -33,6 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from common import ROOT, Experiment, Stopwatch, command_line, parse_rows
+from plan import save
+from plan import whole as whole_command
 from zoo_networks import NETWORKS
 
 from hwprune.frontend.torchvision_shim import import_torchvision
@@ -49,6 +52,18 @@ PACKAGES = (
 )  # fmt: skip
 
 ROWS: list[dict[str, Any]] = [{"network": name} for name in NETWORKS]
+# Whole commands, at a budget in bytes; and the CPU seconds that they took before the work on them.
+WHOLE: list[tuple[dict[str, Any], float]] = [
+    ({"network": "cifar-vgg16-bn", "input": "x:Nx3x32x32", "budget_bytes": 6_000_000}, 173),
+    (
+        {
+            "network": "timm:mobilenetv3_small_050",
+            "input": "x:Nx3x224x224",
+            "budget_bytes": 640_000,
+        },
+        217,
+    ),
+]
 
 
 # -- one network, in a process of its own ---------------------------------------------------------
@@ -193,7 +208,9 @@ def run_batches(path: str, name: str, *, whole: bool = False) -> str:
             return f"batch {batch}: {str(error).splitlines()[0][:200]}"
     for batch in BATCHES[:-1]:
         for few, many in zip(outputs[batch], outputs[max(BATCHES)], strict=True):
-            if few.ndim and len(many) == max(BATCHES) and not np.allclose(
+            # Not of what compares the samples of a batch with each other, as CLIP does.
+            alike = few.ndim and few.shape[1:] == many.shape[1:] and len(many) == max(BATCHES)
+            if alike and not np.allclose(
                 few, many[:batch], rtol=0, atol=1e-3 * max(1e-6, float(np.abs(many).max())),
                 equal_nan=True,
             ):  # fmt: skip
@@ -234,6 +251,19 @@ def exported_by_torch(name: str, *, whole: bool = False) -> str:
             error = error.__cause__
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
     return "exports"
+
+
+def time_whole(experiment: Experiment, config: dict[str, Any]) -> None:
+    """Compile a network with random weights and no data, as a command; record what that took."""
+    watch = Stopwatch()
+    with tempfile.TemporaryDirectory(prefix="hwprune-zoo-") as folder:
+        path = Path(folder, "model.pt")
+        save(config["network"], path)
+        words = ["--arch", config["network"], "--input", config["input"], "--epochs", "0"]
+        words += ["--budget", str(config["budget_bytes"]), "--target", TARGETS[0]]
+        command = [sys.executable, "-m", "hwprune.cli", "compile", str(path), *words]
+        used = whole_command([*command, "-o", str(Path(folder, "out"))])
+    experiment.add(config, SEED, watch.seconds, 0, **used)
 
 
 # -- the rows -------------------------------------------------------------------------------------
@@ -356,6 +386,21 @@ def table(experiment: Experiment) -> str:
     return "\n".join(lines)
 
 
+def whole_table(experiment: Experiment) -> str:
+    """Return what whole commands took as a table of docs/networks.md."""
+    lines = ["| network | budget | CPU seconds | before | peak memory | load before |"]
+    lines.append("|---|---|---|---|---|---|")
+    measured = {str(row.config): row.model_extra or {} for row in experiment.rows()}
+    for config, before in WHOLE:
+        if (used := measured.get(str(config))) is not None:
+            lines.append(
+                f"| {config['network']}, {config['input']} | {config['budget_bytes']:,} B "
+                f"| {used['cpu_seconds']:.0f} | {before} "
+                f"| {used['peak_rss_bytes'] / 1024**3:.2f} GiB | {used['load_average_before']} |"
+            )
+    return "\n".join(lines)
+
+
 def page(experiment: Experiment) -> str:
     """Return docs/networks.md."""
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
@@ -381,6 +426,14 @@ bytes and verified; what was written then ran in onnxruntime at batches 1, 2 and
 
 {table(experiment)}
 
+## How long that takes without data
+
+Whole commands, `hwprune compile --epochs 0` with one thread, from the interpreter's start to its
+end, with all the inputs that are made up (a progress line says what is being done and how long it
+will take).
+
+{whole_table(experiment)}
+
 ## To make it anew
 
 ```bash
@@ -403,9 +456,12 @@ def main(arguments: Sequence[str]) -> int:
     parser = command_line(__doc__, data=False)
     parser.add_argument("--names", help="which networks, with commas between")
     parser.add_argument("--again", help="run rows anew that had this outcome, or all")
+    parser.add_argument("--whole", action="store_true", help="time whole commands instead")
     given = parser.parse_args(arguments)
     experiment = Experiment("zoo", ["python", "benchmarks/zoo.py"])
-    numbers = [] if given.table else parse_rows(given.rows, len(ROWS))
+    numbers = [] if given.table or given.whole else parse_rows(given.rows, len(ROWS))
+    for config, _ in WHOLE if given.whole else ():
+        time_whole(experiment, config)
     if given.names:
         numbers = [list(NETWORKS).index(name) for name in given.names.split(",")]
     done = rows_of(experiment)

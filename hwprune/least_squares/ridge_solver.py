@@ -316,7 +316,7 @@ def _iterated(
     """
     cross = at.cross.float() * alive
     enough = _TOLERANCE**2 * cross.square().sum(2)
-    result, found = torch.zeros_like(cross), {}
+    result, found = torch.zeros_like(cross), dict[int, torch.Tensor]()
     for number in sorted(range(len(held)), key=lambda n: float(held[n].sum()), reverse=True):
         scale = (at.diagonal + held[number][:, None]).unsqueeze(1).float()
         scale = scale.clamp_min(torch.finfo(torch.float32).tiny)

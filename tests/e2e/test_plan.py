@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from e2e_tools import Runner
+from torch import nn
 
+import hwprune as hwprune_package
 from hwprune.frontend import load_model
 from hwprune.frontend.zoo import ARCHITECTURES
 
@@ -67,6 +69,28 @@ def test_shared_weights_are_counted_once(hwprune: Runner, tmp_path: Path) -> Non
     assert "weights are not shared: the dense network fits" in hwprune(*roomy).document["notes"]
     loose = (*words[:5], "400KiB", *words[6:], "--share-weights", "auto")
     hwprune.refused(*loose, code=2, says=["nothing would be pruned"])
+
+
+class Keywords(nn.Module):
+    """Keyword spotting by two layers of LSTM over 49 frames: 97 % of its bytes are W and R."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(40, 128, 2, batch_first=True), nn.Linear(128, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.head(self.rnn(x)[0][:, -1])
+        return scores
+
+
+@pytest.mark.parametrize("target", ["raspberry-pi-5", "jetson-nano"])
+def test_keyword_spotting_with_an_lstm_at_15_percent_of_its_bytes(target: str) -> None:
+    frames = torch.zeros(2, 49, 40)
+    found = hwprune_package.plan(
+        Keywords(), target=target, example_input=frames, budget=132_800, values="int8"
+    )
+    assert 0.14 < found.budget_bytes / found.dense_bytes < 0.15
+    assert found.plans["int8"].max_nonzeros > 80_000
 
 
 def test_a_budget_below_every_floor_names_the_lowest(hwprune: Runner, digits_pt: Path) -> None:

@@ -43,7 +43,7 @@ def test_iterating_and_factorising_agree(
     near = 2e-3  # where iterating stops
     for short, one, two in zip(early, iterated, factorised, strict=True):
         # A few steps leave the rest of the error at hand.
-        assert (short[0] - two[0]).square().sum() < 0.1 * two[0].square().sum()
+        assert (short[0] - two[0]).square().sum() < 0.15 * two[0].square().sum()
         assert torch.allclose(one[0], two[0], atol=near)
         assert torch.allclose(one[1], two[1], atol=near)
         assert bool(one[1].any()) == offset
