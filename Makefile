@@ -6,6 +6,8 @@
 #   make check    install into .venv, lint, type-check, check who imports whom
 #   make kernels  build the library of sparse kernels into hwprune/kernels (CMake, a C++17 compiler)
 #   make sanitize build and test the kernels with address and undefined-behaviour sanitizers; fuzz
+#   make tsan     build and test the kernels with the thread sanitizer
+#   make fuzz-native  fuzz the kernels and the firmware's decoders with libFuzzer (Clang), a minute each
 #   make faults   kill hwprune at some of the changes it makes to the disk (FAULTS_ARGS=: at all)
 #   make fuzz     fuzz what reads other people's files, with atheris in .venv-fuzz
 #   make aarch64  build the kernels for 64-bit Arm, test them under qemu-user
@@ -31,7 +33,8 @@ STAMP  := $(VENV)/.hwprune-installed
 ROOT   := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all check kernels sanitize faults fuzz aarch64 runtimes versions hashes licences sbom audit \
+.PHONY: help install demo test test-slow test-all check kernels sanitize tsan \
+  faults fuzz fuzz-native aarch64 runtimes versions hashes licences sbom audit \
   integrations wheel clean
 
 help:
@@ -90,6 +93,26 @@ sanitize:
 	  -DHWPRUNE_SANITIZE=ON -DHWPRUNE_TESTS=ON -DHWPRUNE_FUZZ=ON
 	cmake --build build/sanitize --parallel
 	cd build/sanitize && ctest --output-on-failure --parallel 2
+
+# onnxruntime itself is built without it: the kernels' own program runs them from eight threads.
+tsan:
+	cmake -B build/tsan -S . -DCMAKE_BUILD_TYPE=Sanitize -DHWPRUNE_SANITIZE=ON -DHWPRUNE_SANITIZERS=thread \
+	  -DHWPRUNE_TESTS=ON
+	cmake --build build/tsan --parallel --target test_compute
+	build/tsan/tests/kernels/test_compute 40
+
+# FUZZ_SECONDS=3600: an hour each. What is found is kept in build/fuzz; inputs that led further, in build/corpus.
+CLANG := $(firstword $(foreach each,clang clang-19 clang-16 clang-14,$(shell command -v $(each))))
+FUZZ_SECONDS ?= 60
+fuzz-native:
+	@if test -z "$(CLANG)"; then echo "SKIPPED: there is no Clang here (apt-get install clang)."; else \
+	  cmake -B build/fuzz-native -S . -DCMAKE_BUILD_TYPE=Sanitize -DHWPRUNE_SANITIZE=ON -DHWPRUNE_FUZZ=ON \
+	    -DCMAKE_C_COMPILER=$(CLANG) -DCMAKE_CXX_COMPILER=$(subst clang,clang++,$(CLANG)) && \
+	  cmake --build build/fuzz-native --parallel --target fuzz_decode fuzz_run fuzz_firmware && mkdir -p build/fuzz && \
+	  for each in fuzz_decode fuzz_run fuzz_firmware; do mkdir -p build/corpus/$$each && \
+	    build/fuzz-native/tests/kernels/$$each -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -malloc_limit_mb=128 \
+	      -verbosity=0 -print_final_stats=1 -artifact_prefix=build/fuzz/$$each- \
+	      build/corpus/$$each tests/corpus/$$each || exit 1; done; fi
 
 FAULTS_ARGS ?= --points 3 --mode kill
 faults: $(STAMP) kernels

@@ -167,6 +167,23 @@ def test_a_budget_below_the_floor_says_the_floor_and_its_parts(value_type: Value
     assert fit(cost, ranking, floor, value_type).file_bytes == floor
 
 
+def test_two_thousand_million_weights() -> None:
+    """Sizes are counted in 64 bits; of more weights than 31 bits count no position is stored."""
+    cost = make_cost([(46_340, 46_340)], codecs=("gap16",))
+    (tensor,) = cost.tensors
+    for kind, bits in (("fp32", 32), ("int8", 8), ("int4", 4)):
+        size = tensor.bytes("gap16", kind, tensor.weights, tensor.weights)
+        assert 0 < size - tensor.weights * bits // 8 - 2 * tensor.weights < 300_000
+    last = tensor.weights - 1
+    none = cost.encoding({"t0": np.empty(0, np.int64)}, "int8").file_bytes
+    two = cost.encoding({"t0": np.array([0, last])}, "int8").file_bytes
+    entries = 2 + (last - 1) // 65_535  # an entry of 0 goes on by as much
+    assert 0 <= two - none - 2 - 2 * entries < 20
+    larger = make_cost([(46_342, 46_342)]).tensors[0]
+    assert larger.weights > 2**31
+    assert {codec for codec, _ in larger.forms} <= {"dense"}
+
+
 def test_a_plan_says_what_limits_it() -> None:
     cost = make_cost([(8, 9), (4, 80)])
     ranking = random_ranking(cost, 1)

@@ -1,6 +1,7 @@
 """Kill hwprune, or fill its disk, at each change it makes to its folder; then look, and resume.
 
     python tests/faults/crash_points.py [--scenario NAME] [--points N] [--mode kill|full|broken]
+                                        [--done FILE]
 
 Every request that changes the disk below the output folder is counted (``interpose.c``, loaded with
 LD_PRELOAD: no clock is involved) and is a crash point. Each point has a process of its own, forked
@@ -13,7 +14,11 @@ from one that has imported everything and trained nothing. After it:
 - where the disk was full or broken and not the process killed: the exit code is that of an error,
   with a sentence and no traceback.
 
-``--points`` takes as many, evenly spread; without it all are tried. Exit code 1 where one fails.
+``--points`` takes as many, evenly spread; without it all are tried. ``--done`` keeps what was tried
+in a file: the same call goes on behind it. Exit code 1 where one fails.
+
+A sweep's own requests are attacked, not those of the compilations that it starts; a measurement on
+a device is attacked here, where an ``ssh`` that runs commands on this machine stands for one.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import ctypes
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -31,10 +37,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 MODES = {"kill": 1, "full": 2, "broken": 3}
-PATIENCE_SECONDS = 300
+CPU_SECONDS = 300  # for a run that hangs; not a clock's, of a machine that does something else
 COMMON = (
     "--data", "digits", "--values", "int8", "--checkpoint-every", "0", "--max-drop", "off",
 )  # fmt: skip
@@ -50,12 +57,16 @@ class Scenario:
         cut: the part of its requests after which the attacked run was killed once before; then it
             is the resume that is attacked.
         expected: the exit code of the run that nobody disturbs.
+        again: words that go on after the attack.
+        output: the option that names the folder, and what follows it below the folder.
     """
 
     words: tuple[str, ...]
     before: tuple[str, ...] | None = None
     cut: float | None = None
     expected: int = 0
+    again: tuple[str, ...] = ("--resume",)
+    output: tuple[str, str] = ("-o", "")
 
 
 def compiling(target: str, budget: str, epochs: int, *more: str) -> tuple[str, ...]:
@@ -66,6 +77,7 @@ def compiling(target: str, budget: str, epochs: int, *more: str) -> tuple[str, .
 
 OLDER = compiling("jetson-nano", "14KiB", 1, "--seed", "3")
 RUN = compiling("jetson-nano", "12KiB", 2)
+BENCH = ("bench", "ARTIFACT", "--on", "ssh://here", "--remote-python", sys.executable)
 SCENARIOS = {
     "compile": Scenario(RUN, OLDER),
     "compile into nothing": Scenario(RUN),
@@ -74,17 +86,31 @@ SCENARIOS = {
     "firmware": Scenario(
         compiling("nrf52840", "24KiB", 1), compiling("nrf52840", "28KiB", 1, "--seed", "3")
     ),
-}
+    "sweep": Scenario(
+        ("sweep", "MODEL", "--target", "jetson-nano", "--budget", "12KiB,14KiB", "--epochs", "0",
+         *COMMON, "--jobs", "1"), again=(),
+    ),
+    "bench on": Scenario(
+        (*BENCH, "--runs", "2"), (*BENCH, "--runs", "1"),
+        again=(), output=("--record", "record.json"),
+    ),
+}  # fmt: skip
 
 
-def inside(words: tuple[str, ...], folder: Path, log: Path, model: Path) -> int:
+def command(scenario: Scenario, words: tuple[str, ...], folder: Path, model: Path) -> list[str]:
+    """Return a command line with the files in their places."""
+    places = {"MODEL": str(model), "ARTIFACT": str(model.with_suffix(".onnx"))}
+    option, below = scenario.output
+    return [*(places.get(word, word) for word in words), option, str(folder / below)]
+
+
+def inside(scenario: Scenario, words: tuple[str, ...], folder: Path, log: Path, model: Path) -> int:
     """Run the command line in a forked process and return its exit code, or minus the signal."""
 
     def run() -> int:
         from hwprune.cli.main import main
 
-        place = [str(model) if word == "MODEL" else word for word in words]
-        return main([*place, "-o", str(folder)])
+        return main(command(scenario, words, folder, model))
 
     return forked(run, log)
 
@@ -96,7 +122,7 @@ def forked(run: Callable[[], int], log: Path) -> int:
     if not child:
         code = 99
         try:
-            signal.alarm(PATIENCE_SECONDS)
+            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
             with log.open("wb") as stream:
                 os.dup2(stream.fileno(), 1)
                 os.dup2(stream.fileno(), 2)
@@ -122,9 +148,14 @@ class Interposed:
         self._library.fault_seen.restype = ctypes.c_long
         self._library.fault_arm.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_long]
 
+    def disarm(self) -> None:
+        """Let everything pass."""
+        self._library.fault_arm(b"", 0, 0)
+
     def attacked(
-        self, words: tuple[str, ...], folder: Path, log: Path, model: Path, mode: int, at: int
-    ) -> tuple[int, int]:
+        self, scenario: Scenario, words: tuple[str, ...], folder: Path, log: Path, model: Path,
+        mode: int, at: int,
+    ) -> tuple[int, int]:  # fmt: skip
         """Run with the fault at a request; return the exit code and the requests that were made."""
         count = folder.parent / "requests"
 
@@ -132,9 +163,8 @@ class Interposed:
             from hwprune.cli.main import main
 
             self._library.fault_arm(os.fsencode(folder), mode, at)
-            place = [str(model) if word == "MODEL" else word for word in words]
             try:
-                return main([*place, "-o", str(folder)])
+                return main(command(scenario, words, folder, model))
             finally:
                 count.write_text(str(self._library.fault_seen()))
 
@@ -148,16 +178,23 @@ def state(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and not name.startswith((".resume", ".staging")) and name != ".hwprune":
+        hidden = name.startswith((".resume", ".staging")) or path.name in (
+            ".hwprune",
+            ".sweep.lock",
+        )
+        if path.is_file() and not hidden:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 
 def comparable(found: dict[str, str]) -> dict[str, str]:
-    """Leave out what holds times: reports, and the model card that is made of them."""
-    timed = ("report", "README")
-    return {name: "" if name.rsplit("/")[-1].startswith(timed) else digest
-            for name, digest in found.items()}  # fmt: skip
+    """Leave out what holds times: reports, what is made of them, and logs."""
+    timed = ("report", "README", "sweep.json", "record.json")
+
+    def is_timed(name: str) -> bool:
+        return name.rsplit("/")[-1].startswith(timed) or name.endswith(".log")
+
+    return {name: "" if is_timed(name) else digest for name, digest in found.items()}
 
 
 def faults_of(
@@ -168,6 +205,11 @@ def faults_of(
     model, old, new = (each.get("model.onnx") for each in (found, before, after))
     if model not in (old, new):
         yield "model.onnx is neither the older one nor the new one"
+    for path in [*folder.glob("sweep.json"), *folder.glob("record.json")]:
+        try:
+            json.loads(path.read_bytes())
+        except ValueError:
+            yield f"{path.name} is half"
     report = folder / "report.json"
     if model is not None and report.exists():
         try:
@@ -197,59 +239,115 @@ def checked(folder: Path, log: Path) -> str:
     return said.read_text(errors="replace") if code else ""
 
 
-def attack(name: str, scenario: Scenario, model: Path, work: Path, mode: str, points: int | None
-           ) -> tuple[int, list[str]]:  # fmt: skip
+def attack(
+    name: str, scenario: Scenario, model: Path, work: Path, mode: str, points: int | None,
+    done: Done,
+) -> tuple[int, list[str]]:  # fmt: skip
     """Attack a scenario; return how many points were tried and what was found."""
     library, log, out = Interposed(), work / "log", work / "out"
-    base, whole = work / "base", work / "whole"
+    base = work / "base"
     base.mkdir(parents=True)
     if scenario.before is not None:
-        code = inside(scenario.before, base / "out", log, model)
+        if scenario.output[1]:
+            (base / "out").mkdir()
+        code = inside(scenario, scenario.before, base / "out", log, model)
         assert code == 0, (code, log.read_text())
 
     def prepared(place: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)
         if (base / "out").exists():
             shutil.copytree(base / "out", place, symlinks=True)
+        elif scenario.output[1]:
+            place.mkdir()
+
+    def files() -> dict[str, str]:
+        return comparable(state(out))
 
     before = state(base / "out")
     prepared(out)
-    code, requests = library.attacked(scenario.words, out, log, model, 0, 0)
-    assert code == scenario.expected, (code, log.read_text())
     words = scenario.words
-    shutil.copytree(out, whole)
-    after = state(whole)
+    code, requests = library.attacked(scenario, words, out, log, model, 0, 0)
+    assert code == scenario.expected, (code, log.read_text())
+    after = state(out)
     if scenario.cut is not None:
         prepared(out)
-        library.attacked(words, out, log, model, MODES["kill"], int(scenario.cut * requests))
+        at = int(scenario.cut * requests)
+        library.attacked(scenario, words, out, log, model, MODES["kill"], at)
         shutil.rmtree(base / "out")
         shutil.copytree(out, base / "out")
-        words = (*words, "--resume")
-        code, requests = library.attacked(words, out, log, model, 0, 0)
+        words = (*words, *scenario.again)
+        code, requests = library.attacked(scenario, words, out, log, model, 0, 0)
         assert code == scenario.expected, (code, log.read_text())
     wanted = requests if points is None else min(points, requests)
-    found: list[str] = []
     for number in range(wanted):
         at = 1 + number * requests // wanted
+        if done.knows(name, mode, at):
+            continue
         prepared(out)
-        code, _ = library.attacked(words, out, log, model, MODES[mode], at)
+        code, _ = library.attacked(scenario, words, out, log, model, MODES[mode], at)
         wrong = list(faults_of(out, before, after, code, mode, log))
         if not (mode == "broken" and code == scenario.expected):  # what it could do without
-            again = words if "--resume" in words else (*words, "--resume")
-            code = inside(again, out, log, model)
+            again = words if set(scenario.again) <= set(words) else (*words, *scenario.again)
+            code = inside(scenario, again, out, log, model)
         if code != scenario.expected:
             wrong.append(f"the resume ended with {code}: {log.read_text(errors='replace')[-300:]}")
-        elif comparable(state(out)) != comparable(after):
-            differing = dict(comparable(state(out)).items() ^ comparable(after).items())
+        elif files() != comparable(after):
+            differing = dict(files().items() ^ comparable(after).items())
             wrong.append(f"after the resume other files: {', '.join(sorted(differing))}")
-        leftovers = [path.name for path in out.glob(".*") if path.name != ".hwprune"]
-        if leftovers:
-            wrong.append(f"left over: {', '.join(leftovers)}")
-        found += [f"{name}, {mode} at request {at} of {requests}: {each}" for each in wrong]
+        left = [
+            path.name for path in out.glob(".*") if path.name not in (".hwprune", ".sweep.lock")
+        ]
+        if left:
+            wrong.append(f"left over: {', '.join(left)}")
         for each in wrong:
             print(f"{name}, {mode} at request {at} of {requests}: {each}", flush=True)
-    print(f"{name}, {mode}: {wanted} of {requests} points, {len(found)} findings", flush=True)
-    return wanted, found
+        done.add(name, mode, at, wrong)
+    tried, found = done.of(name, mode)
+    print(f"{name}, {mode}: {tried} of {requests} points, {len(found)} findings", flush=True)
+    return tried, found
+
+
+class Done:
+    """What was tried, a line of JSON each; in a file, where one is given."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Read what is there."""
+        self._path = path
+        self._lines: list[dict[str, Any]] = []
+        if path is not None and path.exists():
+            self._lines = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def knows(self, *point: Any) -> bool:
+        """Return whether a point was tried."""
+        return any(line["point"] == list(point) for line in self._lines)
+
+    def add(self, name: str, mode: str, at: int, wrong: list[str]) -> None:
+        """Note a point."""
+        self._lines.append({"point": [name, mode, at], "wrong": wrong})
+        if self._path is not None:
+            with self._path.open("a") as stream:
+                stream.write(json.dumps(self._lines[-1]) + "\n")
+
+    def of(self, name: str, mode: str) -> tuple[int, list[str]]:
+        """Return how many points of a scenario were tried, and what was found."""
+        lines = [line for line in self._lines if line["point"][:2] == [name, mode]]
+        return len(lines), [each for line in lines for each in line["wrong"]]
+
+
+def in_this_process() -> None:
+    """Let a sweep fork its compilations, which then need not import torch, and are not attacked."""
+    from hwprune.cli.main import main as hwprune
+    from hwprune.sweep.run import Processes
+
+    def run(self: Processes, run: Any, folder: Path) -> int:
+        def compiled() -> int:
+            library = Interposed()
+            library.disarm()
+            return hwprune(["compile", *run.arguments, "--resume", "-o", str(folder)])
+
+        return forked(compiled, Path(f"{folder}.log"))
+
+    Processes.__call__ = run  # type: ignore[method-assign]
 
 
 def library_file(folder: Path) -> Path:
@@ -266,25 +364,36 @@ def main() -> int:
     parser.add_argument("--scenario", choices=SCENARIOS, action="append")
     parser.add_argument("--mode", choices=MODES, action="append")
     parser.add_argument("--points", type=int)
+    parser.add_argument("--done", type=Path)
     options = parser.parse_args()
     if shutil.which("gcc") is None:
         print("SKIPPED: no gcc to build the library that counts and fails.")
         return 0
     with tempfile.TemporaryDirectory() as folder:
         if "interpose" not in os.environ.get("LD_PRELOAD", ""):
-            environment = {**os.environ, "LD_PRELOAD": str(library_file(Path(folder))),
-                           "OMP_NUM_THREADS": "1"}  # fmt: skip
+            ssh = Path(folder) / "ssh"
+            ssh.write_text('#!/bin/sh\nfor word; do :; done\nexec sh -c "$word"\n')
+            ssh.chmod(0o755)
+            environment = {
+                **os.environ, "LD_PRELOAD": str(library_file(Path(folder))),
+                "OMP_NUM_THREADS": "1", "PATH": f"{folder}:{os.environ['PATH']}",
+            }  # fmt: skip
             return subprocess.run([sys.executable, *sys.argv], env=environment).returncode
         model, log = Path(folder) / "digits.pt", Path(folder) / "log"
         import hwprune.compiler
         import hwprune.training.finetune  # noqa: F401
 
         assert forked(lambda: train(model), log) == 0, log.read_text()
+        there = Path(folder) / "made"
+        assert inside(SCENARIOS["compile"], OLDER, there, log, model) == 0, log.read_text()
+        shutil.copy(there / "model.onnx", model.with_suffix(".onnx"))
+        in_this_process()
+        done = Done(options.done)
         tried, found = 0, []
         for name in options.scenario or SCENARIOS:
             for mode in options.mode or MODES:
                 work = Path(folder) / f"{name}-{mode}"
-                more, wrong = attack(name, SCENARIOS[name], model, work, mode, options.points)
+                more, wrong = attack(name, SCENARIOS[name], model, work, mode, options.points, done)
                 tried, found = tried + more, found + wrong
                 shutil.rmtree(work)
     print(f"{tried} points, {len(found)} findings")

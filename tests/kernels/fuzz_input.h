@@ -21,7 +21,7 @@ struct Reader {
     const unsigned first = byte();
     if (first < 0xF8) return first;
     const auto high = static_cast<int64_t>(byte() << 8 | byte());
-    return first == 0xFF ? -high : high << (first - 0xF8) * 8;
+    return first == 0xFF ? -high : static_cast<int64_t>(static_cast<uint64_t>(high) << (first - 0xF8) * 8);
   }
   void array(ArrayView& view, Bytes& bytes, size_t axes) {
     constexpr int kElements[] = {1, 2, 3, 4, 10, 7};

@@ -29,7 +29,8 @@ void require(bool condition, const char* what) {
 // Or now and then as hostile as the operator lets it be.
 int64_t small(Reader& reader, int64_t least, unsigned most) {
   const int64_t wild = reader.byte() % 64 == 0 ? reader.extent() : 0;
-  return wild && wild <= int64_t{1} << 31 ? wild : least + reader.byte() % most;
+  constexpr int64_t most_wild = int64_t{1} << 31;
+  return wild && wild >= -most_wild && wild <= most_wild ? wild : least + reader.byte() % most;
 }
 
 // Well-formed weights of a convolution, as the decoder gives them; or hostile ones that it accepts.
@@ -73,7 +74,8 @@ void try_run(Reader& reader) {
   for (size_t i = 0; i < axes; ++i) {
     spec.strides.push_back(small(reader, 1, 4));
     spec.dilations.push_back(small(reader, 1, 3));
-    if (spec.kernel[i] * std::abs(spec.dilations[i]) > int64_t{1} << 31) return;  // the operator refuses them
+    const int64_t most = int64_t{1} << 31;  // the operator refuses more
+    if (spec.dilations[i] < -most || spec.kernel[i] * std::abs(spec.dilations[i]) > most) return;
   }
   for (size_t i = 0; i < 2 * axes; ++i) spec.pads.push_back(small(reader, 0, 4));
   if (std::any_of(spec.pads.begin(), spec.pads.end(), [](int64_t pad) { return pad > kMostPad; })) return;

@@ -356,6 +356,16 @@ void check_special_values() {
   }
 }
 
+// A pointwise layer whose only output position lies in the padding: its sum is empty.
+void check_only_padding() {
+  Random random(2);
+  Problem p;
+  p.spec = {8, 12, 1, {1, 1}, {4, 3}, {1, 1}, {1, 1, 1, 1}};
+  p.in = {1, 1};
+  finish_problem(random, p, 0.5);
+  check_conv(random, p);
+}
+
 // Weights that no second-level cache holds are walked in one go where tiles are short; see kScattered in plan.h.
 void check_streamed() {
   const ConvShape shape = make_shape({512, 512, 1, {3, 3}, {1, 1}, {1, 1}, {1, 1, 1, 1}});
@@ -411,6 +421,7 @@ int main(int count_of_arguments, char** arguments) {
   check_concurrent(random);
   check_small_work_is_not_shared(random);
   check_special_values();
+  check_only_padding();
   check_streamed();
   check_refusals();
   Problem empty;  // no images, and a map smaller than the kernel: nothing to write, nothing to read

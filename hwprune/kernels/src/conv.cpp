@@ -82,7 +82,9 @@ void SparseConv::run(const float* x, int64_t batch, const int64_t* spatial, floa
 void SparseConv::run_with(const Plan& plan, const float* x, int64_t batch, float* y, const float* residual,
                           const Parallel& parallel) const {
   const Call call{plan, x, batch, y, residual, parallel};
-  const bool one_position = product(plan.in) == 1 && product(plan.out) == 1 && plan.shape.taps() == 1;
+  // With padding before the input the one output position may lie in it.
+  const bool one_position =
+      product(plan.in) == 1 && product(plan.out) == 1 && plan.shape.taps() == 1 && plan.shape.pad_begin == Extents{0, 0, 0};
   if (plan.choice.layout == Layout::naive) {
     run_naive(call);
   } else if (plan.choice.layout == Layout::batch_lanes) {
