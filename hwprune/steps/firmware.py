@@ -39,7 +39,14 @@ from hwprune.steps.planning import Candidate, Prepared, module_weights, plan_sha
 from hwprune.targets import Target
 from hwprune.units import format_bytes
 from hwprune.verify import runner
-from hwprune.verify.firmware import board_files, core_of, network_name, planned, sha256_of
+from hwprune.verify.firmware import (
+    board_files,
+    core_of,
+    network_name,
+    planned,
+    sha256_of,
+    stack_of,
+)
 
 if TYPE_CHECKING:
     from hwprune.job import Job
@@ -427,7 +434,7 @@ def make_firmware(
         network, error = in_fp32(layers), 0.0
     else:
         network, method, error = calibrated(model, layers, data)
-    plan, board = planned(network, target), board_files(target)
+    plan, board = planned(network, target), board_files(target, stack_of(network))
 
     def write(spare: int) -> tuple[emit.EmittedModel, int]:
         formats = emit.layer_formats(network, plan, spare, core_of(target))

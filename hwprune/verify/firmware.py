@@ -55,7 +55,9 @@ ARMV6M = ("Cortex-M0", "Cortex-M0+")
 ROOMY_ARMV6M = next(board for board in emulate.BOARDS if board.name == "mps2-an385")
 # Where activations are fp32 each value is as near to onnxruntime's, by the largest of its tensor.
 FLOAT_BOUND = 1e-5
-STACK_BYTES = 640  # what a run may use of the stack, and an image leaves to it
+# What a run may use of the stack, and an image leaves to it; with activations in fp32, whose
+# arithmetic is a library's where there is no FPU.
+STACK_BYTES, FLOAT_STACK_BYTES = 640, 832
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,11 @@ def network_file(folder: Path) -> Path:
     return found if found.is_file() else folder / QLINEAR_NAME
 
 
+def stack_of(network: IntegerNetwork) -> int:
+    """Return what a run of a network may use of the stack."""
+    return STACK_BYTES if network.activations == "int8" else FLOAT_STACK_BYTES
+
+
 def planned(network: IntegerNetwork, target: Target, limit: int | None = None) -> MemoryPlan:
     """Return the memory plan of a network in what a target leaves to it.
 
@@ -162,7 +169,7 @@ def planned(network: IntegerNetwork, target: Target, limit: int | None = None) -
     outputs = sum(network.tensors[name].size * each + _WORD for name in network.outputs)
     limited = target.ram_limit_bytes
     ram = target.ram_bytes if limited is None else min(target.ram_bytes, limited)
-    room = (ram - STACK_BYTES) // _STACK_ALIGNMENT * _STACK_ALIGNMENT - outputs - _WORD
+    room = (ram - stack_of(network)) // _STACK_ALIGNMENT * _STACK_ALIGNMENT - outputs - _WORD
     if limit is not None:
         made = memory_plan.plan(network, limit)
         if made.ram_bytes <= room:
@@ -190,23 +197,23 @@ def core_of(target: Target) -> str:
     return next((word for word in target.core.split() if word in link.CORES), target.core)
 
 
-def board_files(target: Target) -> dict[str, str]:
+def board_files(target: Target, stack_bytes: int = STACK_BYTES) -> dict[str, str]:
     """Return what a folder has for a target alone: nothing where its regions are not known."""
     try:
-        return link.board_files(chip_of(target), STACK_BYTES)
+        return link.board_files(chip_of(target), stack_bytes)
     except TargetError:
         return {}
 
 
-def linked(folder: Path, target: Target) -> LinkedImage:
-    """Link a folder for a target.
+def linked(folder: Path, target: Target, stack_bytes: int = STACK_BYTES) -> LinkedImage:
+    """Link a folder for a target, with so much room for the stack.
 
     Raises:
         TargetError: no regions, no compiler, or a core that none is known for.
         InfeasibleError: the image does not fit flash or RAM.
         VerificationError: the compiler refuses the folder.
     """
-    return link.link(folder, chip_of(target), stack_bytes=STACK_BYTES)
+    return link.link(folder, chip_of(target), stack_bytes=stack_bytes)
 
 
 def check_firmware(
@@ -306,7 +313,8 @@ class _FolderCheck:
         with tempfile.TemporaryDirectory() as room:
             assert self.target is not None
             formats = emit.formats_in(self.folder, self.planned)
-            board = board_files(self.target) if self._is_for(self.target) else {}
+            stack = stack_of(self.network)
+            board = board_files(self.target, stack) if self._is_for(self.target) else {}
             emit.write(self.network, Path(room), self.planned, formats, board)
             made = [file.relative_to(room) for file in Path(room).rglob("*") if file.is_file()]
             for file in sorted(made):
@@ -336,7 +344,7 @@ class _FolderCheck:
     def links(self, folder: Path) -> str:
         assert self.target is not None
         try:
-            image = linked(folder, self.target)
+            image = linked(folder, self.target, stack_of(self.network))
         except TargetError as why:
             raise self._skipped(why) from None
         self.facts = replace(self.facts, flash_bytes=image.flash_bytes, ram_bytes=image.ram_bytes)
@@ -400,9 +408,10 @@ class _FolderCheck:
                         f"{name!r} is not the same on {board.name} for input {place}",
                         hint="the C, the compiler or a constant is not what was verified",
                     )
-        if found.stack_bytes > STACK_BYTES:
+        stack = stack_of(self.network)
+        if found.stack_bytes > stack:
             raise VerificationError(
-                f"a run uses {found.stack_bytes:,} B of stack, the image leaves {STACK_BYTES:,}",
+                f"a run uses {found.stack_bytes:,} B of stack, the image leaves {stack:,}",
                 hint="this is a defect of hwprune: please report it with the folder",
             )
         cycles = estimated(core, found.classes or {})

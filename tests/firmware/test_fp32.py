@@ -17,7 +17,7 @@ from hwprune.firmware.lower import in_fp32, read_layers
 from hwprune.firmware.network import IntegerNetwork
 from hwprune.firmware.qlinear import from_onnx, to_onnx
 from hwprune.verify import runner
-from hwprune.verify.firmware import FLOAT_BOUND
+from hwprune.verify.firmware import FLOAT_BOUND, FLOAT_STACK_BYTES
 
 
 def made_of(name: str) -> tuple[IntegerNetwork, np.ndarray]:
@@ -60,12 +60,13 @@ def test_the_c_equals_the_reference_also_streamed(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("board", ["mps2-an386", "mps2-an500", "mps2-an385", "virt"])
 def test_boards_with_and_without_an_fpu_equal_the_reference(board: str, tmp_path: Path) -> None:
     need_machine(BOARDS[board])
-    network, x = made_of("residual")
+    network, x = made_of("plain")
     expected, plan = reference.run(network, x), memory_plan.plan(network)
     emit.write(network, tmp_path, plan)
     done = emulate.run(tmp_path, plan, BOARDS[board], x)
     for i, of_run in enumerate(done.sums):
         assert {n: checksum(expected[n][i]) for n in plan.placements} == of_run
+    assert done.stack_bytes <= FLOAT_STACK_BYTES
 
 
 @pytest.mark.parametrize("core", ["Cortex-M0", "Cortex-M3", "Cortex-M4F", "RV32IMC"])
