@@ -19,6 +19,8 @@
 #   make audit    ask pip-audit for known defects of what is pinned
 #   make integrations  install Lightning, transformers and ultralytics into .venv-integrations, run
 #                 the tests that train in them
+#   make docs     build the site of docs/ into build/site, with every link checked
+#   make notebooks  run the notebooks of examples/; both install into .venv-docs
 #   make wheel    build wheels with the kernels inside into dist/, for x86-64 and for 64-bit Arm
 #   make clean    remove what these made, .venv included
 #
@@ -35,7 +37,7 @@ ROOT   := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-all check kernels sanitize tsan \
   faults fuzz fuzz-native aarch64 runtimes versions hashes licences sbom audit \
-  integrations wheel clean
+  integrations docs notebooks wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -191,23 +193,37 @@ audit: $(CHAIN)/installed
 # Other people's trainers, beside the pinned torch: all that they share with us is that of .venv.
 TRAINERS := .venv-integrations
 integrations: $(STAMP) kernels
-	@cmp -s requirements-integrations.txt $(TRAINERS)/installed || \
-	{ rm -rf $(TRAINERS) && $(BIN)/python -m venv $(TRAINERS) && \
-	  shared=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-	  own=$$($(TRAINERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-	  echo "import site; site.addsitedir('$$shared')" >"$$own/shared.pth" && \
-	  $(TRAINERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	    --requirement requirements-integrations.txt && \
-	  cp requirements-integrations.txt $(TRAINERS)/installed; } || rm -rf $(TRAINERS)
+	@$(call beside,$(TRAINERS),requirements-integrations.txt)
 	@if test -e $(TRAINERS)/installed; then \
 	  env OMP_NUM_THREADS=1 $(TRAINERS)/bin/python -m pytest -n logical --dist loadfile \
 	    tests/integrations $(PYTEST_ARGS); \
 	else echo "SKIPPED: Lightning, transformers and ultralytics cannot be installed here."; fi
+
+# $(1): an environment that shares .venv's packages; $(2): what else is in it, without dependencies.
+beside = cmp -s $(2) $(1)/installed || \
+	{ rm -rf $(1) && $(BIN)/python -m venv $(1) && \
+	  shared=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  own=$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  echo "import site; site.addsitedir('$$shared')" >"$$own/shared.pth" && \
+	  $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    --requirement $(2) && cp $(2) $(1)/installed; } || rm -rf $(1)
+
+SITE := .venv-docs
+docs: $(STAMP)
+	@$(call beside,$(SITE),requirements-docs.txt)
+	@if test -e $(SITE)/installed; then NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet; \
+	else echo "SKIPPED: mkdocs-material cannot be installed here."; fi
+
+notebooks: $(STAMP) kernels
+	@$(call beside,$(SITE),requirements-docs.txt)
+	@if test -e $(SITE)/installed; then \
+	  env OMP_NUM_THREADS=1 $(SITE)/bin/python -m pytest tests/docs/test_notebooks.py $(PYTEST_ARGS); \
+	else echo "SKIPPED: Jupyter cannot be installed here."; fi
 
 wheel:
 	PYTHON=$(PYTHON) .ci/wheels
 
 clean:
 	rm -f hwprune/kernels/libhwprune_kernels.so
-	rm -rf $(VENV) $(TRAINERS) $(FUZZERS) demo-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TRAINERS) $(FUZZERS) $(SITE) demo-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

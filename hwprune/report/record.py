@@ -40,241 +40,329 @@ class Section(BaseModel):
 
 
 class LimitOutcome(Section):
-    """One ``--require``: durations in ms, sizes in bytes, ``value`` null where not measured."""
+    """One limit of ``--require``, or of ``--max-drop``."""
 
     field: str
+    """What is limited, as docs/ci.md lists it."""
     op: Literal["<=", ">=", "<", ">", "=="]
+    """How they are compared."""
     limit: Number
+    """In fractions, bytes or ms."""
     value: Number | None
+    """What it came to, in the same unit; null where not measured."""
     met: bool
+    """Whether it is kept."""
 
 
 class VerdictPart(Section):
     """The answer."""
 
     fits: bool
+    """The file is within its budget."""
     verified: bool
+    """The file is sound and computes what the network does."""
     scope: str
+    """What was done to verify it, and where."""
     limits: tuple[LimitOutcome, ...] = ()
+    """Each limit and how it came out."""
     exit_code: int
+    """That of the run: 0 only where all of this is good."""
 
 
 class ArtifactPart(Section):
-    """The file; ``path`` is relative to the report's folder, ``form`` how layers are packed."""
+    """The file."""
 
     path: str
+    """Relative to the report's folder."""
     bytes: Count
+    """Its size."""
     sha256: str
+    """Its hash: the report is of exactly this file."""
     form: Literal["functions", "inlined", "dense"] | None = None
+    """How layers are packed."""
 
 
 class BudgetPart(Section):
     """What the file could weigh, and what it does."""
 
     bytes: Count
+    """The most that it may weigh."""
     floor_bytes: Count | None
+    """What no pruning removes."""
     max_nonzeros: Count | None
+    """Weights that there is room for."""
     used_bytes: Count
+    """What the file takes."""
     slack_bytes: Annotated[int, Field(ge=-_LARGEST, le=_LARGEST)]
+    """What is left of the budget; below 0 where it is passed."""
 
 
 class LayerPart(Section):
-    """One prunable tensor.
-
-    ``bytes`` is all that it adds to the graph, its nodes and its bias too; ``packed_bytes`` what
-    its packed arrays take in the file, as ``inspect`` counts them. Of these ``index_bytes`` say
-    where its nonzeros are and ``value_bytes`` what they are. The bounds are the entropies of both.
-    ``stored_shape`` is given where channels were removed and the file holds less than ``shape``.
-    """
+    """One prunable tensor."""
 
     name: str
+    """The parameter."""
     shape: tuple[Count, ...]
+    """As it was trained."""
     nonzeros: Count
+    """Weights that are kept."""
     codec: str
+    """How positions are stored."""
     value_type: str
+    """How values are stored."""
     bytes: Count
+    """All that it adds to the graph, its nodes and its bias too."""
     packed_bytes: Count | None = None
+    """What its packed arrays take in the file, as ``inspect`` counts them."""
     index_bytes: Count | None = None
+    """Of these, where its nonzeros are."""
     value_bytes: Count | None = None
+    """Of these, what its nonzeros are."""
     index_bound_bytes: Positive | None = None
+    """The entropy of the positions."""
     value_bound_bytes: Positive | None = None
+    """The entropy of the values."""
     stored_shape: tuple[Count, ...] | None = None
+    """Given where channels were removed and the file holds less than ``shape``."""
 
 
 class ResultPart(Section):
-    """What was written. ``weights`` counts the elements of prunable tensors, shared ones once.
-
-    ``function_bytes`` are those of the operators' bodies, ``bound_bytes`` the entropy of all
-    positions and values; both are 0 where nothing is packed. ``dense_bytes`` is the dense fp32
-    file, ``int8_bytes`` one that keeps every weight as int8, whose size is exact and which was not
-    written.
-    """
+    """What was written."""
 
     nonzeros: Count
+    """Weights that are kept."""
     weights: Count
+    """Elements of prunable tensors, shared ones once."""
     sparsity: Fraction
+    """Share of the weights that was removed."""
     artifact_bytes: Count
+    """Size of the file."""
     function_bytes: Count = 0
+    """Of it, the bodies of the operators; 0 where nothing is packed."""
     bound_bytes: Positive = 0
+    """The entropy of all positions and values; 0 where nothing is packed."""
     dense_bytes: Count | None = None
+    """Size of the dense fp32 file."""
     int8_bytes: Count | None = None
+    """Exact size of a file with every weight as int8, which was not written."""
     layers: tuple[LayerPart, ...]
+    """Each prunable tensor."""
 
 
 class Moment(Section):
     """One moment of the run."""
 
     epoch: Positive
+    """How many were trained by then."""
     nonzeros: Count
+    """Weights that are kept then."""
     action: str | None = None
+    """What was done: prune, regrow, train and so on."""
     step: Count | None = None
+    """Optimiser steps by then."""
     density: Fraction | None = None
+    """Share of the weights that is kept."""
     loss: float | None = None
+    """Mean of the epoch."""
     lr: float | None = None
+    """The learning rate."""
     seconds: Positive | None = None
+    """Since training began."""
 
 
 class TrajectoryPoint(Moment):
     """With the accuracy on the validation split."""
 
     accuracy: Fraction | None = None
+    """On the validation split."""
 
 
 class MetricPoint(Moment):
     """With the metric on the validation split."""
 
     value: Number | None = None
+    """The metric, on the validation split."""
 
 
 class MetricPart(Section):
-    """How well the task is done, by its metric.
-
-    By the dense network, in the state with the fewest connections, by the written file. ``split``
-    and ``samples`` are null where the caller's own function measured the file.
-    """
+    """How well the task is done, by its metric."""
 
     name: str | None
+    """Such as ``accuracy`` or ``miou``."""
     higher_is_better: bool | None
+    """Its direction."""
     split: str | None
+    """Of the data; null where the caller's own function measured the file."""
     samples: Count | None
+    """How many; null likewise."""
     dense: Number | None
+    """Of the dense network."""
     extreme: Number | None
+    """In the state with the fewest connections, on validation."""
     final: Number | None
+    """Of the written file."""
     trajectory: tuple[MetricPoint, ...] = ()
+    """Each epoch."""
 
 
 class AccuracyPart(Section):
     """The same where the metric is accuracy; else null."""
 
     dense: Fraction | None
+    """Of the dense network."""
     extreme: Fraction | None
+    """In the state with the fewest connections, on validation."""
     final: Fraction | None
+    """Of the written file."""
     metric: str | None
+    """In words."""
     split: str | None
+    """Of the data."""
     samples: Count | None
+    """How many."""
     trajectory: tuple[TrajectoryPoint, ...] = ()
+    """Each epoch."""
 
 
 class LatencyRun(Section):
-    """One file in one runtime, on the host; times in ms.
-
-    ``load_ms`` and what follows are of loading it in a fresh process: what that process holds, what
-    loading added to it, and of that the weights, where native kernels count them.
-    """
+    """One file in one runtime, on the host."""
 
     p50_ms: Positive
+    """Median of a run."""
     p90_ms: Positive
+    """What nine of ten runs keep."""
     runs: Count
+    """How many were timed."""
     threads: Count
+    """Of the runtime."""
     batch: Count
+    """Samples a run."""
     load_ms: Positive | None = None
+    """Loading it in a fresh process."""
     resident_bytes: Count | None = None
+    """What that process holds then."""
     added_bytes: Count | None = None
+    """Of that, what loading added."""
     weight_bytes: Count | None = None
+    """Of that, the weights, where native kernels count them."""
 
 
 class LatencyPart(Section):
-    """The dense file, the artifact in stock onnxruntime, and the artifact with native kernels."""
+    """How fast it is on the host that compiled it, which is no device."""
 
     dense: LatencyRun | None
+    """The dense file."""
     stock: LatencyRun | None
+    """The artifact in stock onnxruntime."""
     kernels: LatencyRun | None
+    """The artifact with native kernels."""
     host: str | None
+    """Who measured."""
     onnxruntime: str | None
+    """Its version."""
 
 
 class ParityPart(Section):
-    """Against the PyTorch model that holds the decoded weights."""
+    """Against the PyTorch network that holds the decoded weights."""
 
     relative_error: Annotated[float, Field(ge=0)] | None
+    """The largest difference of an output, by the outputs' range."""
     top1_agreement: Fraction | None
+    """Share of samples whose largest output is the same."""
 
 
 class FirmwarePart(Section):
-    """The C library of a microcontroller, in the folder ``firmware``.
-
-    ``flash_bytes`` (.text, .rodata, .data) and ``ram_bytes`` (.data, .bss, stack) are those of the
-    linked image, ``planned_ram_bytes`` what activations take of them. All ``tensors`` of ``inputs``
-    were equal on the emulated ``board``, where ``stack_bytes`` and ``instructions`` are measured;
-    of ``activations`` in fp32 equal to the C's reference, which is within a bound of onnxruntime.
-    ``estimated_cycles`` are the fewest and the most by what the core's manual says of instructions.
-    ``calibration`` is how ranges of activations were found, ``error`` the mean squared error of the
-    outputs by their variance, ``formats`` how each layer's weights are stored, ``sha256`` the hash
-    of the network that all of it is made from.
-    """
+    """The C library of a microcontroller, in the folder ``firmware``."""
 
     flash_bytes: Count | None
+    """.text, .rodata and .data of the linked image."""
     ram_bytes: Count | None
+    """.data, .bss and stack of the linked image."""
     planned_ram_bytes: Count | None
+    """Of these, what activations take."""
     stack_bytes: Count | None
+    """Measured on the emulated board."""
     board: str | None
+    """The emulated board."""
     inputs: Count
+    """How many it ran."""
     tensors: Count
+    """How many of each run were compared; all were equal: of int8 to onnxruntime, of fp32 to the
+    C's reference, which is within a bound of onnxruntime.
+    """
     activations: str = "int8"
+    """Of which type its tensors are."""
     instructions: Count | None
+    """Of one run, counted on the emulated board."""
     instructions_by_layer: Mapping[str, Count] | None
+    """The same by layer."""
     estimated_cycles: tuple[Count, Count] | None = None
+    """The fewest and the most, by what the core's manual says of instructions."""
     constant_bytes: Count
+    """What the network's tables take."""
     calibration: str
+    """How ranges of activations were found."""
     error: Positive
+    """Mean squared error of the outputs, by their variance."""
     formats: Mapping[str, str]
+    """How each layer's weights are stored."""
     sha256: str
+    """The hash of the network that all of it is made from."""
 
 
 class Record(Section):
-    """The whole report.
-
-    ``metadata`` is what is to be known of the file, with the keys that it has in the file; those of
-    ``left_out`` are not in it, for want of room. ``preprocessing`` and ``classes`` are JSON.
-
-    ``recipe`` is how it was trained: the fields of the recipe and the options of the strategy.
-    ``cost_epochs`` is what that cost, in epochs of one forward and backward pass a sample: steps
-    that take two, and short trainings that chose between value types, count as what they take.
-    """
+    """The whole report."""
 
     schema_version: Literal[2] = 2
+    """Of this page."""
     verdict: VerdictPart
+    """The answer."""
     model: str
+    """Its name: the stem of its file."""
     target: str
+    """The device."""
     strategy: str
+    """How it was pruned."""
     epochs: Count
+    """How many were trained."""
     artifact: ArtifactPart
+    """The file."""
     budget: BudgetPart
+    """What it could weigh."""
     result: ResultPart
+    """What was written."""
     metric: MetricPart
+    """How good it is."""
     accuracy: AccuracyPart
+    """The same, where the metric is accuracy."""
     latency: LatencyPart
+    """How fast it is, on the host."""
     parity: ParityPart
+    """How near it is to the PyTorch network."""
     environment: Mapping[str, str | int | float | bool | None]
+    """Versions and processor."""
     command: str
+    """What was run."""
     seed: int
+    """Of everything random."""
     seconds: Positive
+    """What the run took."""
     notes: tuple[str, ...] = ()
+    """Sentences; one that begins with a field's path says why that is null."""
     recipe: Mapping[str, str | int | float | bool | None] = {}
+    """How it was trained: the fields of the recipe and the options of the strategy."""
     cost_epochs: Positive = 0
+    """What that cost, in epochs of one forward and backward pass a sample: steps that take two,
+    and short trainings that chose between value types, count as what they take.
+    """
     firmware: FirmwarePart | None = None
+    """Of a microcontroller."""
     metadata: Mapping[str, str] = {}
+    """What is to be known of the file, with the keys that it has there; ``preprocessing`` and
+    ``classes`` are JSON.
+    """
     left_out: tuple[str, ...] = ()
+    """Keys of ``metadata`` that are not in the file, for want of room."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
