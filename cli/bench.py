@@ -12,6 +12,7 @@ from hwprune.cli.options import (
     console,
     json_option,
     load_seconds_option,
+    refuse_without_on,
     remote_python_option,
     target_option,
     threads_option,
@@ -75,6 +76,7 @@ def command(
     from hwprune.verify.deadline import loads_within
 
     ctx.with_resource(loads_within(load_seconds, partial(end_now, as_json=as_json)))
+    refuse_without_on(ctx, where, "remote_python", "kernels_library")
     if where is not None:
         for option, given in (("--against", against), ("--target", target)):
             if given is not None:

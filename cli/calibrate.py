@@ -12,6 +12,7 @@ from hwprune.cli.options import (
     Parsed,
     console,
     json_option,
+    refuse_without_on,
     remote_python_option,
     target_names,
 )
@@ -33,8 +34,15 @@ from hwprune.errors import OutputError
     help="The profile that says what cannot be measured, such as raspberry-pi-5.",
 )  # fmt: skip
 @json_option
+@click.pass_context
 def command(
-    *, output: str, where: str | None, remote_python: str, extends: str | None, as_json: bool
+    ctx: click.Context,
+    *,
+    output: str,
+    where: str | None,
+    remote_python: str,
+    extends: str | None,
+    as_json: bool,
 ) -> None:
     """Write a device profile of measured facts, for --target.
 
@@ -47,6 +55,7 @@ def command(
     from hwprune.report.record import write_text
     from hwprune.targets import load, load_file
 
+    refuse_without_on(ctx, where, "remote_python")
     path = Path(output)
     if path.suffix != ".toml":
         raise OutputError(f"{output} does not end in .toml", hint="--target finds a file by that")

@@ -166,6 +166,22 @@ remote_python_option = click.option(
     "--remote-python", default="python3", show_default=True, metavar="PATH",
     help="The Python there.",
 )  # fmt: skip
+
+
+def refuse_without_on(ctx: click.Context, where: str | None, *options: str) -> None:
+    """Refuse what is said of a device where none is asked.
+
+    Raises:
+        UsageError: names the first such option that was given.
+    """
+    for option in options if where is None else ():
+        if ctx.get_parameter_source(option) is not click.core.ParameterSource.DEFAULT:
+            raise UsageError(
+                f"--{option.replace('_', '-')} is for --on alone",
+                hint="name the device with --on ssh://USER@HOST, or leave the option out",
+            )
+
+
 threads_option = click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads a run."
 )

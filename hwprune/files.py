@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,11 +63,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+            if os.name == "nt":  # which renames no file that is open
+                stream.close()
             os.replace(partial, path)  # before another writer may go on
         except BaseException:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
+    if os.name == "nt":  # which opens no folder
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -75,11 +79,28 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
+def lock(handle: int, *, wait: bool) -> None:
+    """Hold an open file until it is closed: no other process that asks for it gets it meanwhile.
+
+    Raises:
+        OSError: another one has it; where that is to be waited for, on Windows only, after 10 s.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(handle, 0, os.SEEK_SET)  # its locks are of bytes: the first, for everybody
+        msvcrt.locking(handle, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
 def _opened_alone(path: Path) -> BinaryIO:
     """Return the file, empty; another process that writes it, too, is waited for."""
     while True:
         stream = path.open("ab")
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        lock(stream.fileno(), wait=True)
         with suppress(FileNotFoundError):  # whoever was waited for has given it its name
             if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                 stream.truncate(0)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from hwprune.files import read_ordinary, replacing
+from hwprune import files
+from hwprune.files import lock, read_ordinary, replacing
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -94,3 +98,43 @@ def test_what_has_no_end_or_is_none_is_not_read(tmp_path: Path, kind: str, said:
         )
     with pytest.raises(OSError, match=said):
         read_ordinary(path, most=2**20)
+
+
+def test_on_windows_the_first_byte_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int, int]] = []
+    other = types.ModuleType("msvcrt")
+    other.LK_LOCK, other.LK_NBLCK = 1, 2  # type: ignore[attr-defined]
+
+    def locking(handle: int, how: int, count: int) -> None:
+        asked.append((how, os.lseek(handle, 0, os.SEEK_CUR), count))
+
+    other.locking = locking  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "msvcrt", other)
+    monkeypatch.setattr(files.sys, "platform", "win32")
+    with (tmp_path / "file").open("ab") as stream:
+        stream.write(b"some")
+        stream.flush()
+        lock(stream.fileno(), wait=True)
+        lock(stream.fileno(), wait=False)
+    assert asked == [(1, 0, 1), (2, 0, 1)]
+
+
+def test_nothing_that_windows_lacks_is_imported(tmp_path: Path) -> None:
+    """The commands that need no torch, and what writes files, where POSIX's modules are not."""
+    program = """
+import os, signal, sys
+import psutil, onnxruntime  # which have forms of their own there
+for name in ("fcntl", "resource", "termios", "pwd", "grp"):
+    sys.modules[name] = None
+del signal.SIGHUP, os.sched_getaffinity
+import hwprune.sweep.run, hwprune.steps.output, hwprune.gate, hwprune.remote
+from hwprune.cli.main import main
+for words in (["--help"], ["targets", "show", "nrf52840"], ["check", "--help"], ["bench", "-h"]):
+    assert main(words) == 0, words
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

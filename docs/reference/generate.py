@@ -163,6 +163,25 @@ def _kind(annotation: Any) -> tuple[str, list[Any]]:
     return words.get(annotation, "null"), []
 
 
+def strategies() -> str:
+    """Return the options of each strategy, from the functions that build it."""
+    from hwprune.sparsity.strategies import STRATEGIES, options_of
+
+    lines = []
+    for name, declaration in STRATEGIES.items():
+        options = {} if declaration.adapts else options_of(name)  # `auto` is given what it needs
+        doc = inspect.getdoc(declaration.build) or ""
+        said = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", doc, re.MULTILINE))
+        lines.append(f"\n## `{name}`\n")
+        lines += (
+            ["| option | default | what it is |", "|---|---|---|"] if options else ["No options."]
+        )
+        for option, value in options.items():
+            shown = re.sub(r"``(.+?)``", r"`\1`", " ".join(said[option].split()))
+            lines.append(f"| `{option}` | `{str(value).lower()}` | {shown} |")
+    return "\n".join(lines)
+
+
 def boards(*, jetson: bool = False) -> str:
     """Return the profiles of Linux boards: what they run on and may weigh by default."""
     from hwprune import targets
@@ -192,6 +211,6 @@ def chips() -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
-    "cli": cli, "python": python, "report": report,
+    "cli": cli, "python": python, "report": report, "strategies": strategies,
     "boards": boards, "jetsons": functools.partial(boards, jetson=True), "chips": chips,
 }  # fmt: skip

@@ -42,10 +42,25 @@ def east(
     The paper's third part, weights that residual blocks share, is not a matter of events: the
     network is made so before (``hwprune.extreme.sharing``).
 
-    ``cycle_count`` cycles of ``cycle_steps`` changes each hold up to ``cycle_peak`` times the
-    density, until ``cycle_until``; DyReLU-B (arXiv 2003.10027) stands alone until ``dyrelu_hold``
-    and is gone at ``dyrelu_gone``. The other options are those of ``rigl``; the cycles take the
-    place of their share of the ``updates``.
+    Args:
+        density: the density the plan expects.
+        cyclic: begin with cycles.
+        dyrelu: phase DyReLU-B (arXiv 2003.10027) out.
+        cycle_count: cycles.
+        cycle_peak: the most that they hold, in densities of the budget.
+        cycle_steps: changes of the masks in each.
+        cycle_until: the progress at which they end.
+        dyrelu_hold: the progress until which DyReLU stands alone.
+        dyrelu_gone: the progress at which ReLU alone is left.
+        updates: exchanges; the cycles take the place of their share of them.
+        drop: the share of what is kept that an exchange drops at first; a cosine lets it fall.
+        last_drop: that share at ``until``.
+        until: the progress at which the mask freezes.
+        score: what ranks the connections that are kept.
+        allocation: how they are shared out.
+        grow_score: what ranks the pruned ones.
+        grow_allocation: how what is grown is shared out.
+        initial: the value that a grown connection starts from.
 
     Raises:
         UsageError: a value outside its range, or times out of order.

@@ -144,9 +144,21 @@ def bidirectional_iterative(
 
     arXiv 2511.11675: its iterative mode, and with a single round, which removes 1, its one-shot
     mode. The rounds are LAMP's (arXiv 2010.07611), and each rewinds the rate (arXiv 2003.02389).
-    Options are those of ``bidirectional_single`` and of ``iterative``; ``prune_until`` is the
-    progress at which the first regrowth step comes: pruning rounds and regrowth steps each share
-    their time equally, and 0 gives all rounds the same length.
+
+    Args:
+        density: the density the plan expects at the full budget.
+        name: of the strategy.
+        depth: the fraction of the budget's bytes that the extreme state uses.
+        steps: regrowth steps; the budget fraction rises linearly from ``depth`` to 1.
+        removed: what one round removes; 1 is all that goes, at once.
+        prune_until: the progress at which the first regrowth step comes: pruning rounds and
+            regrowth steps each share their time equally, and 0 gives all the same length.
+        rewind: begin the learning-rate schedule anew in each round and at each regrowth step.
+        score: what ranks the connections that are kept.
+        allocation: how they are shared out.
+        regrow_score: what ranks the pruned ones.
+        regrow_allocation: how what is grown is shared out.
+        initial: the value that a regrown connection starts from.
 
     Raises:
         UsageError: no regrowth step, or a depth or time outside its range.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from hwprune.errors import OutputError
+from hwprune.files import lock
 
 # The file that says "hwprune wrote this folder"; it is also the lock.
 MARKER = ".hwprune"
@@ -115,7 +115,7 @@ def opened(path: Path) -> Iterator[OutputFolder]:
     staging: Path | None = None
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(handle, wait=False)
         except OSError:
             made, new_marker = [], False
             raise _busy(path) from None

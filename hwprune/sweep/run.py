@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hwprune.errors import OutputError, UsageError
-from hwprune.files import replacing
+from hwprune.files import lock, replacing
 from hwprune.sweep.grid import Planned
 
 STATE_NAME = "sweep.json"
@@ -243,12 +242,12 @@ def _alone(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".sweep.lock").open("ab")
+        held = (folder / ".sweep.lock").open("ab")
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror}") from None
-    with lock:
+    with held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(held.fileno(), wait=False)
         except OSError:
             raise UsageError(
                 f"another sweep works in {folder}", hint="wait for it, or give another -o"

@@ -287,3 +287,20 @@ def test_report_refusals(hwprune: Run, run_folder: Path) -> None:
         assert code == 2
         assert ".html, .md or .json" in err
     assert hwprune("report", run_folder, "-o", run_folder / "gone" / "x.html")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("bench", "model.onnx", "--kernels-library", "k.so"), "--kernels-library"),
+        (("bench", "model.onnx", "--remote-python", "python3"), "--remote-python"),
+        (("calibrate", "-o", "ours.toml", "--remote-python", "p"), "--remote-python"),
+    ],
+)
+def test_what_is_of_a_device_needs_one(
+    words: tuple[str, ...], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(list(words)) == 2
+    error = capsys.readouterr().err
+    assert f"{option} is for --on alone" in error
+    assert "--on ssh://USER@HOST" in error

@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for pages
 
 from pages import PAGES, ROOT, blocks, prose
 
+from hwprune.sparsity.strategies import STRATEGIES, options_of
+
 
 def headings(page: Path) -> set[str]:
     """Return the anchors of a page, as GitHub and the site both make them of plain headings."""
@@ -47,21 +49,27 @@ def test_code_is_in_blocks_that_say_their_language(page: Path) -> None:
 
 def test_every_page_is_on_the_site() -> None:
     listed = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
-    there = {str(page.relative_to(ROOT / "docs")) for page in PAGES if ROOT / "docs" in page.parents}
+    there = {
+        str(page.relative_to(ROOT / "docs")) for page in PAGES if ROOT / "docs" in page.parents
+    }
     assert listed == there, "mkdocs.yml lists each page of docs/ once, under nav"
 
 
-def test_every_field_of_a_report_is_explained() -> None:
+def test_every_field_of_a_report_and_option_of_a_strategy_is_explained() -> None:
     sys.path.insert(0, str(ROOT / "docs" / "reference"))
     try:
         import generate
     finally:
         sys.path.pop(0)
     page = generate.report()
-    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.*) \|$", page, re.MULTILINE)
-    assert len(rows) > 90
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.+) \| (.*) \|$", page + generate.strategies(), re.MULTILINE
+    )
+    assert len(rows) > 150
     assert [name for name, _, text in rows if not text.strip()] == []
     assert "## `latency.dense`" in page
+    options = sum(len(options_of(name)) for name in STRATEGIES if name != "auto")
+    assert len(re.findall(r"^\| `\w+` \|", generate.strategies(), re.MULTILINE)) == options
 
 
 def test_the_readme_is_short() -> None:

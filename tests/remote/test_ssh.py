@@ -5,14 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +25,11 @@ from hwprune.kernels import library
 from hwprune.remote import THIS_MACHINE, Destination, measure_there, parse_destination, ssh
 from hwprune.targets import load_file
 
+sys.path.insert(0, str(Path(__file__).parent))  # for sshd
+
+from sshd import SSHD, Server, running
+
 WriteArtifact = Callable[..., Path]
-SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
 @pytest.mark.parametrize(
@@ -76,59 +76,13 @@ def test_the_machine_of_a_library(tmp_path: Path) -> None:
 # -- a real server --------------------------------------------------------------------------------
 
 
-@dataclass
-class Server:
-    """A running sshd that knows one key."""
-
-    port: int
-    folder: Path
-    known_hosts: Path
-    process: subprocess.Popen[bytes]
-
-    def options(self) -> list[str]:
-        return [
-            "-F", "none", "-o", f"UserKnownHostsFile={self.known_hosts}", "-o",
-            "GlobalKnownHostsFile=none", "-i", str(self.folder / "key"),
-        ]  # fmt: skip
-
-    def where(self, python: str = sys.executable) -> Destination:
-        return Destination(None, "127.0.0.1", self.port, python)
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Start one, with keys of its own."""
-    if SSHD is None or shutil.which("ssh") is None:
+    if SSHD is None:
         pytest.skip("there is no OpenSSH server and client here")
-    folder = tmp_path_factory.mktemp("sshd")
-    for name in ("host", "key"):
-        subprocess.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True
-        )
-    (folder / "authorized").write_text((folder / "key.pub").read_text())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (folder / "config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder / 'host'}\nPidFile none\n"
-        f"AuthorizedKeysFile {folder / 'authorized'}\nStrictModes no\nUsePAM no\n"
-        "PermitRootLogin prohibit-password\nPasswordAuthentication no\n"
-    )
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [SSHD, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.DEVNULL
-    )
-    known = folder / "known"
-    known.write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
-    for _ in range(200):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.05)
-    yield Server(port, folder, known, process)
-    process.terminate()
-    process.wait()
+    with running(tmp_path_factory.mktemp("sshd")) as started:
+        yield started
 
 
 def inputs_of(path: Path) -> bytes:

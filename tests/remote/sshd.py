@@ -1,0 +1,75 @@
+"""An sshd on this machine, for tests that measure over ssh."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hwprune.remote import Destination
+
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+if shutil.which("ssh") is None:
+    SSHD = None
+
+
+@dataclass
+class Server:
+    """A running sshd that knows one key."""
+
+    port: int
+    folder: Path
+    known_hosts: Path
+    process: subprocess.Popen[bytes]
+
+    def options(self) -> list[str]:
+        return [
+            "-F", "none", "-o", f"UserKnownHostsFile={self.known_hosts}", "-o",
+            "GlobalKnownHostsFile=none", "-i", str(self.folder / "key"),
+        ]  # fmt: skip
+
+    def where(self, python: str = sys.executable) -> Destination:
+        return Destination(None, "127.0.0.1", self.port, python)
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Server]:
+    """Start one whose keys are in a folder."""
+    assert SSHD is not None
+    for name in ("host", "key"):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True
+        )
+    (folder / "authorized").write_text((folder / "key.pub").read_text())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder / 'host'}\nPidFile none\n"
+        f"AuthorizedKeysFile {folder / 'authorized'}\nStrictModes no\nUsePAM no\n"
+        "PermitRootLogin prohibit-password\nPasswordAuthentication no\n"
+    )
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [SSHD, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.DEVNULL
+    )
+    try:
+        known = folder / "known"
+        known.write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield Server(port, folder, known, process)
+    finally:
+        process.terminate()
+        process.wait()
