@@ -58,6 +58,7 @@ COMMANDS_NOT_RUN = {
     "hwprune compile model.pt --arch cifar-resnet34": "250 epochs of a ResNet-34",
     "hwprune compile model.pt --share-weights": "tests/extreme/test_sharing.py, on a ResNet",
     "hwprune plan model.pt --share-weights": "tests/extreme/test_sharing.py, on a ResNet",
+    "hwprune plan cifar10_resnet20.pth": "other people's weights; tests/steps/test_time_limit.py",
     "hwprune sweep model.pt": "docs/how-to/sweep.md has one that is run",
     "hwprune compile unet.pt": "tests/tasks/test_tasks.py compiles such a network",
     'eval "$(_HWPRUNE_COMPLETE=zsh_source': "zsh's; bash's is run",
