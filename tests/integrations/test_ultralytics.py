@@ -33,9 +33,9 @@ def test_a_detector_uses_its_bytes_and_its_average_is_what_is_shipped(
 
     images, boxes = squares
     options: dict[str, Any] = {
-        "data": "data.yaml", "epochs": 12, "imgsz": 64, "batch": 16, "nbs": 16, "device": "cpu",
+        "data": "data.yaml", "epochs": 8, "imgsz": 64, "batch": 16, "nbs": 16, "device": "cpu",
         "workers": 0, "amp": False, "plots": False, "val": False, "mosaic": 0.0, "lr0": 2e-3,
-        "optimizer": "AdamW", "verbose": False, "project": str(tmp_path / "runs"), "name": "run",
+        "optimizer": "AdamW", "verbose": False, "project": str(tmp_path / "runs"),
     }  # fmt: skip
 
     def evaluate(session: Any) -> float:
