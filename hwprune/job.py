@@ -141,8 +141,9 @@ def resolve(
     ``strategy``, ``epochs`` and ``share_weights``. A file's options go with the strategy that it
     names. ``recipe`` is such a file, the name of a built-in one, or what a file would hold.
     ``values`` is a value type or ``auto``; ``form`` is ``functions`` or ``inlined``, the target's
-    without; ``firmware`` says whether a microcontroller's C is made (None: where it can
-    be); ``metric`` names what the caller's own function measures; ``device`` may be ``auto``
+    without; ``firmware`` says whether a microcontroller's C is made (None: where int8 can be;
+    without data True makes it with fp32 activations); ``metric`` names what the caller's own
+    function measures; ``device`` may be ``auto``
     (CUDA, else MPS, else the CPU), and with a ``world``, of ``hwprune.training.joined``, is the one
     that it was joined with. ``embed_preprocessing`` lets the file read uint8 in that layout.
     ``max_drop`` is what the metric may lose, or ``off``. ``metadata`` is what the file is to say,

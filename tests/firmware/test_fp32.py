@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from float_networks import NETWORKS, samples_of
 from test_boards import BOARDS, need_compiler, need_machine
+from test_runtime import SANITIZE, replayed
 
 from hwprune.firmware import code_size, emit, emulate, link, memory_plan, reference
 from hwprune.firmware.host import HostModel, checksum
@@ -55,6 +56,15 @@ def test_the_c_equals_the_reference_also_streamed(name: str, tmp_path: Path) -> 
         for i, of_run in enumerate(sums):
             wrong = [name for name in of_run if checksum(expected[name][i]) != of_run[name]]
             assert wrong == []
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize("name", ["plain", "residual", "one_dimension", "cut_average"])
+def test_sanitizers_find_nothing(name: str, tmp_path: Path) -> None:
+    network, x = made_of(name)
+    emit.write(network, tmp_path, memory_plan.plan(network))
+    expected = reference.run(network, x)[network.outputs[0]]
+    assert replayed(tmp_path, x, SANITIZE) == expected.tobytes()
 
 
 @pytest.mark.parametrize("board", ["mps2-an386", "mps2-an500", "mps2-an385", "virt"])

@@ -235,7 +235,7 @@ REPLAY = r"""
 
 /* Standard input: inputs one after the other. Standard output: their outputs. */
 int main(void) {
-  static int8_t input[MODEL_INPUT_SIZE], output[MODEL_OUTPUT_SIZE];
+  static hwp_element input[MODEL_INPUT_SIZE], output[MODEL_OUTPUT_SIZE];
   while (fread(input, 1, sizeof input, stdin) == sizeof input) {
     if (model_run(input, output) != HWP_OK) return 1;
     fwrite(output, 1, sizeof output, stdout);
