@@ -8,8 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from steps_tools import At
 
 from hwprune.errors import InfeasibleError
+from hwprune.job import resolve
 from hwprune.steps.firmware import check_ram
 from hwprune.targets import Target, load
 
@@ -72,3 +74,17 @@ def test_an_input_whose_size_is_fixed_is_not_shrunk(chip: Target) -> None:
     with pytest.raises(InfeasibleError, match="of RAM at '") as caught:
         check_ram(network(64, flat=True), "n", chip)
     assert "fits" not in (caught.value.hint or "")
+
+
+def test_a_limit_on_ram_is_what_firmware_is_laid_out_for(prepared: At) -> None:
+    model = prepared("nrf52840").model
+    chip = load("nrf52840")
+
+    def asked(*limits: str, firmware: bool | None = True) -> Target:
+        return resolve(model, chip, None, Path("o"), limits=limits, firmware=firmware).target
+
+    assert asked().ram_limit_bytes is None
+    assert asked("ram<=36KiB", "ram<20000B", "flash<=1MB").ram_limit_bytes == 19_999
+    # Nothing calibrates int8 activations here; the RAM of a file alone is that of int8.
+    assert asked().activations == "fp32"
+    assert asked(firmware=None).activations == "int8"
