@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from hwprune.errors import KernelsError
 
 FILE_NAME = "libhwprune_kernels.so"
+# Links are followed once: it is asked for each layer of a file.
+_FOLDER = Path(__file__).resolve().parent
 # The version of onnxruntime's C API that the library asks for; see src/ort_abi.h.
 API_VERSION = 17
 BUILD_HINT = (
@@ -46,7 +48,7 @@ class _Array(ctypes.Structure):
 
 def path() -> Path | None:
     """Return where the library lies, or None where this installation has none."""
-    file = Path(__file__).resolve().parent / FILE_NAME
+    file = _FOLDER / FILE_NAME
     return file if file.is_file() else None
 
 

@@ -139,6 +139,7 @@ class Node:
 
     def __init__(self, data: Value) -> None:
         self._message = parse(data)
+        self._attributes: dict[str, Message] | None = None
         self.name = _text(self._message[_NODE_NAME])
         self.operator = _text(self._message[_NODE_OPERATOR])
         self.domain = _text(self._message[_NODE_DOMAIN])
@@ -147,10 +148,11 @@ class Node:
 
     def integers(self, name: str) -> tuple[int, ...]:
         """Return an attribute's whole numbers, one or many; none where it is absent."""
-        for attribute in map(parse, self._message[_NODE_ATTRIBUTES]):
-            if _text(attribute[_ATTRIBUTE_NAME]) == name:
-                return _numbers(attribute[_ATTRIBUTE_INT] + attribute[_ATTRIBUTE_INTS])
-        return ()
+        if self._attributes is None:  # asked several times of packed layers, never of others
+            read = [parse(data) for data in self._message[_NODE_ATTRIBUTES]]
+            self._attributes = {_text(each[_ATTRIBUTE_NAME]): each for each in reversed(read)}
+        found: Mapping[int, list[Value]] = self._attributes.get(name, {})
+        return _numbers([*found.get(_ATTRIBUTE_INT, ()), *found.get(_ATTRIBUTE_INTS, ())])
 
     def changed(self, operator: str, inputs: Iterable[str]) -> Pieces:
         """Return it with another operator and other inputs."""

@@ -6,6 +6,7 @@ import gc
 import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import hwprune
 from hwprune import kernels
 from hwprune.encoding import unpack
 from hwprune.export.operators import Operator
-from hwprune.kernels import dense_path, library
+from hwprune.kernels import dense_path, library, model_file
 from hwprune.kernels.dense_path import PackedLayer, dense_fallback, density_limit, too_dense
 from hwprune.kernels.model_file import ModelFile
 
@@ -372,3 +373,21 @@ def test_a_session_that_names_no_threads_has_one_for_each_core(
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     assert hwprune.session(data(conv(0.3))).hwprune.dense == dense
     assert hwprune.session(data(conv(0.3)), threads=1).hwprune.dense == ()
+
+
+def test_a_layer_is_read_and_the_library_found_once(
+    make_artifact: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = ModelFile(make_artifact().SerializeToString()).nodes[0]
+    read: list[object] = []
+    parse = model_file.parse
+    monkeypatch.setattr(model_file, "parse", lambda value: read.append(value) or parse(value))
+    assert node.integers("shape")
+    assert not node.integers("count")
+    before = len(read)
+    assert before > 1
+    assert node.integers("shape")
+    assert len(read) == before
+    # Links are followed when the package is imported, not for each layer.
+    monkeypatch.setattr(Path, "resolve", lambda path: pytest.fail("looked for the library again"))
+    library.path()
