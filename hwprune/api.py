@@ -159,11 +159,13 @@ def plan(
     share_weights: str | Sequence[str | Sequence[str]] = (),
     values: str = "auto",
     form: str | None = None,
+    require: str | Sequence[str] = (),
 ) -> Fitting:
     """Return what fits a target before any training, as ``hwprune plan`` says it.
 
     The arguments are those of ``compile``. The result's ``plans`` hold, by value type, the exact
-    bytes and the number of weights that are kept.
+    bytes and the number of weights that are kept; with ``require="latency.p50<=0.3x"`` they keep to
+    that time as well, and ``frontier`` says what more and less of both would give.
 
     Raises:
         HwpruneError: it cannot be loaded, or not even the empty network fits.
@@ -178,6 +180,7 @@ def plan(
         share_weights=_sharing(share_weights),
         form=form,
         data=source,
+        limits=(require,) if isinstance(require, str) else tuple(require),
     )
 
 

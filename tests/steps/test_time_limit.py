@@ -27,6 +27,7 @@ from hwprune.steps.planning import Candidate, Prepared, candidates_of, frontier,
 from hwprune.steps.pruning import prune_and_regrow, strategy_for
 from hwprune.steps.time_limit import network_time, time_limit
 from hwprune.targets import load
+from hwprune.training.finetune import Run
 from hwprune.verify.limits import parse_limit
 
 BUDGET = 6_000
@@ -299,3 +300,36 @@ def test_a_pruner_plans_for_it_and_takes_its_prices_along(prepared: At) -> None:
     with pytest.raises(HwpruneError, match="limits was"):
         third.load_state_dict(state)
     third.detach()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("costs", "no_memory_measured")
+def test_a_run_that_is_resumed_keeps_its_prices(
+    prepared: At, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(folder: str, limit: str = "latency.p50<=0.3x", **asked: Any) -> bytes:
+        job = resolve(
+            prepared().model, load("raspberry-pi-5"), data, tmp_path / folder,
+            budget_bytes=BUDGET, values="int8", epochs=2, strategy="cubic", device="cpu",
+            recipe={"precision": "fp32"}, max_drop="off", checkpoint_seconds=0,
+            limits=(limit,), **asked,
+        )  # fmt: skip
+        compile_model(job)
+        return next((tmp_path / folder).glob("*.onnx")).read_bytes()
+
+    whole = run("whole")
+    step, left = Run._step, [15]
+
+    def counted(*given: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return step(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_step", counted)
+        with pytest.raises(KeyboardInterrupt):
+            run("cut")
+    with pytest.raises(HwpruneError, match="limits on latency"):
+        run("cut", "latency.p50<=0.4x", resume=True)
+    assert run("cut", resume=True) == whole
