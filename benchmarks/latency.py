@@ -46,8 +46,14 @@ RIVAL_NETWORKS = ("resnet20", "vgg16-cifar", "mobilenet-v1", "mobilenet-v2")
 RIVAL_SPARSITIES = (0.8, 0.9, 0.95, 0.99)
 # Which engine of latency_worker.py runs a rival's file, by the first word of its name.
 RIVAL_ENGINES = {"int8": "onnxruntime", "openvino": "openvino", "xnnpack": "litert"}
-# Networks, what their files may weigh (5 % of VGG16's), and limits of time beside bytes alone.
-PLANNED = (("vgg16-cifar", 2_944_056, 0.15), ("resnet20", 40 * 1024, 0.4))
+# Networks, what their files may weigh (5 % but for ResNet-20's), and limits beside bytes alone.
+PLANNED = (
+    ("vgg16-cifar", 2_944_056, 0.15),
+    ("resnet20", 40 * 1024, 0.4),
+    ("mobilenet-v1", 844_374, 0.3),
+    ("mobilenet-v2", 697_846, 0.5),
+    ("resnet50", 5_106_385, 0.25),
+)
 PROFILE = Path(__file__).with_name("x86-64.toml")
 SAMPLES = 16
 SEED = 0
