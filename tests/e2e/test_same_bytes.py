@@ -60,3 +60,23 @@ def test_the_same_command_gives_the_same_bytes(digits_pt: Path, tmp_path: Path) 
     assert first[0] == second[0]
     assert first[1] == second[1]
     assert first[1]["accuracy"]["trajectory"]
+
+
+@pytest.mark.slow
+def test_neither_threads_nor_instruction_sets_change_a_plan(digits_pt: Path) -> None:
+    """Magnitudes are compared, never sums of products: as many weights of each layer fit."""
+    found = set()
+    for environment in (
+        {"OMP_NUM_THREADS": "1"},
+        {"OMP_NUM_THREADS": "2"},
+        {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2",
+         "HWPRUNE_SIMD": "avx2"},
+    ):  # fmt: skip
+        words = "plan", str(digits_pt), "--target", "jetson-nano", "--budget", "12KiB", "--json"
+        ran = subprocess.run(
+            [sys.executable, "-c", COMPILE, *words], env={**os.environ, **environment}, check=True,
+            capture_output=True,
+        )  # fmt: skip
+        found.add(ran.stdout)
+    assert b"layers" in ran.stdout
+    assert len(found) == 1
