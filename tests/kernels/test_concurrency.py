@@ -36,13 +36,21 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(found.path)
 
 
+def kernels_session(artifact: Path, threads: int) -> ort.InferenceSession:
+    """Return a session in which every packed layer runs on a kernel."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    hwprune.register_kernels(options)
+    return ort.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
+
+
 def run(session: ort.InferenceSession, x: np.ndarray = X) -> np.ndarray:
     return session.run(None, {session.get_inputs()[0].name: x})[0]
 
 
 def test_eight_threads_share_a_session_and_others_come_and_go(artifact: Path) -> None:
     """Each shape and each thread gets what one thread alone gets, to the bit."""
-    shared = hwprune.session(artifact, threads=1)
+    shared = kernels_session(artifact, 1)
     batches = [X[:1], X[:2], X, np.repeat(X, 3, axis=0)]
     expected = [run(shared, x) for x in batches]
 
@@ -50,7 +58,7 @@ def test_eight_threads_share_a_session_and_others_come_and_go(artifact: Path) ->
         right = True
         for turn in range(12):
             which = (number + turn) % len(batches)
-            own = hwprune.session(artifact, threads=1) if turn % 4 == 0 else shared
+            own = kernels_session(artifact, 1) if turn % 4 == 0 else shared
             right &= np.array_equal(run(own, batches[which]), expected[which])
         return right
 
@@ -60,7 +68,7 @@ def test_eight_threads_share_a_session_and_others_come_and_go(artifact: Path) ->
 
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_odd_pools(artifact: Path, threads: int) -> None:
-    alone, several = (hwprune.session(artifact, threads=each) for each in (1, threads))
+    alone, several = (kernels_session(artifact, each) for each in (1, threads))
     assert np.abs(run(alone) - run(several)).max() <= 1e-5
 
 
@@ -70,7 +78,7 @@ def test_ten_thousand_sessions_leave_no_memory_behind(artifact: Path) -> None:
 
     def several(count: int) -> int:
         for _ in range(count):
-            run(hwprune.session(artifact, threads=1), X[:1])
+            run(kernels_session(artifact, 1), X[:1])
         gc.collect()
         return process.memory_info().rss
 
@@ -81,13 +89,13 @@ def test_ten_thousand_sessions_leave_no_memory_behind(artifact: Path) -> None:
 
 def test_a_process_that_forks(artifact: Path) -> None:
     """A session of one thread, and one made there, run in the child as in the parent."""
-    session = hwprune.session(artifact, threads=1)
+    session = kernels_session(artifact, 1)
     expected = run(session)
     child = os.fork()
     if not child:
         try:
             same = np.array_equal(run(session), expected)
-            same &= np.array_equal(run(hwprune.session(artifact, threads=1)), expected)
+            same &= np.array_equal(run(kernels_session(artifact, 1)), expected)
             os._exit(0 if same else 1)
         finally:
             os._exit(2)
@@ -97,7 +105,7 @@ def test_a_process_that_forks(artifact: Path) -> None:
 
 def test_runs_that_are_cancelled(artifact: Path) -> None:
     """A run ends early or whole, and the session goes on."""
-    session = hwprune.session(artifact, threads=1)
+    session = kernels_session(artifact, 1)
     name, large = session.get_inputs()[0].name, np.repeat(X, 400, axis=0)
     expected = run(session)
     before = ort.RunOptions()
@@ -112,6 +120,6 @@ def test_runs_that_are_cancelled(artifact: Path) -> None:
     except Exception as error:
         assert "terminat" in str(error).lower()  # noqa: PT017 - either way is right
     else:
-        assert np.abs(y[:3] - expected).max() <= 1e-5
+        assert np.abs(y[::400] - expected).max() <= 1e-5
     timer.join()
     assert np.array_equal(run(session), expected)
