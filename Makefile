@@ -141,7 +141,7 @@ aarch64:
 	  echo "SKIPPED: the kernels were not built for aarch64: no g++-aarch64-linux-gnu and qemu-user here."; \
 	else \
 	  cmake -B build/aarch64 -S . -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
-	    -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DHWPRUNE_TESTS=ON -DHWPRUNE_FUZZ=ON \
+	    -DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DHWPRUNE_TESTS=ON -DHWPRUNE_FUZZ=ON \
 	    '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu' && \
 	  cmake --build build/aarch64 --parallel && cd build/aarch64 && ctest --output-on-failure --parallel 2; \
 	fi
