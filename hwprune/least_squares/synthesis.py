@@ -19,6 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from hwprune.training.devices import kept_memory
 from hwprune.training.module_state import borrowed, placed, set_mode
 
 # So many images of so many pixels. A larger one shows each layer more places: then fewer do.
@@ -127,7 +128,7 @@ def synthesise(
     made: list[tuple[torch.Tensor, ...]] = []
     first, last = 0.0, 0.0
     # NHWC is what convolutions on a CPU are fastest in.
-    with placed(device, module, channels_last=True), borrowed(module):
+    with placed(device, module, channels_last=True), borrowed(module), kept_memory(device):
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         for number, size in enumerate(parts):
