@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from hwprune.errors import ExportError
 from hwprune.export.graph import Graph
-from hwprune.export.registry import unparsed_functions
+from hwprune.export.registry import slices_paired_in_place, unparsed_functions
 from hwprune.ir import Model, TensorSpec
 
 # torch's exporter writes this one and ignores a wish for a lower one; lowering is ours (lower.py).
@@ -297,7 +297,7 @@ def _slimmed(
     import onnxscript.optimizer
 
     _copy_returned(ir_model.graph, parameters)
-    with _quiet():
+    with _quiet(), slices_paired_in_place():
         onnxscript.optimizer.optimize(ir_model)
     if ir_model.functions:
         from onnx import inliner

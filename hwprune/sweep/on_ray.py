@@ -8,7 +8,7 @@ from typing import Any
 
 from hwprune.errors import UsageError
 from hwprune.sweep.grid import Planned
-from hwprune.sweep.run import Processes
+from hwprune.sweep.run import Processes, opened_log
 
 _LOST = -9  # the task's node or worker is gone: as a process that was killed
 
@@ -63,8 +63,8 @@ class RayCluster:
         try:
             return int(self._ray.get(reference))
         except self._ray.exceptions.RayError as error:
-            with open(f"{folder}.log", "a", encoding="utf-8") as log:
-                log.write(f"\nthe task was lost: {type(error).__name__}\n")
+            with opened_log(folder) as log:
+                log.write(f"\nthe task was lost: {type(error).__name__}\n".encode())
             return _LOST
         finally:
             with self._lock:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hwprune.errors import OutputError, UsageError
 from hwprune.files import lock, replacing
@@ -127,7 +127,7 @@ class Processes:
     def __call__(self, run: Planned, folder: Path) -> int:
         """Run one compilation."""
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "NO_COLOR": "1"}
-        with open(f"{folder}.log", "ab") as log:
+        with opened_log(folder) as log:
             with self._lock:
                 if self._stopped:
                     return -2
@@ -153,6 +153,18 @@ class Processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_GRACE_S)
             process.kill()  # nothing where it has ended
+
+
+def opened_log(folder: Path) -> BinaryIO:
+    """Open the log of the run that writes into a folder, behind what is in it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        return open(f"{folder}.log", "ab")
+    except OSError as error:
+        raise OutputError(f"{folder}.log cannot be written: {error.strerror}") from None
 
 
 def command(run: Planned, folder: Path) -> list[str]:

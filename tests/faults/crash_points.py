@@ -337,7 +337,7 @@ class Done:
 def in_this_process() -> None:
     """Let a sweep fork its compilations, which then need not import torch, and are not attacked."""
     from hwprune.cli.main import main as hwprune
-    from hwprune.sweep.run import Processes
+    from hwprune.sweep.run import Processes, opened_log
 
     def run(self: Processes, run: Any, folder: Path) -> int:
         def compiled() -> int:
@@ -345,7 +345,8 @@ def in_this_process() -> None:
             library.disarm()
             return hwprune(["compile", *run.arguments, "--resume", "-o", str(folder)])
 
-        return forked(compiled, Path(f"{folder}.log"))
+        with opened_log(folder) as log:  # by its number: under its name it would be attacked again
+            return forked(compiled, Path(f"/proc/self/fd/{log.fileno()}"))
 
     Processes.__call__ = run  # type: ignore[method-assign]
 

@@ -144,3 +144,9 @@ def test_the_command_and_the_report_of_a_run(tmp_path: Path) -> None:
     assert report_of(tmp_path) == tmp_path / "rejected" / "report.json"
     (tmp_path / "report.json").write_text("{}")
     assert report_of(tmp_path) == tmp_path / "report.json"
+
+
+def test_a_log_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / f"{RUNS[0].name}.log").mkdir()
+    with pytest.raises(OutputError, match=r"seed0\.log cannot be written: Is a directory"):
+        run_all(tmp_path, Processes(threads=1))
