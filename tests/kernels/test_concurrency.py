@@ -40,7 +40,7 @@ def kernels_session(artifact: Path, threads: int) -> ort.InferenceSession:
     """Return a session in which every packed layer runs on a kernel."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    hwprune.register_kernels(options)
+    hwprune.register_kernels(options, artifact)
     return ort.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
 
 
