@@ -275,6 +275,19 @@ def test_the_command(
 # -- a profile from the device --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("packed_ms", "folds"), [(None, False), (1.4, True), (1.6, False)])
+def test_what_decodes_in_each_run_does_not_fold(packed_ms: float | None, folds: bool) -> None:
+    found = calibration.Calibration({}, 18, 8, dense_ms=1.0, packed_ms=packed_ms)
+    assert found.folds == folds
+
+
+@pytest.fixture
+def whatever_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any file with functions that runs is one that is folded: no stopwatch decides a test."""
+    monkeypatch.setattr(calibration, "_FOLDED", 1e9)
+
+
+@pytest.mark.usefixtures("whatever_it_takes")
 def test_a_profile_is_measured_over_ssh(server: Server, tmp_path: Path) -> None:
     found = calibrate(server.where(), options=tuple(server.options()))
     assert (found.opset, found.ir_version, found.folds) == (18, 8, True)
@@ -289,6 +302,7 @@ def test_a_profile_is_measured_over_ssh(server: Server, tmp_path: Path) -> None:
     assert left() == []
 
 
+@pytest.mark.usefixtures("whatever_it_takes")
 def test_calibrate_writes_a_profile_of_this_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
