@@ -73,7 +73,11 @@ def _fell(record: Record) -> str | None:
 
 
 def _unmeasured(record: Record) -> str:
-    return "" if record.metric.final is not None else "; accuracy unknown"
+    if record.metric.final is None:
+        return "; accuracy unknown"
+    # As good as a dense network that guesses is no praise: the hint of `steps.check_data`.
+    guesses = any("near chance" in note for note in record.notes)
+    return ", but the dense network's accuracy is near chance" if guesses else ""
 
 
 def facts(record: Record) -> Iterator[tuple[str, str]]:

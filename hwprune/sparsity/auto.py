@@ -32,18 +32,18 @@ def auto(density: float, *, steps: int = 0, convolutional: bool = True) -> Strat
         convolutional: whether the network has weights of more than two dimensions.
     """
     kind = "convolutional" if convolutional else "fully connected"
-    sparsity = 1 - density
-    at = f"at {100 * sparsity:.1f} % sparsity"
+    # The note names the boundary, not this plan's sparsity: plans on one side of it say the same.
+    boundary = f"{100 * EXCHANGE_FROM[kind]:g} % sparsity"
     events = min(EVENTS, max(1, int(PRUNE_UNTIL * steps))) if steps else EVENTS
-    if sparsity < EXCHANGE_FROM[kind]:
+    if 1 - density < EXCHANGE_FROM[kind]:
         chosen = cubic(density, until=PRUNE_UNTIL, steps=events, start=0.5, score=SCORE)
-        why = f"{at} no record has anything ahead of it on a {kind} network"
+        why = f"below {boundary} no record has anything ahead of it on a {kind} network"
         return _because(chosen, "cubic pruning", why)
     if 0 < steps < LEAST_STEPS:
         why = f"{steps:,} steps are fewer than any record of exchanges has ({LEAST_STEPS:,})"
         return _because(cubic(density, steps=events), "cubic pruning", why)
     chosen = bidirectional(density, prune_until=PRUNE_UNTIL, prune_steps=events, score=SCORE)
-    why = f"{at} it was ahead on a {kind} network"
+    why = f"from {boundary} on it was ahead on a {kind} network"
     return _because(chosen, "cubic pruning with shrink, then exchanges", why)
 
 

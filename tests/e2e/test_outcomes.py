@@ -92,7 +92,8 @@ def test_an_accuracy_near_chance_gets_a_hint(
     )  # fmt: skip
     assert ran.code == 0, ran.err
     said = " ".join(ran.out.split())
-    assert "near chance" in said
+    assert "near chance (" in said
+    assert "network's accuracy is near chance: " in said  # in the verdict, not in a note alone
     assert "normalize=" in said
 
 

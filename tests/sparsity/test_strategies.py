@@ -225,8 +225,10 @@ def test_auto_takes_more_the_sparser_and_says_why(convolutional: bool) -> None:
 
     name, shrink, note = taken(0.3)
     assert (name, shrink) == ("cubic", 0.0)
-    assert "--strategy auto takes cubic pruning (cubic): at 70.0 % sparsity" in note
     kind = "convolutional" if convolutional else "fully connected"
+    below = f"--strategy auto takes cubic pruning (cubic): below {100 * auto.EXCHANGE_FROM[kind]:g} % "
+    assert below in note
+    assert taken(0.2)[2] == note  # `plan`, which has one for each type of values, says it once
     assert taken(1 - auto.EXCHANGE_FROM[kind] + 1e-6)[:2] == ("cubic", 0.0)
     assert taken(1 - auto.EXCHANGE_FROM[kind] - 1e-6)[:2] == ("bidirectional", 1.0)
     # No record of so few steps, whatever the sparsity; and no more events than steps.
