@@ -226,8 +226,8 @@ def test_auto_takes_more_the_sparser_and_says_why(convolutional: bool) -> None:
     name, shrink, note = taken(0.3)
     assert (name, shrink) == ("cubic", 0.0)
     kind = "convolutional" if convolutional else "fully connected"
-    below = f"--strategy auto takes cubic pruning (cubic): below {100 * auto.EXCHANGE_FROM[kind]:g} % "
-    assert below in note
+    boundary = f"{100 * auto.EXCHANGE_FROM[kind]:g} %"
+    assert f"--strategy auto takes cubic pruning (cubic): below {boundary} " in note
     assert taken(0.2)[2] == note  # `plan`, which has one for each type of values, says it once
     assert taken(1 - auto.EXCHANGE_FROM[kind] + 1e-6)[:2] == ("cubic", 0.0)
     assert taken(1 - auto.EXCHANGE_FROM[kind] - 1e-6)[:2] == ("bidirectional", 1.0)
