@@ -92,6 +92,12 @@ def build_artifact(
     return model
 
 
+@pytest.fixture(autouse=True)
+def nothing_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No session decides by a clock, on whatever machine, unless it is asked to."""
+    monkeypatch.setattr("hwprune.kernels.timed_choice.needed", lambda: False)
+
+
 @pytest.fixture
 def no_memory_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let whole runs measure no memory: each measurement is a Python of its own."""

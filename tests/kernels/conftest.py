@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hwprune.kernels import dense_path, timed_choice
+from hwprune.kernels import dense_path
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -19,9 +19,3 @@ sys.path.append(str(Path(__file__).parent))
 def kernels_up_to_half(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels for layers that store up to half of their weights."""
     monkeypatch.setattr(dense_path, "density_limit", lambda layer: 0.5)
-
-
-@pytest.fixture(autouse=True)
-def nothing_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No session decides by a clock, unless it is asked to."""
-    monkeypatch.setattr(timed_choice, "needed", lambda: False)
