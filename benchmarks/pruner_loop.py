@@ -46,7 +46,7 @@ def rows() -> list[tuple[dict[str, Any], int]]:
              **scale, "budget_bytes": BUDGET},
             seed,
         )
-        for scale, seeds in ((SMALL, 5), (SHORT, 1))
+        for scale, seeds in ((SMALL, 5), (SHORT, 5))
         for seed in range(seeds)
         for strategy, options in STRATEGIES.items()
         for loop in LOOPS
