@@ -226,7 +226,7 @@ def model_of(
             "the shape of the network's input is not known",
             hint="give example_input=torch.zeros(1, 3, 32, 32), or data",
         )
-    given = _specs(example_input, names or ())
+    given = [] if example_input is None else _specs(example_tensors(example_input), names or ())
     return load_model(
         os.fspath(model) if isinstance(model, os.PathLike) else model,
         arch=arch,
@@ -238,16 +238,31 @@ def model_of(
     )
 
 
-def _specs(example_input: Any, names: Sequence[str]) -> list[TensorSpec]:
-    """Return the inputs that the examples show; of floats any, since the network is in float32."""
+def example_tensors(example_input: Any) -> list[torch.Tensor]:
+    """Return the examples of a network's inputs as tensors, one for each.
+
+    Raises:
+        UsageError: they are no tensors, or one has no batch axis.
+    """
     import torch
 
-    if example_input is None:
-        return []
     several = isinstance(example_input, (tuple, list))
-    tensors = [torch.as_tensor(each) for each in (example_input if several else [example_input])]
+    try:
+        tensors = [
+            torch.as_tensor(each) for each in (example_input if several else [example_input])
+        ]
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(
+            f"example_input is no tensor or array, but a {type(example_input).__name__}",
+            hint="give one tensor, or a tuple with one for each input, in the order of forward",
+        ) from None
     if any(not tensor.ndim for tensor in tensors):
         raise UsageError("example_input has no batch axis", hint="give one tensor per input")
+    return tensors
+
+
+def _specs(tensors: Sequence[torch.Tensor], names: Sequence[str]) -> list[TensorSpec]:
+    """Return the inputs that the examples show; of floats any, since the network is in float32."""
     if len(names) < len(tensors):
         names = [f"input{number}" for number in range(len(tensors))]
     return [

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hwprune.api import data_of, model_of
+from hwprune.api import data_of, example_tensors, model_of
 from hwprune.compiler import finish, packing_notes
 from hwprune.errors import HwpruneError, UsageError
 from hwprune.extreme.reachability import Reachability
@@ -180,8 +180,10 @@ class Pruner:
             if name not in self._sparse.parameters
         }
         self._notes = [*copied.notes, choice.note]
-        inputs = [example_input] if isinstance(example_input, torch.Tensor) else example_input
-        few = tuple(part[:2].detach().cpu() for part in inputs)
+        few = tuple(
+            part[:2].detach().cpu().float() if part.is_floating_point() else part[:2].cpu()
+            for part in example_tensors(example_input)
+        )
         self._paths = Reachability(copied.module, self._sparse, lambda: few)
         self._engine = self._engine_for(choice.value_type, chosen)
         for each in optimizers:

@@ -118,8 +118,9 @@ def outputs(artifact: hwprune.Artifact, model: nn.Module) -> tuple[np.ndarray, n
         {"values": "codebook16", "strategy": "one-shot"},
         {"values": "fp32", "budget": 6000},
         {"form": "inlined"},
+        {"example_input": np.zeros((1, 2, 8, 8))},
     ],
-    ids=["default", "exchanges", "regrows", "codebook", "floats", "inlined"],
+    ids=["default", "exchanges", "regrows", "codebook", "floats", "inlined", "array"],
 )
 def test_the_file_is_the_trained_network_and_uses_its_bytes(
     tmp_path: Path, options: dict[str, Any]
@@ -235,6 +236,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dyrelu": ({"strategy": "east", "steps": 400}, "swaps activations"),
     "form": ({"form": "plain"}, "form is 'plain'"),
     "example": ({"example_input": torch.zeros(1, 3, 8, 8)}, ""),
+    "no example": ({"example_input": None}, "the shape of the network's input is not known"),
+    "no tensor": ({"example_input": {"x": batch(0)[0]}}, "no tensor or array, but a dict"),
 }
 
 

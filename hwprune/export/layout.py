@@ -7,15 +7,25 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import onnx_ir as ir
 
+from hwprune.encoding.values import LEVELS
 from hwprune.errors import ExportError
 from hwprune.export.fusing import NOTHING, Epilogue, find_epilogues
-from hwprune.export.graph import Graph, name_of, optional_input, output_name, read_names
+from hwprune.export.graph import (
+    Graph,
+    attributes,
+    name_of,
+    optional_input,
+    output_name,
+    read_names,
+)
+from hwprune.export.operators import Operator
 from hwprune.export.passes import base36, short_names
 from hwprune.export.prunable import WeightUse, weight_uses
-from hwprune.ir import PrunableTensor
+from hwprune.ir import CodecName, PrunableTensor, ValueType
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,41 @@ class Layout:
             return ""
         own = optional_input(use.node, 2)
         return self.epilogue(use).bias or ("" if own is None else name_of(own))
+
+    def operator(self, use: WeightUse, codec: CodecName, value_type: ValueType) -> Operator:
+        """Return the operator of a layer whose weight is stored in this form."""
+        after = self.epilogue(use)
+        if after.gain and value_type not in LEVELS:  # no scale to put the gain into: nodes behind
+            return Operator(use.kind, codec, value_type, bias=False)
+        bias, residual = bool(self.bias(use)), bool(after.residual)
+        return Operator(use.kind, codec, value_type, bias, residual, after.activation)
+
+    def given(self, use: WeightUse, operator: Operator) -> dict[str, Any]:
+        """Return what a layer says of its operator's attributes: none that equal a default."""
+        known = attributes(use.node)
+        alpha = self.epilogue(use).alpha
+        if alpha is not None:
+            known["alpha"] = alpha
+        return {name: known[name] for name in operator.attributes if name in known}
+
+    def declared(self, operator: Operator) -> tuple[str, ...]:
+        """Return the attributes that an operator's function has in a file of this network.
+
+        One that all its layers leave at the default is none: the body leaves it out, too. Any other
+        is written for each layer, since programs that run functions may ask for all that there are.
+        How the weight is stored makes no difference, so that it can be chosen after this.
+        """
+        said = self._declared[operator.value_type in LEVELS]
+        return tuple(sorted(said.get(operator.signature, ())))
+
+    @cached_property
+    def _declared(self) -> Mapping[bool, Mapping[tuple[object, ...], set[str]]]:
+        """Return what layers say, by signature, and that by whether values have scales."""
+        said: dict[bool, dict[tuple[object, ...], set[str]]] = {True: {}, False: {}}
+        for scaled, use in itertools.product(said, self._layers):
+            operator = self.operator(use, "dense", "int8" if scaled else "fp32")
+            said[scaled].setdefault(operator.signature, set()).update(self.given(use, operator))
+        return said
 
 
 def layout_of(graph: Graph, prunable: Sequence[PrunableTensor], *, fuse: bool) -> Layout:

@@ -14,6 +14,7 @@ they state.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -80,6 +81,19 @@ OPERATOR_ATTRIBUTES: dict[str, dict[str, int]] = {
     # rows of a table that is stored dense, of which only those that are looked up are decoded
     "Gather": {},
 }
+# What these attributes are where nobody says so; lists hold as many of it as there are axes.
+ATTRIBUTE_DEFAULTS: dict[str, int | float] = {
+    "strides": 1, "pads": 0, "dilations": 1, "output_padding": 0, "group": 1, "transB": 0,
+    "alpha": 0.01,
+}  # fmt: skip
+
+
+def default_of(attribute: str, axes: int) -> int | float | list[int | float]:
+    """Return what an attribute is where nobody says so, of a layer over ``axes`` axes."""
+    value = ATTRIBUTE_DEFAULTS[attribute]
+    if attribute in ("strides", "dilations", "output_padding"):
+        return [value] * axes
+    return [value] * 2 * axes if attribute == "pads" else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +142,11 @@ class Operator:
         return OPERATOR_ATTRIBUTES[self.kind] | ACTIVATION_ATTRIBUTES.get(self.activation, {})
 
     @property
+    def signature(self) -> tuple[object, ...]:
+        """Return what it computes, however its weight is stored."""
+        return self.kind, self.bias, self.residual, self.activation
+
+    @property
     def fused(self) -> bool:
         """Return whether it stands for more than the layer itself."""
         linear_bias = self.kind == "Linear" and self.bias
@@ -172,7 +191,9 @@ def is_ours(name: str) -> bool:
     return name in OPERATORS or name in DECODERS or name == NIBBLES
 
 
-def function_for(name: str, opset: int) -> onnx.FunctionProto | None:
+def function_for(
+    name: str, opset: int, declared: Collection[str] | None = None
+) -> onnx.FunctionProto | None:
     """Return the function that belongs to ``name``, or None where the name is not one of ours.
 
     An operator whose activation is no standard operator at ``opset`` has no function there.
@@ -180,6 +201,9 @@ def function_for(name: str, opset: int) -> onnx.FunctionProto | None:
     Args:
         name: an operator's or a decoder's name.
         opset: the opset of the standard operators in the body.
+        declared: the attributes that the file's nodes of this name have, beside those that say how
+            the weight is stored; the body is without the others, which so have their defaults. All
+            of the operator's where None.
     """
     if name in DECODERS:
         return decoder_body(DECODERS[name], opset)
@@ -188,29 +212,50 @@ def function_for(name: str, opset: int) -> onnx.FunctionProto | None:
     operator = OPERATORS.get(name)
     if operator is None or opset < ACTIVATION_SINCE.get(operator.activation, 0):
         return None
-    return _operator_body(operator, opset)
+    function = _operator_body(operator, opset)
+    if declared is not None:
+        _drop_attributes(function, operator.attributes.keys() - set(declared))
+    return function
+
+
+def _drop_attributes(function: onnx.FunctionProto, names: Collection[str]) -> None:
+    """Leave attributes of a function to the defaults of the operators in its body."""
+    left = [name for name in function.attribute if name not in names]
+    del function.attribute[:]
+    function.attribute.extend(left)
+    for node in function.node:
+        for entry in [entry for entry in node.attribute if entry.ref_attr_name in names]:
+            node.attribute.remove(entry)
 
 
 def altered_functions(model: onnx.ModelProto) -> list[str]:
     """Return the names in domain ``hwprune`` whose body is not the one written here, to the byte.
 
-    A function of our domain that hwprune never writes counts as altered, and so does a missing one.
+    A function of our domain that hwprune never writes counts as altered, and so do a missing one, a
+    second one of the name, and one to which a node gives an attribute that it does not declare:
+    kernels would heed it.
     """
     opset = next(
         (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
     )
-    altered, present = [], set()
+    altered, declared = [], dict[str, set[str]]()
     for function in model.functions:
         if function.domain != DOMAIN:
             continue
-        present.add(function.name)
-        expected = function_for(function.name, opset)
-        if expected is None or serialised(expected) != serialised(function):
+        expected = function_for(function.name, opset, function.attribute)
+        same = expected is not None and serialised(expected) == serialised(function)
+        if function.name in declared or not same:
             altered.append(function.name)
-    needed = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
-    for operator in sorted(needed):
+        declared[function.name] = set(function.attribute)
+    given: dict[str, set[str]] = {}
+    for node in (node for node in model.graph.node if node.domain == DOMAIN):
+        given.setdefault(node.op_type, set()).update(entry.name for entry in node.attribute)
+    for operator, names in sorted(given.items()):
         functions = OPERATORS[operator].functions if operator in OPERATORS else (operator,)
-        altered += [name for name in functions if name not in present and name not in altered]
+        wrong = [name for name in functions if name not in declared]
+        if not names <= declared.get(operator, names):
+            wrong.append(operator)
+        altered += [name for name in wrong if name not in altered]
     return altered
 
 
@@ -296,9 +341,11 @@ def activation_nodes(activation: Activation, source: str, output: str) -> list[o
 
 
 @cache
-def known_function(name: str, opset: int) -> onnx.FunctionProto:
-    """Return the function of a name that is ours; not to be changed."""
-    function = function_for(name, opset)
+def known_function(
+    name: str, opset: int, declared: tuple[str, ...] | None = None
+) -> onnx.FunctionProto:
+    """Return the function of a name that is ours (``function_for``); not to be changed."""
+    function = function_for(name, opset, declared)
     assert function is not None, name
     return function
 

@@ -29,13 +29,13 @@ from hwprune.encoding.wire import field_bytes, tensor_field_bytes
 from hwprune.errors import ExportError, HwpruneError
 from hwprune.export.body import DOMAIN, DOMAIN_VERSION
 from hwprune.export.deployment import NOTHING_TO_SAY, Deployment
-from hwprune.export.graph import Graph, attributes, input_names, message_of
+from hwprune.export.graph import Graph, input_names, message_of
 from hwprune.export.layout import Layout, layout_of
 from hwprune.export.operators import (
-    OPERATOR_ATTRIBUTES,
     OPERATORS,
     Operator,
     count_name,
+    default_of,
     expand,
     known_function,
 )
@@ -174,7 +174,7 @@ class Template:
                     dict.fromkeys(name for op in operators for name in op.functions)
                 )  # fmt: skip
                 for name in needed:
-                    size = known_function(name, self.graph.opset).ByteSize()
+                    size = self._function(name).ByteSize()
                     functions[name] = field_bytes(size, _FUNCTION_TAG_BYTES)
                 forms[codec, value_type] = Form(fixed + table, needed, tuple(counted))
             key = self.layout.keys[tensor.name]
@@ -294,7 +294,7 @@ class Template:
         ]
         # A function stands behind those that it calls: onnx's own evaluator reads them in order.
         names = sorted(needed, key=lambda name: name in OPERATORS)
-        bodies = [known_function(name, self.graph.opset) for name in names]
+        bodies = [self._function(name) for name in names]
         model = self._model(written, bodies, nonzeros=masks.nonzeros)
         model.graph.initializer.extend(_messages(tensors, {}))
         data = model.SerializeToString(deterministic=True)
@@ -394,11 +394,7 @@ class Template:
             bias, after = layout.bias(use), layout.epilogue(use)
             gain = after.gain
             apart = bool(gain) and scale is None  # no scale to put the gain into
-            operator = Operator(
-                use.kind, codec, value_type, bool(bias), bool(after.residual), after.activation
-            )
-            if apart:
-                operator = Operator(use.kind, codec, value_type, bias=False)
+            operator = layout.operator(use, codec, value_type)
             scale_name, bias_name = f"{key}s", names.get(bias, bias)
             if bias in layout.private:
                 bias_name = numbered(key, "b", place)
@@ -423,10 +419,10 @@ class Template:
             inputs = [stored[role] for role in operator.input_roles]
             last = tensor.name if use.kind == "Weight" else layout.output(use)
             output = f"{key}_{place}p" if apart else names.get(last, last)
-            given = attributes(use.node)
-            kept = {k: given[k] for k in OPERATOR_ATTRIBUTES[use.kind] if k in given}
-            if after.alpha is not None and not apart:
-                kept["alpha"] = after.alpha
+            kept = layout.given(use, operator)
+            if not self.inline:  # whoever runs a function may ask for all that it declares
+                axes = len(tensor.shape) - 2
+                kept = {name: default_of(name, axes) for name in layout.declared(operator)} | kept
             if codec != "dense":
                 kept["shape"] = list(tensor.shape)
             if value_type in NIBBLE_TYPES:
@@ -453,6 +449,12 @@ class Template:
                 nodes[-1] += rest
                 biases |= more
         return operators, nodes, biases
+
+    def _function(self, name: str) -> onnx.FunctionProto:
+        """Return a function as this file has it; not to be changed."""
+        operator = OPERATORS.get(name)
+        declared = () if operator is None else self.layout.declared(operator)
+        return known_function(name, self.graph.opset, declared)
 
     def _table_bytes(
         self, tensor: PrunableTensor, value_type: ValueType, scale: NDArray[Any] | None

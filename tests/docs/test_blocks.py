@@ -89,7 +89,13 @@ FILLED_IN = [
 ]
 # What stands before a page's first block of Python, and commands that follow its last.
 BEFORE = {
-    "README.md": "model, images = network, np.zeros((1, 1, 8, 8), np.float32)",
+    "README.md": """
+import torch
+
+model, images = network, np.zeros((1, 1, 8, 8), np.float32)
+loss, optimizer = torch.nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.01)
+batches = [(torch.randn(4, 1, 8, 8), torch.randint(0, 10, (4,)))] * 80
+""",
     "docs/python.md": "import torch; model = network",
     "docs/kernels.md": "import onnxruntime; images = np.zeros((1, 1, 8, 8), np.float32)",
     "docs/metadata.md": "pixels = np.zeros((1, 8, 8), np.uint8)",

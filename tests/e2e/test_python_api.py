@@ -113,6 +113,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[HwpruneError], str]] = {
     "no input": ({"example_input": None}, UsageError, "not known"),
     "input shape": ({"example_input": torch.zeros(1, 3, 8, 8)}, ModelError, "does not take"),
     "scalar": ({"example_input": torch.zeros(())}, UsageError, "no batch axis"),
+    "text": ({"example_input": "1x1x8x8"}, UsageError, "no tensor or array, but a str"),
     "epochs": ({"epochs": -1}, UsageError, "epochs is -1"),
     "half an epoch": ({"epochs": 1.5, "data": "digits"}, UsageError, "epochs is 1.5"),
     "seed": ({"seed": -3, "data": "digits"}, UsageError, "seed is -3"),

@@ -192,16 +192,17 @@ def test_functions_stand_behind_those_that_they_call(zoo: Case) -> None:
         seen.add(function.name)
 
 
-def test_onnxs_own_evaluator_runs_a_file_with_functions() -> None:
-    """Where no node leaves out an attribute that it has a default for: these have none."""
-    net = nn.Sequential(nn.Linear(9, 30), nn.ReLU(), nn.Linear(30, 4)).eval()
-    case = case_of(net, (TensorSpec("x", (None, 9), "float32"),))
-    template = case.template()
-    written = template.write_sparse(random_masks(template, 0.2), "int8")
+@pytest.mark.parametrize("value_type", ["fp32", "int8", "codebook16"])
+def test_onnxs_own_evaluator_runs_a_file_with_functions(zoo: Case, value_type: ValueType) -> None:
+    """It asks for every attribute that a function declares: none has a default."""
+    template = zoo.template()
+    written = template.write_sparse(random_masks(template, 0.2), value_type)
     model = onnx.load_from_string(written.data)
-    assert model.functions
-    (found,) = ReferenceEvaluator(model).run(None, case.feeds(3))
-    assert relative_error(found, run(written.data, case.feeds(3))) <= 1e-6
+    declared = {function.name: {*function.attribute} for function in model.functions}
+    for node in (node for node in model.graph.node if node.domain == DOMAIN):
+        assert {entry.name for entry in node.attribute} == declared[node.op_type]
+    (found,) = ReferenceEvaluator(model).run(None, zoo.feeds(3))
+    assert relative_error(found, run(written.data, zoo.feeds(3))) <= 1e-5
 
 
 def test_onnxs_own_evaluator_runs_the_inlined_form(zoo: Case) -> None:

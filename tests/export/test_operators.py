@@ -153,9 +153,30 @@ def test_a_second_body_of_the_same_name_is_noticed(zoo: Case) -> None:
     model = _model(zoo)
     twin = onnx.FunctionProto()
     twin.CopyFrom(model.functions[0])
-    twin.node[0].op_type = "Neg"
     model.functions.append(twin)
+    assert altered_functions(model) == [twin.name]  # readers differ in which they take
+    twin.node[0].op_type = "Neg"
+    model.functions[-1].CopyFrom(twin)
     assert altered_functions(model) == [twin.name]
+
+
+def test_an_attribute_that_a_body_does_not_read_is_noticed(zoo: Case) -> None:
+    """Stock onnxruntime would pass over it, and kernels would not."""
+    model = _model(zoo)
+    declared = {function.name: [*function.attribute] for function in model.functions}
+    node = next(
+        node for node in model.graph.node
+        if "Conv" in node.op_type and "dilations" not in declared.get(node.op_type, "dilations")
+    )  # fmt: skip
+    node.attribute.append(helper.make_attribute("dilations", [2, 2]))
+    assert altered_functions(model) == [node.op_type]
+
+
+def test_a_body_that_reads_fewer_attributes_than_it_declares_is_noticed(zoo: Case) -> None:
+    model = _model(zoo)
+    function = next(each for each in model.functions if "strides" in each.attribute)
+    function.attribute.remove("strides")
+    assert altered_functions(model) == [function.name]
 
 
 def test_serialised_does_not_depend_on_how_a_message_was_made() -> None:
