@@ -196,7 +196,7 @@ def main():
     """Serve one measurement."""
     for name in ("SIGHUP", "SIGTERM", "SIGPIPE"):  # a lost connection: the folder still goes
         signal.signal(getattr(signal, name), _ended)
-    stream, folder = sys.stdin.buffer, None
+    stream, folder, at = sys.stdin.buffer, None, "write"
     print(json.dumps(facts()), flush=True)
     try:
         line = stream.readline()
@@ -205,13 +205,14 @@ def main():
         asked = json.loads(line)
         folder = tempfile.mkdtemp(prefix="hwprune-bench-")
         receive(folder, asked["files"], stream)
+        at = "run"
         threading.Thread(target=watch, args=(stream, folder), daemon=True).start()
         before = state()
         answer = {"results": measure(folder, asked), "before": before, "after": state()}
     except SystemExit:
         raise
     except BaseException as error:
-        answer = {"error": f"{type(error).__name__}: {error}"}
+        answer = {"error": f"{type(error).__name__}: {error}", "at": at}
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

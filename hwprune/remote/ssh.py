@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from hwprune.errors import UsageError, VerificationError
 from hwprune.kernels import library
+from hwprune.units import format_bytes
 
 _FORM = re.compile(
     r"ssh://(?:(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@)?"
@@ -27,9 +28,13 @@ _FORM = re.compile(
 _PYTHON = re.compile(r"[A-Za-z0-9_./+-]+")
 _HINT = "write ssh://user@host or ssh://user@host:port"
 # Reads a length, then that much program: no text of ours is part of a shell line.
+# An older Python says so itself: it could not even read the program.
 _BOOT = (
-    "import sys; s = sys.stdin.buffer; exec(compile(s.read(int(s.readline())), 'bench', 'exec'))"
+    "import sys; v = sys.version_info; v < (3, 8) and sys.exit('Python %d.%d is too old' % v[:2]); "
+    "s = sys.stdin.buffer; exec(compile(s.read(int(s.readline())), 'bench', 'exec'))"
 )
+# How ssh says that there was a connection, or nearly.
+_CUT = "closed by|[Rr]eset by|Broken pipe|not responding|Connection aborted"
 _OLDEST = (1, 17)  # of onnxruntime, that reads a file's functions and takes the kernels
 # What of this package the kernels need there, beside NumPy and onnxruntime.
 _PACKAGE = ("errors.py", "files.py", "kernels/*.py")
@@ -163,11 +168,23 @@ def measure_there(
                     stream.close()
         process.wait()
     if "error" in answer:
-        raise VerificationError(
-            f"it does not run on {where}: {answer['error'][:500]}",
-            hint="compile with the --target of that device; `hwprune targets` lists them",
-        )
+        raise _failed(answer, device, where, sum(map(len, files.values())))
     return {"device": device, "no_kernels": no_kernels, **answer}
+
+
+def _failed(
+    answer: Mapping[str, Any], device: Mapping[str, Any], where: Destination, needed: int
+) -> Exception:
+    said = answer["error"][:500]
+    if answer["at"] == "write":
+        return VerificationError(
+            f"{where}: the files cannot be written there: {said}",
+            hint=f"it takes {format_bytes(needed)} in its folder for temporary files, for a while",
+        )
+    return VerificationError(
+        f"it does not run in onnxruntime {device['onnxruntime']} on {where}: {said}",
+        hint="compile with the --target of that device; `hwprune targets` lists them",
+    )
 
 
 def _send(stream: IO[bytes], *parts: bytes) -> None:
@@ -202,19 +219,42 @@ def _answer(process: subprocess.Popen[bytes], where: Destination) -> dict[str, A
 def _lost(said: str, code: int, where: Destination) -> Exception:
     last = said.splitlines()[-1] if said else "the connection ended"
     if "Host key verification failed" in said or "REMOTE HOST IDENTIFICATION" in said:
-        changed = "IDENTIFICATION HAS CHANGED" in said
+        by_hand = "connect once by hand with ssh, and compare the key with the device's own"
+        if "IDENTIFICATION HAS CHANGED" not in said:
+            return UsageError(f"{where}: its host key is not known here", hint=by_hand)
+        name = where.host if where.port in (None, 22) else f"[{where.host}]:{where.port}"
         return UsageError(
-            f"{where}: its host key " + ("has changed" if changed else "is not known here"),
-            hint="connect once by hand with ssh, and compare the key with the device's own",
+            f"{where}: its host key has changed: it was set up anew, or it is another machine",
+            hint=f"only if you know why: ssh-keygen -R '{name}', then {by_hand}",
         )
-    if code == 127 or "not found" in last:
+    if code in (126, 127) or "not found" in last:
         return UsageError(
-            f"{where}: there is no {where.python}: {last}", hint="--remote-python PATH names one"
+            f"{where}: there is no {where.python} that runs: {last}",
+            hint="--remote-python PATH names one",
         )
-    if code == 255:
-        return UsageError(f"{where}: {last}", hint="try it by hand with ssh; keys, not passwords")
+    if last.endswith("is too old"):
+        return UsageError(
+            f"{where}: {where.python}: {last}", hint="3.8 or newer; --remote-python PATH names one"
+        )
+    if code == 255 and said and not re.search(_CUT, last):
+        denied = "Permission denied" in last
+        return UsageError(
+            f"{where}: {last}",
+            hint="keys, not passwords: `ssh-copy-id` puts yours there"
+            if denied
+            else "is it on, and does sshd listen there? try it by hand with ssh",
+        )
+    if said and (code == 255 or code < 0):
+        return VerificationError(
+            f"{where}: the connection was lost: {last}",
+            hint="nothing stays there; run it again, and if it is lost again look at sshd's log",
+        )
+    # Linux ends what takes too much memory, and ssh has no word for that.
+    how = f"with exit code {code}: {last}" if said else "without a word"
     return VerificationError(
-        f"{where}: the connection was lost: {last}", hint="nothing stays there; run it again"
+        f"{where}: the connection or the program there ended {how}",
+        hint="run it again; if that needs more memory than there is, remove /tmp/hwprune-bench-* "
+        "there",
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from hwprune.errors import ArtifactError, HwpruneError, OutputError
 from hwprune.files import read_ordinary, replacing
 
 REPORT_NAME = "report.json"
+NEWEST_SCHEMA = 2
 # What is null in these explains itself.
 _SELF_EXPLAINING = (
     "environment", "recipe", "accuracy.trajectory", "metric.trajectory", "result.layers",
@@ -447,10 +449,26 @@ def read(path: str | os.PathLike[str]) -> Record:
     try:
         return Record.model_validate_json(text)
     except ValidationError as error:
+        newer = _newer(text)
+        if newer is not None:
+            raise ArtifactError(
+                f"{file} has schema_version {newer}, this hwprune reads up to {NEWEST_SCHEMA}",
+                hint="use the hwprune that wrote it, or a newer one",
+            ) from None
         raise ArtifactError(
             describe(error, str(file), "a report of hwprune"),
             hint="it may be cut off, or come from another version of hwprune",
         ) from None
+
+
+def _newer(text: str) -> int | None:
+    """Return the schema of a report that a later version wrote."""
+    with suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        version = found.get("schema_version") if isinstance(found, dict) else None
+        if type(version) is int and version > NEWEST_SCHEMA:
+            return version
+    return None
 
 
 def describe(error: ValidationError, path: str, what: str) -> str:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hwprune.errors import ArtifactError, LimitError, UsageError
-from hwprune.export.artifact import read_artifact
+from hwprune.export.artifact import ArtifactFile, read_artifact
 from hwprune.units import parse_bytes, parse_fraction
 from hwprune.verify import sidecar_report
 from hwprune.verify.fields import FIELDS, Field, show
 from hwprune.verify.outcome import Skipped
 
-NEWEST_SCHEMA = 2
 # The fields that are compared, and whether more is better; of a metric its report says it.
 COMPARED: Mapping[str, bool | None] = {
     "size": False, "accuracy": True, "metric": None, "ram": False, "latency.p50": False,
@@ -32,22 +30,27 @@ class Baseline:
         path: where it was read, for messages.
         record: its report; of a file without one, only what is counted in the file.
         may_worsen: by how much a field may be worse: in the field's unit, a latency as a share.
+        artifact: the file, where the path is one.
     """
 
     path: str
     record: Mapping[str, Any]
     may_worsen: Mapping[str, float] = field(default_factory=dict)
+    artifact: ArtifactFile | None = None
 
-    def same_network(self, record: Mapping[str, Any]) -> str:
+    def same_network(self, record: Mapping[str, Any], artifact: ArtifactFile) -> str:
         """Return what is compared.
 
         Raises:
-            UsageError: they are of different networks.
+            UsageError: they are of different networks: by their layers where both have a report,
+                else by the shapes of inputs and outputs.
         """
-        was, now = _layers(self.record), _layers(record)
+        was, now, what = _layers(self.record), _layers(record), "layers"
+        if not (was and now) and self.artifact is not None:
+            was, now, what = _ends(self.artifact), _ends(artifact), "inputs or outputs"
         if was and now and was != now:
             raise UsageError(
-                f"the baseline {self.path} is of another network: it has other layers",
+                f"the baseline {self.path} is of another network: it has other {what}",
                 hint="compare artifacts of one network",
             )
         return f"compared with {self.path}"
@@ -136,8 +139,14 @@ def read(place: str, artifact: str, may_worsen: Mapping[str, float] | None = Non
             f"there is no baseline at {here}",
             hint="give a report.json, an artifact, or a folder with the artifact's older self",
         )
+    file = None
     try:
-        record = _of_artifact(here) if here.suffix == ".onnx" else sidecar_report.load(here)
+        if here.suffix == ".onnx":
+            file = read_artifact(str(here))
+            record = _of_artifact(file)
+        else:
+            record = sidecar_report.load(here)
+            sidecar_report.refuse_newer(record, here)
     except ArtifactError as error:
         raise UsageError(f"the baseline {error.message}", hint=error.hint) from None
     if not isinstance(record.get("artifact"), Mapping):
@@ -145,14 +154,7 @@ def read(place: str, artifact: str, may_worsen: Mapping[str, float] | None = Non
             f"the baseline {here} is not a report of hwprune",
             hint="give the report.json that `hwprune compile` wrote",
         )
-    version = record.get("schema_version", NEWEST_SCHEMA)
-    if not isinstance(version, int) or version > NEWEST_SCHEMA:
-        raise UsageError(
-            f"the baseline {here} has schema_version {json.dumps(version)[:20]}, this hwprune "
-            f"reads up to {NEWEST_SCHEMA}",
-            hint="check with the hwprune that wrote it, or a newer one",
-        )
-    return Baseline(str(here), record, may_worsen or {})
+    return Baseline(str(here), record, may_worsen or {}, file)
 
 
 def parse_allowances(given: Any) -> dict[str, float]:
@@ -175,9 +177,8 @@ def parse_allowances(given: Any) -> dict[str, float]:
     return found
 
 
-def _of_artifact(path: Path) -> Mapping[str, Any]:
-    artifact = read_artifact(str(path))
-    report = sidecar_report.find(str(path), artifact.sha256)
+def _of_artifact(artifact: ArtifactFile) -> Mapping[str, Any]:
+    report = sidecar_report.find(artifact.path, artifact.sha256)
     promised = report.record if report is not None and report.matches(artifact) else {}
     return {**promised, "artifact": {"bytes": artifact.bytes}}
 
@@ -190,6 +191,17 @@ def _layers(record: Mapping[str, Any]) -> Any:
     return sorted(
         (str(one.get("name")), str(one.get("shape"))) for one in layers if isinstance(one, Mapping)
     )
+
+
+def _ends(artifact: ArtifactFile) -> list[tuple[int, list[int]]]:
+    """Return type and shape of each input and output: without the batch, 0 for what may vary."""
+    tensors = [
+        entry.type.tensor_type
+        for entry in (*artifact.model.graph.input, *artifact.model.graph.output)
+    ]
+    return [
+        (tensor.elem_type, [size.dim_value for size in tensor.shape.dim[1:]]) for tensor in tensors
+    ]
 
 
 def _text_at(record: Mapping[str, Any], *path: str) -> Any:

@@ -129,7 +129,7 @@ def check(
         log.step(task.metric.name, lambda: judge.measure(task, split))
     for limit in limits:
         log.step(f"require {limit.text}", lambda limit=limit: judge.sentence(limit))  # type: ignore[misc]
-    same = baseline and log.step("baseline", lambda: baseline.same_network(judge.record))
+    same = baseline and log.step("baseline", lambda: baseline.same_network(judge.record, artifact))
     if baseline and same:
         for comparison in baseline.comparisons(judge.record):
             log.step(f"baseline {comparison.field.name}", comparison.sentence)

@@ -277,13 +277,15 @@ class _FolderCheck:
 
     def as_promised(self) -> str:
         """Find the report beside the folder, and hold the network's file against it."""
+        place = self.folder.parent / sidecar_report.REPORT_NAME
         try:
-            record = sidecar_report.load(self.folder.parent / sidecar_report.REPORT_NAME)
+            record = sidecar_report.load(place)
         except (FileNotFoundError, NotADirectoryError):
             raise Skipped(f"no {sidecar_report.REPORT_NAME} beside it") from None
         part = record.get("firmware")
         if not isinstance(part, Mapping):
             raise Skipped(f"the {sidecar_report.REPORT_NAME} beside it speaks of no firmware")
+        sidecar_report.refuse_newer(record, place)
         if part.get("sha256") != sha256_of(self.folder):
             raise VerificationError(
                 f"{self.file.name} is not the file that its report is about",

@@ -13,6 +13,7 @@ from hwprune.export.artifact import ArtifactFile
 from hwprune.files import read_ordinary
 
 REPORT_NAME = "report.json"
+NEWEST_SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ def find(path: str, sha256: str) -> SidecarReport | None:
     what a report has there counts as absent.
 
     Raises:
-        ArtifactError: there is one, and it cannot be read: what it promises is not known.
+        ArtifactError: there is one, and it cannot be read, or a newer hwprune wrote it: what it
+            promises is not known.
     """
     file = Path(path)
     try:
@@ -70,6 +72,7 @@ def find(path: str, sha256: str) -> SidecarReport | None:
     promised = artifact.get("sha256")
     if Path(artifact["path"]).name != file.name and promised != sha256:
         return None
+    refuse_newer(record, file.parent / REPORT_NAME)
     result = record.get("result")
     layers = result.get("layers") if isinstance(result, dict) else None
     size = artifact.get("bytes")
@@ -102,6 +105,21 @@ def load(place: Path) -> Mapping[str, Any]:
             hint="make it readable, or take it away where it is not the report of this file",
         ) from None
     return record if isinstance(record, dict) else {}
+
+
+def refuse_newer(record: Mapping[str, Any], place: Path) -> None:
+    """Refuse a report whose fields may mean something else.
+
+    Raises:
+        ArtifactError: it is of a schema that is not known here.
+    """
+    version = record.get("schema_version", NEWEST_SCHEMA)
+    if not isinstance(version, int) or version > NEWEST_SCHEMA:
+        raise ArtifactError(
+            f"{place} has schema_version {json.dumps(version)[:20]}, this hwprune reads up to "
+            f"{NEWEST_SCHEMA}",
+            hint="use the hwprune that wrote it, or a newer one",
+        )
 
 
 def is_size(value: Any) -> TypeGuard[int]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from hwprune.cli.main import main
@@ -263,6 +264,10 @@ def test_another_network_and_a_newer_report(
     code, _, err = check("model.onnx", "--baseline", "released")
     assert code == 2
     assert "schema_version 99" in err
+    two({}, {"schema_version": 99})
+    code, out, _ = check("model.onnx", "--json")
+    assert code == 2
+    assert "schema_version 99, this hwprune reads up" in json.loads(out)["error"]["message"]
     for text, said in (
         ("{}", "is not a report of hwprune"),
         ("{", "cannot be read: it is not JSON"),
@@ -271,6 +276,21 @@ def test_another_network_and_a_newer_report(
         code, _, err = check("model.onnx", "--baseline", "released/report.json")
         assert code == 2
         assert said in err
+
+
+def test_a_file_of_another_network_without_a_report(
+    check: Run, two: Callable[..., None], tmp_path: Path
+) -> None:
+    two({}, {})
+    older = tmp_path / "released" / "model.onnx"
+    (older.parent / "report.json").unlink()
+    assert check("model.onnx", "--baseline", "released/model.onnx")[0] == 0
+    model = onnx.load(older)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value += 1
+    onnx.save(model, older)
+    code, out, _ = check("model.onnx", "--baseline", "released/model.onnx", "--json")
+    assert code == 2
+    assert "of another network: it has other inputs or" in json.loads(out)["error"]["message"]
 
 
 def test_the_older_self_of_each_artifact(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,3 +76,41 @@ def running(folder: Path) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait()
+
+
+@contextmanager
+def cutting(port: int, moment: int | str) -> Iterator[int]:
+    """Pass one connection on to a port until a moment; return the port to connect to.
+
+    Args:
+        port: where sshd listens.
+        moment: after so many bytes both ends are reset; ``silence``: when nothing has passed for
+            0.7 s; ``dead``: from then on nothing passes, and nobody is told.
+    """
+    over = threading.Event()
+
+    def serve() -> None:
+        near, _ = listening.accept()
+        far = socket.create_connection(("127.0.0.1", port))
+        passed = 0
+        with near, far:
+            while isinstance(moment, str) or passed < moment:
+                ready, _, _ = select.select([near, far], [], [], 0.7)
+                if not ready:  # a log-in takes less, a measurement more
+                    break
+                for end in ready:
+                    most = 65536 if isinstance(moment, str) else max(1, moment - passed)
+                    part = end.recv(most)
+                    passed += len(part)
+                    (far if end is near else near).sendall(part)
+            if moment == "dead":
+                over.wait(30)
+            for end in (near, far):  # a reset in place of an orderly end
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+        over.set()
+        thread.join(30)

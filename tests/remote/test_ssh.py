@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -27,7 +28,7 @@ from hwprune.targets import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))  # for sshd
 
-from sshd import SSHD, Server, running
+from sshd import SSHD, Server, cutting, running
 
 WriteArtifact = Callable[..., Path]
 
@@ -188,20 +189,77 @@ def test_what_the_device_lacks(
     assert "answered b'Welcome" in error.message
 
 
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
 def test_no_space_there(server: Server, write_artifact: WriteArtifact, tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.write_text(f'#!/bin/sh\nulimit -f 1\nexec {sys.executable} "$@"\n')
-    small.chmod(0o755)
+    small = script(tmp_path / "small", f'ulimit -f 1\nexec {sys.executable} "$@"')
     before = left()
-    error = failure(server, write_artifact(), where=server.where(str(small)))
+    error = failure(server, write_artifact(), where=server.where(small))
     assert isinstance(error, VerificationError)
+    assert "the files cannot be written there: OSError: [Errno 27]" in error.message
+    assert " in its folder for temporary files" in (error.hint or "")
     assert left() == before
+
+
+def test_a_python_that_is_too_old(
+    server: Server, write_artifact: WriteArtifact, tmp_path: Path
+) -> None:
+    old = "import sys; sys.version_info = (3, 5, 3); exec(sys.argv[2])"
+    there = script(tmp_path / "python3", f"exec {sys.executable} -c '{old}' \"$@\"")
+    error = failure(server, write_artifact(), where=server.where(there))
+    assert isinstance(error, UsageError)
+    assert error.message == f"127.0.0.1: {there}: Python 3.5 is too old"
+    assert "3.8 or newer" in (error.hint or "")
+
+
+@pytest.fixture
+def runtime_there(server: Server, tmp_path: Path) -> Callable[[str], Destination]:
+    """Return a function: a device whose onnxruntime does this when it opens a file."""
+
+    def there(does: str) -> Destination:
+        (tmp_path / "onnxruntime.py").write_text(
+            "import os\n__version__ = '1.4.0'\nclass SessionOptions: pass\n"
+            f"def InferenceSession(*_, **__): {does}\n"
+        )
+        python = f'PYTHONPATH={tmp_path} exec {sys.executable} "$@"'
+        return server.where(script(tmp_path / "python3", python))
+
+    return there
+
+
+def test_an_onnxruntime_that_is_too_old(
+    server: Server, write_artifact: WriteArtifact, runtime_there: Callable[[str], Destination]
+) -> None:
+    says = "Unsupported model IR version: 8, max supported IR version: 7"
+    before = left()
+    error = failure(server, write_artifact(), where=runtime_there(f"raise RuntimeError('{says}')"))
+    assert isinstance(error, VerificationError)
+    assert f"in onnxruntime 1.4.0 on 127.0.0.1: RuntimeError: {says}" in error.message
+    assert "--target of that device" in (error.hint or "")
+    assert left() == before
+
+
+def test_a_program_that_is_killed_there(
+    server: Server, write_artifact: WriteArtifact, runtime_there: Callable[[str], Destination]
+) -> None:
+    """As Linux does with one that takes too much memory."""
+    before = left()
+    error = failure(server, write_artifact(), where=runtime_there("os.kill(os.getpid(), 9)"))
+    assert isinstance(error, VerificationError)
+    assert "ended without a word" in error.message
+    assert "remove /tmp/hwprune-bench-*" in (error.hint or "")  # nothing else can
+    for folder in set(left()) - set(before):
+        shutil.rmtree(folder)
 
 
 def test_a_file_that_does_not_run_there(server: Server, write_artifact: WriteArtifact) -> None:
     path = write_artifact()
     archive = inputs_of(path)
-    with pytest.raises(VerificationError, match="it does not run on 127"):
+    with pytest.raises(VerificationError, match="it does not run in onnxruntime .* on 127"):
         measure_there(
             server.where(), path.read_bytes()[:-40], archive, runs=5, threads=1, kernels=False,
             options=server.options(),
@@ -217,31 +275,51 @@ def test_no_server(server: Server, write_artifact: WriteArtifact) -> None:
     assert "Connection refused" in error.message
 
 
+# In bytes that passed: in the greeting, the keys' exchange, the log-in, while the program, the file
+# and the kernels are sent; "silence" is while it measures, "dead" a line on which nothing passes.
+MOMENTS = [0, 30, 1_000, 3_000, 5_000, 8_000, 20_000, 200_000, "silence", "dead"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", range(10))
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_connection_that_is_cut(
-    server: Server, write_artifact: WriteArtifact, moment: int, tmp_path: Path
+    server: Server, write_artifact: WriteArtifact, moment: int | str
 ) -> None:
-    """At ten moments: each time an error, and no folder stays on the device."""
+    """At ten moments: each time what happened and what to do, and no folder on the device."""
     before = left()
-    slow = tmp_path / "slow"
-    # ssh's own process is killed after a while, as when the line goes dead.
-    slow.write_text(f'#!/bin/sh\nexec timeout -s KILL {0.05 + 0.15 * moment} ssh "$@"\n')
-    slow.chmod(0o755)
-    plain = Destination.command
-
-    def command(self: Destination, options: Any = ()) -> list[str]:
-        return [str(slow), *plain(self, options)[1:]]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Destination, "command", command)
-        error = failure(server, write_artifact(), runs=1_000_000)
-    assert "connection" in error.message
+    with cutting(server.port, moment) as port:
+        where = Destination(None, "127.0.0.1", port, sys.executable)
+        options = [*server.options(), "-o", f"HostKeyAlias=[127.0.0.1]:{server.port}"]
+        options += ["-o", "ServerAliveInterval=2"]  # and not after 45 s
+        error = failure(server, write_artifact(), where=where, options=options, runs=1_000_000)
+    assert isinstance(error, VerificationError)
+    assert error.message.startswith("127.0.0.1: the connection was lost: ")
+    assert "run it again" in (error.hint or "")
     for _ in range(100):
         if left() == before:
             return
         time.sleep(0.1)
     assert left() == before
+
+
+def test_each_failure_of_ssh_has_its_own_advice() -> None:
+    where = Destination("pi", "board", 2222)
+    for said, kind, hint in (
+        ("pi@board: Permission denied (publickey).", UsageError, "ssh-copy-id"),
+        ("ssh: connect to host board port 22: Connection timed out", UsageError, "is it on"),
+        ("ssh: Could not resolve hostname board: Name or service", UsageError, "is it on"),
+        ("kex_exchange_identification: read: Connection reset by peer", VerificationError, "again"),
+        ("Connection closed by 10.0.0.7 port 22", VerificationError, "run it again"),
+        ("client_loop: send disconnect: Broken pipe", VerificationError, "run it again"),
+        ("Timeout, server board not responding.", VerificationError, "run it again"),
+        ("@ REMOTE HOST IDENTIFICATION HAS CHANGED! @", UsageError, "-R '[board]:2222'"),
+    ):
+        error = ssh._lost(said, 255, where)
+        assert isinstance(error, kind), said
+        assert hint in (error.hint or ""), said
+    assert (
+        "bash: x: Permission denied" in ssh._lost("bash: x: Permission denied", 126, where).message
+    )
 
 
 def test_the_command(

@@ -108,6 +108,13 @@ def test_damaged_files(tmp_path: Path, content: bytes) -> None:
         record.read(tmp_path)
 
 
+def test_a_report_of_a_newer_version(tmp_path: Path, sample_record: dict[str, Any]) -> None:
+    (tmp_path / "report.json").write_text(json.dumps({**sample_record, "schema_version": 3}))
+    with pytest.raises(ArtifactError, match=r"has schema_version 3, this .* up to 2") as caught:
+        record.read(tmp_path)
+    assert "the hwprune that wrote it" in (caught.value.hint or "")
+
+
 def test_missing_files_say_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"there is no .*report\.json") as caught:
         record.read(tmp_path)
