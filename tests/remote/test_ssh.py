@@ -259,7 +259,7 @@ def test_a_program_that_is_killed_there(
 def test_a_file_that_does_not_run_there(server: Server, write_artifact: WriteArtifact) -> None:
     path = write_artifact()
     archive = inputs_of(path)
-    with pytest.raises(VerificationError, match="it does not run in onnxruntime .* on 127"):
+    with pytest.raises(VerificationError, match=r"it does not run in onnxruntime .* on 127"):
         measure_there(
             server.where(), path.read_bytes()[:-40], archive, runs=5, threads=1, kernels=False,
             options=server.options(),
