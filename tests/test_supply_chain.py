@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -32,6 +35,32 @@ def test_every_requirement_is_pinned() -> None:
     left = set(declared) - {package for package, _ in pins("constraints-hashes.txt")}
     assert declared
     assert not left
+
+
+# Runs the command where only the standard library, hwprune and what is listed can be imported.
+ONLY = """
+import importlib.metadata, sys
+allowed = {*sys.stdlib_module_names, "hwprune", "google", *sys.argv.pop(1).split(",")}
+installed = importlib.metadata.packages_distributions()
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in installed and top not in allowed:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Finder())
+from hwprune.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_gate_needs_no_more_than_it_installs(write_artifact: Callable[..., Path]) -> None:
+    gate = pins("requirements-gate.txt")
+    assert set(gate) - set(pins("constraints.txt")) == {("onnxruntime", "1.20.1")}
+    listed = ",".join(sorted({name.replace("-", "_") for name, _ in gate}))
+    asked = ["check", str(write_artifact()), "--require", "size<=64KiB"]
+    for names, code in ((listed, 0), (listed.replace("psutil", "none"), 1)):
+        found = subprocess.run([sys.executable, "-c", ONLY, names, *asked], capture_output=True)
+        assert found.returncode == code, found.stderr.decode()
 
 
 def test_the_licence_of_every_pin_is_listed() -> None:

@@ -22,6 +22,8 @@ COLUMNS = (
     "verdict",
     "",
 )
+# By exit code; a file that missed a limit is kept as rejected.onnx.
+_VERDICTS = {0: "good", 3: "rejected"}
 WIDTH, HEIGHT = 760, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 740.0, 20.0, 290.0
 
@@ -125,7 +127,7 @@ def rows(runs: Sequence[Compared]) -> list[tuple[str, ...]]:
             format_percent(run.record.result.sparsity),
             NOT_MEASURED if run.value is None else show_metric(run.record, run.value),
             _drop(run.record),
-            "good" if run.record.verdict.exit_code == 0 else f"exit {run.record.verdict.exit_code}",
+            _VERDICTS.get(run.record.verdict.exit_code, "failed"),
             run.mark,
         )
         for run in runs

@@ -33,7 +33,7 @@ def head(record: Record) -> Iterator[str]:
     yield f"{mark} **{text(summary.headline(record))}**"
     yield ""
     if rows := summary.size_rows(record):
-        yield from _table(summary.SIZE_COLUMNS, rows)
+        yield from _table(summary.size_columns(record), rows)
     yield from _table(("", ""), summary.facts(record))
     if record.verdict.limits:
         yield from ("## Limits", "")
@@ -53,7 +53,8 @@ def metric_and_notes(record: Record) -> Iterator[str]:
     if rows:
         yield from (f"## {text(summary.latency_title(record))}", "")
         yield from _table(summary.LATENCY_COLUMNS, rows)
-        yield from (f"{text(reason)}\n" for reason in summary.latency_reasons(record))
+        lines = (f"{summary.latency_how(record)}.", *summary.latency_reasons(record))
+        yield from (f"{text(line)}\n" for line in lines)
     if record.notes:
         yield from ("## Notes", "")
         yield from (f"- {text(note)}" for note in summary.notes(record))

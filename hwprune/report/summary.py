@@ -58,6 +58,11 @@ def headline(record: Record) -> str:
     )
 
 
+def scope(record: Record) -> str:
+    """Return what was verified, and where."""
+    return record.verdict.scope.replace("onnx", "ONNX", 1)
+
+
 def _fell(record: Record) -> str | None:
     """Return how much worse the file is, where that alone made it miss its limits."""
     metric = record.metric
@@ -84,7 +89,7 @@ def facts(record: Record) -> Iterator[tuple[str, str]]:
     """Yield the lines below the headline: (label, text)."""
     result, budget = record.result, record.budget
     yield "model", record.model
-    yield "target", f"{record.target} ({record.verdict.scope})"
+    yield "target", f"{record.target} ({scope(record)})"
     yield "artifact", f"{record.artifact.path}, {format_bytes(record.artifact.bytes)}"
     used = budget.used_bytes / budget.bytes if budget.bytes else 0.0
     yield "budget", f"{format_bytes(budget.bytes)}, {format_percent(used, 1)} used"
@@ -137,6 +142,7 @@ def metric_rows(record: Record) -> list[tuple[str, str]]:
             ("extreme (validation split)", metric.extreme),
             ("final", metric.final),
         )
+        if value is not None or not state.startswith("extreme")  # not every run has such a state
     ]
     if metric.dense is not None and metric.final is not None:
         difference = metric.final - metric.dense
@@ -180,7 +186,9 @@ def moments(record: Record) -> list[tuple[str, ...]]:
     ]
 
 
-SIZE_COLUMNS = ("file", "size", "of dense", "metric", "p50")
+def size_columns(record: Record) -> tuple[str, ...]:
+    """Return what ``size_rows`` has; the second to last is the metric."""
+    return ("file", "size", "smaller", record.metric.name or "accuracy", "p50")
 
 
 def size_rows(record: Record) -> list[tuple[str, ...]]:
@@ -199,7 +207,7 @@ def size_rows(record: Record) -> list[tuple[str, ...]]:
         (
             name,
             f"{size:,} B",
-            f"{size / result.dense_bytes:.3g}x",
+            f"{result.dense_bytes / size:.3g}x",
             "-" if value is None else show_metric(record, value),
             "-" if run is None else f"{run.p50_ms:.3f} ms",
         )
@@ -291,16 +299,27 @@ def latency_cells(run: LatencyRun) -> tuple[str, ...]:
     resident, added, weights = map(
         _mebibytes, (run.resident_bytes, run.added_bytes, run.weight_bytes)
     )
-    how = f"{run.runs} runs, {format_count(run.threads, 'thread')}, batch {run.batch}"
-    return f"{run.p50_ms:.3f} ms", f"{run.p90_ms:.3f} ms", load, resident, added, weights, how
+    return f"{run.p50_ms:.3f} ms", f"{run.p90_ms:.3f} ms", load, resident, added, weights
+
+
+def latency_how(record: Record) -> str:
+    """Return how each file was timed."""
+    return "; ".join(
+        dict.fromkeys(
+            f"{run.runs} runs, {format_count(run.threads, 'thread')}, batch {run.batch}"
+            for _, run in latency_rows(record)
+        )
+    )
 
 
 def _mebibytes(size: int | None) -> str:
-    return "-" if size is None else f"{size / 2**20:.1f} MiB"
+    if size is None:
+        return "-"
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
 
 
 # "by load": what loading added to the process; "weights": of that, as native kernels count it.
-LATENCY_COLUMNS = ("file", "p50", "p90", "load", "resident", "by load", "weights", "measured")
+LATENCY_COLUMNS = ("file", "p50", "p90", "load", "resident", "by load", "weights")
 LAYER_COLUMNS = ("layer", "shape", "nonzeros", "kept", "codec", "values", "bytes")
 
 
@@ -326,26 +345,30 @@ def density(layer: LayerPart) -> str:
 
 
 LIMIT_COLUMNS = ("limit", "value", "met")
+_MET = {True: "yes", False: "NO"}
 
 
 def limit_rows(record: Record) -> list[tuple[str, str, str]]:
     """Return the user's limits: (limit, value, met)."""
-    return [
-        (
-            f"{_named(record, limit.field)} {limit.op} {_with_unit(limit.field, limit.limit)}",
-            NOT_MEASURED if limit.value is None else _with_unit(limit.field, limit.value),
-            "yes" if limit.met else "NO",
+    rows = []
+    for one in record.verdict.limits:
+        limit, value = (
+            NOT_MEASURED if number is None else _with_unit(record, one.field, number)
+            for number in (one.limit, one.value)
         )
-        for limit in record.verdict.limits
-    ]
+        rows.append((f"{_named(record, one.field)} {one.op} {limit}", value, _MET[one.met]))
+    return rows
 
 
 def _named(record: Record, field: str) -> str:
-    return f"drop of {record.metric.name or 'accuracy'}" if field == "metric_drop" else field
+    return f"drop of {record.metric.name or 'accuracy'}" if field.endswith("_drop") else field
 
 
-def _with_unit(field: str, value: float) -> str:
+def _with_unit(record: Record, field: str, value: float) -> str:
     """Show a limit's number with its unit; the record keeps ms, bytes and fractions."""
+    if field == "accuracy_drop" or (field == "metric_drop" and in_percent(record)):
+        points = f"{100 * value:.3g}"
+        return f"{points} point{'' if points == '1' else 's'}"
     head, _, last = field.rpartition(".")
     if head.startswith("latency"):
         return f"{value:.3f} ms"

@@ -31,8 +31,8 @@ def terminal(record: Record, console: Console) -> None:
         soft_wrap=True,
     )
     if sizes := summary.size_rows(record):
-        right = frozenset(summary.SIZE_COLUMNS[1:])
-        console.print(table(summary.SIZE_COLUMNS, sizes, right=right), "")
+        columns = summary.size_columns(record)
+        console.print(table(columns, sizes, right=frozenset(columns[1:])), "")
     console.print(pairs(summary.facts(record)))
     if record.verdict.limits:
         _titled(console, "Limits", summary.LIMIT_COLUMNS, summary.limit_rows(record))
@@ -50,10 +50,10 @@ def terminal(record: Record, console: Console) -> None:
     if latency:
         _titled(
             console, summary.latency_title(record), summary.LATENCY_COLUMNS, latency,
-            spare=("measured", "weights", "resident", "by load", "load"),
+            spare=("weights", "resident", "by load", "load"),
         )  # fmt: skip
-        for reason in summary.latency_reasons(record):
-            console.print(Text(reason))
+        for line in (f"{summary.latency_how(record)}.", *summary.latency_reasons(record)):
+            console.print(Text(line))
     if record.notes:
         console.print(Text("\nNotes", style="bold"))
         for note in summary.notes(record):
@@ -74,7 +74,7 @@ def comparison_terminal(
         console,
         [comparison.COLUMNS[place] for place in told],
         [[row[place] for place in told] for row in cells],
-        ("seed", "sparsity", "strategy", "verdict"),
+        ("seed", "sparsity", "strategy", "drop", "verdict"),
     )
     console.print(table(columns, narrow, right=_RIGHT | _COMPARED))
     for note in notes:

@@ -45,7 +45,7 @@ def test_the_frontier_and_its_knee(runs: list[tuple[str, Record]]) -> None:
     sizes = [run.size_bytes for run in found if run.record.model != "other"]
     assert sizes == sorted(sizes)
     assert rows(found)[1][0] == "a"
-    assert rows(found)[0][-2] == "exit 5"
+    assert rows(found)[0][-2] == "failed"
     assert rows([run for run in found if run.label == "b"])[0][7] == "+3.73 points"
 
 

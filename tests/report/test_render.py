@@ -130,7 +130,6 @@ def test_a_microcontroller_never_fits_by_a_file_alone(sample_record: dict[str, A
         ("size", 65_536.0, "65,536 B"),
         ("budget.slack", 12.0, "12 B"),
         ("latency.p50", 0.084016, "0.084 ms"),
-        ("accuracy_drop", 0.01, "1 %"),
         ("sparsity", 0.905, "90.5 %"),
         ("nonzeros", 40_000.0, "40,000"),
         ("budget.max_nonzeros", 40_000.0, "40,000"),
@@ -145,6 +144,24 @@ def test_limits_are_shown_with_their_units(
     ]
     rows = summary.limit_rows(from_mapping(sample_record))
     assert rows == [(f"{field} <= {shown_as}", "not measured", "NO")]
+
+
+def test_a_drop_is_shown_in_points(sample_record: dict[str, Any]) -> None:
+    limit = {"field": "metric_drop", "op": "<=", "limit": 0.02, "value": 0.00279, "met": True}
+    sample_record["verdict"]["limits"] = [limit, {**limit, "field": "accuracy_drop", "limit": 0.01}]
+    assert summary.limit_rows(from_mapping(sample_record)) == [
+        ("drop of accuracy <= 2 points", "0.279 points", "yes"),
+        ("drop of accuracy <= 1 point", "0.279 points", "yes"),
+    ]
+
+
+def test_an_extreme_point_is_shown_where_there_was_one(sample_record: dict[str, Any]) -> None:
+    states = [state for state, _ in summary.metric_rows(from_mapping(sample_record))]
+    assert states == ["dense", "extreme (validation split)", "final", "final - dense"]
+    for part in ("metric", "accuracy"):
+        sample_record[part]["extreme"] = None
+    states = [state for state, _ in summary.metric_rows(from_mapping(sample_record))]
+    assert states == ["dense", "final", "final - dense"]
 
 
 def test_a_file_that_fits_and_is_bad_says_so_first(sample_record: dict[str, Any]) -> None:
@@ -350,7 +367,7 @@ def test_runs_of_every_kind(sample_record: dict[str, Any], kind: str) -> None:
     if kind == "trained":
         row = next(line for line in render.markdown(found).splitlines() if "this file" in line)
         assert [cell.strip() for cell in row.strip("|").split("|")] == [
-            "this file", "65,100 B", "0.0592x", "90.25 %", "0.840 ms",
+            "this file", "65,100 B", "16.9x", "90.25 %", "0.840 ms",
         ]  # fmt: skip
         assert "200" in summary.layer_rows(found)[0]  # as inspect counts it
 
