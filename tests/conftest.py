@@ -62,7 +62,8 @@ def build_artifact(
             inputs = [source, *(f"{key}{role[0]}" for role in operator.input_roles[1:])]
             node = helper.make_node(
                 operator.name, inputs, [output], name=name, domain=DOMAIN,
-                shape=list(shape), **given[kind],
+                **given[kind],
+                **({} if codec == "dense" else {"shape": list(shape)}),
                 **({} if packed.count is None else {"count": packed.count}),
             )  # fmt: skip
             if form == "inlined":
