@@ -1,21 +1,22 @@
 """Kill hwprune, or fill its disk, at each change it makes to its folder; then look, and resume.
 
-    python tests/faults/crash_points.py [--scenario NAME] [--points N] [--mode kill|full|broken]
-                                        [--done FILE]
+    python tests/faults/crash_points.py [--scenario NAME] [--points N] [--done FILE]
+                                        [--mode kill|full|broken|quota]
 
 Every request that changes the disk below the output folder is counted (``interpose.c``, loaded with
 LD_PRELOAD: no clock is involved) and is a crash point. Each point has a process of its own, forked
-from one that has imported everything and trained nothing. After it:
+from one that has imported everything and planned once. After it:
 
 - the folder holds a whole artifact, the older one or the new one, and the report beside it is that
   model's (or none is said to be: ``hwprune check`` tells);
 - the same command, with ``--resume``, ends as if nothing had happened: the same bytes, the same
   files, nothing left over;
-- where the disk was full or broken and not the process killed: the exit code is that of an error,
+- where the disk was full or broken, or a quota used up: the exit code is that of an error,
   with a sentence and no traceback.
 
-``--points`` takes as many, evenly spread; without it all are tried. ``--done`` keeps what was tried
-in a file: the same call goes on behind it. Exit code 1 where one fails.
+``--points`` takes as many of each scenario, evenly spread; without it all are tried, in an order in
+which those tried at any time are spread evenly. ``--done`` keeps what was tried in a file: the same
+call goes on behind it. Exit code 1 where one fails.
 
 A sweep's own requests are attacked, not those of the compilations that it starts; a measurement on
 a device is attacked here, where an ``ssh`` that runs commands on this machine stands for one.
@@ -24,8 +25,10 @@ a device is attacked here, where an ``ssh`` that runs commands on this machine s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import hashlib
+import io
 import json
 import os
 import resource
@@ -36,11 +39,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-MODES = {"kill": 1, "full": 2, "broken": 3}
+MODES = {"kill": 1, "full": 2, "broken": 3, "quota": 4}
 CPU_SECONDS = 300  # for a run that hangs; not a clock's, of a machine that does something else
 COMMON = (
     "--data", "digits", "--values", "int8", "--checkpoint-every", "0", "--max-drop", "off",
@@ -239,72 +243,82 @@ def checked(folder: Path, log: Path) -> str:
     return said.read_text(errors="replace") if code else ""
 
 
-def attack(
-    name: str, scenario: Scenario, model: Path, work: Path, mode: str, points: int | None,
-    done: Done,
-) -> tuple[int, list[str]]:  # fmt: skip
-    """Attack a scenario; return how many points were tried and what was found."""
-    library, log, out = Interposed(), work / "log", work / "out"
-    base = work / "base"
-    base.mkdir(parents=True)
-    if scenario.before is not None:
-        if scenario.output[1]:
-            (base / "out").mkdir()
-        code = inside(scenario, scenario.before, base / "out", log, model)
-        assert code == 0, (code, log.read_text())
+class Attack:
+    """A scenario that is ready to be attacked.
 
-    def prepared(place: Path) -> None:
-        shutil.rmtree(place, ignore_errors=True)
-        if (base / "out").exists():
-            shutil.copytree(base / "out", place, symlinks=True)
-        elif scenario.output[1]:
-            place.mkdir()
+    Attributes:
+        requests: how many the run makes that nobody disturbs.
+    """
 
-    def files() -> dict[str, str]:
-        return comparable(state(out))
+    def __init__(self, name: str, scenario: Scenario, model: Path, work: Path) -> None:
+        """Make the artifact that is there before, and run once undisturbed."""
+        self._name, self._scenario, self._model = name, scenario, model
+        self._library, self._log, self._out = Interposed(), work / "log", work / "out"
+        self._base = work / "base"
+        self._base.mkdir(parents=True)
+        base = self._base / "out"
+        if scenario.before is not None:
+            if scenario.output[1]:
+                base.mkdir()
+            code = inside(scenario, scenario.before, base, self._log, model)
+            assert code == 0, (code, self._log.read_text())
+        self._before = state(base)
+        self._words = scenario.words
+        self.requests = self._undisturbed()
+        self._after = state(self._out)
+        if scenario.cut is not None:
+            self._prepare()
+            self._attacked("kill", int(scenario.cut * self.requests))
+            shutil.rmtree(base)
+            shutil.copytree(self._out, base)
+            self._words = (*self._words, *scenario.again)
+            self.requests = self._undisturbed()
 
-    before = state(base / "out")
-    prepared(out)
-    words = scenario.words
-    code, requests = library.attacked(scenario, words, out, log, model, 0, 0)
-    assert code == scenario.expected, (code, log.read_text())
-    after = state(out)
-    if scenario.cut is not None:
-        prepared(out)
-        at = int(scenario.cut * requests)
-        library.attacked(scenario, words, out, log, model, MODES["kill"], at)
-        shutil.rmtree(base / "out")
-        shutil.copytree(out, base / "out")
-        words = (*words, *scenario.again)
-        code, requests = library.attacked(scenario, words, out, log, model, 0, 0)
-        assert code == scenario.expected, (code, log.read_text())
-    wanted = requests if points is None else min(points, requests)
-    for number in range(wanted):
-        at = 1 + number * requests // wanted
-        if done.knows(name, mode, at):
-            continue
-        prepared(out)
-        code, _ = library.attacked(scenario, words, out, log, model, MODES[mode], at)
-        wrong = list(faults_of(out, before, after, code, mode, log))
+    def _undisturbed(self) -> int:
+        self._prepare()
+        code, requests = self._attacked("", 0)
+        assert code == self._scenario.expected, (code, self._log.read_text())
+        return requests
+
+    def _prepare(self) -> None:
+        shutil.rmtree(self._out, ignore_errors=True)
+        if (self._base / "out").exists():
+            shutil.copytree(self._base / "out", self._out, symlinks=True)
+        elif self._scenario.output[1]:
+            self._out.mkdir()
+
+    def _attacked(self, mode: str, at: int) -> tuple[int, int]:
+        return self._library.attacked(
+            self._scenario, self._words, self._out, self._log, self._model, MODES.get(mode, 0), at
+        )
+
+    def points(self, most: int | None) -> list[int]:
+        """Return points spread evenly, in an order in which each beginning is spread evenly."""
+        wanted = self.requests if most is None else min(most, self.requests)
+        order = sorted(range(wanted), key=lambda number: f"{number:032b}"[::-1])
+        return [1 + number * self.requests // wanted for number in order]
+
+    def wrong(self, mode: str, at: int) -> Iterator[str]:
+        """Disturb the run at a request, resume it, and yield what is wrong."""
+        scenario, out, log = self._scenario, self._out, self._log
+        self._prepare()
+        code, _ = self._attacked(mode, at)
+        yield from faults_of(out, self._before, self._after, code, mode, log)
         if not (mode == "broken" and code == scenario.expected):  # what it could do without
-            again = words if set(scenario.again) <= set(words) else (*words, *scenario.again)
-            code = inside(scenario, again, out, log, model)
+            resumes = set(scenario.again) <= set(self._words)
+            again = self._words if resumes else (*self._words, *scenario.again)
+            code = inside(scenario, again, out, log, self._model)
+        found, after = comparable(state(out)), comparable(self._after)
         if code != scenario.expected:
-            wrong.append(f"the resume ended with {code}: {log.read_text(errors='replace')[-300:]}")
-        elif files() != comparable(after):
-            differing = dict(files().items() ^ comparable(after).items())
-            wrong.append(f"after the resume other files: {', '.join(sorted(differing))}")
+            yield f"the resume ended with {code}: {log.read_text(errors='replace')[-300:]}"
+        elif found != after:
+            differing = dict(found.items() ^ after.items())
+            yield f"after the resume other files: {', '.join(sorted(differing))}"
         left = [
             path.name for path in out.glob(".*") if path.name not in (".hwprune", ".sweep.lock")
         ]
         if left:
-            wrong.append(f"left over: {', '.join(left)}")
-        for each in wrong:
-            print(f"{name}, {mode} at request {at} of {requests}: {each}", flush=True)
-        done.add(name, mode, at, wrong)
-    tried, found = done.of(name, mode)
-    print(f"{name}, {mode}: {tried} of {requests} points, {len(found)} findings", flush=True)
-    return tried, found
+            yield f"left over: {', '.join(left)}"
 
 
 class Done:
@@ -382,22 +396,41 @@ def main() -> int:
             return subprocess.run([sys.executable, *sys.argv], env=environment).returncode
         model, log = Path(folder) / "digits.pt", Path(folder) / "log"
         import hwprune.compiler
-        import hwprune.training.finetune  # noqa: F401
+        import hwprune.training.finetune
 
         assert forked(lambda: train(model), log) == 0, log.read_text()
         there = Path(folder) / "made"
         assert inside(SCENARIOS["compile"], OLDER, there, log, model) == 0, log.read_text()
         shutil.copy(there / "model.onnx", model.with_suffix(".onnx"))
         in_this_process()
+        from hwprune.cli.main import main as hwprune
+
+        # What tracing imports and keeps is there in each fork, then.
+        plan = ("plan", str(model), "--target", "jetson-nano", "--budget", "12KiB")
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert hwprune(plan) == 0
         done = Done(options.done)
-        tried, found = 0, []
-        for name in options.scenario or SCENARIOS:
-            for mode in options.mode or MODES:
-                work = Path(folder) / f"{name}-{mode}"
-                more, wrong = attack(name, SCENARIOS[name], model, work, mode, options.points, done)
-                tried, found = tried + more, found + wrong
-                shutil.rmtree(work)
-    print(f"{tried} points, {len(found)} findings")
+        attacks = {
+            name: Attack(name, SCENARIOS[name], model, Path(folder) / name)
+            for name in options.scenario or SCENARIOS
+        }
+        modes = options.mode or MODES
+        rounds = [[(name, at) for at in each.points(options.points)]
+                  for name, each in attacks.items()]  # fmt: skip
+        for name, at in (point for turn in zip_longest(*rounds) for point in turn if point):
+            for mode in modes:
+                if not done.knows(name, mode, at):
+                    wrong = list(attacks[name].wrong(mode, at))
+                    for each in wrong:
+                        print(f"{name}, {mode} at request {at}: {each}", flush=True)
+                    done.add(name, mode, at, wrong)
+        total, found = 0, 0
+        for name, attack in attacks.items():
+            for mode in modes:
+                tried, wrong = done.of(name, mode)
+                print(f"{name}, {mode}: {tried} of {attack.requests}, {len(wrong)} findings")
+                total, found = total + tried, found + len(wrong)
+    print(f"{total} points, {found} findings")
     return 1 if found else 0
 
 

@@ -6,6 +6,7 @@
  *   mode 1: the process is killed before the request; of a write, half is written first
  *   mode 2: this request and all later writes find no space (ENOSPC)
  *   mode 3: this request alone fails (EIO)
+ *   mode 4: as mode 2, where a quota is used up (EDQUOT)
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -20,7 +21,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { KILL = 1, FULL = 2, BROKEN = 3 };
+enum { KILL = 1, FULL = 2, BROKEN = 3, QUOTA = 4 };
 
 static char folder[4096];
 static size_t folder_length;
@@ -63,10 +64,14 @@ static int file_counts(int fd) {
 static int fault(int counts, int is_write) {
     if (!counts) return 0;
     long number = atomic_fetch_add(&seen, 1) + 1;
-    if (mode == FULL && is_write && at && number >= at) return ENOSPC;
-    if (number != at) return 0;
-    if (mode == KILL) return -1;
-    return mode == BROKEN ? EIO : mode == FULL ? ENOSPC : 0;
+    if (!at || !(number == at || (number > at && is_write && (mode == FULL || mode == QUOTA)))) return 0;
+    switch (mode) {
+    case KILL: return -1;
+    case FULL: return ENOSPC;
+    case QUOTA: return EDQUOT;
+    case BROKEN: return EIO;
+    default: return 0;
+    }
 }
 
 static void die(void) {
