@@ -18,13 +18,14 @@ from typing import Any, NoReturn
 
 import click
 
+from hwprune.cli.memory import require_room, shortage
 from hwprune.errors import HwpruneError, OutputError
 
 SCHEMA_VERSION = 1
 INTERNAL_ERROR, USAGE_ERROR, INTERRUPTED, TERMINATED, PIPE_CLOSED = 1, 2, 130, 143, 141
 
-# No file can have such a path, whichever option it was given with.
-_NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
+# Of a path as it was given, whichever the option: no file can have it, or it is somebody else's.
+_OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS)
 # The commands in the order of --help: module and short help; one whose module is not there is not
 # listed. Help stands here, so that `hwprune --help` imports none of them.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -78,6 +79,8 @@ class LazyGroup(click.Group):
         found, command, rest = super().resolve_command(ctx, args)
         if command is not None and not ctx.resilient_parsing:
             _refuse_repeats(command, found or "", rest, ctx)
+            if not {"-h", "--help"} & set(rest):
+                require_room(found or "")
         return found, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -198,6 +201,8 @@ def _is_of_printing(error: OSError) -> bool:
 
 def _problem(error: BaseException) -> tuple[str, int, str, str | None]:
     """Return an error's kind, the exit code it becomes, what to say about it, and a hint."""
+    if (short := shortage(error)) is not None:
+        return "MemoryError", USAGE_ERROR, *short
     if isinstance(error, HwpruneError):
         return type(error).__name__, error.exit_code, error.message, error.hint
     if isinstance(error, click.ClickException):
@@ -208,9 +213,14 @@ def _problem(error: BaseException) -> tuple[str, int, str, str | None]:
         return "Interrupted", INTERRUPTED, "interrupted", getattr(error, "hint", None)
     if isinstance(error, Terminated):
         return "Terminated", TERMINATED, "terminated", error.hint
-    if isinstance(error, OSError) and error.errno in _NO_PATH and error.filename:
+    if isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename:
         name = os.fsdecode(error.filename)
-        return "UsageError", USAGE_ERROR, f"{name}: {error.strerror}", "give another path"
+        return (
+            "UsageError",
+            USAGE_ERROR,
+            f"{name}: {error.strerror}",
+            "give another path, or check its permissions",
+        )
     text = str(error).strip() or "no further message"
     return (
         type(error).__name__,

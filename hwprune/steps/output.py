@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -15,6 +16,8 @@ from hwprune.files import lock
 # The file that says "hwprune wrote this folder"; it is also the lock.
 MARKER = ".hwprune"
 _STAGING_PREFIX = ".staging-"
+# What a write says that a disk refuses; it may name no file.
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 class OutputFolder:
@@ -126,10 +129,12 @@ def opened(path: Path) -> Iterator[OutputFolder]:
             shutil.rmtree(leftover, ignore_errors=True)
         with _as_output_error(path):
             staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=path))
-        yield OutputFolder(path, staging)
+        with _as_output_error(path, only_its_own=True):
+            yield OutputFolder(path, staging)
     finally:
         if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
+            for _ in range(2):  # a disk that fails once may work again
+                shutil.rmtree(staging, ignore_errors=True)
         # Somebody else may have put a file there meanwhile, or taken the folder away.
         with suppress(OSError):
             if new_marker and {entry.name for entry in path.iterdir()} <= {MARKER}:
@@ -153,12 +158,18 @@ def _same_file(handle: int, path: Path) -> bool:
 
 
 @contextmanager
-def _as_output_error(path: Path) -> Iterator[None]:
+def _as_output_error(path: Path, *, only_its_own: bool = False) -> Iterator[None]:
+    """Say what cannot be written; ``only_its_own``: of errors of a disk, or of files below it."""
     try:
         yield
     except OSError as error:
+        shown = path
+        if only_its_own:
+            shown = Path(os.fsdecode(error.filename or path))
+            if error.errno not in _OF_DISKS and path not in shown.parents:
+                raise
         raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}",
+            f"{shown} cannot be written: {error.strerror or error}",
             hint="check permissions and free space, or give another folder with -o",
         ) from None
 

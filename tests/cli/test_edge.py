@@ -71,7 +71,7 @@ def raiser(error: BaseException) -> Callable[[], object]:
         (click.UsageError("what"), 2, "UsageError"),
         (click.BadParameter("what"), 2, "UsageError"),
         (ValueError("what"), 1, "ValueError"),
-        (MemoryError("what"), 1, "MemoryError"),
+        (MemoryError("what"), 2, "MemoryError"),
         (KeyboardInterrupt(), 130, "Interrupted"),
         (edge.Terminated(), 143, "Terminated"),
     ],

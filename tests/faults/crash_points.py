@@ -365,6 +365,22 @@ def in_this_process() -> None:
     Processes.__call__ = run  # type: ignore[method-assign]
 
 
+def keep_trace() -> None:
+    """Let runs take torch's export of the network from here: it writes nothing, and takes long."""
+    from hwprune.export import trace
+
+    kept: list[Any] = []
+    real = trace._exported
+    home = os.getpid()
+
+    def exported(model: Any) -> Any:
+        if os.getpid() == home and not kept:
+            kept.append(real(model))
+        return kept.pop() if os.getpid() != home and kept else real(model)
+
+    trace._exported = exported
+
+
 def library_file(folder: Path) -> Path:
     """Build the library that is loaded before all others."""
     built = folder / "interpose.so"
@@ -405,7 +421,7 @@ def main() -> int:
         in_this_process()
         from hwprune.cli.main import main as hwprune
 
-        # What tracing imports and keeps is there in each fork, then.
+        keep_trace()
         plan = ("plan", str(model), "--target", "jetson-nano", "--budget", "12KiB")
         with contextlib.redirect_stdout(io.StringIO()):
             assert hwprune(plan) == 0

@@ -12,12 +12,14 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -141,6 +143,24 @@ OPEN(open64)
     }
 OPENAT(openat)
 OPENAT(openat64)
+
+/* The C library's own opens of shared memory pass by those above. */
+int shm_open(const char *name, int flags, mode_t rights) {
+    REQUEST(below("/dev/shm"), 1);
+    return REAL(shm_open)(name, flags, rights);
+}
+
+sem_t *sem_open(const char *name, int flags, ...) {
+    va_list rest;
+    va_start(rest, flags);
+    mode_t rights = va_arg(rest, mode_t);
+    unsigned value = va_arg(rest, unsigned);
+    va_end(rest);
+    int error = fault(below("/dev/shm"), 1);
+    if (error < 0) die();
+    if (error) { errno = error; return SEM_FAILED; }
+    return REAL(sem_open)(name, flags, rights, value);
+}
 
 int rename(const char *from, const char *to) {
     REQUEST(path_counts(AT_FDCWD, to), 0);

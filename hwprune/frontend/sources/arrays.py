@@ -131,10 +131,10 @@ def _load(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
                 )
             ignored = sorted(key for key, name in names.items() if name not in known)
             arrays = {key: archive[key] for key, name in names.items() if name in known}
-    except MemoryError as error:
+    except MemoryError:
         raise DataError(
             f"{path}: its arrays do not fit into memory", hint="give fewer samples"
-        ) from error
+        ) from None
     except (ValueError, OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile) as e:
         if "allow_pickle" in str(e):
             raise DataError(
