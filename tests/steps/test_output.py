@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -179,3 +181,38 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
         pytest.skip("this system has no /dev/full")
     with pytest.raises(OutputError, match="cannot be written"):
         write_file(full, b"x" * 10)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_disk_that_fails_anywhere_in_a_run_is_said(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "out"
+    error = OSError(number, os.strerror(number))  # as a write says it: of no file
+    with pytest.raises(OutputError, match=f"out cannot be written: {error.strerror}"), opened(path):
+        raise error
+    assert not path.exists()
+
+
+def test_files_below_that_are_gone_are_said_and_others_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with pytest.raises(OutputError, match="x cannot be written: No such file"), opened(path) as out:
+        (out.staging / "a" / "x").write_bytes(b"")
+    with pytest.raises(FileNotFoundError), opened(path):
+        (tmp_path / "x").read_bytes()
+
+
+def test_staging_is_taken_away_where_the_disk_fails_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.rmdir, iter(range(10))
+
+    def fails_once(*args: Any, **options: Any) -> None:
+        if next(calls) == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(*args, **options)
+
+    path = tmp_path / "out"
+    with opened(path) as folder:
+        (folder.staging / "model.onnx").write_bytes(b"x")
+        folder.publish("model.onnx")
+        monkeypatch.setattr("os.rmdir", fails_once)
+    assert _names(path) == {MARKER, "model.onnx"}
