@@ -281,6 +281,7 @@ def measure(config: Config) -> dict[str, Any]:
             "label": "emulated",
             "equal": sums == done.sums[0],
             "flash_bytes": image.flash_bytes,
+            "runtime_text_bytes": runtime_text_bytes(image.elf, board.chip),
             "ram_bytes": image.ram_bytes - image.stack_bytes + done.stack_bytes,
             "stack_bytes": done.stack_bytes,
             "instructions": sum(found.values()),
@@ -291,6 +292,23 @@ def measure(config: Config) -> dict[str, Any]:
             "estimated_cycles": list(estimated(board.chip.core, done.classes or {}) or ()),
         }
     return measured
+
+
+def runtime_text_bytes(elf: Path, chip: Chip) -> int:
+    """Return the bytes of an image's functions that come from the runtime's sources.
+
+    In the order of the table of symbols those of one file, which are local, stand behind its name.
+    """
+    tools = link.CORES[chip.core].tools
+    file, size = "", 0
+    said = link.run_tool([f"{tools}nm", "--debug-syms", "--no-sort", "--print-size", str(elf)])
+    for line in said.stdout.splitlines():
+        *numbers, kind, name = line.split()
+        file = name if kind == "a" else file
+        ours = file.startswith("hwp_") if kind == "t" else name.startswith("hwp_")
+        if kind in "tT" and ours and len(numbers) == 2:
+            size += int(numbers[1], 16)
+    return size
 
 
 def in_fp32(network: IntegerNetwork) -> IntegerNetwork:
