@@ -270,6 +270,7 @@ def measure(config: Config) -> dict[str, Any]:
             measured["constant_bytes"] = emitted.constant_bytes
             try:
                 image = link.link(Path(folder), board.chip)
+                text = runtime_text_bytes(image.elf, board.chip)
                 done = emulate.run(Path(folder), plan, board, x)
             except InfeasibleError as error:
                 measured["boards"][label] = {"too_large": error.message}
@@ -281,7 +282,7 @@ def measure(config: Config) -> dict[str, Any]:
             "label": "emulated",
             "equal": sums == done.sums[0],
             "flash_bytes": image.flash_bytes,
-            "runtime_text_bytes": runtime_text_bytes(image.elf, board.chip),
+            "runtime_text_bytes": text,
             "ram_bytes": image.ram_bytes - image.stack_bytes + done.stack_bytes,
             "stack_bytes": done.stack_bytes,
             "instructions": sum(found.values()),
@@ -302,6 +303,7 @@ def runtime_text_bytes(elf: Path, chip: Chip) -> int:
     tools = link.CORES[chip.core].tools
     file, size = "", 0
     said = link.run_tool([f"{tools}nm", "--debug-syms", "--no-sort", "--print-size", str(elf)])
+    assert said.returncode == 0, said.stderr
     for line in said.stdout.splitlines():
         *numbers, kind, name = line.split()
         file = name if kind == "a" else file
