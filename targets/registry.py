@@ -152,10 +152,11 @@ def _resolve(path: Path, index: _Index) -> tuple[dict[str, Any], dict[str, str]]
         table = _read(path)  # first: it answers for paths that cannot even be resolved
         here = path.resolve()
         if here in chain:
-            circle = [*list(chain)[list(chain).index(here) :], here]
+            circle = [link.name for link in (*list(chain)[list(chain).index(here) :], here)]
+            if (more := len(circle) - 8) > 0:
+                circle[4:-4] = [f"({more:,} more)"]
             raise TargetError(
-                f"{next(iter(chain))}: extends: goes in a circle: "
-                f"{' extends '.join(link.name for link in circle)}",
+                f"{next(iter(chain))}: extends: goes in a circle: {' extends '.join(circle)}",
                 hint="one of these profiles must stand on its own",
             )
         chain[here] = path, table

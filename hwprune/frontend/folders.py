@@ -10,7 +10,7 @@ from typing import Any
 
 from hwprune.errors import ModelError
 from hwprune.files import read_ordinary
-from hwprune.frontend.torchvision_shim import import_torchvision
+from hwprune.frontend.torchvision_shim import make_importable
 from hwprune.frontend.user_code import running
 
 # The run's own name first; then what transformers, timm, diffusers and open_clip write.
@@ -106,8 +106,7 @@ def _transformers(name: str, folder: Path) -> Any:
             f"{folder} holds a {name} of transformers, which is not installed",
             hint="pip install transformers, or name a builder: --arch path/to/file.py:callable",
         )
-    if importlib.util.find_spec("torchvision") is not None:
-        import_torchvision()  # transformers imports it where it is there
+    make_importable()  # transformers imports torchvision where it is there
     transformers: Any = importlib.import_module("transformers")
     if not isinstance(getattr(transformers, name, None), type):
         raise ModelError(

@@ -37,15 +37,11 @@ def import_torchvision() -> Any:
     Raises:
         ModelError: torchvision is not installed, or cannot be imported for another reason.
     """
-    if "torchvision.models" not in sys.modules:
-        spec = importlib.util.find_spec("torchvision")
-        if spec is None or spec.origin is None:
-            raise ModelError(
-                "this architecture needs torchvision, which is not installed",
-                hint="pip install torchvision",
-            )
-        _load_operators(Path(spec.origin).parent)
-        _define_missing()
+    if not make_importable():
+        raise ModelError(
+            "this architecture needs torchvision, which is not installed",
+            hint="pip install torchvision",
+        )
     try:
         torchvision = importlib.import_module("torchvision")
         importlib.import_module("torchvision.models")
@@ -56,6 +52,18 @@ def import_torchvision() -> Any:
             f"(torch {torch.__version__}): pip install torch torchvision --force-reinstall",
         ) from error
     return torchvision
+
+
+def make_importable() -> bool:
+    """Let whoever imports torchvision next do so; return False where it is not installed."""
+    if "torchvision.models" in sys.modules:
+        return True
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return False
+    _load_operators(Path(spec.origin).parent)
+    _define_missing()
+    return True
 
 
 def _load_operators(folder: Path) -> None:

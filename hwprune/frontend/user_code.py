@@ -15,6 +15,7 @@ from typing import Any
 
 from hwprune.errors import HwpruneError
 from hwprune.files import POINTER, is_pointer
+from hwprune.frontend.torchvision_shim import make_importable
 
 # What a stranger's code may raise; Ctrl-C and the like stay what they are.
 FAILURES = (Exception, SystemExit)
@@ -87,6 +88,7 @@ def run_file(path: Path, *, option: str, error: type[HwpruneError]) -> dict[str,
         raise error(f"{path}: cannot be imported", hint="its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    make_importable()  # it, or what it imports, may want torchvision
     try:
         with (
             running(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,18 @@ def test_torchvision_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ModelError, match="not installed"):
         torchvision_shim.import_torchvision()
     torchvision_shim.import_torchvision.cache_clear()
+
+
+def test_a_users_file_may_import_torchvision(tmp_path: Path) -> None:
+    # In a process of its own, in which nothing has imported it yet.
+    (tmp_path / "net.py").write_text("import torchvision\nnms = torchvision.ops.nms\n")
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from hwprune.errors import ModelError\n"
+        "from hwprune.frontend.user_code import import_file\n"
+        "print(*import_file(Path(sys.argv[1]), option='--arch', error=ModelError))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "net.py"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "nms\n"), done.stderr

@@ -111,6 +111,10 @@ def test_extends_in_a_circle(tmp_path: Path) -> None:
     own = write(tmp_path / "own.toml", 'extends = "own.toml"')
     with pytest.raises(TargetError, match=r"circle: own\.toml extends own\.toml"):
         load(own)
+    for number in range(1200):  # a long one is said shortly
+        write(tmp_path / f"{number}.toml", f'extends = "{(number + 1) % 1200}.toml"')
+    with pytest.raises(TargetError, match=r"3\.toml extends \(1,193 more\) extends 1197\.toml"):
+        load(tmp_path / "0.toml")
 
 
 def test_extends_nothing_known(mine: Path) -> None:
