@@ -15,7 +15,6 @@ from typing import Any
 
 from hwprune.errors import HwpruneError
 from hwprune.files import POINTER, is_pointer
-from hwprune.frontend.torchvision_shim import make_importable
 
 # What a stranger's code may raise; Ctrl-C and the like stay what they are.
 FAILURES = (Exception, SystemExit)
@@ -81,6 +80,8 @@ def run_file(path: Path, *, option: str, error: type[HwpruneError]) -> dict[str,
     with suppress(OSError), path.open("rb") as file:  # importing it says what is wrong
         if is_pointer(file.read(64)):
             raise error(f"{path}: {POINTER}")
+    from hwprune.frontend.torchvision_shim import make_importable  # imports torch
+
     # Under a name of its own, kept in sys.modules: dataclasses and pickling look there.
     name = f"hwprune_{option.strip('-')}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
