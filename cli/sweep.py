@@ -209,17 +209,23 @@ def _smallest(compared: list[Compared], pick: tuple[Limit, ...]) -> Mapping[str,
 
 
 def _notes(outcomes: list[SweepRun], folder: Path) -> list[str]:
-    return [
+    from hwprune.units import format_count
+
+    notes = [
         f"{one.name}: no artifact, "
         + (
             f"ended by signal {-one.exit_code}"
             if one.exit_code < 0
             else f"exit code {one.exit_code}"
         )
-        + f" after {one.attempts} attempts, see {folder / one.name}.log"
+        + f" after {format_count(one.attempts, 'attempt')}, see {folder / one.name}.log"
         for one in outcomes
         if one.exit_code not in (0, 3)
     ]
+    rejected = [one.name for one in outcomes if one.exit_code == 3]
+    if rejected:
+        notes.append(f"a limit is not met, rejected.onnx in its folder: {', '.join(rejected)}")
+    return notes
 
 
 def _picks(

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from hwprune.cli.main import main
+from hwprune.cli.sweep import _notes
 from hwprune.sweep import Planned
 from hwprune.sweep import run as sweeping
+from hwprune.sweep.run import SweepRun
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -86,10 +88,17 @@ def test_what_gives_no_artifact_is_told(hwprune: Run, asked: list[Planned], tmp_
     common = ["sweep", "net.pt", "--target", "raspberry-pi-5", "-o", tmp_path / "out"]
     code, out, _ = hwprune(*common, "--budget", "1KiB,8KiB")
     assert code == 4
-    assert "net-raspberry-pi-5-1KiB: no artifact, exit code 4 after 1 attempts" in out
+    assert "net-raspberry-pi-5-1KiB: no artifact, exit code 4 after 1 attempt," in out
     code, out, _ = hwprune(*common, "--budget", "8KiB", "--pick", "accuracy_drop<=0.1%")
     assert code == 3
     assert "no run has accuracy_drop<=0.1%" in out
+
+
+def test_what_misses_a_limit_is_told() -> None:
+    outcomes = [SweepRun(name, (), code, 1, 1.0) for name, code in (("a", 3), ("b", 0), ("c", 3))]
+    assert _notes(outcomes, Path("out")) == [
+        "a limit is not met, rejected.onnx in its folder: a, c"
+    ]
 
 
 @pytest.mark.parametrize(
