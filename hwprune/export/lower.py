@@ -692,20 +692,27 @@ def _dft(ops: Ops, node: ir.Node) -> ir.Value:
     given, source = attributes(node), value_in(node, 0)
     sizes, axis = ops.sizes(source), given.get("axis", 1)
     rank, inverse = len(sizes), given.get("inverse", 0)
-    size, parts = sizes[axis], sizes[-1]
+    size, parts, onesided = sizes[axis], sizes[-1], given.get("onesided", 0)
     length = size if optional_input(node, 1) is None else int(ops.known(1).reshape(()))
-    if size is None or parts is None or length != size or (inverse and given.get("onesided", 0)):
-        raise CannotLowerError("its length varies or is not that of its axis")
-    kept = size // 2 + 1 if given.get("onesided", 0) else size
-    angle = np.outer(np.arange(size), np.arange(kept)) % size * (2 * np.pi / size)
-    turn = np.exp((1j if inverse else -1j) * angle) / (size if inverse else 1)
+    if size is None or parts is None or length is None:
+        raise CannotLowerError("its length varies")
+    kept = length // 2 + 1 if onesided and not inverse else length
+    entry = np.arange(size)[:, None]
+    angle = entry * np.arange(kept) % length * (2 * np.pi / length)
+    turn = np.exp((1j if inverse else -1j) * angle) / (length if inverse else 1)
+    # What is shorter than the length goes on with zeros, what is longer ends there. Of half a
+    # spectrum each entry but the ends stands for its conjugate, too, and what comes out is real.
+    back = bool(onesided and inverse)
+    turn *= entry < (length // 2 + 1 if back else length)
+    turn *= np.where((entry == 0) | (2 * entry == length), 1, 2) if back else 1
     # (entry, real or imaginary, frequency, real or imaginary)
     matrix = np.stack([np.stack([z.real, z.imag], -1) for z in (turn, 1j * turn)], 1)[:, :parts]
+    matrix = matrix[..., : 1 if back else 2]
     order = [n for n in range(rank - 1) if n != axis % rank] + [axis % rank, rank - 1]
     leading = [0] * (rank - 2)
     rows = ops("Reshape", ops("Transpose", source, perm=order), ops.constant([*leading, -1]))
     product = ops("MatMul", rows, ops.constant(matrix.reshape(size * parts, -1).astype(np.float32)))
-    both = ops("Reshape", product, ops.constant([*leading, kept, 2]))
+    both = ops("Reshape", product, ops.constant([*leading, kept, 1 if back else 2]))
     return ops("Transpose", both, perm=np.argsort(order).tolist())
 
 

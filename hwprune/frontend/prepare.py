@@ -85,11 +85,17 @@ def _call_once(module: nn.Module, inputs: tuple[TensorSpec, ...], seed: int) -> 
 
 
 def own_memory(module: nn.Module) -> None:
-    """Give every tensor that is a view or expanded memory of its own, in place; ties stay."""
+    """Give every tensor that is a view or expanded memory of its own, in place; ties stay.
+
+    What is read in two shapes, as the transposed weight of an encoder is by its decoder, is no tie.
+    """
+    seen: dict[int, tuple[Any, ...]] = {}
     for _, tensor in named_tensors(module):
         if is_lazy(tensor) or tensor.is_meta or tensor.layout != torch.strided:
             continue
-        if tensor.numel() * tensor.element_size() != tensor.untyped_storage().nbytes():
+        layout = (tensor.shape, tensor.stride())
+        apart = seen.setdefault(tensor.untyped_storage().data_ptr(), layout) != layout
+        if apart or tensor.numel() * tensor.element_size() != tensor.untyped_storage().nbytes():
             tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
 
 

@@ -37,6 +37,8 @@ _LARGEST = 1e18
 _FURTHER = 32
 # Two runs of one network differ by less than this share of the largest output.
 _SAME = 1e-4
+# What errors call the types that weights are converted from.
+_OTHER_FLOATS = re.compile(r"\b(double|half|bfloat16|float64|float16)\b", re.IGNORECASE)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -119,14 +121,14 @@ def probe(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
     called = _runs_on_shapes(module, inputs, ways)
     if called is None:
         called = _runs(module, inputs, ways)
-    way, output, whole = called
+    way, output, whole, writes = called
     if not any(True for _ in _tensors(output)):
         raise ModelError(
             f"the network returns {type(output).__name__}, expected a tensor or several",
             hint="wrap it in a module whose forward method returns tensors",
         )
     looked_up = "random numbers are out of range for what looks rows up by floats: 0 was tried"
-    return (looked_up,) * whole + _adapt(module, inputs, way, output)
+    return (looked_up,) * whole + _adapt(module, inputs, way, output, writes=writes)
 
 
 def _check_range(module: nn.Module) -> None:
@@ -150,7 +152,11 @@ def _ways(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
     takes_all = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)
     if positional[: len(names)] == names:
         return ("positional",)
-    if set(names) <= by_name or (takes_all and len(positional) < len(names)):
+    if set(names) <= by_name:
+        return ("keyword",)
+    if any(p.kind == inspect.Parameter.VAR_POSITIONAL for p in parameters):
+        return ("positional",)
+    if takes_all and len(positional) < len(names):
         return ("keyword",)
     return ("positional", "dictionary") if parameters else ("positional",)
 
@@ -181,16 +187,20 @@ def call_once(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> None:
 
 def _runs(
     module: nn.Module, inputs: tuple[TensorSpec, ...], ways: tuple[str, ...]
-) -> tuple[str, Any, bool]:
-    """Return the way that works, what it gives, and whether it takes whole numbers alone."""
+) -> tuple[str, Any, bool, bool]:
+    """Return the way that works, what it gives, whether it takes whole numbers alone, and writes.
+
+    It writes where it changes an input.
+    """
     refused: BaseException | None = None
     for whole, way in itertools.product((False, True), ways):
         if whole and not isinstance(refused, IndexError):
             break
         tensors, drawing = example_inputs(inputs, batch=_BATCH, whole=whole), _Drawing()
+        given = tuple(tensor.clone() for tensor in tensors)
         try:
             with torch.no_grad(), drawing:
-                output = _call(fresh_copy(module), inputs, way, tensors)
+                output = _call(fresh_copy(module), inputs, way, given)
         except ModelError:
             raise
         except FAILURES as error:  # whatever a stranger's forward method raises
@@ -198,14 +208,23 @@ def _runs(
             continue
         _check_is_steady(module, inputs, way, output, drawing.found, tensors)
         _check_other_sizes(module, inputs, way, whole=whole)
-        return way, output, whole
+        return way, output, whole, not all(map(torch.equal, given, tensors))
     assert refused is not None  # there is at least one way
+    said = first_line(refused)
+    if isinstance(refused, IndexError):
+        hint = "random numbers were tried, and zeros; where it looks rows up, give NAME:SHAPE:int64"
+    elif _OTHER_FLOATS.search(said) and not _OTHER_FLOATS.search(describe(inputs)):
+        hint = (
+            "hwprune runs a network in float32: its forward method is to cast to what its weights "
+            "are (x.to(self.weight.dtype)), not to another type"
+        )
+    else:
+        hint = (
+            "give the shapes and types that its forward method takes, one --input for each, in "
+            "order or by their names"
+        )
     raise ModelError(
-        f"the network does not take {describe(inputs)}: {first_line(refused)}",
-        hint="random numbers were tried, and zeros; where it looks rows up, give NAME:SHAPE:int64"
-        if isinstance(refused, IndexError)
-        else "give the shapes and types that its forward method takes, one --input for each, in "
-        "order or by their names",
+        f"the network does not take {describe(inputs)}: {said}", hint=hint
     ) from refused
 
 
@@ -245,7 +264,7 @@ def _check_is_steady(
         return
     try:
         with torch.no_grad():
-            again = _call(fresh_copy(module), inputs, way, tensors)
+            again = _call(fresh_copy(module), inputs, way, [each.clone() for each in tensors])
     except FAILURES:  # one that runs once only: no copy could be made
         return
     for (_, one), (_, other) in zip(_tensors(output), _tensors(again), strict=False):
@@ -288,7 +307,7 @@ def _check_other_sizes(
 
 def _runs_on_shapes(
     module: nn.Module, inputs: tuple[TensorSpec, ...], ways: tuple[str, ...]
-) -> tuple[str, Any, bool] | None:
+) -> tuple[str, Any, bool, bool] | None:
     """Run a large network on tensors without memory; None where that fails or is less strict.
 
     Such a run is a second faster than a real one. It finds every wrong shape but one of a
@@ -316,19 +335,24 @@ def _runs_on_shapes(
             output = _call(shapes, inputs, ways[0], arguments)
     except Exception:  # whatever a stranger's forward method raises
         return None
-    return None if drawing.found else (ways[0], output, False)
+    # Whether it writes to its inputs, shapes do not show.
+    return None if drawing.found else (ways[0], output, False, False)
 
 
 def _adapt(
-    module: nn.Module, inputs: tuple[TensorSpec, ...], way: str, output: Any
+    module: nn.Module, inputs: tuple[TensorSpec, ...], way: str, output: Any, *, writes: bool
 ) -> tuple[str, ...]:
     flat = isinstance(output, Tensor) or (
         isinstance(output, (tuple, list)) and all(isinstance(item, Tensor) for item in output)
     )
-    if (way == "positional" and flat) or "forward" in vars(module):
+    unnamed = any(p.kind == inspect.Parameter.VAR_POSITIONAL for p in _parameters(module))
+    as_it_is = way == "positional" and flat and not writes and not unnamed
+    if as_it_is or "forward" in vars(module):
         return ()
 
     def forward(self: nn.Module, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if writes:
+            tensors = tuple(tensor.clone() for tensor in tensors)
         named = {spec.name: tensor for spec, tensor in zip(inputs, tensors, strict=True)}
         original: Any = type(self).forward
         if way == "keyword":

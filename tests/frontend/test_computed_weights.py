@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hwprune.frontend import load_model
-from hwprune.frontend.prepare import fold_layers, prepare
+from hwprune.frontend.prepare import fold_layers, own_memory, prepare
 from hwprune.ir import TensorSpec
 
 IMAGE = (TensorSpec("x", (None, 3, 8, 8), "float32"),)
@@ -161,3 +161,27 @@ def test_a_folded_checkpoint_reads_back_and_fits_no_network_that_computes_anew(
     assert torch.allclose(again(x), first(x), atol=1e-6)
     with pytest.raises(RuntimeError, match="weight_is_plain"):
         module.load_state_dict(first.state_dict())
+
+
+class TwoLayouts(nn.Module):
+    """An autoencoder whose decoder's weight is a view of its encoder's, transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.decode = nn.Linear(8, 4, bias=False), nn.Linear(4, 8, bias=False)
+        self.decode.weight = nn.Parameter(self.encode.weight.T)
+        self.again = nn.Linear(8, 4, bias=False)
+        self.again.weight = self.encode.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.again(self.decode(self.encode(x)))
+
+
+def test_what_is_read_in_two_shapes_gets_memory_of_its_own_and_a_tie_stays() -> None:
+    module, x = TwoLayouts(), torch.rand(2, 8)
+    expected = module(x)
+    own_memory(module)
+    assert torch.allclose(module(x), expected)
+    assert module.decode.weight.is_contiguous()
+    assert module.decode.weight.data_ptr() != module.encode.weight.data_ptr()
+    assert module.again.weight is module.encode.weight

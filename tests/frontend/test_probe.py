@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hwprune.errors import ModelError
 from hwprune.frontend import probe as probing
-from hwprune.frontend.probe import probe
+from hwprune.frontend.probe import forward_names, probe
 from hwprune.ir import TensorSpec
 
 
@@ -111,3 +111,51 @@ def test_a_lookup_by_floats_is_tried_with_whole_numbers() -> None:
     with pytest.raises(ModelError, match="does not take x:Nx6:float32") as caught:
         probe(Rows(1).eval(), spec(6))
     assert "int64" in (caught.value.hint or "")
+
+
+class Doubles(nn.Module):
+    """Writes to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.mul_(2))
+
+
+class Several(Doubles):
+    """Gives its inputs no names."""
+
+    def forward(self, *args: Tensor, **options: float) -> Tensor:
+        return self.fc(args[0] + args[1]) * options.get("scale", 1.0)
+
+
+def test_a_network_that_writes_to_its_input_is_not_called_random_and_no_longer_does() -> None:
+    module, x = Doubles(), torch.ones(2, 4)
+    expected = module(x.clone())
+    probe(module, spec(4))
+    assert torch.equal(module(x), expected)
+    assert torch.equal(x, torch.ones(2, 4))
+
+
+def test_inputs_without_names_are_given_in_their_order() -> None:
+    module = Several()
+    both = (TensorSpec("a", (None, 4), "float32"), TensorSpec("b", (None, 4), "float32"))
+    probe(module, both)
+    assert forward_names(module) == ("a", "b")
+    one, other = torch.rand(2, 2, 4)
+    assert torch.equal(module(one, other), module.fc(one + other))
+
+
+class Casts(Doubles):
+    """Was trained in double precision, and says so in its forward method."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.double())
+
+
+def test_a_cast_to_what_the_weights_were_is_named() -> None:
+    with pytest.raises(ModelError, match="same dtype") as caught:
+        probe(Casts(), spec(4))
+    assert "hwprune runs a network in float32" in (caught.value.hint or "")
