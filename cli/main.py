@@ -97,7 +97,12 @@ def _refuse_repeats(command: click.Command, name: str, args: list[str], ctx: cli
     """
     inner = click.Context(command, info_name=name, parent=ctx)
     seen: set[str | None] = set()
-    for option in command.make_parser(inner).parse_args(list(args))[2]:
+    try:
+        given = command.make_parser(inner).parse_args(list(args))[2]
+    except click.UsageError as error:
+        error.ctx = error.ctx or inner  # whose help to see
+        raise
+    for option in given:
         once = isinstance(option, click.Option) and not (option.multiple or option.is_flag)
         if once and option.name in seen:
             raise click.UsageError(f"Option {option.opts[0]!r} is there twice.", inner)

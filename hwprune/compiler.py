@@ -7,6 +7,7 @@ prepare (trace, fixed cost) -> plan -> choose values -> prune and regrow while t
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -203,14 +204,29 @@ def _as_it_is(job: Job, prepared: Prepared, dense: Written, firmware: bool) -> C
     """Take the dense network, which fits."""
     if prepared.has_to_train:
         raise nothing_to_prune(prepared, job.budget_bytes)
-    half = f"--budget {max(1, prepared.dense_bytes // 2048)}KiB"
-    data = "" if job.data is not None else " --data SPEC"
+    go_on = _with_budget(job, prepared.dense_bytes // 2)
     fits = (
         "the dense fp32 model fits, so it was written as it is; pruning starts at a budget below "
-        f"{format_bytes(prepared.dense_bytes)}: go on with {' '.join(job.command)} {half}{data}"
+        f"{format_bytes(prepared.dense_bytes)}: go on with {go_on}"
     )
     notes = (fits, *left_unshared(prepared.model, job.sharing))
     return Compiled(prepared, None, nothing_pruned(prepared), dense, None, notes, firmware=firmware)
+
+
+def _with_budget(job: Job, size: int) -> str:
+    """Return the command, or what to give the function, once more with another budget."""
+    half = f"{max(1, size // 1024)}KiB"
+    if len(job.command) == 1:  # hwprune.compile
+        return f"budget={half!r}" + ("" if job.data is not None else ", data=...")
+    kept: list[str] = []
+    given = iter(job.command)
+    for word in given:
+        if word.partition("=")[0] != "--budget":
+            kept.append(word)
+        elif "=" not in word:
+            next(given, None)  # its value
+    data = [] if job.data is not None else ["--data", "SPEC"]
+    return shlex.join([*kept, "--budget", half, *data])
 
 
 def _pruned(job: Job, prepared: Prepared, say: Say, firmware: bool) -> Compiled | None:

@@ -12,6 +12,7 @@ from hwprune.units import format_bytes, format_count, format_percent, format_sec
 # Of a scope that leaves something out: an ONNX file alone never fits a microcontroller.
 _UNDONE = ("not linked", "not run")
 NOT_MEASURED = "not measured"
+NEXT = ": go on with "  # in a note: what follows is a command, which stands with the verdict
 _KIND_OF_EXIT = {
     0: "fits and verified",
     3: "a limit is not met",
@@ -45,7 +46,8 @@ def headline(record: Record) -> str:
     if verdict.exit_code == _LIMIT and (fell := _fell(record)) is not None:
         state = f"fits, but {fell}"
     if verdict.exit_code == 0 and record.strategy == "dense" and record.result.sparsity == 0:
-        state = f"fits as it is, and nothing was pruned{_unmeasured(record)}"
+        state = f"fits as it is, and nothing was pruned, which starts below {artifact.bytes:,} B"
+        state += _unmeasured(record)
     elif verdict.exit_code == 0:
         state += _unmeasured(record)
     if mark(record) == "○":
@@ -88,6 +90,10 @@ def _unmeasured(record: Record) -> str:
 def facts(record: Record) -> Iterator[tuple[str, str]]:
     """Yield the lines below the headline: (label, text)."""
     result, budget = record.result, record.budget
+    for note in record.notes:
+        _, said, command = note.partition(NEXT)
+        if said:
+            yield "go on with", command
     yield "model", record.model
     yield "target", f"{record.target} ({scope(record)})"
     yield "artifact", f"{record.artifact.path}, {format_bytes(record.artifact.bytes)}"
@@ -259,7 +265,7 @@ def notes(record: Record) -> list[str]:
         if colon and place in _ABOUT:
             found.append(f"{_ABOUT[place]}: {rest}")
         elif not (colon and place.partition(".")[0] in type(record).model_fields and "." in place):
-            found.append(note)
+            found.append(note.partition(NEXT)[0])
     return found
 
 

@@ -34,6 +34,9 @@ def test_the_command_of_the_readme(
     assert "recognised as cifar-resnet20" in ran.out
     assert "the dense fp32 model fits" in ran.out
     assert "pruning starts at a budget below" in ran.out
+    assert "nothing was pruned, which starts below " in ran.out.splitlines()[0]
+    assert "accuracy unknown" in ran.out.splitlines()[0]
+    assert "\ngo on with  " in ran.out
     folder = resnet20_pt.parent / "model-jetson-nano"
     assert files_in(folder) == WRITTEN - {"checkpoint/masks.safetensors"}
     read = onnx.load(folder / "model.onnx")

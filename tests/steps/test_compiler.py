@@ -161,3 +161,17 @@ def test_labels_of_whole_numbers_are_classes_whatever_their_size(data: Data) -> 
     few = np.array([0, 1, 2, 2])
     assert [classes(few.astype(kind)) for kind in ("uint8", "int16", "int64")] == [3, 3, 3]
     assert [classes(few.astype("float32")), classes(few[:, None]), classes(None)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("hwprune compile m.pt -o out", "hwprune compile m.pt -o out --budget 50KiB --data SPEC"),
+        ("hwprune compile --budget 1MiB m.pt", "hwprune compile m.pt --budget 50KiB --data SPEC"),
+        ("hwprune compile m.pt --budget=1MiB", "hwprune compile m.pt --budget 50KiB --data SPEC"),
+        ("hwprune.compile", "budget='50KiB', data=..."),
+    ],
+)
+def test_the_command_to_go_on_can_be_given(given: str, said: str) -> None:
+    job = SimpleNamespace(command=tuple(given.split()), data=None)
+    assert compiler._with_budget(job, 51_234) == said  # type: ignore[arg-type]
