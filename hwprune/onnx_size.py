@@ -1,17 +1,24 @@
-"""How many nodes an ONNX file stands for: a few functions that call each other twice double them.
+"""How much an ONNX file stands for: its nodes with functions inlined, its texts, its tensors.
 
-What inlines functions (onnx, onnxruntime) cannot be interrupted, so that this is asked first.
+A few functions that call each other twice double the nodes, and what inlines them (onnx,
+onnxruntime) cannot be interrupted; so this is asked before any work.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 
+import google.protobuf.message
 import onnx
 
 # Once functions are inlined; onnxruntime takes some minutes for as many.
 MOST_NODES = 1_000_000
+# Of a name, a note, or a text that is an attribute's.
+MOST_TEXT = 16 * 1024**2
+# Of one tensor, stored or declared: as many as protobuf's 2 GiB hold of 4 bits each.
+MOST_ELEMENTS = 2**32
 
 
 def inlined_nodes(model: onnx.ModelProto) -> int:
@@ -40,6 +47,35 @@ def inlined_nodes(model: onnx.ModelProto) -> int:
             entered.add(key)
             waiting += missing
     return sizes[graph]
+
+
+def too_large(message: google.protobuf.message.Message) -> str | None:
+    """Return what is over ``MOST_TEXT`` or ``MOST_ELEMENTS`` in a message and all that it holds.
+
+    Of tensors only their sizes are looked at: their data would be copied.
+    """
+    waiting = [message]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, onnx.TensorProto):
+            if math.prod(size for size in each.dims if size > 0) > MOST_ELEMENTS:
+                sizes = "x".join(str(size) for size in each.dims[:9])
+                name = each.name[:60]
+                return f"tensor {name!r} declares {sizes} elements (at most {MOST_ELEMENTS:,})"
+            continue
+        if isinstance(each, onnx.TensorShapeProto):
+            if math.prod(size.dim_value for size in each.dim if size.dim_value > 0) > MOST_ELEMENTS:
+                sizes = "x".join(str(size.dim_value) for size in each.dim[:9])
+                return f"a shape declares {sizes} elements (at most {MOST_ELEMENTS:,})"
+            continue
+        for field, value in each.ListFields():
+            if field.type == field.TYPE_MESSAGE:
+                waiting += value if isinstance(value, Sequence) else [value]
+            elif field.type in (field.TYPE_STRING, field.TYPE_BYTES):
+                texts = [value] if isinstance(value, str | bytes) else value
+                if (longest := max(map(len, texts))) > MOST_TEXT:
+                    return f"a {field.name} of {longest:,} characters (at most {MOST_TEXT:,})"
+    return None
 
 
 def _calls(

@@ -26,7 +26,7 @@ from hwprune.export.inlined import InlinedLayers, claim_of
 from hwprune.export.operators import OPERATORS, Operator, plain_name
 from hwprune.files import read_ordinary
 from hwprune.ir import CodecName, Packed, ValueType
-from hwprune.onnx_size import MOST_NODES, inlined_nodes
+from hwprune.onnx_size import MOST_NODES, inlined_nodes, too_large
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -165,6 +165,8 @@ def read_artifact(path: str) -> ArtifactFile:
             f"{path} is not an ONNX model", hint="give the model.onnx of an output folder"
         )
     _refuse_damage(path, model)
+    if (what := too_large(model)) is not None:
+        raise ArtifactError(f"{path} would not load in any reasonable time or memory: {what}")
     try:
         nodes = inlined_nodes(model)
     except ValueError as error:

@@ -32,7 +32,7 @@ from hwprune.frontend.inputs import DTYPES, describe
 from hwprune.frontend.onnx_ops import compute
 from hwprune.frontend.user_code import first_line
 from hwprune.ir import TensorSpec
-from hwprune.onnx_size import MOST_NODES, inlined_nodes
+from hwprune.onnx_size import MOST_NODES, inlined_nodes, too_large
 
 # What the passes and the operators of `onnx_ops` are written for; other files are converted.
 OPSETS = (13, 18)
@@ -222,6 +222,8 @@ def read(file: IdentifiedFile) -> tuple[OnnxNetwork, tuple[TensorSpec, ...]]:
                 f"{path} was packed by hwprune already",
                 hint="give the network that it was made of; `hwprune inspect` shows what it holds",
             )
+        if (what := too_large(proto)) is not None:
+            raise ValueError(what)
         for tensor in _tensors(proto.graph):
             _load(tensor, Path(path))
         if inlined_nodes(proto) > MOST_NODES:
