@@ -92,6 +92,8 @@ def table(experiment: Experiment) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in experiment.rows():
+        if row.status != "run":
+            continue
         extra: dict[str, Any] = row.model_extra or {}
         less, more = extra["cpu_seconds"]
         first, second = row.config["sizes"]

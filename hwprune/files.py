@@ -100,9 +100,13 @@ def _opened_alone(path: Path) -> BinaryIO:
     """Return the file, empty; another process that writes it, too, is waited for."""
     while True:
         stream = path.open("ab")
-        lock(stream.fileno(), wait=True)
-        with suppress(FileNotFoundError):  # whoever was waited for has given it its name
-            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
-                stream.truncate(0)
-                return stream
+        try:
+            lock(stream.fileno(), wait=True)
+            with suppress(FileNotFoundError):  # whoever was waited for has given it its name
+                if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                    stream.truncate(0)
+                    return stream
+        except BaseException:  # which may be kept, and with it a file that nobody else could open
+            stream.close()
+            raise
         stream.close()

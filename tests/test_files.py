@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hwprune import files
-from hwprune.files import lock, read_ordinary, replacing
+from hwprune.files import lock, partial_of, read_ordinary, replacing
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -36,6 +37,29 @@ def test_what_a_kill_has_left_is_not_in_the_next_file(tmp_path: Path) -> None:
     with replacing(tmp_path / "state") as stream:
         stream.write(b"new")
     assert (tmp_path / "state").read_bytes() == b"new"
+
+
+def test_a_file_that_cannot_be_emptied_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that is kept, as a future keeps it, kept the file open: the next write waited."""
+
+    def broken(*_: object) -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def write() -> None:
+        with replacing(tmp_path / "sweep.json") as stream:
+            stream.write(b"{}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.path.samestat", broken)
+        with pytest.raises(OSError, match="Input/output") as kept:
+            write()
+    with partial_of(tmp_path / "sweep.json").open("ab") as stream:
+        lock(stream.fileno(), wait=False)
+    write()
+    assert kept.value.errno == errno.EIO
+    assert [each.name for each in tmp_path.iterdir()] == ["sweep.json"]
 
 
 def test_of_two_writers_the_second_waits_and_wins(tmp_path: Path) -> None:
