@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-import sys
 import traceback
 from pathlib import Path
 
@@ -27,10 +26,10 @@ _HINT = "allow it more, or let it take less: a smaller batch_size in a --recipe,
 
 def address_space_limit() -> int | None:
     """Return the bytes of address space that this process may take (``ulimit -v``), if limited."""
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ImportError:  # on Windows
         return None
-    import resource
-
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if limit == resource.RLIM_INFINITY else limit
 
@@ -90,7 +89,6 @@ def _taken() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         return 1024 * int(status.read_text().partition("VmPeak:")[2].split()[0])
-    import resource
+    import psutil
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return int(psutil.Process().memory_info().rss)

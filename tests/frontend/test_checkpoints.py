@@ -25,7 +25,7 @@ from torch.nn.utils import prune
 
 from hwprune.errors import ModelError, UnsafeModelError, UsageError
 from hwprune.export.trace import trace
-from hwprune.frontend import folders, load_model
+from hwprune.frontend import archive, folders, load_model
 from hwprune.frontend.zoo import ARCHITECTURES
 from hwprune.ir import Model, TensorSpec
 
@@ -740,6 +740,18 @@ def test_types_of_safetensors_that_torch_cannot_convert(tmp_path: Path) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(ModelError, match=r"w \(float4|cannot be read"):
         load_model(str(path))
+
+
+def test_headers_that_say_they_are_endless_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "endless.safetensors"
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert archive.identify(str(path)).kind == "safetensors"
+    monkeypatch.setattr(archive, "_SAFETENSORS_HEADER_LIMIT", len(header) - 1)
+    with pytest.raises(ModelError):
+        archive.identify(str(path))
 
 
 def test_a_dictionary_may_hold_itself(digits: nn.Module, save: Save) -> None:

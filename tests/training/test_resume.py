@@ -367,3 +367,14 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_state(tmp_path / "run")
+
+
+def test_a_header_that_says_it_is_endless_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_bytes((2**28 + 1).to_bytes(8, "little") + b"{}")
+    with pytest.raises(CheckpointError, match="it is not a checkpoint of hwprune"):
+        read_state(path)
+    path.write_bytes((2**28).to_bytes(8, "little") + b"{}")
+    with pytest.raises(CheckpointError) as raised:
+        read_state(path)
+    assert "it is not a checkpoint" not in raised.value.message
