@@ -51,6 +51,7 @@ COMMANDS_NOT_RUN = {
     "apt-get install": "needs root and a network; .ci/run does it",
     "python benchmarks/": "hours; tests/benchmarks holds that records and pages agree",
     "python tests/faults/crash_points.py": "minutes; .ci/run kills at some of the points",
+    ".ci/nightly": "an hour; what it is made of is in .ci/run, shorter",
     "python3 -m venv hwprune-env": "on the board, from a package index",
     "python -m venv zoo": "other people's packages, gigabytes",
     "zoo/bin/": "other people's packages, gigabytes",

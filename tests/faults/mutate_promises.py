@@ -64,9 +64,8 @@ MUTATIONS = (
              "if flat.size and np.isnan(np.max(flat)):", "if False:",
              "tests/sparsity/test_topk_masks.py::test_a_nan_is_an_error_that_names_the_tensor"),
     Mutation("the kernels' library comes from the package", "hwprune/kernels/library.py",
-             "file = Path(__file__).resolve().parent / FILE_NAME",
-             "file = next(p / FILE_NAME for p in (Path(), Path(__file__).resolve().parent)"
-             " if (p / FILE_NAME).exists())",
+             "file = _FOLDER / FILE_NAME",
+             "file = next(p / FILE_NAME for p in (Path(), _FOLDER) if (p / FILE_NAME).exists())",
              "tests/kernels/test_sessions.py::test_nothing_is_loaded_from_the_working_folder"),
     Mutation("SIGHUP ends a run as SIGTERM does", "cli/main.py",
              'getattr(signal, "SIGHUP", signal.SIGTERM)', "signal.SIGTERM",
@@ -125,7 +124,8 @@ MUTATIONS = (
              'if name != "model.onnx" and (place / "model.onnx").exists():', "if False:",
              "tests/e2e/test_outcomes.py"),
     Mutation("a signal ends native code", "cli/main.py",
-             "end_now(given_up)", "pass", "tests/cli/test_long_loads.py::test_a_signal_ends_a_load"),
+             "end_now(given_up)", "pass",
+             "tests/cli/test_long_loads.py::test_a_signal_ends_a_load"),
     Mutation("a load has a deadline", "hwprune/verify/deadline.py",
              "timer.start()", "pass",
              "tests/cli/test_long_loads.py::test_a_load_that_takes_longer_is_given_up"),
@@ -200,6 +200,9 @@ def passes(folder: Path, test: str) -> bool:
 def main() -> int:
     """Mutate what was asked for."""
     words, wrong = sys.argv[1:], 0
+    for each in MUTATIONS:
+        text = (ROOT / each.file).read_text(encoding="utf-8")
+        assert each.old in text, f"{each.file} no longer holds {each.old!r}"
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "copy"
         left_out = shutil.ignore_patterns(
@@ -211,7 +214,6 @@ def main() -> int:
                 continue
             path = folder / each.file
             text = path.read_text(encoding="utf-8")
-            assert each.old in text, f"{each.file} no longer holds {each.old!r}"
             path.write_text(text.replace(each.old, each.new), encoding="utf-8")
             caught = not passes(folder, each.test)
             path.write_text(text, encoding="utf-8")

@@ -232,7 +232,7 @@ def fuzz(name: str, options: list[str]) -> None:
         from hwprune.errors import HwpruneError
 
         reader = readers()[name]
-    path = SHARED / f"hwprune-fuzz-{os.getpid()}{reader.suffix}"
+    path = Path(tempfile.gettempdir()) / f"input{reader.suffix}"
 
     def once(data: bytes) -> None:
         path.write_bytes(reader.wrap(data))
@@ -249,7 +249,7 @@ def fuzz(name: str, options: list[str]) -> None:
 
 def campaign(name: str, seconds: int, findings: Path) -> tuple[int, str]:
     """Fuzz a reader in a process of its own; return executions and what was found."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=SHARED) as place:
         for number, seed in enumerate(readers()[name].seeds()):
             (Path(folder) / f"seed{number}").write_bytes(seed)
         corpus = HERE / "corpus" / name
@@ -260,7 +260,7 @@ def campaign(name: str, seconds: int, findings: Path) -> tuple[int, str]:
             f"-rss_limit_mb={MEGABYTES + 1_500}", f"-artifact_prefix={findings / name}-",
             "-print_final_stats=1", "-verbosity=1", "-seed=1",
         ]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": place}
         ran = subprocess.run(command, capture_output=True, env=environment, check=False)
     said = ran.stderr.decode(errors="replace") + ran.stdout.decode(errors="replace")
     counted = re.findall(r"number_of_executed_units: (\d+)", said) or re.findall(r"#(\d+)\t", said)
