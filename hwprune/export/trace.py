@@ -24,7 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hwprune.errors import ExportError
-from hwprune.export.graph import Graph
+from hwprune.export.graph import Graph, value_in
 from hwprune.export.registry import slices_paired_in_place, unparsed_functions
 from hwprune.ir import Model, TensorSpec
 
@@ -277,7 +277,30 @@ def _structure(ir_model: Any, model: Model) -> Traced:
         del ir_model.graph.initializers[name]
         value.const_value = None
         ir_model.graph.inputs.append(value)
-    return _slimmed(ir_model, model, parameters, canonical)
+    traced = _slimmed(ir_model, model, parameters, canonical)
+    _bar_fully(traced.graph)
+    return traced
+
+
+def _bar_fully(graph: Graph) -> None:
+    """Let what an attention mask leaves out be -inf, so that a row that sees nothing gives zeros.
+
+    torch's exporter means that: it puts 0 for NaN behind the softmax. But it leaves out by
+    float32's lowest number, with which such a row sees everything alike.
+    """
+    lowest = np.finfo(np.float32).min
+    for node in graph.nodes:
+        if node.op_type != "Softmax" or not any(
+            reader.op_type == "IsNaN" for reader, _ in node.outputs[0].uses()
+        ):
+            continue
+        added = value_in(node, 0).producer()
+        for value in added.inputs if added is not None and added.op_type == "Add" else ():
+            mask = None if value is None else value.producer()
+            low = graph.tensor(mask.inputs[2]) if mask and mask.op_type == "Where" else None
+            if mask and low is not None and low.size == 1 and float(low.item()) == lowest:
+                infinite = graph.add_tensor("barred", np.array(-np.inf, low.dtype))
+                mask.replace_input_with(2, infinite)
 
 
 def _of_file(model: Model) -> Traced:

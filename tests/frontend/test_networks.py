@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import hwprune
 from hwprune.errors import ExportError, ModelError
 from hwprune.export import trace as trace_room
 from hwprune.export.trace import trace
@@ -272,3 +275,28 @@ def test_a_lazy_network_that_takes_a_dictionary_gets_its_shapes() -> None:
     module.lazy = nn.LazyLinear(4)
     prepare(module, (spec("a", 6), spec("b", 6)))
     assert module.lazy.weight.shape == (4, 6)
+
+
+class Masked(nn.Module):
+    """Attention under a mask that is an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.fc(x)[:, None]
+        return F.scaled_dot_product_attention(x, x, x, attn_mask=mask[:, None])
+
+
+def test_what_a_mask_lets_see_nothing_is_zero_in_the_file_too(tmp_path: Path) -> None:
+    artifact = hwprune.compile(
+        Masked().eval(), target="raspberry-pi-5", epochs=0, budget="4KiB", output=tmp_path,
+        example_input=(torch.zeros(1, 3, 16), torch.ones(1, 3, 3, dtype=torch.bool)),
+    )  # fmt: skip
+    mask = np.ones((1, 3, 3), bool)
+    mask[0, 1] = False
+    feeds = {"x": np.ones((1, 3, 16), np.float32), "mask": mask}
+    (found,) = hwprune.session(artifact.path).run(None, feeds)
+    assert not found[0, 0, 1].any()
+    assert found[0, 0, [0, 2]].any()
