@@ -23,9 +23,17 @@ ROWS: tuple[dict[str, Any], ...] = (
     *({"of": "nodes", "command": each, "sizes": [10_000, 100_000]} for each in COMMANDS),
     *({"of": "letters of a name", "command": each, "sizes": [10**6, 10**7]} for each in COMMANDS),
     {"of": "nodes", "command": "plan", "sizes": [1_000, 10_000]},
+    {"of": "nodes", "command": "onnxruntime alone", "sizes": [10_000, 100_000]},
 )  # fmt: skip
 SEED = 0
 SESSION = "import sys; from hwprune.kernels import session; session(sys.argv[1])"
+ALONE = """
+import sys, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+"""
+SCRIPTS = {"session": SESSION, "onnxruntime alone": ALONE}
 SMALL = 10
 
 
@@ -56,8 +64,8 @@ def cpu_seconds(command: str, path: Path) -> float:
     words = [sys.executable, "-m", "hwprune", command, str(path)]
     if command == "plan":
         words += ["--target", "jetson-nano", "--budget", str(path.stat().st_size)]
-    elif command == "session":
-        words = [sys.executable, "-c", SESSION, str(path)]
+    elif command in SCRIPTS:
+        words = [sys.executable, "-c", SCRIPTS[command], str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)
     _, status, used = os.wait4(process.pid, 0)

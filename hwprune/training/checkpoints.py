@@ -43,10 +43,12 @@ class Checkpoint:
 
     def discard(self) -> None:
         """Remove the file, and its folder where that is empty then."""
-        with suppress(OSError):
-            self.path.unlink(missing_ok=True)
-            partial_of(self.path).unlink(missing_ok=True)
-            self.path.parent.rmdir()
+        for _ in range(2):  # a disk that fails once may work again
+            for file in (self.path, partial_of(self.path)):
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.parent.rmdir()
 
 
 class CheckpointManager:

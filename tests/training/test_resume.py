@@ -378,3 +378,24 @@ def test_a_header_that_says_it_is_endless_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as raised:
         read_state(path)
     assert "it is not a checkpoint" not in raised.value.message
+
+
+@pytest.mark.parametrize("fails", ["unlink", "rmdir"])
+def test_a_checkpoint_goes_although_the_disk_fails_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """One that stayed would keep the next run from beginning without --resume or --restart."""
+    real, calls = getattr(os, fails), iter(range(10))
+
+    def fails_once(*args: Any, **options: Any) -> None:
+        if next(calls) == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(*args, **options)
+
+    checkpoint = Checkpoint(tmp_path / ".resume" / "state")
+    checkpoint.path.parent.mkdir()
+    write_state(checkpoint.path, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(f"os.{fails}", fails_once)
+        checkpoint.discard()
+    assert not checkpoint.path.parent.exists()
