@@ -182,11 +182,12 @@ sbom: $(CHAIN)/installed
 	$(CHAIN)/bin/cyclonedx-py requirements constraints-hashes.txt --pyproject pyproject.toml \
 	  --output-reproducible --validate --output-file build/sbom.json
 
-# The service is apart from the index, and there are networks that reach the one and not the other.
+# The service is apart from the index, and there are networks that reach the one and not the other:
+# there it finds nothing, numpy neither. A package alone that it does not know is no reason to skip.
 audit: $(CHAIN)/installed
 	@$(CHAIN)/bin/pip-audit --requirement constraints-hashes.txt --require-hashes --disable-pip \
 	  >build/audit 2>&1; code=$$?; \
-	if ! grep -v '^WARNING' build/audit | grep -q . || grep -Eq 'could not be audited|ConnectionError' build/audit; then \
+	if ! grep -v '^WARNING' build/audit | grep -q . || grep -Eq '^numpy .*could not be audited|ConnectionError' build/audit; then \
 	  echo "SKIPPED: the service of known defects is not reached from here."; \
 	else cat build/audit; exit $$code; fi
 
