@@ -75,7 +75,8 @@ class OutputFolder:
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+        for _ in range(2):  # a disk that fails once may work again
+            shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
@@ -126,15 +127,15 @@ def opened(path: Path) -> Iterator[OutputFolder]:
             made, new_marker = [], False
             raise _busy(path)
         for leftover in path.glob(f"{_STAGING_PREFIX}*"):  # of a run that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove(leftover)
         with _as_output_error(path):
             staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=path))
         with _as_output_error(path, only_its_own=True):
             yield OutputFolder(path, staging)
     finally:
         if staging is not None:
-            for _ in range(2):  # a disk that fails once may work again
-                shutil.rmtree(staging, ignore_errors=True)
+            with suppress(OSError):
+                _remove(staging)
         # Somebody else may have put a file there meanwhile, or taken the folder away.
         with suppress(OSError):
             if new_marker and {entry.name for entry in path.iterdir()} <= {MARKER}:

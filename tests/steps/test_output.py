@@ -200,8 +200,9 @@ def test_files_below_that_are_gone_are_said_and_others_are_not(tmp_path: Path) -
         (tmp_path / "x").read_bytes()
 
 
+@pytest.mark.parametrize("left_by_a_kill", [False, True])
 def test_staging_is_taken_away_where_the_disk_fails_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_by_a_kill: bool
 ) -> None:
     real, calls = os.rmdir, iter(range(10))
 
@@ -214,5 +215,11 @@ def test_staging_is_taken_away_where_the_disk_fails_once(
     with opened(path) as folder:
         (folder.staging / "model.onnx").write_bytes(b"x")
         folder.publish("model.onnx")
+        if not left_by_a_kill:
+            monkeypatch.setattr("os.rmdir", fails_once)
+    if left_by_a_kill:
+        (path / ".staging-killed").mkdir()
         monkeypatch.setattr("os.rmdir", fails_once)
+        with opened(path):
+            pass
     assert _names(path) == {MARKER, "model.onnx"}
