@@ -297,9 +297,9 @@ class _Outputs:
         """Compare them with those of the network that holds the decoded weights."""
         if self.not_run is not None:
             raise Skipped(self.not_run)
-        limit = parity.MAX_ERROR_TO_NETWORK
+        limit, expected = parity.MAX_ERROR_TO_NETWORK, self._expected(made)
         found = parity.compare(
-            self.outputs, made.network(self.inputs), limit=limit, names=self.names,
+            self.outputs, expected, limit=limit, names=self.names,
             rounding=lambda: made.rounding(self.inputs),
         )  # fmt: skip
         if not found.relative_error <= limit:
@@ -308,6 +308,20 @@ class _Outputs:
                 f"{found.relative_error:.1e} of their range, more than {limit:.0e}"
             )
         return found
+
+    def _expected(self, made: Made) -> Arrays:
+        """Return the network's outputs; for indices of zero where it refuses those that were drawn.
+
+        A file may take what the network does not: to it -1 is the last row of a table.
+        """
+        try:
+            return made.network(self.inputs)
+        except (IndexError, RuntimeError, ValueError):
+            if made.inputs is not None or all(array.dtype.kind == "f" for array in self.inputs):
+                raise
+        self.inputs = [np.zeros_like(a) if a.dtype.kind in "iu" else a for a in self.inputs]
+        self.outputs = self._of(self.session, self.inputs)
+        return made.network(self.inputs)
 
     def like_the_kernels(self, genuine: bool) -> Parity:
         """Compare native kernels with them: stock onnxruntime is right."""

@@ -315,6 +315,10 @@ def test_hidden_files_and_folders_are_no_samples_and_links_are(tmp_path: Path) -
     (root / "cat" / "gone.png").symlink_to(tmp_path / "nothing.png")
     with pytest.raises(DataError, match=r"gone\.png: is a link to nothing"):
         load_data(f"imagefolder:{root}")
+    (root / "cat" / "gone.png").unlink()
+    os.mkfifo(root / "cat" / "gone.png")
+    with pytest.raises(DataError, match=r"gone\.png: is not an ordinary file"):
+        load_data(f"imagefolder:{root}")
 
 
 def test_files_that_only_stand_for_what_git_lfs_holds(tmp_path: Path) -> None:

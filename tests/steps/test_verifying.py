@@ -184,6 +184,25 @@ def test_an_export_that_is_another_network_is_refused(tmp_path: Path) -> None:
         )
 
 
+class Sides(nn.Module):
+    """Looks the difference of two numbers up, which must not be negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.fc = nn.Embedding(64, 16), nn.Linear(16, 4)
+
+    def forward(self, ends: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.table(ends[:, 1] - ends[:, 0]))
+
+
+def test_numbers_that_a_network_does_not_take_are_not_compared_on(tmp_path: Path) -> None:
+    artifact = hwprune.compile(
+        Sides(), target="raspberry-pi-5", example_input=torch.zeros(1, 2, dtype=torch.int64),
+        budget=3500, epochs=0, output=tmp_path,
+    )  # fmt: skip
+    assert artifact.verdict.exit_code == 0
+
+
 def test_nothing_is_trained_of_a_network_that_exports_as_another(tmp_path: Path) -> None:
     class Halved(nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

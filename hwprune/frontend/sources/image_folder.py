@@ -253,5 +253,7 @@ def _images(root: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
                 raise DataError(
                     f"{path}: is a link to nothing", hint="fetch what it stands for, or remove it"
                 )
+            if not path.is_file():  # opening a pipe would wait for whoever writes to it
+                raise DataError(f"{path}: is not an ordinary file", hint="remove it")
             found.append(path)
     return sorted(found)
