@@ -250,7 +250,6 @@ def latency_reasons(record: Record) -> list[str]:
 # What a note that explains a null of report.json is about, for people.
 _ABOUT = {
     "accuracy": "accuracy", "metric": "metric", "latency": "latency",
-    "accuracy.extreme": "extreme point", "metric.extreme": "extreme point",
     "latency.kernels": "native kernels", "budget.floor_bytes": "floor",
     "budget.max_nonzeros": "weights that fit", "metric.final": "final", "metric.split": "split",
     "metric.samples": "samples",
