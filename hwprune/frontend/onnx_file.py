@@ -232,6 +232,7 @@ def read(file: IdentifiedFile) -> tuple[OnnxNetwork, tuple[TensorSpec, ...]]:
             proto = inliner.inline_local_functions(proto)
         _check(proto, path)
         tensors = _take_tensors(proto.graph)
+        _free_sizes(proto.graph)
         specs = _inputs(proto, tensors, path)
         session = _Session(proto)  # and so a check of all that onnxruntime checks
         known = _at_known_opset(proto, path)
@@ -408,9 +409,24 @@ def _take_tensors(graph: onnx.GraphProto) -> dict[str, NDArray[np.float32]]:
     return tensors
 
 
+def _free_sizes(graph: onnx.GraphProto) -> None:
+    """Let sizes be any that exporters write as -1, or 0 of an input, in place."""
+    for entries, most in ((graph.input, 0), (graph.output, -1), (graph.value_info, -1)):
+        for entry in entries:
+            for dim in entry.type.tensor_type.shape.dim:
+                if dim.HasField("dim_value") and dim.dim_value <= most:
+                    dim.ClearField("dim_value")
+
+
 def _inputs(
     proto: onnx.ModelProto, tensors: dict[str, NDArray[np.float32]], path: str
 ) -> tuple[TensorSpec, ...]:
+    for entry in proto.graph.output:
+        if (kind := entry.type.WhichOneof("value")) not in (None, "tensor_type"):
+            raise ModelError(
+                f"{path} has the output {entry.name}, a {str(kind).partition('_')[0]}",
+                hint="hwprune takes networks whose outputs are tensors",
+            )
     specs = []
     for entry in proto.graph.input:
         if entry.name in tensors:

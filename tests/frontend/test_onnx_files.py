@@ -78,6 +78,15 @@ def test_dynamic_sizes_are_tried_as_input_says(path: Callable[..., str]) -> None
     assert load_model(file, sample_shapes=[(3, 16, 24)]).inputs[0].shape == (None, 3, 16, 24)
 
 
+@pytest.mark.parametrize("size", [-1, 0])
+def test_sizes_that_exporters_write_for_any_are_any(path: Callable[..., str], size: int) -> None:
+    proto = classifier()
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = size
+    model = load_model(path(proto))
+    assert model.inputs[0].shape == (None, 3, 8, 8)
+    assert len(model.module.as_given(torch.zeros(5, 3, 8, 8))) == 5
+
+
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [(["y:Nx3x8x8"], "has no input y"), (["x:Nx1x8x8"], "has the input x:Nx3x8x8")],
@@ -146,6 +155,10 @@ def huge(made: onnx.ModelProto) -> None:
     made.graph.initializer[0].dims[0] = 2**40
 
 
+def larger(made: onnx.ModelProto) -> None:
+    made.graph.initializer[0].dims[0] = 2**10
+
+
 def negative(made: onnx.ModelProto) -> None:
     made.graph.initializer[0].dims[0] = -32
 
@@ -184,6 +197,12 @@ def dangling(made: onnx.ModelProto) -> None:
     made.graph.node[0].input[0] = "nobody"
 
 
+def in_a_list(made: onnx.ModelProto) -> None:
+    last = made.graph.output[0].name
+    made.graph.node.append(helper.make_node("SequenceConstruct", [last], ["several"]))
+    made.graph.output.append(helper.make_tensor_sequence_value_info("several", 1, None))
+
+
 def of_text(made: onnx.ModelProto) -> None:
     made.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.STRING
 
@@ -191,9 +210,10 @@ def of_text(made: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (huge, "says that its tensor stem.weight .* and holds 3,456"),
+        (huge, "tensor 'stem.weight' declares 1099511627776x3x3x3 elements"),
+        (larger, "says that its tensor stem.weight .* and holds 3,456"),
         (negative, "the shape -32x3x3x3"),
-        (huge_constant, "says that its tensor"),
+        (huge_constant, "declares 1099511627776x32x3x3 elements"),
         (packed, "was packed by hwprune already"),
         (quantised, "were quantised already"),
         (halves, "has weights of float16"),
@@ -202,6 +222,7 @@ def of_text(made: onnx.ModelProto) -> None:
         (sparse, "sparse tensors"),
         (dangling, "cannot be used"),
         (of_text, "of type string"),
+        (in_a_list, "has the output several, a sequence"),
     ],
 )  # fmt: skip
 def test_refused_in_one_sentence(
