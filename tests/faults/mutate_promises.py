@@ -3,13 +3,14 @@
     python tests/faults/mutate_promises.py [WORD ...]
 
 Works in a copy of the checkout, a promise after the other; WORD picks those that hold it. A test
-that takes more than two minutes then has failed too: it waits for what never comes. The exit code
-is 1 where a test passes without the code, or does not pass with it.
+that then takes more than two minutes, or 8 GiB, has failed too. The exit code is 1 where a test
+passes without the code.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 120
+SECONDS, MEMORY = 120, (8 * 1024**3, 8 * 1024**3)
 
 
 class Mutation(NamedTuple):
@@ -188,7 +189,7 @@ def passes(folder: Path, test: str) -> bool:
             [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
              "-m", "slow or not slow", test],
             cwd=folder, env=environment, capture_output=True, text=True, check=False,
-            timeout=SECONDS,
+            timeout=SECONDS, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, MEMORY),
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return False
