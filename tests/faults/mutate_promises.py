@@ -193,7 +193,8 @@ def passes(folder: Path, test: str) -> bool:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return False
-    if "no tests ran" in ran.stdout or ran.returncode in (2, 3, 4, 5):
+    skipped = ran.returncode == 0 and " passed" not in ran.stdout
+    if skipped or "no tests ran" in ran.stdout or ran.returncode in (2, 3, 4, 5):
         raise RuntimeError(f"{test}: {ran.stdout[-600:]}")
     return ran.returncode == 0
 

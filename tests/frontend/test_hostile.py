@@ -350,6 +350,7 @@ FACTORY = json.dumps(
         (set_expression("9" * 5000), "expression"),
         (set_expression("Float(1.0, precision=10**9)"), "expression"),
         (set_expression("+".join(["s0"] * 5000)), "expression"),
+        (set_expression(f"Max({','.join(['s0'] * 2000)})"), "expression"),
         (set_input_name("x=print(1)"), "name"),
         (set_input_name("x): pass\nimport os\ndef f(self"), "name"),
         (set_structure(FACTORY), "structure"),
