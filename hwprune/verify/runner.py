@@ -135,8 +135,13 @@ def random_inputs(session: Any, *, batch: int | None = None, seed: int = 0) -> l
 
     Raises:
         UsageError: the batch is fixed to another one.
-        VerificationError: an input is of a type that is not made here.
+        VerificationError: an input is of a type that is not made here, or an output is no tensor.
     """
+    for entry in session.get_outputs():
+        if not entry.type.startswith("tensor("):
+            raise VerificationError(
+                f"output {entry.name!r} is a {entry.type}, expected a plain tensor"
+            )
     generator = np.random.default_rng(seed)
     fixed = fixed_batch(session)
     if fixed is not None and batch is not None and batch != fixed:

@@ -456,3 +456,18 @@ def test_a_report_without_the_number_cannot_answer(
 def test_the_worst_failure_decides(write_artifact: WriteArtifact) -> None:
     limits = [parse_limit("size<=1"), parse_limit("accuracy>=0.5")]
     assert check(str(write_artifact()), limits=limits).exit_code == 2
+
+
+def test_a_file_whose_output_is_no_tensor_is_not_run(tmp_path: Path) -> None:
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("SequenceConstruct", ["x"], ["several"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3])],
+        [onnx.helper.make_tensor_sequence_value_info("several", onnx.TensorProto.FLOAT, None)],
+    )
+    opset = onnx.helper.make_opsetid("", 17)
+    made = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    onnx.save(made, tmp_path / "several.onnx")
+    result = check(str(tmp_path / "several.onnx"))
+    assert result.exit_code == 0
+    assert "not run: output 'several' is a seq" in message(result, "runs in onnxruntime")
