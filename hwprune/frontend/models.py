@@ -354,7 +354,9 @@ def _give(module: nn.Module, tensors: Mapping[str, Tensor], *, assign: bool) -> 
     if not assign:
         own_memory(module)  # values cannot be written into an expanded tensor
     known = module.state_dict().keys()
-    module.load_state_dict(
+    # torch's own: names and shapes were compared, and a network's may know fewer options.
+    nn.Module.load_state_dict(
+        module,
         {name: tensor for name, tensor in tensors.items() if name in known},
         strict=False,
         assign=assign,

@@ -185,3 +185,23 @@ def test_what_is_read_in_two_shapes_gets_memory_of_its_own_and_a_tie_stays() -> 
     assert module.decode.weight.is_contiguous()
     assert module.decode.weight.data_ptr() != module.encode.weight.data_ptr()
     assert module.again.weight is module.encode.weight
+
+
+OLDER = """
+from torch import nn
+
+class Net(nn.Linear):
+    def __init__(self):
+        super().__init__(8, 4)
+
+    def load_state_dict(self, state, strict=True):
+        return super().load_state_dict(state, strict)
+"""
+
+
+def test_a_network_that_loads_weights_in_its_own_way_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(OLDER)
+    saved = nn.Linear(8, 4).state_dict()
+    torch.save(saved, tmp_path / "m.pt")
+    model = load_model(str(tmp_path / "m.pt"), arch=f"{tmp_path / 'net.py'}:Net", inputs=["x:Nx8"])
+    assert torch.equal(model.module.weight, saved["weight"])
