@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -353,13 +354,11 @@ def _make(arch: Arch) -> nn.Module:
 def _give(module: nn.Module, tensors: Mapping[str, Tensor], *, assign: bool) -> None:
     if not assign:
         own_memory(module)  # values cannot be written into an expanded tensor
-    known = module.state_dict().keys()
-    # torch's own: names and shapes were compared, and a network's may know fewer options.
-    nn.Module.load_state_dict(
-        module,
-        {name: tensor for name, tensor in tensors.items() if name in known},
-        strict=False,
-        assign=assign,
-    )
+    own = module.state_dict()
+    given = OrderedDict((name, tensor) for name, tensor in tensors.items() if name in own)
+    # Some modules ask which version of theirs wrote this: names and shapes are this one's.
+    vars(given)["_metadata"] = vars(own).get("_metadata", {})
+    # torch's own way: a network's may know fewer options.
+    nn.Module.load_state_dict(module, given, strict=False, assign=assign)
     for parameter in module.parameters():
         parameter.requires_grad_(True)
