@@ -421,6 +421,9 @@ bytes and verified; what was written then ran in onnxruntime at batches 1, 2 and
   the budget was raised to that and a fifth of the dense bytes.
 - *torch does not export*: `torch.onnx.export` alone, with a free batch, ends in the error shown,
   or writes a file that does not run.
+  Of torchvision's detection networks it is their choice of boxes: how many there are depends on
+  the image's values (`GuardOnDataDependentSymNode`). Where torchvision was built for another torch,
+  as it was here, its operators (`nms`, `roi_align`) are missing, too, and they do not even run.
 - *refused*: hwprune said the sentence that is shown and ended with exit code 2 or 4.
 - *rejected* would be a file that is not what was promised (exit code 5), *internal error* a defect.
 - *died* is a row without an answer: its process crashed, or was stopped at {SECONDS:,} s of CPU
@@ -437,17 +440,23 @@ will take).
 {whole_table(experiment)}
 
 The machine had two cores, as idle as the load says: CPU seconds grow with that. The aim was a
-third of what it took before, 58 and 72 s; the first is missed. Of mobilenetv3's, by a profile, 41
+third of what it took before, 58 and 72 s: VGG16 misses it. Of mobilenetv3's, by a profile, 41
 of 85 s made the inputs, 16 traced, 9 judged connections, 9 wrote and verified; memory that a step
-frees is kept for the next one since, which took 8 s of page faults away. Of VGG16, by a profile on
-a busy machine, before the refit got its fewer steps,
-36 of 162 s made the inputs, 64 of them in 38 steps: 1.5e12 multiply-adds, 42e9 a second, which
-is near what a core does; their number is fixed, since a result must not depend on a machine, and
-fewer steps would change what the records of docs/results.md rest on. 31 s judged connections, 35 s
-refitted them, 19 s traced and imported, 10 s sorted rankings. Since then conjugate gradients take
-19 products of all rows, not 51 (a layer of 512 rows, 4,608 columns and 896 places: 6.5 s, now 2.3;
-held-out errors are no larger), large systems are factorised only where that is quicker (256 rows,
-2,304 columns, 3,584 places: 13.7 s, now 0.8), and rankings are sorted by a table (1.2 s, now 0.4).
+frees is kept for the next one since, which took 8 s of page faults away.
+
+Of VGG16's, by a profile (`cProfile`, 110 s in all, on a busy machine), 29 s made the inputs,
+26 judged connections, 17 refitted them, 11 ranked and counted bytes for the value types, 11 verified
+the file and timed it, 10 imported and traced. Without the first three 38 s are left, so that 58
+would leave 20 s for what takes 72, and making the inputs alone comes near to that: 64 of them in 38
+steps are 1.5e12 multiply-adds, 52e9 a second, which is what a core does; its share is 28 s in
+convolutions, forward and backward, and 1 in all else. Fewer steps are a change of results
+(28 steps would save 8 s, judging layers of 1,152 columns once and not in rounds some 8 more), which
+no trained network of this size is at hand to measure; for one machine to use more than another's
+instructions (bf16) would make the result depend on it. What was tried before and stayed: conjugate
+gradients take 19 products of all rows, not 51 (a layer of 512 rows, 4,608 columns and 896 places:
+6.5 s, now 2.3; held-out errors are no larger), large systems are factorised only where that is
+quicker (256 rows, 2,304 columns, 3,584 places: 13.7 s, now 0.8), rankings are sorted by a table
+(1.2 s, now 0.4), and memory is kept from step to step.
 
 ## To make it anew
 
