@@ -444,17 +444,17 @@ third of what it took before, 58 and 72 s: VGG16 misses it. Of mobilenetv3's, by
 of 85 s made the inputs, 16 traced, 9 judged connections, 9 wrote and verified; memory that a step
 frees is kept for the next one since, which took 8 s of page faults away.
 
-Of VGG16's, by a profile (`cProfile`, 110 s in all, on a busy machine), 29 s made the inputs, 26
-judged connections, 17 refitted them, 11 ranked and counted bytes for the value types, 11
-verified the file and timed it, 10 imported and traced. Without the first three 38 s are left,
-so that 58 would leave 20 s for what takes 72, and making the inputs alone comes near to that:
-64 of them in 38 steps are 1.5e12 multiply-adds, 52e9 a second, which is what a core does; its
-share is 28 s in convolutions, forward and backward, and 1 in all else. Fewer steps are a change
-of results (28 steps would save 8 s, judging layers of 1,152 columns once and not in rounds some
-8 more), which no trained network of this size is at hand to measure; for one machine to use
-more than another's instructions (bf16) would make the result depend on it. What was tried
-before and stayed: conjugate gradients take 19 products of all rows, not 51 (a layer of 512
-rows, 4,608 columns and 896 places: 6.5 s, now 2.3; held-out errors are no larger), large
+Of VGG16's 110 s, by the shares of a profile (`cProfile`, on a busy machine), 29 s made the
+inputs, 26 judged connections, 17 refitted them, 11 ranked and counted bytes for the value
+types, 11 verified the file and timed it, 10 imported and traced. Without the first three 38 s
+are left, so that 58 would leave 20 s for what takes 72, and making the inputs alone comes near
+to that: 64 of them in 38 steps are 1.5e12 multiply-adds, 52e9 a second, which is what a core
+does; its share is 28 s in convolutions, forward and backward, and 1 in all else. Fewer steps
+are a change of results (28 steps would save 8 s, judging layers of 1,152 columns once and not
+in rounds some 8 more), which no trained network of this size is at hand to measure; for one
+machine to use more than another's instructions (bf16) would make the result depend on it. What
+was tried before and stayed: conjugate gradients take 19 products of all rows, not 51 (a layer
+of 512 rows, 4,608 columns and 896 places: 6.5 s, now 2.3; held-out errors are no larger), large
 systems are factorised only where that is quicker (256 rows, 2,304 columns, 3,584 places: 13.7
 s, now 0.8), rankings are sorted by a table (1.2 s, now 0.4), and memory is kept from step to
 step.
