@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Of the library as a whole; `make check` prints what it has. A feature has to be worth its lines.
-MAX_LIBRARY_LINES = 46_200
+MAX_LIBRARY_LINES = 45_900
 
 OPEN_TO_ALL = {
     "ir", "errors", "units", "sampling", "files", "toml", "trees", "preprocessing", "onnx_size",
