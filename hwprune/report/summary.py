@@ -51,7 +51,7 @@ def headline(record: Record) -> str:
     elif verdict.exit_code == 0:
         state += _unmeasured(record)
     if mark(record) == "○":
-        state = verdict.scope
+        state = scope(record)
     used = artifact.bytes if record.firmware is None else budget.used_bytes
     comparison = "of" if used <= budget.bytes else "over the budget of"
     return (

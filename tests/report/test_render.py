@@ -119,7 +119,7 @@ def test_a_failed_run_says_so(sample_record: dict[str, Any]) -> None:
 
 def test_a_microcontroller_never_fits_by_a_file_alone(sample_record: dict[str, Any]) -> None:
     sample_record["verdict"]["scope"] = "onnx-size-only, not linked"
-    assert summary.headline(from_mapping(sample_record)).startswith("Onnx-size-only, not linked: ")
+    assert summary.headline(from_mapping(sample_record)).startswith("ONNX-size-only, not linked: ")
     sample_record["verdict"] |= {"verified": False, "exit_code": 5}  # that goes before
     assert summary.headline(from_mapping(sample_record)).startswith("Verification failed: ")
 
@@ -233,7 +233,7 @@ def test_the_terminal_shows_the_verdict_first(sample_record: dict[str, Any]) -> 
         ("linked, run on QEMU microbit, bit-equal", "✓ Fits and verified"),
         ("linked, not run", "○ Linked, not run"),
         ("not linked, not run", "○ Not linked, not run"),
-        ("onnx-size-only, not linked", "○ Onnx-size-only, not linked"),
+        ("onnx-size-only, not linked", "○ ONNX-size-only, not linked"),
     ],
 )
 def test_only_what_was_run_gets_a_tick(
