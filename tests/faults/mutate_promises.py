@@ -107,7 +107,7 @@ MUTATIONS = (
     Mutation("nothing lies in shared memory", "hwprune/steps/output.py",
              "tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=path)",
              'tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir="/dev/shm")',
-             "tests/e2e/test_surroundings.py::test_nothing_is_kept_in_shared_memory"),
+             "tests/e2e/test_surroundings.py::test_a_run_needs_no_shared_memory"),
     Mutation("a folder that was replaced is left alone", "hwprune/steps/output.py",
              "tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=path)",
              "tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=path.parent)",
