@@ -86,14 +86,15 @@ ATTRIBUTE_DEFAULTS: dict[str, int | float] = {
     "strides": 1, "pads": 0, "dilations": 1, "output_padding": 0, "group": 1, "transB": 0,
     "alpha": 0.01,
 }  # fmt: skip
+LISTS = ("strides", "pads", "dilations", "output_padding")
 
 
 def default_of(attribute: str, axes: int) -> int | float | list[int | float]:
     """Return what an attribute is where nobody says so, of a layer over ``axes`` axes."""
     value = ATTRIBUTE_DEFAULTS[attribute]
-    if attribute in ("strides", "dilations", "output_padding"):
-        return [value] * axes
-    return [value] * 2 * axes if attribute == "pads" else value
+    if attribute not in LISTS:
+        return value
+    return [value] * axes * (2 if attribute == "pads" else 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from hwprune.export.graph import (
     optional_input,
     value_in,
 )
+from hwprune.export.operators import ATTRIBUTE_DEFAULTS, LISTS
 from hwprune.export.per_use_scale import scalars_behind, separate_gains
 from hwprune.ir import along_axis
 
@@ -110,14 +111,13 @@ def strip_defaults(graph: Graph) -> None:
 
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
-_NEUTRAL = {"strides": 1, "dilations": 1, "pads": 0, "output_padding": 0}
 
 
 def _is_default(node: ir.Node, entry: ir.Attr, graph: Graph) -> bool:
     if node.op_type in _CONVOLUTIONS and entry.name == "kernel_shape":
         return graph.tensor(optional_input(node, 1)) is not None
-    if node.op_type in (*_CONVOLUTIONS, "MaxPool", "AveragePool") and entry.name in _NEUTRAL:
-        return all(size == _NEUTRAL[entry.name] for size in entry.as_ints())
+    if node.op_type in (*_CONVOLUTIONS, "MaxPool", "AveragePool") and entry.name in LISTS:
+        return all(size == ATTRIBUTE_DEFAULTS[entry.name] for size in entry.as_ints())
     if node.op_type == "BatchNormalization" and entry.name in ("momentum", "training_mode"):
         return not attributes(node).get("training_mode", 0)
     schema = onnx.defs.get_schema(node.op_type, graph.opset, node.domain)
