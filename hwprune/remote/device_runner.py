@@ -196,6 +196,7 @@ def main():
     """Serve one measurement."""
     for name in ("SIGHUP", "SIGTERM", "SIGPIPE"):  # a lost connection: the folder still goes
         signal.signal(getattr(signal, name), _ended)
+    sys.dont_write_bytecode = True  # a file that appears while the folder goes would keep it
     stream, folder, at = sys.stdin.buffer, None, "write"
     print(json.dumps(facts()), flush=True)
     try:

@@ -32,6 +32,10 @@ class Server:
     known_hosts: Path
     process: subprocess.Popen[bytes]
 
+    def left(self) -> list[Path]:
+        """Return what stayed in the folder for temporary files that its programs are given."""
+        return sorted((self.folder / "tmp").glob("hwprune-bench-*"))
+
     def options(self) -> list[str]:
         return [
             "-F", "none", "-o", f"UserKnownHostsFile={self.known_hosts}", "-o",
@@ -54,10 +58,12 @@ def running(folder: Path) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    (folder / "tmp").mkdir()  # its own: other tests run beside
     (folder / "config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder / 'host'}\nPidFile none\n"
         f"AuthorizedKeysFile {folder / 'authorized'}\nStrictModes no\nUsePAM no\n"
         "PermitRootLogin prohibit-password\nPasswordAuthentication no\n"
+        f"SetEnv TMPDIR={folder / 'tmp'}\n"
     )
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)

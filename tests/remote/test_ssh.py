@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,14 +104,9 @@ def measured(server: Server, path: Path, **more: Any) -> dict[str, Any]:
     return measure_there(where, path.read_bytes(), inputs_of(path), **asked)
 
 
-def left() -> list[Path]:
-    return sorted(Path(tempfile.gettempdir()).glob("hwprune-bench-*"))
-
-
 def test_a_file_is_measured_and_nothing_stays(
     server: Server, write_artifact: WriteArtifact
 ) -> None:
-    before = left()
     found = measured(server, write_artifact())
     assert found["device"]["machine"] == os.uname().machine
     assert found["results"]["stock"]["p50_ms"] > 0
@@ -123,7 +117,7 @@ def test_a_file_is_measured_and_nothing_stays(
         assert found["results"]["kernels"]["p90_ms"] >= found["results"]["kernels"]["p50_ms"] > 0
         assert found["results"]["difference"] < 1e-5
         assert found["results"]["kernels_status"].startswith("kernels: ")
-    assert left() == before
+    assert server.left() == []
 
 
 def test_kernels_for_another_processor_are_not_sent(
@@ -197,12 +191,11 @@ def script(path: Path, text: str) -> str:
 
 def test_no_space_there(server: Server, write_artifact: WriteArtifact, tmp_path: Path) -> None:
     small = script(tmp_path / "small", f'ulimit -f 1\nexec {sys.executable} "$@"')
-    before = left()
     error = failure(server, write_artifact(), where=server.where(small))
     assert isinstance(error, VerificationError)
     assert "the files cannot be written there: OSError: [Errno 27]" in error.message
     assert " in its folder for temporary files" in (error.hint or "")
-    assert left() == before
+    assert server.left() == []
 
 
 def test_a_python_that_is_too_old(
@@ -235,25 +228,23 @@ def test_an_onnxruntime_that_is_too_old(
     server: Server, write_artifact: WriteArtifact, runtime_there: Callable[[str], Destination]
 ) -> None:
     says = "Unsupported model IR version: 8, max supported IR version: 7"
-    before = left()
     error = failure(server, write_artifact(), where=runtime_there(f"raise RuntimeError('{says}')"))
     assert isinstance(error, VerificationError)
     assert f"in onnxruntime 1.4.0 on 127.0.0.1: RuntimeError: {says}" in error.message
     assert "--target of that device" in (error.hint or "")
-    assert left() == before
+    assert server.left() == []
 
 
 def test_a_program_that_is_killed_there(
     server: Server, write_artifact: WriteArtifact, runtime_there: Callable[[str], Destination]
 ) -> None:
     """As Linux does with one that takes too much memory."""
-    before = left()
     error = failure(server, write_artifact(), where=runtime_there("os.kill(os.getpid(), 9)"))
     assert isinstance(error, VerificationError)
     assert "ended without a word" in error.message
     assert "remove /tmp/hwprune-bench-*" in (error.hint or "")  # nothing else can
-    for folder in set(left()) - set(before):
-        shutil.rmtree(folder)
+    (stayed,) = server.left()
+    shutil.rmtree(stayed)
 
 
 def test_a_file_that_does_not_run_there(server: Server, write_artifact: WriteArtifact) -> None:
@@ -286,7 +277,6 @@ def test_a_connection_that_is_cut(
     server: Server, write_artifact: WriteArtifact, moment: int | str
 ) -> None:
     """At ten moments: each time what happened and what to do, and no folder on the device."""
-    before = left()
     with cutting(server.port, moment) as port:
         where = Destination(None, "127.0.0.1", port, sys.executable)
         options = [*server.options(), "-o", f"HostKeyAlias=[127.0.0.1]:{server.port}"]
@@ -296,10 +286,10 @@ def test_a_connection_that_is_cut(
     assert error.message.startswith("127.0.0.1: the connection was lost: ")
     assert "run it again" in (error.hint or "")
     for _ in range(100):
-        if left() == before:
-            return
+        if not server.left():
+            break
         time.sleep(0.1)
-    assert left() == before
+    assert server.left() == []
 
 
 def test_each_failure_of_ssh_has_its_own_advice() -> None:
@@ -377,7 +367,7 @@ def test_a_profile_is_measured_over_ssh(server: Server, tmp_path: Path) -> None:
     assert target.core == "Cortex-A76"  # what was not measured comes from the other profile
     assert facts["memory.ram_bytes"].source.startswith("measured on the device")
     assert not target.runtime.inline_functions
-    assert left() == []
+    assert server.left() == []
 
 
 @pytest.mark.usefixtures("whatever_it_takes")
